@@ -1,0 +1,43 @@
+"""The errors that melodia raises on purpose.
+
+Every message says what is wrong, the limit, what was received and the remedy, in a sentence or two;
+the command line prints it on standard error and exits with 1, without a traceback.
+"""
+
+from __future__ import annotations
+
+
+class MelodiaError(Exception):
+    """Base of all errors that melodia raises on purpose."""
+
+
+class MidiError(MelodiaError):
+    """A MIDI file cannot be read or written."""
+
+
+class TokenizerError(MelodiaError):
+    """A tokenizer cannot be built or loaded, or ids do not belong to it."""
+
+
+class GrammarError(MelodiaError):
+    """A token is not allowed where it stands, or the constraints leave nothing to say."""
+
+
+class ConfigError(MelodiaError, ValueError):
+    """A configuration contradicts itself or lies outside its limits."""
+
+
+class CheckpointError(MelodiaError):
+    """A checkpoint folder cannot be read or written."""
+
+
+class CorpusError(MelodiaError):
+    """A folder of MIDI files cannot be turned into a corpus, or a corpus cannot be opened."""
+
+
+class TrainingError(MelodiaError):
+    """Training cannot start or go on."""
+
+
+class BackendError(MelodiaError, RuntimeError):
+    """The backend that was asked for is not there; the message carries the reason."""
