@@ -1,0 +1,41 @@
+# make demo | test | test-slow | lint | format: each sets up .venv first, once.
+# PYTHON=python3.12 chooses the interpreter; MELODIA_NATIVE=0 leaves the native library out (see setup.py).
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.melodia-installed
+PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
+SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp)
+
+.PHONY: demo test test-slow lint format clean
+
+demo: $(STAMP)
+	$(BIN)/melodia demo
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -m slow
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(SOURCES)
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(SOURCES)
+
+# torch comes first, so that the native library is compiled against the torch that runs it.
+$(STAMP): pyproject.toml constraints.txt setup.py $(SOURCES)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) torch
+	$(PIP) setuptools wheel ninja pybind11
+	$(PIP) --no-build-isolation -e '.[dev]'
+	touch $(STAMP)
+
+clean:
+	rm -rf build dist *.egg-info melodia/kernels/*.so melodia/kernels/native_build.json
