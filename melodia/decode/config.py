@@ -1,0 +1,86 @@
+"""The settings of the choice of a token."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from melodia.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How a token is chosen from the logits. None or 1.0 turns a filter off.
+
+    The filters run in this order: grammar mask, repetition penalty, temperature, top-k, top-p, min-p.
+
+    Attributes:
+        temperature: > 0; logits are divided by it. Below 1 safer, above 1 wilder.
+        top_k: keep the k likeliest tokens, k >= 1.
+        top_p: keep the smallest set of likeliest tokens with at least this share of the mass, in (0, 1].
+        min_p: keep the tokens at least this many times as likely as the likeliest, in (0, 1].
+        repetition_penalty: >= 1; the logits of recent tokens are divided (where positive) or multiplied
+            (where negative) by it. The sampler counts pitches only: bar lines must repeat.
+        repetition_window: how many tokens back count as recent, >= 1.
+        greedy: take the likeliest token; no random numbers.
+
+    Raises:
+        ConfigError: a value lies outside its limits, or `greedy` stands beside a filter that it makes
+            useless.
+
+    >>> SamplingConfig(temperature=0.0)
+    Traceback (most recent call last):
+    ...
+    melodia.errors.ConfigError: `temperature` must be > 0 (received 0.0); use greedy=True for argmax
+    """
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float = 1.0
+    repetition_window: int = 64
+    greedy: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "repetition_window"):
+            value = getattr(self, name)
+            whole = name in ("top_k", "repetition_window")
+            if value is None and name in ("top_k", "top_p", "min_p"):
+                continue
+            if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
+                kind = "a whole number" if whole else "a number"
+                raise ConfigError(f"`{name}` must be {kind} (received {value!r})")
+            if not math.isfinite(value):
+                raise ConfigError(f"`{name}` must be finite (received {value})")
+        if self.temperature <= 0:
+            raise ConfigError(
+                f"`temperature` must be > 0 (received {self.temperature}); use greedy=True for argmax"
+            )
+        if not 1e-3 <= self.temperature <= 1e3:
+            raise ConfigError(f"`temperature` must be within 0.001 and 1000 (received {self.temperature})")
+        if self.top_k is not None and self.top_k < 1:
+            raise ConfigError(f"`top_k` must be >= 1 (received {self.top_k}); use None to turn it off")
+        for name in ("top_p", "min_p"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value <= 1:
+                raise ConfigError(f"`{name}` must be in (0, 1] (received {value}); use None to turn it off")
+        if not 1 <= self.repetition_penalty <= 100:
+            raise ConfigError(
+                f"`repetition_penalty` must be within 1 and 100 (received {self.repetition_penalty}); "
+                "1 turns it off"
+            )
+        if self.repetition_window < 1:
+            raise ConfigError(f"`repetition_window` must be >= 1 (received {self.repetition_window})")
+        if self.greedy:
+            for name, off in (("temperature", 1.0), ("top_k", None), ("top_p", None), ("min_p", None)):
+                if getattr(self, name) != off:
+                    raise ConfigError(
+                        f"greedy=True takes the likeliest token, so `{name}` has no effect "
+                        f"(received {getattr(self, name)}); drop one of the two"
+                    )
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready copy."""
+        return asdict(self)

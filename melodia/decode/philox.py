@@ -1,0 +1,101 @@
+"""Philox4x32-10: random numbers from a key and a counter, with no state (Salmon et al. 2011).
+
+A number depends only on (random seed, session, position, lane), so a song is the same in one call or in many,
+alone or in a batch, on one device or another. Lane = token id, position = index of the token in its session.
+
+The definition that every backend shares:
+
+- key = (low 32 bits of the random seed, high 32 bits);
+- counter = (lane // 4, low 32 bits of the position, high 32 bits of the position, session);
+- lane takes word lane % 4 of the four 32-bit words x that come out;
+- u = (x + 0.5) * 2**-32, exact in a double, strictly between 0 and 1;
+- gumbel = -log(-log(u)), in double.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from melodia.errors import ConfigError
+
+ROUNDS = 10
+MULTIPLIER_0 = np.uint64(0xD2511F53)
+MULTIPLIER_1 = np.uint64(0xCD9E8D57)
+WEYL_0 = 0x9E3779B9
+WEYL_1 = 0xBB67AE85
+_LOW = np.uint64(0xFFFFFFFF)
+_HALF = np.uint64(32)
+
+
+def philox4x32_10(counter: NDArray[np.integer[Any]], key: tuple[int, int]) -> NDArray[np.uint32]:
+    """Encrypt counters to random words.
+
+    Args:
+        counter: [..., 4], each value below 2**32.
+        key: two values below 2**32.
+
+    Returns:
+        Four words for each counter, uint32 [..., 4].
+
+    >>> [hex(word) for word in philox4x32_10(np.zeros(4, dtype=np.uint32), (0, 0)).tolist()]
+    ['0x6627e8d5', '0xe169c58d', '0xbc57ac4c', '0x9b00dbd8']
+    """
+    x0, x1, x2, x3 = np.moveaxis(np.asarray(counter).astype(np.uint64), -1, 0)
+    k0, k1 = key
+    for _ in range(ROUNDS):
+        product_0, product_1 = MULTIPLIER_0 * x0, MULTIPLIER_1 * x2  # 32 x 32 bits: no overflow in 64
+        x0, x1, x2, x3 = (
+            (product_1 >> _HALF) ^ x1 ^ np.uint64(k0),
+            product_1 & _LOW,
+            (product_0 >> _HALF) ^ x3 ^ np.uint64(k1),
+            product_0 & _LOW,
+        )
+        k0, k1 = (k0 + WEYL_0) & 0xFFFFFFFF, (k1 + WEYL_1) & 0xFFFFFFFF
+    return np.stack([x0, x1, x2, x3], axis=-1).astype(np.uint32)
+
+
+def uniform(random_seed: int, session: int, position: int, lanes: int) -> NDArray[np.float64]:
+    """Uniform numbers, one for each lane, strictly between 0 and 1.
+
+    Args:
+        random_seed: 0 <= random_seed < 2**64.
+        session: 0 <= session < 2**32; independent streams of one random seed.
+        position: 0 <= position < 2**64; the index of the token in its session.
+        lanes: how many numbers; lane i gets the same number whatever `lanes` is.
+
+    Returns:
+        float64 [lanes].
+
+    Raises:
+        ConfigError: a value lies outside its limits.
+    """
+    check_random_seed(random_seed)
+    if not 0 <= session < 2**32:
+        raise ConfigError(f"`session` must be within 0 and 2**32 - 1 (received {session})")
+    if not 0 <= position < 2**64:
+        raise ConfigError(f"`position` must be within 0 and 2**64 - 1 (received {position})")
+    counter = np.empty(((lanes + 3) // 4, 4), dtype=np.uint32)
+    counter[:, 0] = np.arange(len(counter))
+    counter[:, 1:] = (position & 0xFFFFFFFF, position >> 32, session)
+    words = philox4x32_10(counter, (random_seed & 0xFFFFFFFF, random_seed >> 32))
+    return (words.reshape(-1)[:lanes].astype(np.float64) + 0.5) * 2.0**-32
+
+
+def gumbel(random_seed: int, session: int, position: int, lanes: int) -> NDArray[np.float64]:
+    """Gumbel noise, one for each lane: argmax(logits + noise) draws from softmax(logits). float64 [lanes].
+
+    Raises:
+        ConfigError: as in `uniform`.
+    """
+    return -np.log(-np.log(uniform(random_seed, session, position, lanes)))
+
+
+def check_random_seed(random_seed: int) -> None:
+    """Raise ConfigError unless 0 <= random_seed < 2**64."""
+    if isinstance(random_seed, bool) or not isinstance(random_seed, (int, np.integer)):
+        raise ConfigError(f"`random_seed` must be a whole number (received {random_seed!r})")
+    if not 0 <= random_seed < 2**64:
+        raise ConfigError(f"`random_seed` must be within 0 and 2**64 - 1 (received {random_seed})")
