@@ -1,7 +1,8 @@
 """Likelihood of a set of pieces: totals a piece, ratios over the set, bootstrap confidence intervals.
 
-Every judge of token sequences (the n-gram model, the networks) returns the same `Likelihood`, so that their numbers
-stand side by side. Ratios are of totals (all nats over all notes), never means of ratios. Letters: P = pieces.
+Every judge of token sequences (the n-gram model, the networks) returns the same `Likelihood`, so that their
+numbers stand side by side. Ratios are of totals (all nats over all notes), never means of ratios. Letters: P
+= pieces.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ class Likelihood:
 
     @property
     def perplexity(self) -> float:
-        """exp of the nats per token."""
+        """The exponential of the nats per token."""
         return float(np.exp(self.per("token")))
 
     def units(self) -> tuple[str, ...]:
@@ -152,7 +153,10 @@ def bare(piece: ArrayLike, vocabulary: Vocabulary) -> NDArray[np.int64]:
 def notes_and_bars(
     pieces: Iterable[ArrayLike], vocabulary: Vocabulary
 ) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
-    """How many notes and bars each piece has, counted in its tokens; bars are None where the scheme has no Bar token."""
+    """How many notes and bars each piece has, counted in its tokens.
+
+    Bars are None where the scheme has no Bar token.
+    """
     bars_of_token = np.array([kind == "Bar" for kind in vocabulary.types], dtype=np.int64)
     for token, parts in vocabulary.expansions.items():
         bars_of_token[token] = sum(vocabulary.types[part] == "Bar" for part in parts)
@@ -171,8 +175,8 @@ def velocity_mask(
 ) -> list[NDArray[np.bool_]] | None:
     """Which targets are scored, per piece [N + 1] (the last is the end token); None where all are.
 
-    A piece whose notes all have one velocity says nothing about dynamics: its Velocity tokens are left out of training,
-    so they are left out of the score too.
+    A piece whose notes all have one velocity says nothing about dynamics: its Velocity tokens are left out of
+    training, so they are left out of the score too.
 
     Args:
         pieces: ids of each piece.

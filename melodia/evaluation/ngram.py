@@ -1,14 +1,15 @@
 """Interpolated n-gram model with modified Kneser-Ney smoothing: the judge that a network must beat.
 
-Chen & Goodman 1998, "An empirical study of smoothing techniques for language modeling" (TR-10-98), section 3 and
-equations 24 to 26: three discounts an order, estimated from counts of counts; lower orders count distinct left
-neighbours (continuation counts) instead of occurrences. An n-gram that begins with the begin token has no left
-neighbour and keeps its occurrences, as in KenLM (Heafield et al. 2013). Order 1 is interpolated with the uniform
-distribution over the ids that can be predicted (all but PAD and BOS). A context is cut at the beginning of its piece.
+Chen & Goodman 1998, "An empirical study of smoothing techniques for language modeling" (TR-10-98), section 3
+and equations 24 to 26: three discounts an order, estimated from counts of counts; lower orders count distinct
+left neighbours (continuation counts) instead of occurrences. An n-gram that begins with the begin token has
+no left neighbour and keeps its occurrences, as in KenLM (Heafield et al. 2013). Order 1 is interpolated with
+the uniform distribution over the ids that can be predicted (all but PAD and BOS). A context is cut at the
+beginning of its piece.
 
-Counting is vectorised: each k-gram gets an integer, found by sorting the pairs (integer of its last k - 1 tokens,
-first token), so that any vocabulary and order fit into 64 bits. Letters: N = positions in all pieces, V = vocabulary,
-U = distinct n-grams of an order.
+Counting is vectorised: each k-gram gets an integer, found by sorting the pairs (integer of its last k - 1
+tokens, first token), so that any vocabulary and order fit into 64 bits. Letters: N = positions in all pieces,
+V = vocabulary, U = distinct n-grams of an order.
 """
 
 from __future__ import annotations
@@ -66,7 +67,8 @@ class _Order:
 def modified_discounts(counts: NDArray[np.int64]) -> tuple[float, float, float]:
     """D1, D2, D3+ from the counts of all n-grams of an order (Chen & Goodman 1998, equation 26).
 
-    Falls back to 0.5, 1, 1.5 where fewer than the needed counts of counts occur or a discount leaves (0, its count].
+    Falls back to 0.5, 1, 1.5 where fewer than the needed counts of counts occur or a discount leaves (0, its
+    count].
 
     >>> modified_discounts(np.array([1] * 8 + [2] * 4 + [3] * 2 + [4] * 1))
     (0.5, 1.25, 2.0)
@@ -126,8 +128,8 @@ class KneserNey:
             pieces: ids of each piece; BOS in front and EOS behind are optional and change nothing.
             vocabulary: of the ids.
             order: n, at least 1.
-            constant_velocity: for each piece, whether all its notes have one velocity: its Velocity tokens are then
-                contexts, but are not counted as predictions.
+            constant_velocity: for each piece, whether all its notes have one velocity: its Velocity tokens
+                are then contexts, but are not counted as predictions.
 
         Raises:
             ConfigError: no pieces, an order below 1, or an id outside the vocabulary.
@@ -186,7 +188,7 @@ class KneserNey:
         return cls(vocabulary, built)
 
     def _log_probabilities(self, stream: _Stream) -> NDArray[np.float64]:
-        """ln p of each scored position of a stream, given the tokens before it in its piece."""
+        """Natural log of the probability of each scored position, given the tokens before it in its piece."""
         v = self.vocabulary.size
         at = np.flatnonzero(stream.scored)
         probability = np.full(len(at), 1.0 / (v - 2))
