@@ -1,0 +1,95 @@
+"""The input of the first layer: a sum of embedding rows, the token's and one of each side input.
+
+The first layer only ever sees W_ih (E[token] + S1[side1] + ...) + b. When there are more steps than rows it is
+cheaper to multiply every row by W_ih once and to add up rows of the products, which is what `gates` then does.
+Letters: B batch, T time, V vocabulary, D embedding, S side inputs, G gates, R rows of all tables together.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from melodia.model.layers import RecurrentLayer
+
+
+class TokenInput(nn.Module):
+    """The embedding of tokens [V, D] and of side inputs [size, D].
+
+    Args:
+        vocab_size: V.
+        side_sizes: the number of values of each side input.
+        embedding_size: D.
+    """
+
+    def __init__(self, vocab_size: int, side_sizes: Sequence[int], embedding_size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(vocab_size, embedding_size))
+        self.side = nn.ParameterList(torch.empty(size, embedding_size) for size in side_sizes)
+
+    @torch.no_grad()
+    def initialise(self, generator: torch.Generator, variance: float) -> None:
+        """Draw the rows from a normal distribution such that their sum has the given variance."""
+        std = math.sqrt(variance / (1 + len(self.side)))
+        for table in (self.weight, *self.side):
+            table.normal_(0, std, generator=generator)
+
+    @property
+    def rows(self) -> int:
+        """R, the rows of all tables."""
+        return self.weight.shape[0] + sum(table.shape[0] for table in self.side)
+
+    def embed(self, tokens: Tensor, side: Tensor | None, token_rows: Tensor | None = None) -> Tensor:
+        """The sum of embeddings: tokens [...], side [..., S] -> [..., D].
+
+        Args:
+            token_rows: the tokens' embedding [V, D] to read instead of the weights, some rows dropped.
+        """
+        x = F.embedding(tokens, self.weight if token_rows is None else token_rows)
+        for i, table in enumerate(self.side):
+            assert side is not None
+            x = x + F.embedding(side[..., i], table)
+        return x
+
+    def gates(
+        self,
+        layers: Sequence[RecurrentLayer],
+        tokens: Tensor,  # [T, B]
+        side: Tensor | None,  # [T, B, S]
+        token_rows: Tensor,  # [V, D]
+    ) -> tuple[Tensor, ...]:
+        """The input's share of the gates of every layer that reads this input: [T, B, G] each, bias included.
+
+        A layer that reads more than this input (W_ih wider than D) has it in the first D columns.
+
+        Args:
+            token_rows: the tokens' embedding to read; the weights, or what dropout left of them.
+        """
+        D = token_rows.shape[1]
+        if tokens.numel() <= self.rows:
+            x = self.embed(tokens, side, token_rows)
+            return tuple(F.linear(x, layer.weight_ih[:, :D], layer.bias_ih) for layer in layers)
+        if not self.side:
+            return tuple(
+                F.embedding(tokens, F.linear(token_rows, layer.weight_ih[:, :D], layer.bias_ih)) for layer in layers
+            )
+        assert side is not None
+        index = self._rows_of(tokens, side)
+        results = []
+        for layer in layers:
+            weight = layer.weight_ih[:, :D]
+            table = torch.cat([F.linear(token_rows, weight, layer.bias_ih), *(F.linear(t, weight) for t in self.side)])
+            results.append(F.embedding_bag(index, table, mode="sum").view(*tokens.shape, -1))
+        return tuple(results)
+
+    def _rows_of(self, tokens: Tensor, side: Tensor) -> Tensor:
+        """Where each step's rows stand in all tables one under the other: [T, B] and [T, B, S] -> [T B, 1 + S]."""
+        starts = [self.weight.shape[0]]
+        for table in self.side:
+            starts.append(starts[-1] + table.shape[0])
+        offsets = torch.tensor(starts[:-1], device=side.device)
+        return torch.cat([tokens.unsqueeze(-1), side + offsets], dim=-1).flatten(0, -2)
