@@ -1,11 +1,12 @@
-"""The cells and their scans in plain PyTorch: the specification, and the fallback where no native kernel is built.
+"""The cells and their scans in plain PyTorch: the specification, and the fallback without native kernels.
 
-Letters: B batch, T time, H hidden. Everything is time-major. Gates follow torch: LSTM i, f, g, o and GRU r, z, n with
+Letters: B batch, T time, H hidden. Everything is time-major. Gates follow torch: LSTM i, f, g, o and GRU r,
+    z, n with
 the reset gate applied after the matrix product, so the weights of `nn.LSTM` and `nn.GRU` fit unchanged.
 
-The input's share of the gates, `gates_x = x @ weight_ih.T + bias_ih`, is made outside, for all steps in one product.
-Gradients come from autograd, and so does every higher derivative. A native kernel has the same names and signatures
-and must equal these functions in every output and every gradient.
+The input's share of the gates, `gates_x = x @ weight_ih.T + bias_ih`, is made outside, for all steps in one
+product. Gradients come from autograd, and so does every higher derivative. A native kernel has the same names
+and signatures and must equal these functions in every output and every gradient.
 """
 
 from __future__ import annotations
@@ -70,7 +71,8 @@ def lstm_scan(
     """Run an LSTM cell over T steps.
 
     Args:
-        lengths: how many steps of each sequence count; at t >= lengths[b] the state stays and the output is 0.
+        lengths: how many steps of each sequence count; at t >= lengths[b] the state stays and the output is
+            0.
             None: all T.
 
     Returns:
@@ -99,7 +101,8 @@ def gru_scan(
     """Run a GRU cell over T steps.
 
     Args:
-        lengths: how many steps of each sequence count; at t >= lengths[b] the state stays and the output is 0.
+        lengths: how many steps of each sequence count; at t >= lengths[b] the state stays and the output is
+            0.
             None: all T.
 
     Returns:

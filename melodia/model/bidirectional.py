@@ -1,13 +1,15 @@
-"""A bidirectional encoder that does not cheat: it reads the music block by block, and only blocks that are finished.
+"""A bidirectional encoder that does not cheat: it reads the music by blocks, and only finished blocks.
 
-When a block (a bar) is finished the encoder reads it in both directions. Its forward direction carries on from block
-to block; its backward direction starts anew at the block's last token. The summary of block k,
-s_k = [forward output at its last token ; backward output at its first token], conditions the decoder throughout block
-k + 1; s_0, before any block is finished, is learned. So what is said of token t depends on tokens before t only.
+When a block (a bar) is finished the encoder reads it in both directions. Its forward direction carries on
+from block to block; its backward direction starts anew at the block's last token. The summary of block k,
+s_k = [forward output at its last token ; backward output at its first token], conditions the decoder
+throughout block k + 1; s_0, before any block is finished, is learned. So what is said of token t depends on
+tokens before t only.
 
-A block is finished when the token that begins the next one arrives. Until then its tokens wait in the state. The
-windows of training hold many blocks; all of them are read at once, as a batch of sequences with lengths.
-Letters: B lanes, N tokens of a lane (waiting ones first), M finished blocks of all lanes together, S side inputs,
+A block is finished when the token that begins the next one arrives. Until then its tokens wait in the state.
+The windows of training hold many blocks; all of them are read at once, as a batch of sequences with lengths.
+Letters: B lanes, N tokens of a lane (waiting ones first), M finished blocks of all lanes together, S side
+    inputs,
 E encoder units, L tokens of the longest block.
 """
 
@@ -47,7 +49,8 @@ class Blocks:
         lane, start, length: [M]; the block's tokens are [lane, start : start + length].
         counts: [B] finished blocks of each lane.
         finished: [B] tokens of each lane that belong to finished blocks.
-        row: [B, N] which summary conditions a token: its lane's number for the one carried over, B + m for block m's.
+        row: [B, N] which summary conditions a token: its lane's number for the one carried over, B + m for
+            block m's.
     """
 
     lane: Tensor
@@ -70,18 +73,21 @@ def find_starts(tokens: Tensor, lengths: Tensor, opens: Tensor | None, block_max
     Returns:
         [B, N] bool.
 
-    >>> find_starts(torch.tensor([[5, 0, 7, 7, 7, 0]]), torch.tensor([6]), torch.arange(8) == 0, 3).int().tolist()
+    >>> tokens, opens = torch.tensor([[5, 0, 7, 7, 7, 0]]), torch.arange(8) == 0
+    >>> find_starts(tokens, torch.tensor([6]), opens, block_max=3).int().tolist()
     [[1, 1, 0, 0, 1, 1]]
     """
     place = torch.arange(tokens.shape[1], device=tokens.device)
     if opens is None:
         return (place % block_max == 0) & (place < lengths[:, None])
-    begun = torch.where(opens[tokens], place, 0).cummax(dim=1).values  # where the block last began, cuts aside
+    begun = (
+        torch.where(opens[tokens], place, 0).cummax(dim=1).values
+    )  # where the block last began, cuts aside
     return ((place - begun) % block_max == 0) & (place < lengths[:, None])
 
 
 def find_blocks(starts: Tensor) -> Blocks:
-    """The finished blocks, from where blocks begin: [B, N] bool. The last one of each lane is not finished."""
+    """The finished blocks, from where blocks begin, [B, N] bool; the last one of each lane is unfinished."""
     lane, place = starts.nonzero(as_tuple=True)
     ends = lane[1:] == lane[:-1]  # the block ends where the next one of its lane begins
     counts = (starts.sum(dim=1) - 1).clamp(min=0)
@@ -147,8 +153,12 @@ class BlockEncoder(nn.Module):
 
         Args:
             source: the token input.
+            tokens: of every lane, the first of them a block's first.
+            side: their side inputs.
+            blocks: which of the tokens are blocks.
             state: of the forward layers, [B, E] each.
             token_rows: the tokens' embedding to read (see `TokenInput.gates`).
+            dropper: this call's dropout.
 
         Returns:
             Summaries [M, 2E], and the state behind each lane's last finished block.
@@ -161,7 +171,9 @@ class BlockEncoder(nn.Module):
 
         # Flat places [L, M] in [N B] of each block's tokens, last one first; N B stands for "none".
         steps = torch.arange(L, device=tokens.device)[:, None]
-        backwards = ((blocks.start + blocks.length - 1 - steps) * B + blocks.lane).where(steps < blocks.length, N * B)
+        backwards = ((blocks.start + blocks.length - 1 - steps) * B + blocks.lane).where(
+            steps < blocks.length, N * B
+        )
         places = backwards.clamp(max=N * B - 1)
 
         x = None
@@ -179,11 +191,15 @@ class BlockEncoder(nn.Module):
                 below = dropper.between(self._norm(level - 1, x))
                 gates_f = forward.gates(below)
                 gates_b = backward.gates(below).flatten(0, 1)[places]
-            out_f, last = forward.scan(gates_f, state[level], blocks.finished, dropper.weight(forward.weight_hh))
+            out_f, last = forward.scan(
+                gates_f, state[level], blocks.finished, dropper.weight(forward.weight_hh)
+            )
             out_b, _ = backward.scan(
                 gates_b, backward.initial_state(M), blocks.length, dropper.weight(backward.weight_hh)
             )
-            rows = out_b.new_zeros(N * B + 1, self.hidden_size)  # the last row takes what stands behind a block's end
+            rows = out_b.new_zeros(
+                N * B + 1, self.hidden_size
+            )  # the last row takes what stands behind a block's end
             rows = rows.index_copy(0, backwards.flatten(), out_b.flatten(0, 1))
             y = torch.cat((out_f, rows[:-1].view(N, B, -1)), dim=-1)  # [N, B, 2E]
             x = x + y if x is not None and self.residual else y
@@ -201,10 +217,11 @@ class BlockEncoder(nn.Module):
 
 
 class BlockReader(nn.Module):
-    """The encoder with its memory: takes tokens as they come and gives the summary that conditions each of them.
+    """The encoder with its memory: takes tokens as they come, gives the summary that conditions each.
 
-    Its state is (encoder state, (summary [B, 2E], blocks read [B], waiting tokens, waiting side rows, how many wait)).
-    While no block has been read the summary is s_0, so that a state of zeros is the beginning of a piece.
+    Its state is (encoder state, (summary [B, 2E], blocks read [B], waiting tokens, waiting side rows, how
+    many wait)). While no block has been read the summary is s_0, so that a state of zeros is the beginning of
+    a piece.
 
     Args:
         encoder: the encoder.
@@ -225,14 +242,13 @@ class BlockReader(nn.Module):
     def initial_state(self, batch: int) -> State:
         """Zeros."""
         start = self.encoder.start
-        integers = {"device": start.device, "dtype": torch.int32}
         return (
             self.encoder.initial_state(batch),
             (
                 start.new_zeros(batch, start.shape[0]),
                 torch.zeros(batch, device=start.device, dtype=torch.int64),
-                torch.zeros(batch, self.block_max, **integers),
-                torch.zeros(batch, self.block_max, self.sides, **integers),
+                torch.zeros(batch, self.block_max, device=start.device, dtype=torch.int32),
+                torch.zeros(batch, self.block_max, self.sides, device=start.device, dtype=torch.int32),
                 torch.zeros(batch, device=start.device, dtype=torch.int64),
             ),
         )
@@ -287,7 +303,7 @@ class BlockReader(nn.Module):
     def step(
         self, source: TokenInput, tokens: Tensor, side: Tensor | None, state: State
     ) -> tuple[Tensor, State]:
-        """Take one token per lane: tokens [B], side [B, S] -> the summary that conditions it [B, 2E], and the state."""
+        """Take one token per lane: tokens [B], side [B, S] -> its summary [B, 2E], and the state."""
         encoder_state, (summary, read, waiting, waiting_side, queue) = state
         begins = queue == self.block_max
         if self.opens is not None:
@@ -329,6 +345,7 @@ def condition(gates_x: Tensor, layer: RecurrentLayer, summaries: Tensor, row: Te
 
     Args:
         gates_x: [T, B, G], or [B, G] for one step.
+        layer: the layer.
         summaries: [B + M, 2E] with `row` [T, B] saying which one each step reads; or [B, 2E], for one step.
     """
     share = F.linear(summaries, layer.weight_ih[:, -summaries.shape[1] :])
@@ -350,5 +367,7 @@ def _join(waiting: Tensor, tokens: Tensor, queue: Tensor, place: Tensor) -> Tens
     new = (place - queue[:, None]).clamp(0, tokens.shape[1] - 1)
     from_waiting = place < queue[:, None]
     if tokens.dim() == 3:
-        old, new, from_waiting = (x[..., None].expand(-1, -1, tokens.shape[2]) for x in (old, new, from_waiting))
+        old, new, from_waiting = (
+            x[..., None].expand(-1, -1, tokens.shape[2]) for x in (old, new, from_waiting)
+        )
     return torch.where(from_waiting, waiting.gather(1, old), tokens.gather(1, new))

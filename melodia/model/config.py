@@ -20,31 +20,34 @@ MAX_VOCABULARY, MAX_HIDDEN, MAX_LAYERS, MAX_SIDE_INPUTS, MAX_BLOCK = 1 << 20, 1 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The kind and the sizes of a model. Fields left at None take their kind's default and read so afterwards.
+    """The kind and the sizes of a model; fields left at None take their kind's default.
 
     Attributes:
         kind: "lstm", "gru": plain; "sequential": LSTM layers, then GRU layers; "reversed": GRU, then LSTM;
-            "parallel": an LSTM beside a GRU at every level; "bidirectional": a block-causal bidirectional encoder
-            followed by a decoder of the other cell.
+            "parallel": an LSTM beside a GRU at every level; "bidirectional": a block-causal bidirectional
+            encoder followed by a decoder of the other cell.
         vocab_size: V, the number of tokens.
-        hidden_size: H, the units of every layer (of each half, in a parallel level; of the decoder, when bidirectional).
+        hidden_size: H, the units of every layer (of each half, in a parallel level; of the decoder, when
+            bidirectional).
         embedding_size: D; None: H.
-        lstm_layers, gru_layers: how many layers of each cell. None: 2 of a plain kind, else 1. Zero where the kind
-            has none. A parallel stack has as many of one as of the other: its levels. Of a bidirectional model:
-            the decoder's layers.
-        combine: how a parallel level joins its halves. "concat" (default): a projection [2H -> H] of both; "sum";
-            "gated": a learned gate in (0, 1) per unit mixes them.
+        lstm_layers, gru_layers: how many layers of each cell. None: 2 of a plain kind, else 1. Zero where the
+            kind has none. A parallel stack has as many of one as of the other: its levels. Of a bidirectional
+            model: the decoder's layers.
+        combine: how a parallel level joins its halves. "concat" (default): a projection [2H -> H] of both;
+            "sum"; "gated": a learned gate in (0, 1) per unit mixes them.
         encoder: the encoder's cell, "lstm" (default; the decoder is a GRU) or "gru" (the decoder is an LSTM).
         encoder_hidden_size: units of the encoder in each direction; None: H / 2.
         encoder_layers: its layers; None: 1.
         dropout: between layers and before the head, in [0, 1); one mask per sequence and call.
         embedding_dropout: the share of token types whose embedding is zero during one call.
         weight_drop: dropout on the recurrent weights W_hh, one mask per call.
-        tie_weights: the head uses the embedding's weights; where H != D a learned projection [H -> D] comes before it.
+        tie_weights: the head uses the embedding's weights; where H != D a learned projection [H -> D] comes
+            before it.
         residual: every layer but the first adds its input to its output.
         layer_norm: LayerNorm on the input of every layer but the first, and of the head.
         side_inputs: the extra inputs of the first layer, one more embedding each (`melodia.side_inputs`).
-        block_starts: bidirectional: the ids of the tokens that begin a block (bars). Empty: `block_length` rules.
+        block_starts: bidirectional: the ids of the tokens that begin a block (bars). Empty: `block_length`
+            rules.
         block_length: bidirectional: tokens of a block, instead of `block_starts`.
         block_max: bidirectional: a block that would grow longer is cut; None: 256 (or `block_length`).
 
@@ -84,8 +87,6 @@ class ModelConfig:
         self._check_layers()
         self._check_encoder()
 
-    # -- the parts that `None` stands for -------------------------------------------------------------------------
-
     def _fill(self) -> None:
         """Put the kind's defaults where None stands, and lists from JSON into tuples."""
 
@@ -102,7 +103,9 @@ class ModelConfig:
             default("combine", "concat")
         if self.kind == "bidirectional":
             default("encoder", "lstm")
-            default("encoder_hidden_size", max(1, self.hidden_size // 2) if _is_int(self.hidden_size) else None)
+            default(
+                "encoder_hidden_size", max(1, self.hidden_size // 2) if _is_int(self.hidden_size) else None
+            )
             default("encoder_layers", 1)
             default("block_max", BLOCK_MAX if self.block_length is None else self.block_length)
         object.__setattr__(self, "side_inputs", tuple(_side_input(value) for value in self.side_inputs))
@@ -113,8 +116,6 @@ class ModelConfig:
         if self.kind == "bidirectional":
             return self.encoder == "gru", self.encoder != "gru"
         return self.kind != "gru", self.kind != "lstm"
-
-    # -- limits and contradictions --------------------------------------------------------------------------------
 
     def _check_sizes(self) -> None:
         _check_int("vocab_size", self.vocab_size, 1, MAX_VOCABULARY)
@@ -155,15 +156,21 @@ class ModelConfig:
             if self.combine not in COMBINES:
                 raise ConfigError(f"combine must be one of {', '.join(COMBINES)} (received {self.combine!r})")
         elif self.combine is not None:
-            raise ConfigError(f"combine belongs to kind='parallel' (received {self.combine!r} with {self.kind!r})")
+            raise ConfigError(
+                f"combine belongs to kind='parallel' (received {self.combine!r} with {self.kind!r})"
+            )
 
     def _check_encoder(self) -> None:
         if self.kind != "bidirectional":
             for name in ("encoder", "encoder_hidden_size", "encoder_layers", "block_length", "block_max"):
                 if getattr(self, name) is not None:
-                    raise ConfigError(f"{name} belongs to kind='bidirectional' (received it with {self.kind!r})")
+                    raise ConfigError(
+                        f"{name} belongs to kind='bidirectional' (received it with {self.kind!r})"
+                    )
             if self.block_starts:
-                raise ConfigError(f"block_starts belong to kind='bidirectional' (received them with {self.kind!r})")
+                raise ConfigError(
+                    f"block_starts belong to kind='bidirectional' (received them with {self.kind!r})"
+                )
             return
         if self.encoder not in ("lstm", "gru"):
             raise ConfigError(f"encoder must be lstm or gru (received {self.encoder!r})")
@@ -184,8 +191,6 @@ class ModelConfig:
                 )
         for token in self.block_starts:
             _check_int("a token id of block_starts", token, 0, self.vocab_size - 1)
-
-    # -- other forms ----------------------------------------------------------------------------------------------
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready copy; fields that are None are left out."""

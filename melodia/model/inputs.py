@@ -1,7 +1,8 @@
 """The input of the first layer: a sum of embedding rows, the token's and one of each side input.
 
-The first layer only ever sees W_ih (E[token] + S1[side1] + ...) + b. When there are more steps than rows it is
-cheaper to multiply every row by W_ih once and to add up rows of the products, which is what `gates` then does.
+The first layer only ever sees W_ih (E[token] + S1[side1] + ...) + b. When there are more steps than rows it
+is cheaper to multiply every row by W_ih once and to add up rows of the products, which is what `gates` then
+does.
 Letters: B batch, T time, V vocabulary, D embedding, S side inputs, G gates, R rows of all tables together.
 """
 
@@ -47,6 +48,8 @@ class TokenInput(nn.Module):
         """The sum of embeddings: tokens [...], side [..., S] -> [..., D].
 
         Args:
+            tokens: ids.
+            side: the side inputs' values, where there are any.
             token_rows: the tokens' embedding [V, D] to read instead of the weights, some rows dropped.
         """
         x = F.embedding(tokens, self.weight if token_rows is None else token_rows)
@@ -67,6 +70,9 @@ class TokenInput(nn.Module):
         A layer that reads more than this input (W_ih wider than D) has it in the first D columns.
 
         Args:
+            layers: the layers, of any cell.
+            tokens: ids.
+            side: the side inputs' values, where there are any.
             token_rows: the tokens' embedding to read; the weights, or what dropout left of them.
         """
         D = token_rows.shape[1]
@@ -75,19 +81,22 @@ class TokenInput(nn.Module):
             return tuple(F.linear(x, layer.weight_ih[:, :D], layer.bias_ih) for layer in layers)
         if not self.side:
             return tuple(
-                F.embedding(tokens, F.linear(token_rows, layer.weight_ih[:, :D], layer.bias_ih)) for layer in layers
+                F.embedding(tokens, F.linear(token_rows, layer.weight_ih[:, :D], layer.bias_ih))
+                for layer in layers
             )
         assert side is not None
         index = self._rows_of(tokens, side)
         results = []
         for layer in layers:
             weight = layer.weight_ih[:, :D]
-            table = torch.cat([F.linear(token_rows, weight, layer.bias_ih), *(F.linear(t, weight) for t in self.side)])
+            table = torch.cat(
+                [F.linear(token_rows, weight, layer.bias_ih), *(F.linear(t, weight) for t in self.side)]
+            )
             results.append(F.embedding_bag(index, table, mode="sum").view(*tokens.shape, -1))
         return tuple(results)
 
     def _rows_of(self, tokens: Tensor, side: Tensor) -> Tensor:
-        """Where each step's rows stand in all tables one under the other: [T, B] and [T, B, S] -> [T B, 1 + S]."""
+        """Where each step's rows are in all tables, one under the other: [T, B], [T, B, S] -> [T B, 1 + S]."""
         starts = [self.weight.shape[0]]
         for table in self.side:
             starts.append(starts[-1] + table.shape[0])

@@ -21,7 +21,7 @@ GATES = {"lstm": 4, "gru": 3}
 
 
 class RecurrentLayer(nn.Module):
-    """The parameters of one LSTM or GRU layer, named and ordered as torch names and orders them.
+    """The parameters of one LSTM or GRU layer, in the names and order of torch.
 
     Attributes:
         weight_ih [G, D], weight_hh [G, H], bias_ih [G], bias_hh [G].
@@ -40,11 +40,12 @@ class RecurrentLayer(nn.Module):
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator) -> None:
-        """Draw the weights: what a recurrent language model needs to carry a gradient through a bar from the start.
+        """Draw the weights such that a gradient travels through a bar from the start.
 
         W_hh is orthogonal gate by gate, so that what is fed back neither grows nor dies; W_ih is uniform with
-        variance 1 / D, so that gates see inputs of the variance that the input has; the forget gate's bias is 1, so
-        that an LSTM begins by remembering. A GRU's update gate, z, gets the same 1: it is what a GRU remembers with.
+        variance 1 / D, so that gates see inputs of the variance that the input has; the forget gate's bias is
+        1, so that an LSTM begins by remembering. A GRU's update gate, z, gets the same 1: it is what a GRU
+        remembers with.
         """
         for weight in self.weight_hh.chunk(GATES[self.cell]):
             nn.init.orthogonal_(weight, generator=generator)
@@ -56,13 +57,17 @@ class RecurrentLayer(nn.Module):
 
     def initial_state(self, batch: int) -> State:
         """Zeros: (h,) of a GRU, (h, c) of an LSTM, each [B, H]."""
-        return tuple(self.weight_hh.new_zeros(batch, self.hidden_size) for _ in range(2 if self.cell == "lstm" else 1))
+        return tuple(
+            self.weight_hh.new_zeros(batch, self.hidden_size) for _ in range(2 if self.cell == "lstm" else 1)
+        )
 
     def gates(self, x: Tensor) -> Tensor:
         """The input's share of the gates: [..., D] -> [..., G]."""
         return F.linear(x, self.weight_ih, self.bias_ih)
 
-    def scan(self, gates_x: Tensor, state: State, lengths: Tensor | None, weight_hh: Tensor) -> tuple[Tensor, State]:
+    def scan(
+        self, gates_x: Tensor, state: State, lengths: Tensor | None, weight_hh: Tensor
+    ) -> tuple[Tensor, State]:
         """Run over T steps: gates_x [T, B, G] -> output [T, B, H] and the state after it."""
         if self.cell == "lstm":
             out, h, c = kernels.lstm_scan(gates_x, state[0], state[1], weight_hh, self.bias_hh, lengths)
@@ -79,6 +84,7 @@ class RecurrentLayer(nn.Module):
         return h, (h,)
 
     def extra_repr(self) -> str:
+        """What `print` shows."""
         return f"{self.cell}, {self.input_size} -> {self.hidden_size}"
 
 
@@ -114,7 +120,7 @@ class SingleLevel(nn.Module):
 
 
 class PairLevel(nn.Module):
-    """A level that is an LSTM beside a GRU on the same input, joined to H. Its state is (h_lstm, c_lstm, h_gru).
+    """A level that is an LSTM beside a GRU on the same input; its state is (h_lstm, c_lstm, h_gru).
 
     Joined by "concat": W [h_lstm ; h_gru] + b; "sum": h_lstm + h_gru; "gated": g h_lstm + (1 - g) h_gru with
     g = sigmoid(W [h_lstm ; h_gru] + b).
@@ -147,10 +153,13 @@ class PairLevel(nn.Module):
     def scan(
         self, gates_x: tuple[Tensor, ...], state: State, lengths: Tensor | None, dropper: Dropper
     ) -> tuple[Tensor, State]:
-        """Run over T steps: gates of both halves, [T, B, 4H] and [T, B, 3H] -> output [T, B, H] and the state."""
+        """Run over T steps: the halves' gates, [T, B, 4H] and [T, B, 3H] -> output [T, B, H], the state."""
         out_lstm, out_gru, *after = kernels.pair_scan(
-            *gates_x,
-            *state,
+            gates_x[0],
+            gates_x[1],
+            state[0],
+            state[1],
+            state[2],
             dropper.weight(self.lstm.weight_hh),
             self.lstm.bias_hh,
             dropper.weight(self.gru.weight_hh),
@@ -180,7 +189,8 @@ class Dropper:
     """The dropout of one call of a model: draws masks while training, hands everything through otherwise.
 
     Args:
-        dropout, embedding_dropout, weight_drop: the shares that become 0; the rest is scaled up by 1 / (1 - share).
+        dropout, embedding_dropout, weight_drop: the shares that become 0; the rest is scaled up by 1 / (1 -
+            share).
         generator: where the randomness comes from; None: torch's own.
     """
 
@@ -201,8 +211,12 @@ class Dropper:
         return x * self._mask(x, x.shape[1:], self.dropout) if self.dropout else x
 
     def embedding(self, table: Tensor) -> Tensor:
-        """Drop whole rows of an embedding, so that a token is missing wherever it stands: [V, D] -> [V, D]."""
-        return table * self._mask(table, (table.shape[0], 1), self.embedding_dropout) if self.embedding_dropout else table
+        """Drop whole rows of an embedding, a token wherever it stands: [V, D] -> [V, D]."""
+        return (
+            table * self._mask(table, (table.shape[0], 1), self.embedding_dropout)
+            if self.embedding_dropout
+            else table
+        )
 
     def weight(self, weight: Tensor) -> Tensor:
         """Drop recurrent connections, the same ones at every step: [G, H] -> [G, H]."""

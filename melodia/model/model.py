@@ -23,8 +23,8 @@ from melodia.model.walk import LayerView, walk
 class Head(nn.Module):
     """From what the stack says to a logit per token.
 
-    Untied, logits = W x + b with weights of its own. Tied, W is the token embedding, and where the stack is not as
-    wide as the embedding a learned projection [H -> D] stands before it.
+    Untied, logits = W x + b with weights of its own. Tied, W is the token embedding, and where the stack is
+    not as wide as the embedding a learned projection [H -> D] stands before it.
     """
 
     def __init__(self, hidden_size: int, embedding_size: int, vocab_size: int, tied: bool) -> None:
@@ -56,7 +56,8 @@ class Model(nn.Module):
 
     Args:
         config: the kind and the sizes.
-        random_seed: where the first weights come from; torch's own random numbers are not touched.
+        random_seed: where the first weights come from; torch's own random numbers are not touched. None: the
+            weights are left as the memory was found, to be loaded.
 
     >>> config = ModelConfig(kind="sequential", vocab_size=50, hidden_size=8)
     >>> model = Model(config).eval()
@@ -68,7 +69,7 @@ class Model(nn.Module):
     torch.Size([1, 50])
     """
 
-    def __init__(self, config: ModelConfig, *, random_seed: int = 0) -> None:
+    def __init__(self, config: ModelConfig, *, random_seed: int | None = 0) -> None:
         super().__init__()
         self.config = config
         sides = [spec.size for spec in config.side_inputs]
@@ -76,7 +77,9 @@ class Model(nn.Module):
         self.reader: BlockReader | None = None
         summary_size = 0
         if config.kind == "bidirectional":
-            assert config.encoder and config.encoder_hidden_size and config.encoder_layers and config.block_max
+            assert (
+                config.encoder and config.encoder_hidden_size and config.encoder_layers and config.block_max
+            )
             encoder = BlockEncoder(
                 config.encoder,
                 config.embedding_size,
@@ -93,7 +96,7 @@ class Model(nn.Module):
             summary_size = 2 * config.encoder_hidden_size
         self.stack: Stack = build_stack(config, config.embedding_size + summary_size)
         self.head = Head(config.hidden_size, config.embedding_size, config.vocab_size, config.tie_weights)
-        if not self.input.weight.is_meta:
+        if random_seed is not None and not self.input.weight.is_meta:
             self.initialise(random_seed)
 
     def initialise(self, random_seed: int) -> None:
@@ -109,8 +112,9 @@ class Model(nn.Module):
     def initial_state(self, batch: int) -> State:
         """The state before the first token: zeros, whatever the kind.
 
-        Of a plain stack it is one tuple per level: (h, c) of an LSTM, (h,) of a GRU, (h_lstm, c_lstm, h_gru) of a
-        parallel level, each [B, H]. A bidirectional model adds its reader's state behind: (stack, reader).
+        Of a plain stack it is one tuple per level: (h, c) of an LSTM, (h,) of a GRU, (h_lstm, c_lstm, h_gru)
+        of a parallel level, each [B, H]. A bidirectional model adds its reader's state behind: (stack,
+        reader).
         """
         stack = self.stack.initial_state(batch)
         return stack if self.reader is None else (stack, self.reader.initial_state(batch))
@@ -126,8 +130,8 @@ class Model(nn.Module):
     ) -> tuple[Tensor, State]:
         """Logits for every step of a window, and the state behind it.
 
-        While training, dropout masks are drawn once per call: a stream that is cut into windows gets new ones with
-        every window.
+        While training, dropout masks are drawn once per call: a stream that is cut into windows gets new ones
+        with every window.
 
         Args:
             tokens: what was heard, first to last.
@@ -192,7 +196,7 @@ class Model(nn.Module):
         return sum(parameter.numel() for parameter in self.parameters())
 
     def named_layers(self) -> Iterator[LayerView]:
-        """The model as a flat list of layers in the order they run, for engines that pack the weights themselves."""
+        """The model as a flat list of layers in the order they run, for engines that pack the weights."""
         return walk(self)
 
     def _dropper(self, generator: torch.Generator | None) -> Dropper:
@@ -210,7 +214,9 @@ class Model(nn.Module):
         if side is None:
             if sides:
                 names = ", ".join(spec.name for spec in self.config.side_inputs)
-                raise ValueError(f"the model has side inputs ({names}) and received none; see melodia.side_inputs")
+                raise ValueError(
+                    f"the model has side inputs ({names}) and received none; see melodia.side_inputs"
+                )
         elif side.shape != (*tokens.shape, sides) or not sides:
             raise ValueError(
                 f"side inputs must be {(*tokens.shape, sides)} (received {tuple(side.shape)})"

@@ -48,7 +48,7 @@ class Stack(nn.Module):
     def scan(
         self, gates_x: tuple[Tensor, ...], state: State, lengths: Tensor | None, dropper: Dropper
     ) -> tuple[Tensor, State]:
-        """Run over T steps: the first level's gates [T, B, G] -> what the head reads [T, B, H], and the state."""
+        """Run over T steps: the first level's gates [T, B, G] -> the head's input [T, B, H], the state."""
         x, last = self.bottom.scan(gates_x, state[0], lengths, dropper)
         after = [last]
         for index, level in enumerate(self._levels[1:], start=1):
@@ -78,6 +78,7 @@ def build_stack(config: ModelConfig, input_size: int) -> Stack:
     """The levels of a kind, from the input upwards.
 
     Args:
+        config: the kind and the sizes.
         input_size: width of the first level's input.
     """
     lstm, gru = ["lstm"] * config.lstm_layers, ["gru"] * config.gru_layers

@@ -1,6 +1,7 @@
-"""The state of a model as a value: nested tuples of tensors, batch first, and the handful of things done with them.
+"""The state of a model as a value: nested tuples of tensors, batch first, and what is done with them.
 
-A state holds everything that a model remembers; a model keeps nothing. A state of zeros is the beginning of a piece,
+A state holds everything that a model remembers; a model keeps nothing. A state of zeros is the beginning of a
+piece,
 for every kind of model. Letters: B batch.
 """
 
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 State: TypeAlias = tuple[Any, ...]
-"""Nested tuples whose leaves are tensors [B, ...]; for a plain stack one tuple per layer, hidden first, then cell."""
+"""Nested tuples of tensors [B, ...]; of a plain stack one tuple per layer, hidden first, then cell."""
 
 
 def leaves(state: State) -> list[Tensor]:
@@ -139,8 +140,8 @@ def from_numpy(arrays: Mapping[str, NDArray[Any]], like: State) -> State:
         array = np.asarray(arrays[name])
         if array.shape[1:] != empty.shape[1:] or array.dtype.kind != empty.dtype.kind:
             raise ValueError(
-                f"not a state of this model: part {name} is {array.dtype} {array.shape}, not {empty.dtype} "
-                f"(B, {', '.join(str(size) for size in empty.shape[1:])}); load it with the model that saved it"
+                f"not a state of this model: part {name} is {array.dtype} {array.shape}, not {empty.dtype} of "
+                f"{('B', *empty.shape[1:])}; load it with the model that saved it"
             )
         tensors.append(torch.from_numpy(array.copy()).to(dtype=leaf.dtype, device=leaf.device))
     if len({tensor.shape[0] for tensor in tensors}) > 1:

@@ -41,10 +41,11 @@ def walk(model: Model) -> Iterator[LayerView]:
     """The layers of a model in the order in which they run.
 
     Kinds:
-        embedding: weight [V, D]; side_embedding: weight [size, D], one per side input. The first layers read their sum.
+        embedding: weight [V, D]; side_embedding: weight [size, D], one per side input. The first layers read
+            their sum.
         start: weight [2E], the summary before any block is finished (bidirectional).
-        lstm, gru: weight_ih, weight_hh, bias_ih, bias_hh. All of one level read the same input. The first layer of a
-            bidirectional stack reads [embedding ; summary].
+        lstm, gru: weight_ih, weight_hh, bias_ih, bias_hh. All of one level read the same input. The first
+            layer of a bidirectional stack reads [embedding ; summary].
         concat, gated: weight [H, 2H], bias [H]; sum: none. Join the LSTM and the GRU of a parallel level.
         norm: weight, bias, eps: on what the next level (or the head) reads; a residual passes it by.
         projection: weight [D, H], before a tied head.
@@ -59,8 +60,12 @@ def walk(model: Model) -> Iterator[LayerView]:
         for level, (forward, backward) in enumerate(encoder.pairs):
             residual = encoder.residual and level > 0
             prefix = "reader.encoder"
-            yield _recurrent(f"{prefix}.forward_layers.{level}", forward, "encoder", level, "forward", residual)
-            yield _recurrent(f"{prefix}.backward_layers.{level}", backward, "encoder", level, "backward", residual)
+            yield _recurrent(
+                f"{prefix}.forward_layers.{level}", forward, "encoder", level, "forward", residual
+            )
+            yield _recurrent(
+                f"{prefix}.backward_layers.{level}", backward, "encoder", level, "backward", residual
+            )
             if encoder.norms is not None:
                 yield _norm(f"{prefix}.norms.{level}", encoder.norms[level], "encoder", level)
     for index, level_module in enumerate(model.stack.levels):
@@ -80,7 +85,9 @@ def walk(model: Model) -> Iterator[LayerView]:
         if model.stack.norms is not None:
             yield _norm(f"stack.norms.{index}", model.stack.norms[index], "stack", index)
     if model.head.projection is not None:
-        yield LayerView("head.projection", "projection", "head", weights={"weight": model.head.projection.weight})
+        yield LayerView(
+            "head.projection", "projection", "head", weights={"weight": model.head.projection.weight}
+        )
     weight = model.input.weight if model.head.weight is None else model.head.weight
     yield LayerView("head", "head", "head", weights={"weight": weight, "bias": model.head.bias})
 
