@@ -1,0 +1,161 @@
+"""What a training run is told, and the course of its learning rate."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from melodia.errors import ConfigError
+
+PRECISIONS = ("float32", "bfloat16")
+BUDGETS = ("iterations", "epochs", "minutes")
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How to train. Exactly one of `minutes`, `epochs` and `iterations` is the budget.
+
+    With a budget of epochs or iterations the run is a function of its inputs: on the CPU with a fixed number of
+    threads the same weights come out, bit for bit, interrupted or not. With minutes the learning rate follows the
+    clock.
+
+    Attributes:
+        minutes: budget of wall-clock time, evaluation and saving included.
+        epochs: budget in passes over the training pieces; need not be whole.
+        iterations: budget in optimiser updates.
+        batch_size: lanes, B; each walks through whole pieces. All processes together.
+        window: steps between two updates, T; the state is carried over, the gradient is not.
+        learning_rate: the highest rate, reached after the warm-up.
+        final_learning_rate: the rate at the end of the cosine, as a fraction of `learning_rate`.
+        warmup: fraction of the budget over which the rate rises.
+        beta1: decay of AdamW's mean.
+        beta2: decay of AdamW's mean of squares.
+        weight_decay: AdamW's, on matrices other than embeddings.
+        gradient_clip: largest norm of the gradient; 0 for none.
+        label_smoothing: share of the target spread over all tokens; reported losses do not contain it.
+        transpose_down: semitones a piece may be moved down, 0 or less.
+        transpose_up: semitones it may be moved up, 0 or more.
+        transpose_probability: share of piece passes that are moved.
+        hide_bars_left: share of piece passes that do not say how many bars are left.
+        hide_density: share of piece passes that do not say how dense the piece is.
+        ema: decay of the averaged weights, per iteration; 0 keeps none. The averaged weights are what is
+            validated and saved.
+        eval_every: iterations between two validations; None: a twentieth of the budget, stretched where
+            validation would cost over a tenth of the time (only with a budget of minutes).
+        patience: validations without a better result after which training ends; None: never.
+        save_every: seconds between two savings of the state to resume from.
+        precision: "float32", or "bfloat16" for matrix products on a GPU.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        threads: threads of the CPU; None leaves torch's choice.
+        random_seed: of the weights, of the order of pieces and of all augmentation.
+
+    Raises:
+        ConfigError: a value outside its limits, or not exactly one budget.
+
+    >>> TrainingConfig(epochs=3).budget
+    ('epochs', 3)
+    """
+
+    minutes: float | None = None
+    epochs: float | None = None
+    iterations: int | None = None
+    batch_size: int = 16
+    window: int = 256
+    learning_rate: float = 3e-3
+    final_learning_rate: float = 0.02
+    warmup: float = 0.02
+    beta1: float = 0.9
+    beta2: float = 0.98
+    weight_decay: float = 0.01
+    gradient_clip: float = 1.0
+    label_smoothing: float = 0.0
+    transpose_down: int = -5
+    transpose_up: int = 6
+    transpose_probability: float = 1.0
+    hide_bars_left: float = 0.5
+    hide_density: float = 0.5
+    ema: float = 0.99
+    eval_every: int | None = None
+    patience: int | None = 8
+    save_every: float = 60.0
+    precision: str = "float32"
+    device: str = "auto"
+    threads: int | None = None
+    random_seed: int = 0
+
+    def __post_init__(self) -> None:
+        given = [name for name in BUDGETS if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ConfigError(
+                f"give exactly one budget of minutes, epochs and iterations (received {', '.join(given) or 'none'})"
+            )
+        value = getattr(self, given[0])
+        if not (math.isfinite(value) and value > 0):
+            raise ConfigError(f"{given[0]} must be above 0 (received {value})")
+        for name in ("batch_size", "window"):
+            self._limit(name, 1, 1 << 20)
+        for name in ("eval_every", "patience", "threads"):
+            if getattr(self, name) is not None:
+                self._limit(name, 1, 1 << 40)
+        self._limit("learning_rate", 0.0, 10.0)
+        for name in (
+            "final_learning_rate",
+            "warmup",
+            "transpose_probability",
+            "hide_bars_left",
+            "hide_density",
+        ):
+            self._limit(name, 0.0, 1.0)
+        for name in ("weight_decay", "gradient_clip", "save_every"):
+            self._limit(name, 0.0, math.inf)
+        for name in ("beta1", "beta2", "ema", "label_smoothing"):
+            self._limit(name, 0.0, 0.999999)
+        self._limit("transpose_down", -24, 0)
+        self._limit("transpose_up", 0, 24)
+        self._limit("random_seed", 0, (1 << 63) - 1)
+        if self.precision not in PRECISIONS:
+            raise ConfigError(
+                f"precision must be one of {', '.join(PRECISIONS)} (received {self.precision!r})"
+            )
+        kind, _, number = self.device.partition(":")
+        if kind not in ("auto", "cpu", "cuda") or (number and not number.isdigit()):
+            raise ConfigError(f"device must be auto, cpu, cuda or cuda:N (received {self.device!r})")
+
+    def _limit(self, name: str, low: float, high: float) -> None:
+        value = getattr(self, name)
+        if not low <= value <= high:
+            raise ConfigError(f"{name} must be within {low:g} and {high:g} (received {value})")
+
+    @property
+    def budget(self) -> tuple[str, float]:
+        """Which budget, and how much of it."""
+        name = next(name for name in BUDGETS if getattr(self, name) is not None)
+        return name, getattr(self, name)
+
+    def learning_rate_at(self, fraction: float) -> float:
+        """The learning rate after this fraction of the budget: a linear rise, then a cosine down.
+
+        >>> config = TrainingConfig(iterations=10, learning_rate=1.0, warmup=0.5, final_learning_rate=0.0)
+        >>> [round(config.learning_rate_at(x), 3) for x in (0.0, 0.25, 0.5, 0.75, 1.0)]
+        [0.0, 0.5, 1.0, 0.5, 0.0]
+        """
+        fraction = min(max(fraction, 0.0), 1.0)
+        if fraction < self.warmup:
+            return self.learning_rate * fraction / self.warmup
+        share = (fraction - self.warmup) / (1.0 - self.warmup) if self.warmup < 1.0 else 0.0
+        cosine = 0.5 * (1.0 + math.cos(math.pi * share))
+        return self.learning_rate * (self.final_learning_rate + (1.0 - self.final_learning_rate) * cosine)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready copy."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> TrainingConfig:
+        """The inverse of `to_dict`; raises ConfigError on fields it does not know."""
+        known = {field.name for field in fields(cls)}
+        unknown = sorted(set(data) - known)
+        if unknown:
+            raise ConfigError(f"unknown training settings: {', '.join(unknown)}")
+        return cls(**data)

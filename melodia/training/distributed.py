@@ -1,0 +1,111 @@
+"""Several processes that train one model: torchrun's environment, and sums over all of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, distributed, nn
+
+from melodia.errors import TrainingError
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes that train together.
+
+    Attributes:
+        rank: which one this is, from 0.
+        size: how many there are.
+        device: where this one computes.
+    """
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = torch.device("cpu")
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes the files."""
+        return self.rank == 0
+
+    def sum(self, values: Sequence[float]) -> list[float]:
+        """Add up the values of all processes, in double precision."""
+        if self.size == 1:
+            return list(values)
+        total = torch.tensor(list(values), dtype=torch.float64, device=self.device)
+        distributed.all_reduce(total)
+        result: list[float] = total.tolist()
+        return result
+
+    def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Add up the gradients of all processes, in one message."""
+        if self.size == 1:
+            return
+        gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
+        flat = torch.cat([g.reshape(-1) for g in gradients])
+        distributed.all_reduce(flat)
+        for p, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+            p.grad = part.view_as(p)
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        """Join tensors [B / size, …] of all processes to [B, …]."""
+        if self.size == 1:
+            return tensor
+        parts = [torch.empty_like(tensor) for _ in range(self.size)]
+        distributed.all_gather(parts, tensor.contiguous())
+        return torch.cat(parts)
+
+    def share(self, tensor: Tensor) -> Tensor:
+        """This process's lanes of a tensor [B, …]: [B / size, …]."""
+        return tensor.chunk(self.size)[self.rank] if self.size > 1 else tensor
+
+    def barrier(self) -> None:
+        """Wait for all processes."""
+        if self.size > 1:
+            distributed.barrier()
+
+
+def choose_device(name: str, local_rank: int = 0) -> torch.device:
+    """The device of that name; "auto" is the GPU where there is one.
+
+    Raises:
+        TrainingError: a GPU was asked for and there is none of that number.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if not name.startswith("cuda"):
+        return torch.device(name)
+    device = torch.device(name if ":" in name else f"cuda:{local_rank}")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if (device.index or 0) >= count:
+        raise TrainingError(
+            f"this machine has {count} CUDA devices (received {name}); choose --device cpu or auto"
+        )
+    return device
+
+
+@contextmanager
+def join(device: str = "auto") -> Iterator[World]:
+    """Join the processes that torchrun started; without torchrun, a world of one.
+
+    The group is made here, and taken down again, unless the caller has made it.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1 and not (distributed.is_available() and distributed.is_initialized()):
+        yield World(device=choose_device(device))
+        return
+    place = choose_device(device, int(os.environ.get("LOCAL_RANK", "0")))
+    mine = not distributed.is_initialized()
+    if place.type == "cuda":
+        torch.cuda.set_device(place)
+    if mine:
+        distributed.init_process_group("nccl" if place.type == "cuda" else "gloo")
+    try:
+        yield World(distributed.get_rank(), distributed.get_world_size(), place)
+    finally:
+        if mine:
+            distributed.destroy_process_group()

@@ -1,0 +1,100 @@
+"""Logs of a training: `training.csv` always, TensorBoard's files where it is installed."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import math
+import warnings
+from pathlib import Path
+from typing import Any, TextIO
+
+from melodia.errors import TrainingError
+
+COLUMNS = (
+    "iteration",
+    "epoch",
+    "seconds",
+    "learning_rate",
+    "gradient_norm",
+    "tokens_per_second",
+    "train_nats_per_token",
+    "train_nats_per_note",
+    "valid_nats_per_token",
+    "valid_nats_per_note",
+)
+
+
+class Logs:
+    """Rows of `COLUMNS`; what has no value in a row stays empty.
+
+    Args:
+        folder: of the training.
+        iteration: rows after it are dropped: they belong to a run that was cut off there, and come again.
+        tensorboard: whether to write TensorBoard's files too, if it is installed.
+
+    Raises:
+        TrainingError: the folder cannot be written.
+    """
+
+    def __init__(self, folder: Path, iteration: int = 0, *, tensorboard: bool = True) -> None:
+        self.path = folder / "training.csv"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            kept = self._kept_rows(iteration) if iteration else []
+            self._file: TextIO = self.path.open("w", newline="", encoding="utf-8")
+            self._writer = csv.DictWriter(self._file, COLUMNS)
+            self._writer.writeheader()
+            self._writer.writerows(kept)
+            self._file.flush()
+        except OSError as error:
+            raise self._error(error) from error
+        self._board = self._open_board(folder / "tensorboard", iteration) if tensorboard else None
+
+    def _kept_rows(self, iteration: int) -> list[dict[str, str]]:
+        if not self.path.exists():
+            return []
+        with self.path.open(newline="", encoding="utf-8", errors="replace") as source:
+            rows = [
+                row for row in csv.DictReader(source) if set(row) == set(COLUMNS) and None not in row.values()
+            ]
+        return [row for row in rows if row["iteration"].isdigit() and int(row["iteration"]) <= iteration]
+
+    @staticmethod
+    def _open_board(folder: Path, iteration: int) -> Any:
+        if importlib.util.find_spec("tensorboard") is None:
+            return None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+
+                return SummaryWriter(str(folder), purge_step=iteration or None)
+            except Exception:  # an installation of TensorBoard that does not start must not stop a training
+                return None
+
+    def write(self, **values: float) -> None:
+        """Write a row; the iteration is needed, values that are nan are left out."""
+        known = {name: value for name, value in values.items() if not math.isnan(value)}
+        try:
+            self._writer.writerow({name: f"{value:.10g}" for name, value in known.items()})
+            self._file.flush()
+            if self._board is not None:
+                for name, value in known.items():
+                    if name != "iteration":
+                        self._board.add_scalar(name, value, int(values["iteration"]))
+        except OSError as error:
+            raise self._error(error) from error
+
+    def close(self) -> None:
+        """Close the files."""
+        try:
+            self._file.close()
+            if self._board is not None:
+                self._board.close()
+        except OSError as error:
+            raise self._error(error) from error
+
+    def _error(self, error: OSError) -> TrainingError:
+        reason = error.strerror or str(error)
+        return TrainingError(f"cannot write {self.path}: {reason}; free some space or choose another folder")

@@ -1,0 +1,134 @@
+"""The state of a training that goes on later: one file, written whole or not at all.
+
+`state.safetensors` holds the tensors (weights, AdamW's moments, averaged weights, the lanes' recurrent states) and,
+in its header, everything else as JSON. One file and one rename: at any moment the folder holds the last state or the
+one before it, whole. No pickle.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_bytes
+from torch import Tensor
+
+from melodia.errors import TrainingError
+
+FORMAT_VERSION = 1
+FILE = "state.safetensors"
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """What `write_state` saved.
+
+    Attributes:
+        tensors: by name.
+        values: JSON values.
+    """
+
+    tensors: dict[str, Tensor]
+    values: dict[str, Any]
+
+
+def write_state(folder: Path, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+    """Replace the folder's state.
+
+    Raises:
+        TrainingError: the folder cannot be written or the disk is full; the earlier state is intact.
+    """
+    path, part = folder / FILE, folder / f"{FILE}.part"
+    header = {"melodia": json.dumps({"format_version": FORMAT_VERSION, **values})}
+    plain = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with part.open("wb") as out:
+            out.write(to_bytes(plain, header))
+            out.flush()
+            os.fsync(out.fileno())
+        os.replace(part, path)
+        sync_folder(folder)
+    except OSError as error:
+        try:
+            part.unlink(missing_ok=True)
+        except OSError:
+            pass
+        kept = "the earlier state is intact" if path.exists() else "nothing has been saved yet"
+        raise TrainingError(
+            f"cannot write {path}: {error.strerror or error}; {kept}. Free some space or choose another folder, "
+            "then go on with --resume"
+        ) from error
+
+
+def read_state(folder: Path, device: torch.device) -> TrainingState | None:
+    """Read the folder's state onto the device; None if there is none.
+
+    Raises:
+        TrainingError: it cannot be read.
+    """
+    path = folder / FILE
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, framework="pt", device=str(device)) as source:
+            values = json.loads((source.metadata() or {})["melodia"])
+            tensors = {name: source.get_tensor(name) for name in source.keys()}  # noqa: SIM118 (no mapping)
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise TrainingError(f"{path} is damaged ({error}); delete it to train from the beginning") from error
+    if values.get("format_version") != FORMAT_VERSION:
+        raise TrainingError(
+            f"{path} has format {values.get('format_version')!r}, this melodia reads {FORMAT_VERSION}; "
+            "delete it to train from the beginning"
+        )
+    return TrainingState(tensors, values)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename inside the folder survive a power cut, where the system can."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        pass
+    finally:
+        os.close(descriptor)
+
+
+FREE = ("minutes", "epochs", "iterations", "eval_every", "patience", "save_every", "device", "threads")
+"""Training settings that may differ between a run and its resumption."""
+
+
+def check_same_run(identity: dict[str, Any], saved: TrainingState, out: Path) -> None:
+    """Refuse to go on with another corpus, another model or other settings.
+
+    Raises:
+        TrainingError: names what differs.
+    """
+    # through JSON, as the saved one went: tuples become lists
+    ours = json.loads(json.dumps(identity))
+    theirs = saved.values.get("identity", {})
+    if ours["vocabulary"] != theirs.get("vocabulary") or ours["corpus"] != theirs.get("corpus"):
+        raise TrainingError(
+            f"{out} was trained on another corpus; resume with that one, or begin anew with --force (or --init {out})"
+        )
+    different = []
+    for part in ("model", "training"):
+        mine, other = ours[part], theirs.get(part, {})
+        for name in sorted(set(mine) | set(other)):
+            if mine.get(name) != other.get(name) and (part, name) not in {
+                ("training", free) for free in FREE
+            }:
+                different.append(f"{name} {other.get(name)!r} is now {mine.get(name)!r}")
+    if different:
+        raise TrainingError(
+            f"{out} was trained with other settings: {'; '.join(different)}; resume with the same, "
+            "or begin anew with --force"
+        )

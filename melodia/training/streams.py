@@ -1,0 +1,269 @@
+"""The order in which training reads a corpus: lanes that walk whole pieces, window by window.
+
+B lanes stand side by side in a batch. A lane takes a piece, walks it from BOS to EOS in windows of at most T steps
+that never cross into another piece, then takes the next piece of the epoch's order. At a piece's first window the
+lane's recurrent state starts anew, otherwise it is carried over. Everything random (the order of an epoch, how a
+piece is transposed on this pass, what it conceals) is a pure function of the random seed, the epoch and the piece,
+so a few integers say where the stream stands and nothing else needs saving.
+Letters: B lanes, T steps, S side inputs, N tokens of a piece; a piece has N + 1 steps (BOS in … EOS out).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from melodia.corpus.shards import Piece, Pieces
+from melodia.errors import TrainingError
+from melodia.side_inputs import SideInputSpec, density_bucket, side_inputs, transposition_permutation
+from melodia.training.config import TrainingConfig
+from melodia.vocabulary import Vocabulary
+
+IGNORED = -100
+"""The target of a step that is not scored."""
+
+_ORDER, _PASS = 1, 2
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One window of every lane.
+
+    Attributes:
+        tokens: int64 [B, T], the inputs; PAD behind a lane's length.
+        targets: int64 [B, T], the tokens that follow; `IGNORED` where a step is not scored.
+        side: int64 [B, T, S], or None for a model without side inputs.
+        lengths: int64 [B], steps of each lane.
+        starts: bool [B], lanes that begin a piece.
+        scored: how many targets are scored.
+        notes: how many notes the targets begin.
+    """
+
+    tokens: NDArray[np.int64]
+    targets: NDArray[np.int64]
+    side: NDArray[np.int64] | None
+    lengths: NDArray[np.int64]
+    starts: NDArray[np.bool_]
+    scored: int
+    notes: int
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A piece made ready for one pass.
+
+    Attributes:
+        inputs: int64 [N + 1], BOS and the tokens.
+        targets: int64 [N + 1], the tokens and EOS; `IGNORED` where not scored.
+        side: int32 [N + 1, S] or None.
+    """
+
+    inputs: NDArray[np.int64]
+    targets: NDArray[np.int64]
+    side: NDArray[np.int32] | None
+
+
+class Preparer:
+    """Makes pieces ready: BOS and EOS, transposition, side inputs, targets that are not scored.
+
+    Args:
+        vocabulary: of the corpus.
+        specs: the model's side inputs.
+        config: augmentation; None reads every piece as it is and conceals bars left and density, which is how
+            held-out pieces are scored.
+    """
+
+    def __init__(
+        self, vocabulary: Vocabulary, specs: Sequence[SideInputSpec], config: TrainingConfig | None = None
+    ) -> None:
+        self.vocabulary, self.specs, self.config = vocabulary, tuple(specs), config
+        self._is_velocity = np.array([kind == "Velocity" for kind in vocabulary.types])
+        self._names = {spec.name for spec in self.specs}
+        shifts = range(config.transpose_down, config.transpose_up + 1) if config else range(1)
+        self._permutations: dict[int, NDArray[np.int64]] = {}
+        self._pitch = np.full(vocabulary.size, -1, np.int64)
+        if not vocabulary.expansions:
+            for shift in shifts:
+                self._permutations[shift] = np.asarray(transposition_permutation(vocabulary, shift), np.int64)
+            for token in vocabulary.ids_of("Pitch", "NoteOn", "NoteOff"):
+                self._pitch[token] = int(vocabulary.value(token))
+        pitches = self._pitch[self._pitch >= 0]
+        self._range = (int(pitches.min()), int(pitches.max())) if pitches.size else (0, 0)
+
+    @property
+    def transposes(self) -> bool:
+        """Whether pieces can be moved at all; BPE tokens cannot, since a moved one need not exist."""
+        return len(self._permutations) > 1
+
+    def __call__(self, piece: Piece, epoch: int = 0, number: int = 0) -> Passage:
+        """The passage of piece `number` in `epoch`."""
+        v, config = self.vocabulary, self.config
+        ids = np.asarray(piece.tokens, np.int64)
+        bars: int | None = None
+        density: int | None = None
+        if config is not None:
+            draws = _uniform(config.random_seed, _PASS, epoch, number, 4)
+            if self.transposes and draws[0] < config.transpose_probability:
+                ids = self._transpose(ids, float(draws[1]), config)
+            if "bars_left" in self._names and piece.bars and draws[2] >= config.hide_bars_left:
+                bars = piece.bars
+            if "density" in self._names and piece.bars and draws[3] >= config.hide_density:
+                density = density_bucket(piece.notes / piece.bars)
+        inputs = np.concatenate(([v.bos], ids))
+        targets = np.concatenate((ids, [v.eos]))
+        if piece.constant_velocity:
+            targets[self._is_velocity[targets]] = IGNORED
+        side = side_inputs(v, inputs, self.specs, bars_total=bars, density=density) if self.specs else None
+        return Passage(inputs, targets, side)
+
+    def _transpose(self, ids: NDArray[np.int64], draw: float, config: TrainingConfig) -> NDArray[np.int64]:
+        """Move a piece by a number of semitones that keeps all its pitches inside the vocabulary."""
+        pitches = self._pitch[ids]
+        pitches = pitches[pitches >= 0]
+        if not pitches.size:
+            return ids
+        low = max(config.transpose_down, self._range[0] - int(pitches.min()))
+        high = min(config.transpose_up, self._range[1] - int(pitches.max()))
+        moved: NDArray[np.int64] = self._permutations[low + int(draw * (high - low + 1))][ids]
+        return moved
+
+
+class LaneStream:
+    """Endless batches of training windows.
+
+    Args:
+        pieces: of the training split.
+        preparer: makes a piece ready for a pass.
+        lanes: B of all processes together.
+        window: T.
+        random_seed: of the order of the pieces.
+        rank: which process this is.
+        world_size: how many there are; B must be a multiple.
+
+    Raises:
+        TrainingError: there is nothing to train on, or the lanes cannot be shared out.
+    """
+
+    def __init__(
+        self,
+        pieces: Pieces,
+        preparer: Preparer,
+        *,
+        lanes: int,
+        window: int,
+        random_seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        if lanes % world_size:
+            raise TrainingError(
+                f"batch_size must be a multiple of the number of processes (received {lanes} for {world_size})"
+            )
+        self.pieces, self.preparer, self.lanes, self.window = pieces, preparer, lanes, window
+        self.random_seed = random_seed
+        self._usable = np.flatnonzero(pieces.lengths)
+        if not self._usable.size:
+            raise TrainingError(
+                "the corpus has no piece to train on; see its manifest for what became of the files"
+            )
+        self._own = range(rank * lanes // world_size, (rank + 1) * lanes // world_size)
+        self._taken = 0
+        self._place = np.zeros((lanes, 3), np.int64)  # epoch, piece, offset; offset -1: needs a piece
+        self._place[:, 2] = -1
+        self._order: tuple[int, NDArray[np.int64]] = (-1, self._usable)
+        self._passages: dict[int, Passage] = {}
+
+    @property
+    def windows_per_epoch(self) -> int:
+        """How many windows all pieces make."""
+        return int((-(-(self.pieces.lengths[self._usable] + 1) // self.window)).sum())
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """How many steps all pieces have."""
+        return int((self.pieces.lengths[self._usable] + 1).sum())
+
+    def position(self) -> dict[str, Any]:
+        """Where the stream stands, as a JSON-ready value: before the next batch."""
+        return {"taken": self._taken, "lanes": self._place.tolist()}
+
+    def seek(self, position: dict[str, Any]) -> None:
+        """Go to a saved position."""
+        place = np.array(position["lanes"], np.int64)
+        if place.shape != self._place.shape:
+            raise TrainingError(
+                f"the saved training has {len(place)} lanes, this one {self.lanes}; give the same batch_size"
+            )
+        self._taken, self._place = int(position["taken"]), place
+        self._passages.clear()
+
+    def _take(self, lane: int) -> None:
+        """Give the lane the next piece of the order."""
+        epoch, turn = divmod(self._taken, len(self._usable))
+        if self._order[0] != epoch:
+            keys = np.random.Philox(key=_key(self.random_seed, _ORDER), counter=[epoch, 0, 0, 0])
+            order = np.argsort(keys.random_raw(len(self._usable)), kind="stable")
+            self._order = (epoch, self._usable[order])
+        self._place[lane] = (epoch, self._order[1][turn], 0)
+        self._taken += 1
+        self._passages.pop(lane, None)
+
+    def next(self) -> Batch:
+        """The next window of this process's lanes; T is the longest of them."""
+        for lane in np.flatnonzero(self._place[:, 2] < 0).tolist():
+            self._take(lane)
+        steps = self.pieces.lengths[self._place[:, 1]] + 1
+        lengths = np.minimum(self.window, steps - self._place[:, 2])
+        own = list(self._own)
+        batch = self._gather(own, lengths[own])
+        self._place[:, 2] += lengths
+        self._place[self._place[:, 2] >= steps, 2] = -1
+        return batch
+
+    def _gather(self, own: list[int], lengths: NDArray[np.int64]) -> Batch:
+        passages = []
+        for lane in own:
+            if lane not in self._passages:
+                epoch, number, _ = self._place[lane].tolist()
+                self._passages[lane] = self.preparer(self.pieces[number], epoch, number)
+            passages.append(self._passages[lane])
+        offsets = self._place[own, 2]
+        return stack_windows(passages, offsets, lengths, self.preparer.vocabulary)
+
+
+def stack_windows(
+    passages: Sequence[Passage],
+    offsets: NDArray[np.int64],
+    lengths: NDArray[np.int64],
+    vocabulary: Vocabulary,
+) -> Batch:
+    """Cut one window from each passage, at its offset and of its length, and lay them side by side."""
+    shape = (len(passages), int(lengths.max()))
+    tokens = np.full(shape, vocabulary.pad, np.int64)
+    targets = np.full(shape, IGNORED, np.int64)
+    first = passages[0].side
+    side = None if first is None else np.zeros((*shape, first.shape[1]), np.int64)
+    for b, (passage, offset, length) in enumerate(
+        zip(passages, offsets.tolist(), lengths.tolist(), strict=True)
+    ):
+        tokens[b, :length] = passage.inputs[offset : offset + length]
+        targets[b, :length] = passage.targets[offset : offset + length]
+        if side is not None and passage.side is not None:
+            side[b, :length] = passage.side[offset : offset + length]
+    scored = targets[targets != IGNORED]
+    notes = int(vocabulary.notes_of_token[scored].sum())
+    return Batch(tokens, targets, side, lengths.astype(np.int64), offsets == 0, int(scored.size), notes)
+
+
+def _key(random_seed: int, purpose: int) -> NDArray[np.uint64]:
+    return np.array([random_seed, purpose], np.uint64)
+
+
+def _uniform(random_seed: int, purpose: int, epoch: int, number: int, count: int) -> NDArray[np.float64]:
+    """Numbers in [0, 1) that depend on the arguments alone [count]."""
+    bits = np.random.Philox(key=_key(random_seed, purpose), counter=[0, epoch, number, 0])
+    return (bits.random_raw(count) >> np.uint64(11)) * 2.0**-53
