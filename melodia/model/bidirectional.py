@@ -346,7 +346,8 @@ def condition(gates_x: Tensor, layer: RecurrentLayer, summaries: Tensor, row: Te
     Args:
         gates_x: [T, B, G], or [B, G] for one step.
         layer: the layer.
-        summaries: [B + M, 2E] with `row` [T, B] saying which one each step reads; or [B, 2E], for one step.
+        summaries: [B + M, 2E]; for one step [B, 2E].
+        row: [T, B], which of the summaries each step reads; None, for one step: its lane's.
     """
     share = F.linear(summaries, layer.weight_ih[:, -summaries.shape[1] :])
     return gates_x + (share if row is None else F.embedding(row, share))
@@ -356,8 +357,9 @@ def _join(waiting: Tensor, tokens: Tensor, queue: Tensor, place: Tensor) -> Tens
     """Waiting tokens and new ones as one sequence per lane.
 
     Args:
-        waiting: [B, block_max] or [B, block_max, S], of which the first `queue` [B] count.
+        waiting: [B, block_max] or [B, block_max, S].
         tokens: [B, T] or [B, T, S].
+        queue: [B], how many wait.
         place: [B, N] 0, 1, 2, ...
 
     Returns:

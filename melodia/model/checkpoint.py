@@ -197,7 +197,7 @@ def _pack(model: Model, dtype: torch.dtype) -> bytes:
 
 
 def _unpack(data: bytes, config: ModelConfig, path: Path) -> Model:
-    """The model from its weights; nothing larger than the file is allocated before the two are known to fit."""
+    """The model from its weights; before they are known to fit, nothing larger than them is allocated."""
     try:
         tensors: dict[str, Tensor] = safetensors.torch.load(data)
     except (safetensors.SafetensorError, ValueError, KeyError) as error:
@@ -293,6 +293,6 @@ def _refuse_foreign(folder: Path) -> None:
     others = present - set(_read_config(path).get("files", [])) - {WEIGHTS, CONFIG, VOCABULARY, TOKENIZER}
     if others:
         raise CheckpointError(
-            f"{folder} holds files besides its checkpoint ({', '.join(sorted(others))}), which would be lost; "
-            "move them, or choose another folder"
+            f"{folder} holds other files besides its checkpoint ({', '.join(sorted(others))}), which would be "
+            "lost; move them, or choose another folder"
         )

@@ -179,7 +179,7 @@ class ModelConfig:
         _check_int("block_max", self.block_max, 1, MAX_BLOCK)
         if bool(self.block_starts) == (self.block_length is not None):
             raise ConfigError(
-                "a bidirectional model needs block_starts (ids of the tokens that begin a block, such as bars) "
+                "a bidirectional model needs block_starts (the tokens that begin a block, such as bars) "
                 f"or block_length, and not both (received {self.block_starts!r} and {self.block_length!r})"
             )
         if self.block_length is not None:

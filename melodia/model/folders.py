@@ -46,7 +46,7 @@ def replace_folder(folder: Path) -> Iterator[Path]:
 
 
 def stored_folder(folder: Path) -> Path:
-    """Where the folder's content is: in `folder`, or beside it if a write was cut short at its last moment."""
+    """Where the folder's content is: in `folder`, or beside it if a write was cut short."""
     folder = Path(folder).resolve()
     return _aside(folder) if not folder.exists() and _aside(folder).is_dir() else folder
 

@@ -96,7 +96,7 @@ class TokenInput(nn.Module):
         return tuple(results)
 
     def _rows_of(self, tokens: Tensor, side: Tensor) -> Tensor:
-        """Where each step's rows are in all tables, one under the other: [T, B], [T, B, S] -> [T B, 1 + S]."""
+        """Each step's rows in all tables, one under the other: [T, B], [T, B, S] -> [T B, 1 + S]."""
         starts = [self.weight.shape[0]]
         for table in self.side:
             starts.append(starts[-1] + table.shape[0])

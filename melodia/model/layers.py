@@ -88,6 +88,21 @@ class RecurrentLayer(nn.Module):
         return f"{self.cell}, {self.input_size} -> {self.hidden_size}"
 
 
+class Linear(nn.Linear):
+    """A linear map whose weights are drawn by `initialise`, and not from torch's own random numbers."""
+
+    def reset_parameters(self) -> None:
+        """Leave the weights as the memory was found."""
+
+    @torch.no_grad()
+    def initialise(self, generator: torch.Generator) -> None:
+        """Draw uniform weights of variance 1 / inputs, which keep the variance of the input; bias 0."""
+        bound = math.sqrt(3 / self.in_features)
+        self.weight.uniform_(-bound, bound, generator=generator)
+        if self.bias is not None:
+            self.bias.zero_()
+
+
 class SingleLevel(nn.Module):
     """A level of a stack that is one layer. Its state is the layer's: (h,) or (h, c)."""
 
@@ -131,7 +146,7 @@ class PairLevel(nn.Module):
         self.combine = combine
         self.lstm = RecurrentLayer("lstm", input_size, hidden_size)
         self.gru = RecurrentLayer("gru", input_size, hidden_size)
-        self.projection = None if combine == "sum" else nn.Linear(2 * hidden_size, hidden_size)
+        self.projection = None if combine == "sum" else Linear(2 * hidden_size, hidden_size)
 
     @property
     def cells(self) -> tuple[RecurrentLayer, ...]:
@@ -144,7 +159,7 @@ class PairLevel(nn.Module):
         self.lstm.initialise(generator)
         self.gru.initialise(generator)
         if self.projection is not None:
-            initialise_linear(self.projection, generator)
+            self.projection.initialise(generator)
 
     def initial_state(self, batch: int) -> State:
         """Zeros [B, H], three times."""
@@ -228,15 +243,6 @@ class Dropper:
 
 
 NO_DROPOUT = Dropper()
-
-
-@torch.no_grad()
-def initialise_linear(linear: nn.Linear, generator: torch.Generator) -> None:
-    """Uniform weights of variance 1 / inputs, bias 0."""
-    bound = math.sqrt(3 / linear.in_features)
-    linear.weight.uniform_(-bound, bound, generator=generator)
-    if linear.bias is not None:
-        linear.bias.zero_()
 
 
 def recurrent_layers(module: nn.Module) -> Iterator[RecurrentLayer]:

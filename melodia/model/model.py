@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from melodia.model.bidirectional import BlockEncoder, BlockReader, condition
 from melodia.model.config import ModelConfig
 from melodia.model.inputs import TokenInput
-from melodia.model.layers import NO_DROPOUT, Dropper, initialise_linear
+from melodia.model.layers import NO_DROPOUT, Dropper, Linear
 from melodia.model.stacks import Stack, build_stack
 from melodia.model.state import State
 from melodia.model.walk import LayerView, walk
@@ -32,7 +32,7 @@ class Head(nn.Module):
         self.weight = None if tied else nn.Parameter(torch.empty(vocab_size, hidden_size))
         self.bias = nn.Parameter(torch.empty(vocab_size))
         projected = tied and hidden_size != embedding_size
-        self.projection = nn.Linear(hidden_size, embedding_size, bias=False) if projected else None
+        self.projection = Linear(hidden_size, embedding_size, bias=False) if projected else None
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator) -> None:
@@ -41,7 +41,7 @@ class Head(nn.Module):
             bound = self.weight.shape[1] ** -0.5
             self.weight.uniform_(-bound, bound, generator=generator)
         if self.projection is not None:
-            initialise_linear(self.projection, generator)
+            self.projection.initialise(generator)
         self.bias.zero_()
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
@@ -77,9 +77,10 @@ class Model(nn.Module):
         self.reader: BlockReader | None = None
         summary_size = 0
         if config.kind == "bidirectional":
-            assert (
-                config.encoder and config.encoder_hidden_size and config.encoder_layers and config.block_max
-            )
+            assert config.encoder is not None
+            assert config.encoder_hidden_size is not None
+            assert config.encoder_layers is not None
+            assert config.block_max is not None
             encoder = BlockEncoder(
                 config.encoder,
                 config.embedding_size,

@@ -140,8 +140,8 @@ def from_numpy(arrays: Mapping[str, NDArray[Any]], like: State) -> State:
         array = np.asarray(arrays[name])
         if array.shape[1:] != empty.shape[1:] or array.dtype.kind != empty.dtype.kind:
             raise ValueError(
-                f"not a state of this model: part {name} is {array.dtype} {array.shape}, not {empty.dtype} of "
-                f"{('B', *empty.shape[1:])}; load it with the model that saved it"
+                f"not a state of this model: part {name} is {array.dtype} {array.shape} and should be "
+                f"{empty.dtype} {('B', *empty.shape[1:])}; load it with the model that saved it"
             )
         tensors.append(torch.from_numpy(array.copy()).to(dtype=leaf.dtype, device=leaf.device))
     if len({tensor.shape[0] for tensor in tensors}) > 1:
