@@ -1,0 +1,295 @@
+"""Cutting scores and joining them: what stands before, and what comes after."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import symusic
+from numpy.typing import NDArray
+
+from melodia.errors import ConfigError
+from melodia.midi.bars import BarTable, bar_table
+from melodia.midi.convert import seconds_of
+from melodia.midi.report import Finding, Findings
+
+__all__ = ["bar_table", "cut_score", "end_on_bar", "join", "window"]
+
+_Columns = dict[str, NDArray[np.int32]]
+
+
+def _set_notes(track: symusic.core.TrackTick, columns: _Columns) -> None:
+    """Replace the notes of a track, sorted by (time, pitch)."""
+    order = np.lexsort((columns["pitch"], columns["time"]))
+    track.notes = type(track.notes).from_numpy(
+        columns["time"][order].astype(np.int32),
+        columns["duration"][order].astype(np.int32),
+        columns["pitch"][order].astype(np.int8),
+        columns["velocity"][order].astype(np.int8),
+    )
+
+
+def cut_score(
+    score: symusic.Score,
+    *,
+    bars: int | None = None,
+    seconds: float | None = None,
+    side: Literal["start", "end"] = "start",
+) -> tuple[symusic.Score, list[Finding]]:
+    """Keep the first or the last part of a score.
+
+    Args:
+        score: in ticks.
+        bars: how many bars to keep, at least 1.
+        seconds: or how many seconds, more than 0; cut to whole bars, at least one, so that the metre stays.
+        side: keep the "start" or the "end".
+
+    Returns:
+        the part, a new score that begins at tick 0, and what the cut took from notes that lie across it.
+
+    Raises:
+        ConfigError: not exactly one of `bars` and `seconds`, or out of range.
+    """
+    if (bars is None) == (seconds is None):
+        raise ConfigError("give `bars` or `seconds`, not both and not none")
+    if side not in ("start", "end"):
+        raise ConfigError(f'`side` must be "start" or "end" (received {side!r})')
+    table = bar_table(score)
+    count = len(table)
+    if bars is not None:
+        if bars < 1:
+            raise ConfigError(f"`bars` must be at least 1 (received {bars})")
+        wanted = min(bars, count)
+    else:
+        assert seconds is not None
+        if not seconds > 0:
+            raise ConfigError(f"`seconds` must be more than 0 (received {seconds})")
+        wanted = _bars_of_seconds(score, table, seconds, side)
+    if side == "start":
+        return window(score, 0, table.line(wanted))
+    return window(score, table.line(count - wanted), table.end)
+
+
+def _bars_of_seconds(score: symusic.Score, table: BarTable, seconds: float, side: str) -> int:
+    lines = seconds_of(score, np.append(table.starts, table.end))
+    lengths = lines - lines[0] if side == "start" else (lines[-1] - lines)[::-1]
+    return min(len(table), max(1, int(np.searchsorted(lengths, seconds - 1e-9, "left"))))
+
+
+def window(score: symusic.Score, start: int, stop: int) -> tuple[symusic.Score, list[Finding]]:
+    """The music from tick `start` up to tick `stop`, moved to tick 0.
+
+    Notes that sound at `start` begin there, notes that sound at `stop` end there; tempo, metre, key and controllers are
+    those in force.
+
+    Args:
+        score: in ticks.
+        start: first tick to keep.
+        stop: tick after the last one to keep.
+
+    Returns:
+        a new score with all tracks that have notes in it, and what was cut.
+    """
+    findings = Findings()
+    part = symusic.Score(score.ticks_per_quarter)
+    for name in ("tempos", "time_signatures", "key_signatures"):
+        events = getattr(part, name)
+        for event in _in_force(list(getattr(score, name)), start, stop):
+            events.append(event)
+    for track in score.tracks:
+        columns: _Columns = track.notes.numpy()
+        begin, end = (
+            columns["time"].astype(np.int64),
+            (columns["time"] + columns["duration"]).astype(np.int64),
+        )
+        inside = (end > start) & (begin < stop)
+        if not inside.any():
+            continue
+        findings.add(
+            "repaired", "notes that sound across the cut shortened", int((inside & (begin < start)).sum())
+        )
+        findings.add("repaired", "notes shortened to end at the cut", int((inside & (end > stop)).sum()))
+        begin, end = np.maximum(begin[inside], start), np.minimum(end[inside], stop)
+        copy = symusic.Track(name=track.name, program=track.program, is_drum=track.is_drum, ttype="tick")
+        pitch, velocity = columns["pitch"][inside], columns["velocity"][inside]
+        _set_notes(
+            copy, {"time": begin - start, "duration": end - begin, "pitch": pitch, "velocity": velocity}
+        )
+        _cut_controllers(track, copy, start, stop)
+        part.tracks.append(copy)
+    return part, findings.to_list()
+
+
+def _in_force(events: list, start: int, stop: int) -> list:  # type: ignore[type-arg]
+    """Copies of the events in a window, the last one before it moved to its start."""
+    events = sorted(events, key=lambda event: event.time)
+    before = [event for event in events if event.time <= start][-1:]
+    found = []
+    for event in before + [event for event in events if start < event.time < stop]:
+        event = event.copy()
+        event.time = max(0, event.time - start)
+        found.append(event)
+    return found
+
+
+def _cut_controllers(
+    source: symusic.core.TrackTick, target: symusic.core.TrackTick, start: int, stop: int
+) -> None:
+    columns = source.controls.numpy()
+    order = np.argsort(columns["time"], kind="stable")
+    time, number, value = (columns[name][order] for name in ("time", "number", "value"))
+    early = np.flatnonzero(time <= start)
+    last = {int(number[index]): int(index) for index in early}  # the last value of each controller
+    kept = np.array(
+        sorted(last.values()) + np.flatnonzero((time > start) & (time <= stop)).tolist(), np.int64
+    )
+    moved = np.maximum(0, time[kept].astype(np.int64) - start).astype(np.int32)
+    target.controls = type(target.controls).from_numpy(
+        moved, number[kept].astype(np.uint8), value[kept].astype(np.uint8)
+    )
+    columns = source.pitch_bends.numpy()
+    order = np.argsort(columns["time"], kind="stable")
+    time, value = columns["time"][order], columns["value"][order]
+    kept = np.concatenate(
+        (np.flatnonzero(time <= start)[-1:], np.flatnonzero((time > start) & (time <= stop)))
+    )
+    moved = np.maximum(0, time[kept].astype(np.int64) - start).astype(np.int32)
+    target.pitch_bends = type(target.pitch_bends).from_numpy(moved, value[kept].astype(np.int32))
+
+
+def join(
+    seed: symusic.Score, continuation: symusic.Score, at_tick: int, *, keep_changes: bool = True
+) -> tuple[symusic.Score, list[Finding]]:
+    """Put a continuation behind a seed.
+
+    The continuation's tick 0 comes to lie at `at_tick`. Its notes go to the seed's first track of the same program (the
+    drums to the drums), or to a new track. Seed notes that begin at `at_tick` or later are dropped; those that still
+    sound go on until they end or the continuation strikes their pitch. Tempo, metre and key of the seed go on.
+
+    Args:
+        seed: what stands before; its resolution is kept.
+        continuation: what comes after.
+        at_tick: where it begins, in ticks of the seed.
+        keep_changes: take over the continuation's own changes of tempo, metre and key after its tick 0.
+
+    Returns:
+        a new score, and what was dropped or cut at the join.
+    """
+    if at_tick < 0:
+        raise ConfigError(f"`at_tick` must be at least 0 (received {at_tick})")
+    findings = Findings()
+    resolution = seed.ticks_per_quarter
+    if continuation.ticks_per_quarter != resolution:
+        continuation = continuation.resample(resolution, 1)
+    result = seed.copy()
+    _clear_after(result, at_tick, findings)
+    homes: dict[tuple[bool, int], int] = {}
+    for index, track in enumerate(result.tracks):
+        homes.setdefault((track.is_drum, 0 if track.is_drum else track.program), index)
+    for track in continuation.tracks:
+        if not len(track.notes):
+            continue
+        key = (track.is_drum, 0 if track.is_drum else track.program)
+        if key not in homes:
+            homes[key] = len(result.tracks)
+            result.tracks.append(
+                symusic.Track(name=track.name, program=track.program, is_drum=track.is_drum, ttype="tick")
+            )
+        _append(result, homes[key], track, at_tick, findings)
+    if keep_changes:
+        for name in ("tempos", "time_signatures", "key_signatures"):
+            events = getattr(result, name)
+            for event in getattr(continuation, name):
+                if event.time > 0:
+                    moved = event.copy()
+                    moved.time += at_tick
+                    events.append(moved)
+    return result, findings.to_list()
+
+
+def _clear_after(score: symusic.Score, tick: int, findings: Findings) -> None:
+    """Remove what begins at a tick or later (in place)."""
+    for name in ("tempos", "time_signatures", "key_signatures"):
+        kept = [event for event in getattr(score, name) if event.time < max(tick, 1)]
+        events = getattr(score, name)
+        events.clear()
+        for event in kept:
+            events.append(event)
+    for track in score.tracks:
+        columns = track.notes.numpy()
+        late = columns["time"] >= tick
+        if late.any():
+            findings.add("dropped", "seed notes after the join", int(late.sum()))
+            _set_notes(track, {name: values[~late] for name, values in columns.items()})
+        for name in ("controls", "pitch_bends"):
+            events = getattr(track, name)
+            columns = events.numpy()
+            if len(events) and (columns["time"] > tick).any():
+                kept = columns["time"] <= tick
+                setattr(track, name, type(events).from_numpy(*(values[kept] for values in columns.values())))
+
+
+def _append(
+    score: symusic.Score, index: int, track: symusic.core.TrackTick, at_tick: int, findings: Findings
+) -> None:
+    """Add a track's notes and controllers to a track of the score, so that no two notes of one pitch overlap."""
+    home = score.tracks[index]
+    new: _Columns = track.notes.numpy()
+    new["time"] = new["time"] + np.int32(at_tick)
+    for other in score.tracks:
+        if other.is_drum == home.is_drum and (home.is_drum or other.program == home.program):
+            _end_at_strikes(other, new, at_tick, findings)
+    old: _Columns = home.notes.numpy()
+    merged = {name: np.concatenate((old[name], new[name])) for name in old}
+    order = np.lexsort((merged["time"], merged["pitch"]))
+    merged = {name: values[order] for name, values in merged.items()}
+    same = (merged["pitch"][1:] == merged["pitch"][:-1]) & (merged["time"][1:] >= at_tick)
+    gap = np.diff(merged["time"])
+    doubled = np.concatenate((same & (gap == 0), [False]))
+    over = np.concatenate((same & (gap > 0) & (merged["duration"][:-1] > gap), [False]))
+    merged["duration"][:-1] = np.where(over[:-1], gap, merged["duration"][:-1])
+    findings.add("dropped", "notes doubled after the join", int(doubled.sum()))
+    findings.add("repaired", "overlapping notes cut after the join", int(over.sum()))
+    _set_notes(home, {name: values[~doubled] for name, values in merged.items()})
+    for name in ("controls", "pitch_bends"):
+        events, more = getattr(home, name), getattr(track, name)
+        if len(more):
+            first, second = events.numpy(), more.numpy()
+            second["time"] = second["time"] + np.int32(at_tick)
+            joined = [np.concatenate((first[key], second[key])) for key in first]
+            setattr(home, name, type(events).from_numpy(*joined))
+
+
+def _end_at_strikes(track: symusic.core.TrackTick, new: _Columns, at_tick: int, findings: Findings) -> None:
+    """End the notes of a track that sound across the join where their pitch is struck anew (in place)."""
+    columns: _Columns = track.notes.numpy()
+    end = columns["time"] + columns["duration"]
+    cut = 0
+    for place in np.flatnonzero((columns["time"] < at_tick) & (end > at_tick)).tolist():
+        strikes = new["time"][new["pitch"] == columns["pitch"][place]]
+        if len(strikes) and strikes.min() < end[place]:
+            columns["duration"][place] = strikes.min() - columns["time"][place]
+            cut += 1
+    if cut:
+        findings.add("repaired", "seed notes ended by a new strike after the join", cut)
+        _set_notes(track, columns)
+
+
+def end_on_bar(score: symusic.Score, tick: int) -> tuple[symusic.Score, list[Finding]]:
+    """End a score on the first bar line at or after a tick.
+
+    Args:
+        score: in ticks.
+        tick: where the music should end.
+
+    Returns:
+        a new score in which nothing begins or sounds after that bar line, and what was dropped and cut.
+    """
+    table = bar_table(score, max(1, tick))
+    result, found = window(score, 0, table.end)
+    findings = Findings()
+    late = sum(int((track.notes.numpy()["time"] >= table.end).sum()) for track in score.tracks)
+    findings.add("dropped", "notes after the final bar line", late)
+    for finding in found:
+        findings.add(finding.kind, "notes cut at the final bar line", finding.count)
+    return result, findings.to_list()

@@ -1,0 +1,39 @@
+"""How much of a MIDI file is taken. A value per call; no library's global is ever changed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from melodia.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds of one read. The defaults keep every file under 500 MB of memory and a few seconds.
+
+    A file over `size`, `events`, `tracks` or `notes` is refused; silence and notes that are too long are
+    shortened, music after `quarters` is cut, and the report says so.
+
+    Attributes:
+        size: bytes of the file.
+        events: events in all tracks together.
+        tracks: tracks that hold events.
+        notes: notes.
+        silence: quarter notes in which nothing sounds.
+        note: quarter notes that one note may last.
+        quarters: quarter notes in the whole piece.
+    """
+
+    size: int = 16 << 20
+    events: int = 1_000_000
+    tracks: int = 1_000
+    notes: int = 250_000
+    silence: int = 256
+    note: int = 256
+    quarters: int = 50_000
+
+    def __post_init__(self) -> None:
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            if value < 1:
+                raise ConfigError(f"Limits.{entry.name} must be at least 1 (received {value})")

@@ -1,0 +1,167 @@
+"""Reading: a MIDI file, bytes, an open file or a PrettyMIDI becomes a score and a report."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Union
+
+import symusic
+
+from melodia.errors import MidiError
+from melodia.midi.assemble import assemble
+from melodia.midi.bars import bar_count
+from melodia.midi.limits import Limits
+from melodia.midi.repair import pair_notes
+from melodia.midi.report import Findings, ReadReport
+from melodia.midi.smf import SmfEvents, parse_smf
+from melodia.midi.timeline import lay_in_sequence, read_timeline, seconds_at
+
+if TYPE_CHECKING:
+    import pretty_midi
+
+Source = Union[str, "os.PathLike[str]", bytes, bytearray, memoryview, IO[bytes], "pretty_midi.PrettyMIDI"]
+
+
+def read_score(source: Source, *, limits: Limits | None = None) -> tuple[symusic.Score, ReadReport]:
+    """Read music, repair it, and say what was done.
+
+    Args:
+        source: path, bytes, binary file object, or `pretty_midi.PrettyMIDI`.
+        limits: bounds of this read; `Limits()` if not given.
+
+    Returns:
+        the score in ticks, one track per (file track, channel, program), and the report. In the score no note is stuck,
+        without length or overlaps one of the same pitch in its track; tempo and time signature are given from tick 0.
+
+    Raises:
+        MidiError: nothing to read: one line that names the file, the fault and the remedy.
+    """
+    limits = limits or Limits()
+    if isinstance(source, (str, os.PathLike)):
+        name = show_path(source)
+        data = _read_file(Path(source), name, limits)
+    elif isinstance(source, (bytes, bytearray, memoryview)):
+        name, data = "<bytes>", bytes(source)
+    elif hasattr(source, "read"):
+        name = show_path(getattr(source, "name", "<file object>"))
+        data = source.read(limits.size + 1)
+        if not isinstance(data, bytes):
+            raise MidiError(f"{name}: is open as text; open it in binary mode ('rb')")
+    else:
+        from melodia.midi.convert import events_of_pretty_midi
+
+        findings = Findings()
+        events = events_of_pretty_midi(source, findings, limits)
+        return _finish(events, "<PrettyMIDI>", b"", findings, limits)
+    if len(data) > limits.size:
+        raise too_large(name, len(data), limits)
+    findings = Findings()
+    return _finish(parse_smf(data, name, findings, limits), name, data, findings, limits)
+
+
+def read_midi(source: Source, *, limits: Limits | None = None) -> pretty_midi.PrettyMIDI:
+    """Read music as `read_score` does, as a PrettyMIDI.
+
+    Args:
+        source: path, bytes, binary file object, or `pretty_midi.PrettyMIDI`.
+        limits: bounds of this read; `Limits()` if not given.
+
+    Returns:
+        the repaired music.
+
+    Raises:
+        MidiError: nothing to read: one line that names the file, the fault and the remedy.
+    """
+    from melodia.midi.convert import to_pretty_midi
+
+    return to_pretty_midi(read_score(source, limits=limits)[0])
+
+
+def show_path(path: object) -> str:
+    """A path as it can stand in one line."""
+    text = os.fsdecode(path) if isinstance(path, (str, bytes, os.PathLike)) else str(path)
+    return text if text.isprintable() else ascii(text)
+
+
+def too_large(name: str, size: int, limits: Limits) -> MidiError:
+    """The error for a file over the limit of size."""
+    return MidiError(
+        f"{name}: is too large for MIDI ({size / 2**20:.1f} MiB, limit {limits.size / 2**20:g} MiB); "
+        "split it, or check that it is a MIDI file at all"
+    )
+
+
+def _read_file(path: Path, name: str, limits: Limits) -> bytes:
+    try:
+        with open(path, "rb", opener=_open_without_waiting) as file:
+            status = os.fstat(file.fileno())
+            if stat.S_ISDIR(status.st_mode):
+                raise IsADirectoryError
+            if not stat.S_ISREG(status.st_mode):
+                raise MidiError(
+                    f"{name}: is a device, pipe or socket, not a file; give a Standard MIDI File (.mid)"
+                )
+            if status.st_size > limits.size:
+                raise too_large(name, status.st_size, limits)
+            return file.read(limits.size + 1)
+    except FileNotFoundError:
+        raise MidiError(f"{name}: no such file; check the path") from None
+    except IsADirectoryError:
+        raise MidiError(f"{name}: is a directory; give a MIDI file inside it") from None
+    except PermissionError:
+        raise MidiError(
+            f"{name}: may not be read (no permission); change its permissions or copy it"
+        ) from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise MidiError(f"{name}: cannot be read ({reason}); check the path and the disk") from None
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def _finish(
+    events: SmfEvents, name: str, data: bytes, findings: Findings, limits: Limits
+) -> tuple[symusic.Score, ReadReport]:
+    """From events to score and report."""
+    lay_in_sequence(events, findings)
+    timeline = read_timeline(events, findings)
+    notes = pair_notes(
+        events.track,
+        events.tick,
+        events.status,
+        events.data1,
+        events.data2,
+        ticks_per_quarter=timeline.ticks_per_quarter,
+        end_tick=int(events.track_ends.max()) if len(events.track_ends) else 0,
+        findings=findings,
+    )
+    if not len(notes):
+        raise MidiError(f"{name}: holds no notes, so there is nothing to read; give a file with notes")
+    if len(notes) > limits.notes:
+        raise MidiError(
+            f"{name}: has {len(notes):,} notes, more than the limit of {limits.notes:,}; split it into pieces"
+        )
+    score = assemble(notes, events, timeline, limits, findings)
+    end = score.end()
+    report = ReadReport(
+        path=name,
+        sha256=hashlib.sha256(data).hexdigest() if data else "",
+        size=len(data),
+        midi_format=events.midi_format,
+        ticks_per_quarter=timeline.ticks_per_quarter,
+        tracks=len(score.tracks),
+        notes=score.note_num(),
+        bars=bar_count(timeline.metres, timeline.ticks_per_quarter, end),
+        seconds=seconds_at(timeline.tempi, timeline.ticks_per_quarter, end),
+        programs=sorted({-1 if track.is_drum else track.program for track in score.tracks}),
+        tempi=[(tick, 60e6 / tempo) for tick, tempo in timeline.tempi],
+        time_signatures=timeline.metres,
+        key_signatures=timeline.keys,
+        findings=findings.to_list(),
+    )
+    return score, report

@@ -1,0 +1,415 @@
+"""A Standard MIDI File as arrays of events: tolerant, bounded, fast.
+
+How it is fast without a compiler: for every byte position NumPy computes in one go how long an event would be that
+starts there, if it is an ordinary one (a delta time, maybe a status, two data bytes). Python then only hops from event
+to event; everything that is not ordinary takes the slow path. Times, channels and data bytes are decoded by NumPy from
+the positions.
+"""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from melodia.errors import MidiError
+from melodia.midi.container import TrackChunk, next_track, read_header
+from melodia.midi.limits import Limits
+from melodia.midi.report import Findings
+
+TRACK_NAME, END_OF_TRACK, TEMPO, TIME_SIGNATURE, KEY_SIGNATURE = 0x03, 0x2F, 0x51, 0x58, 0x59
+
+_SYSTEM_DATA = {0xF1: 1, 0xF2: 2, 0xF3: 1}  # data bytes of the system messages that have any
+_RESYNC_WINDOW = 4096  # positions tried after damage
+_RESYNC_TOTAL = 200_000  # positions tried in one file
+_PAD = 16
+
+
+@dataclass(frozen=True)
+class Meta:
+    """A tempo, time signature, key signature or track name as the file has it."""
+
+    track: int
+    tick: int
+    kind: int
+    payload: bytes
+
+
+@dataclass
+class SmfEvents:
+    """Everything in a file, undecided: N channel events in file order, track by track.
+
+    Attributes:
+        midi_format: as in the header.
+        division: as in the header (negative: SMPTE).
+        track: int32 [N], index of the track; tracks without events do not count.
+        tick: int64 [N], ascending inside a track.
+        status: uint8 [N], 0x80-0xEF.
+        data1: uint8 [N]; above 127 only in damaged files.
+        data2: uint8 [N]; 0 where the event has one data byte.
+        metas: the meta events that a score can use, in file order.
+        track_ends: int64 [tracks], tick of the last event of each track.
+    """
+
+    midi_format: int
+    division: int
+    track: NDArray[np.int32]
+    tick: NDArray[np.int64]
+    status: NDArray[np.uint8]
+    data1: NDArray[np.uint8]
+    data2: NDArray[np.uint8]
+    metas: list[Meta]
+    track_ends: NDArray[np.int64]
+
+
+def parse_smf(data: bytes, name: str, findings: Findings, limits: Limits) -> SmfEvents:
+    """Read every event that can be read.
+
+    Args:
+        data: the whole file.
+        name: what to call the file in errors.
+        findings: collects what was odd.
+        limits: bounds; `events` and `tracks` are used here.
+
+    Returns:
+        the events.
+
+    Raises:
+        MidiError: no MIDI file, or over a limit.
+    """
+    header = read_header(data, name, findings)
+    parser = _Parser(data, name, findings, limits)
+    position, chunks = header.first_chunk, 0
+    while (chunk := next_track(data, position, header.end, findings)) is not None:
+        chunks += 1
+        position = parser.read_track(chunk)
+        if len(parser.bounds) - 1 > limits.tracks:
+            raise MidiError(
+                f"{name}: has more than {limits.tracks:,} tracks with events, more than any piece of music; "
+                "merge or remove tracks"
+            )
+    if chunks != header.tracks:
+        detail = f"{header.tracks:,} declared, {chunks:,} found"
+        findings.add("repaired", "wrong number of tracks in the header", detail=detail)
+    elif header.midi_format == 0 and chunks > 1:
+        findings.add("note", "format 0 with more than one track", detail=f"{chunks} tracks")
+    return parser.decode(header.midi_format, header.division)
+
+
+class _Parser:
+    """Event positions of all tracks of one file."""
+
+    def __init__(self, data: bytes, name: str, findings: Findings, limits: Limits) -> None:
+        self.data, self.name, self.findings, self.limits = data, name, findings, limits
+        self.bytes = np.frombuffer(data + bytes(_PAD), np.uint8)
+        self.lengths = _ordinary_lengths(self.bytes)
+        self.never = bytes(len(self.lengths))
+        self.positions: list[int] = []  # where each event starts, its delta time first
+        self.bounds = [0]  # positions[bounds[i]:bounds[i + 1]] is track i
+        self.metas: list[
+            tuple[int, int, int, int]
+        ] = []  # index in positions, kind, payload start, payload end
+        self.single = array("q")  # indices of events with one data byte
+        self.odd = array("q")  # index, delta and position of the status, for deltas of more than four bytes
+        self.resync_left = _RESYNC_TOTAL
+
+    def read_track(self, chunk: TrackChunk) -> int:
+        """Collect the events of a track; return where the next chunk should start."""
+        data, findings, positions = self.data, self.findings, self.positions
+        hop = positions.append
+        position, end = chunk.start, chunk.end
+        budget_end = self._budget_end(position, end)
+        lengths = self.never  # hopping table: all zeros unless running status is of two data bytes
+        running = 0  # last channel status
+        ended = cut = False
+        while position < end:
+            length = lengths[position]
+            if length:
+                hop(position)
+                position += length
+                if position >= budget_end:
+                    budget_end = self._budget_end(position, end)
+                continue
+            # The slow path: everything that is not two data bytes under a known status.
+            budget_end = self._budget_end(position, end)
+            delta, at = self._vlq(position, end)
+            if at >= end:
+                cut = True
+                break
+            status = data[at]
+            if at - position > 4:
+                delta = self._long_delta(delta, position)
+                self.odd.extend((len(positions), delta, at))
+            if status < 0xF0:
+                first = at + (status >= 0x80)
+                now = status if status >= 0x80 else running
+                if not now:
+                    position = self._damage(position, end, "data bytes without a status skipped")
+                    continue
+                count = 1 if 0xC0 <= now < 0xE0 else 2
+                if first + count > end:
+                    cut = True
+                    break
+                if max(data[first : first + count]) >= 0x80:
+                    if not self._follows(first + count, end, 4):
+                        position = self._damage(position, end, "damaged event skipped")
+                        continue
+                    findings.add("repaired", "data byte above 127", detail=f"byte {first}")
+                if count == 1:
+                    self.single.append(len(positions))
+                hop(position)
+                running = now
+                lengths = self.never if count == 1 else self.lengths
+                position = first + count
+            elif status in (0xFF, 0xF0, 0xF7):
+                kind = data[at + 1] if status == 0xFF and at + 1 < end else -1
+                size, start = self._vlq(at + 1 + (status == 0xFF), end)
+                if start + size > end:
+                    if kind != END_OF_TRACK:
+                        word = "meta event" if status == 0xFF else "system exclusive message"
+                        position = self._overrun(position, at, end, f"{word} longer than its track")
+                        continue
+                    start, size = min(start, end), 0
+                elif status == 0xF0 and size and data[start + size - 1] != 0xF7:
+                    size = self._sysex_size(start, size, end)
+                self.metas.append((len(positions), kind, start, start + size))
+                hop(position)
+                position = start + size
+                if kind == END_OF_TRACK:
+                    ended = True
+                    if position >= end or not chunk.trusted or data[position : position + 4] == b"MTrk":
+                        break
+                    if not self._follows(position, end, 3, explicit=True):
+                        findings.add("note", "bytes after the end of a track skipped", end - position)
+                        break
+                    findings.add("repaired", "events after the end of a track read")
+            else:
+                findings.add("repaired", "system message inside a track skipped")
+                hop(position)
+                position = at + 1 + _SYSTEM_DATA.get(status, 0)
+        if position > end:  # the last event took bytes that are not its own
+            cut = True
+            positions.pop()
+            while self.metas and self.metas[-1][0] >= len(positions):
+                self.metas.pop()
+        return self._close(chunk, position, ended, cut)
+
+    def _close(self, chunk: TrackChunk, position: int, ended: bool, cut: bool) -> int:
+        """Say what was wrong with the track's end; return where the next chunk should start."""
+        if cut:
+            self.findings.add("dropped", "event cut off at the end of its track", detail=f"byte {chunk.end}")
+        if len(self.positions) > self.bounds[-1]:
+            self.bounds.append(len(self.positions))
+        if not ended:
+            missing = chunk.declared_end - len(self.data)
+            if missing > 0 and (cut or missing < 1 << 24):
+                self.findings.add(
+                    "dropped", "file cut off inside a track", detail=f"{missing:,} bytes missing"
+                )
+            else:
+                self.findings.add("repaired", "track without an end mark")
+            return chunk.end
+        if chunk.trusted and self.data[position : position + 4] != b"MTrk":
+            return chunk.end
+        if position != chunk.declared_end:
+            detail = f"{chunk.declared_end - chunk.start:,} bytes declared, {position - chunk.start:,} found"
+            self.findings.add("repaired", "wrong track length", detail=detail)
+        return position
+
+    def _budget_end(self, position: int, end: int) -> int:
+        """A position before which the limit on events cannot be passed, because an event has three bytes or more."""
+        left = self.limits.events - len(self.positions)
+        if left <= 0:
+            raise MidiError(
+                f"{self.name}: has more than {self.limits.events:,} events; split it into pieces, or thin out its "
+                "controllers"
+            )
+        return min(end, position + 3 * left)
+
+    # -- damage --------------------------------------------------------------------------------------------------
+
+    def _vlq(self, position: int, end: int) -> tuple[int, int]:
+        """A variable-length number of up to ten bytes and the position after it."""
+        data, value = self.data, 0
+        for at in range(position, min(position + 10, end)):
+            byte = data[at]
+            value = value << 7 | (byte & 0x7F)
+            if byte < 0x80:
+                return value, at + 1
+        return value, min(position + 10, end)
+
+    def _long_delta(self, delta: int, position: int) -> int:
+        """What a delta time of more than four bytes is taken for: a negative one for none."""
+        if delta < 1 << 31:
+            self.findings.add("repaired", "delta time of more than four bytes", detail=f"byte {position}")
+            return delta
+        self.findings.add("repaired", "negative delta time taken as 0", detail=f"byte {position}")
+        return 0
+
+    def _follows(self, position: int, end: int, count: int, explicit: bool = False) -> bool:
+        """Whether `count` undamaged events (or the end) follow, the first with its own status if `explicit`."""
+        data, lengths = self.data, self.lengths
+        while count:
+            if position >= end:
+                return position == end
+            length = lengths[position]
+            if not length or explicit:
+                _, at = self._vlq(position, end)
+                if at + 1 >= end or at - position > 4 or (explicit and data[at] < 0x80):
+                    return False
+                status = data[at]
+                if not length:
+                    if 0xC0 <= status < 0xE0 and data[at + 1] < 0x80:
+                        length = at + 2 - position
+                    elif status in (0xFF, 0xF0, 0xF7):
+                        size, start = self._vlq(at + 1 + (status == 0xFF), end)
+                        if start + size > end:
+                            return False
+                        if status == 0xFF and data[at + 1] == END_OF_TRACK:
+                            return size == 0
+                        if status == 0xFF and data[at + 1] >= 0x80:
+                            return False
+                        length = start + size - position
+                    else:
+                        return False
+            explicit = False
+            position += length
+            count -= 1
+        return position <= end
+
+    def _damage(self, position: int, end: int, what: str) -> int:
+        """Look for the next place at which the track can be read again."""
+        stop = min(end, position + _RESYNC_WINDOW, position + 1 + self.resync_left)
+        for start in range(position + 1, stop):
+            if self._follows(start, end, 5, explicit=True):
+                self.resync_left -= start - position
+                self.findings.add("dropped", what, detail=f"{start - position} bytes at byte {position}")
+                return start
+        self.resync_left -= max(0, stop - position - 1)
+        detail = f"{end - position:,} bytes from byte {position}"
+        self.findings.add("dropped", "rest of a damaged track", detail=detail)
+        return end
+
+    def _overrun(self, position: int, at: int, end: int, what: str) -> int:
+        """Get over a message whose length leads out of the track."""
+        if self.data[at] == 0xF0:
+            mark = self.data.find(b"\xf7", at + 1, end)
+            if mark >= 0 and self._follows(mark + 1, end, 3):
+                self.findings.add("dropped", what, detail=f"byte {at}")
+                return mark + 1
+        return self._damage(position, end, what)
+
+    def _sysex_size(self, start: int, size: int, end: int) -> int:
+        """Size of a system exclusive message that does not end as it should."""
+        if not self._follows(start + size, end, 3):
+            mark = self.data.find(b"\xf7", start, end)
+            if mark >= 0 and self._follows(mark + 1, end, 3):
+                self.findings.add(
+                    "repaired", "wrong length of a system exclusive message", detail=f"byte {start}"
+                )
+                return mark + 1 - start
+        self.findings.add("note", "system exclusive message without an end mark", detail=f"byte {start}")
+        return size
+
+    # -- decoding ------------------------------------------------------------------------------------------------
+
+    def decode(self, midi_format: int, division: int) -> SmfEvents:
+        """Turn the collected positions into arrays."""
+        content = self.bytes
+        place = np.array(self.positions, np.int64)
+        sizes = np.diff(np.array(self.bounds))
+        byte = content[place]
+        delta = (byte & 0x7F).astype(np.int64)
+        at = place + 1  # becomes the position of the status
+        more = np.flatnonzero(byte >= 0x80)
+        for _ in range(3):
+            if not len(more):
+                break
+            byte = content[at[more]]
+            delta[more] = delta[more] << 7 | (byte & 0x7F)
+            at[more] += 1
+            more = more[byte >= 0x80]
+        if self.odd:
+            odd = np.array(self.odd, np.int64).reshape(-1, 3)
+            odd = odd[odd[:, 0] < len(place)]
+            delta[odd[:, 0]], at[odd[:, 0]] = odd[:, 1], odd[:, 2]
+        total = np.cumsum(delta)
+        firsts = np.array(self.bounds[:-1], np.int64)
+        before = (total - delta)[firsts]  # time that passed in the tracks before
+        tick = total - np.repeat(before, sizes)
+        track = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
+
+        raw = content[at]
+        explicit = (raw >= 0x80) & (raw < 0xF0)
+        channel = raw < 0xF0
+        last = np.maximum.accumulate(np.where(explicit, np.arange(len(raw)), 0)) if len(raw) else place
+        first = at + explicit
+        data2 = content[first + 1].copy()
+        if self.single:
+            data2[np.array(self.single, np.int64)] = 0
+        after_meta = channel[1:] & ~explicit[1:] & ~channel[:-1]
+        self.findings.add("note", "running status kept after a meta event", int(after_meta.sum()))
+        return SmfEvents(
+            midi_format=midi_format,
+            division=division,
+            track=track[channel],
+            tick=tick[channel],
+            status=raw[last][channel],
+            data1=content[first][channel],
+            data2=data2[channel],
+            metas=self._metas(track, tick),
+            track_ends=tick[np.array(self.bounds[1:], np.int64) - 1],
+        )
+
+    def _metas(self, track: NDArray[np.int32], tick: NDArray[np.int64]) -> list[Meta]:
+        """The meta events that a score can use; the others are counted."""
+        found: list[Meta] = []
+        text = other = exclusive = 0
+        for index, kind, start, stop in self.metas:
+            if kind in (TRACK_NAME, TEMPO, TIME_SIGNATURE, KEY_SIGNATURE):
+                payload = self.data[start : min(stop, start + 256)]
+                found.append(Meta(int(track[index]), int(tick[index]), kind, payload))
+            elif kind < 0:
+                exclusive += 1
+            elif kind < 0x10:
+                text += 1
+            elif kind != END_OF_TRACK:
+                other += 1
+        self.findings.add("not carried", "texts, lyrics and markers", text)
+        self.findings.add("not carried", "system exclusive messages", exclusive)
+        self.findings.add("not carried", "other meta events", other)
+        return found
+
+
+def _ordinary_lengths(content: NDArray[np.uint8]) -> bytes:
+    """Length in bytes of the event that would start at each position, 0 where it would not be an ordinary one.
+
+    Args:
+        content: uint8 [N], the file and padding.
+
+    Returns:
+        N bytes. An ordinary event is a delta time of up to four bytes, a status of two data bytes or none (running
+        status), and two data bytes.
+    """
+    size = len(content)
+    low = content < 0x80
+    two = low.copy()
+    two[:-1] &= low[1:]
+    two[-1] = False  # two data bytes stand here
+    status = ~low & ((content < 0xC0) | ((content >> 4) == 0xE))
+    status[:-1] &= two[1:]
+    status[-1] = False
+    body = np.zeros(size, np.uint8)  # length without the delta time
+    body[two] = 2
+    body[status] = 3
+    lengths = np.zeros(size, np.uint8)
+    lengths[:-1] = np.where(low[:-1] & (body[1:] > 0), body[1:] + 1, 0)
+    longer = lengths
+    for _ in range(3):
+        previous = longer
+        longer = np.zeros(size, np.uint8)
+        longer[:-1] = np.where(~low[:-1] & (previous[1:] > 0), previous[1:] + 1, 0)
+        lengths = lengths | longer
+    return lengths.tobytes()

@@ -1,0 +1,202 @@
+"""Writing: a score or a PrettyMIDI becomes a file, all of it or nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import secrets
+from pathlib import Path
+from typing import TYPE_CHECKING, Union
+
+import symusic
+
+from melodia.errors import MidiError
+from melodia.midi.bars import metres_of
+from melodia.midi.convert import tempi_of
+
+if TYPE_CHECKING:
+    import pretty_midi
+
+_CHANNELS = [channel for channel in range(16) if channel != 9]
+_META, _NOTE_OFF, _PROGRAM, _CONTROL, _NOTE_ON = range(5)  # order at one tick
+
+
+def write_midi(
+    midi: Union[symusic.Score, pretty_midi.PrettyMIDI], path: str | os.PathLike[str], *, force: bool = False
+) -> Path:
+    """Write a MIDI file (format 1).
+
+    The file appears whole or not at all: it is written under another name in the same folder, flushed to the disk and
+    renamed.
+
+    Args:
+        midi: what to write.
+        path: where.
+        force: replace a file that is there.
+
+    Returns:
+        the path.
+
+    Raises:
+        MidiError: the file is there already (without `force`), or cannot be written; an old file stays as it was.
+    """
+    path = Path(path)
+    name = str(path) if str(path).isprintable() else ascii(str(path))
+    if path.is_dir():
+        raise MidiError(f"{name}: is a directory; give a file name for the MIDI file")
+    if not force and os.path.lexists(path):
+        raise MidiError(f"{name}: is there already; choose another name or force the replacement")
+    data = midi_bytes(midi)
+    temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(4)}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        if force:
+            os.replace(temporary, path)
+        else:
+            _rename_to_new(temporary, path, name)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise MidiError(
+            f"{name}: cannot be written ({reason}); check the folder, its permissions and the space on the disk"
+        ) from None
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+    _sync_folder(path.parent)
+    return path
+
+
+def _rename_to_new(temporary: Path, path: Path, name: str) -> None:
+    """Rename without replacing, even if the file appeared a moment ago."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise MidiError(f"{name}: is there already; choose another name or force the replacement") from None
+    except OSError:  # a file system without links
+        os.replace(temporary, path)
+
+
+def _sync_folder(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def midi_bytes(midi: Union[symusic.Score, pretty_midi.PrettyMIDI]) -> bytes:
+    """The bytes of a MIDI file (format 1).
+
+    A score is written with its own ticks; the same score gives the same bytes. Up to 15 melodic tracks get a channel of
+    their own, more of them share the channel of their program as far as channels last.
+
+    Args:
+        midi: a score in ticks or a PrettyMIDI.
+
+    Returns:
+        the file.
+
+    Raises:
+        MidiError: it holds values that cannot stand in a MIDI file.
+    """
+    if hasattr(midi, "instruments"):
+        buffer = io.BytesIO()
+        try:
+            midi.write(buffer)
+        except Exception as error:  # PrettyMIDI checks nothing before it writes
+            raise MidiError(
+                f"this PrettyMIDI cannot be written as MIDI ({error}); repair its values"
+            ) from error
+        return buffer.getvalue()
+    if not hasattr(midi, "ticks_per_quarter"):
+        raise MidiError(
+            f"MIDI is written from a score or a PrettyMIDI, not from {type(midi).__name__}; convert it"
+        )
+    tracks = [_conductor(midi)]
+    tracks += [
+        _track(part, channel) for part, channel in zip(midi.tracks, _assign_channels(midi), strict=True)
+    ]
+    resolution = midi.ticks_per_quarter
+    if not 1 <= resolution <= 32767:
+        raise MidiError(
+            f"a MIDI file has 1 to 32767 ticks per quarter (received {resolution}); resample the score"
+        )
+    header = (
+        b"MThd"
+        + (6).to_bytes(4, "big")
+        + b"".join(value.to_bytes(2, "big") for value in (1, len(tracks), resolution))
+    )
+    return header + b"".join(b"MTrk" + len(track).to_bytes(4, "big") + track for track in tracks)
+
+
+def _assign_channels(score: symusic.Score) -> list[int]:
+    melodic = [index for index, track in enumerate(score.tracks) if not track.is_drum]
+    channels = [9] * len(score.tracks)
+    if len(melodic) <= len(_CHANNELS):
+        for channel, index in zip(_CHANNELS, melodic, strict=False):
+            channels[index] = channel
+        return channels
+    of_program: dict[int, int] = {}
+    for index in melodic:
+        program = score.tracks[index].program
+        if program not in of_program:
+            of_program[program] = _CHANNELS[len(of_program) % len(_CHANNELS)]
+        channels[index] = of_program[program]
+    return channels
+
+
+def _conductor(score: symusic.Score) -> bytes:
+    events: list[tuple[int, int, int, bytes]] = []
+    for tick, tempo in tempi_of(score):
+        events.append((tick, _META, 0, b"\xff\x51\x03" + min(tempo, 0xFFFFFF).to_bytes(3, "big")))
+    for tick, top, bottom in metres_of(score):
+        power = bottom.bit_length() - 1
+        events.append((tick, _META, 1, bytes([0xFF, 0x58, 4, top, power, 24, 8])))
+    for key in score.key_signatures:
+        events.append((key.time, _META, 2, bytes([0xFF, 0x59, 2, key.key & 0xFF, key.tonality])))
+    return _encode(events)
+
+
+def _track(track: symusic.core.TrackTick, channel: int) -> bytes:
+    events: list[tuple[int, int, int, bytes]] = []
+    if track.name:
+        text = track.name.encode("utf-8", "replace")[:127]
+        events.append((0, _META, 0, bytes([0xFF, 0x03, len(text)]) + text))
+    events.append((0, _PROGRAM, 0, bytes([0xC0 | channel, track.program])))
+    columns = track.controls.numpy()
+    for tick, number, value in zip(
+        *(columns[name].tolist() for name in ("time", "number", "value")), strict=True
+    ):
+        events.append((tick, _CONTROL, number, bytes([0xB0 | channel, number, value])))
+    columns = track.pitch_bends.numpy()
+    for tick, value in zip(columns["time"].tolist(), columns["value"].tolist(), strict=True):
+        value = min(max(value, -8192), 8191) + 8192
+        events.append((tick, _CONTROL, 128, bytes([0xE0 | channel, value & 0x7F, value >> 7])))
+    columns = track.notes.numpy()
+    names = ("time", "duration", "pitch", "velocity")
+    for tick, length, pitch, velocity in zip(*(columns[name].tolist() for name in names), strict=True):
+        events.append((tick, _NOTE_ON, pitch, bytes([0x90 | channel, pitch, max(1, velocity)])))
+        events.append((tick + max(1, length), _NOTE_OFF, pitch, bytes([0x80 | channel, pitch, 0])))
+    return _encode(events)
+
+
+def _encode(events: list[tuple[int, int, int, bytes]]) -> bytes:
+    """Events (tick, order, order, message) as the content of a track chunk."""
+    out = bytearray()
+    now = 0
+    for tick, _, _, message in sorted(events):
+        delta, now = tick - now, tick
+        if delta < 0x80:
+            out.append(delta)
+        else:
+            groups = [delta & 0x7F]
+            while delta := delta >> 7:
+                groups.append(delta & 0x7F | 0x80)
+            out += bytes(reversed(groups))
+        out += message
+    return bytes(out + b"\x00\xff\x2f\x00")
