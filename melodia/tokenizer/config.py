@@ -1,0 +1,102 @@
+"""What a tokenizer writes: the scheme, the grid, the numbers of velocities and tempi."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from melodia.errors import ConfigError
+
+SCHEMES = ("REMI", "TSD", "MIDILike", "Structured", "PerTok")
+
+METRES: dict[int, tuple[int, ...]] = {4: tuple(range(1, 13)), 8: tuple(range(1, 13)), 16: (1, 3, 5, 7, 9, 11)}
+"""Denominator -> the numerators that a TimeSig token exists for. Other metres are rewritten (see `grid`)."""
+
+PITCHES = (0, 127)
+DRUMS = (21, 88)
+"""First and last pitch of Pitch and of PitchDrum tokens."""
+
+TEMPO_RANGE = (24, 288)
+"""Slowest and fastest tempo in quarter notes a minute."""
+
+MICRO_STEPS = 3
+"""PerTok: a note may lie this many eighths of a grid unit before or behind its grid point."""
+
+MICRO_RESOLUTION = 8
+"""PerTok: ticks in a grid unit."""
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """Everything a tokenizer depends on; it is saved with the tokenizer.
+
+    Attributes:
+        scheme: one of `SCHEMES`.
+        positions_per_beat: grid units in a beat, 12 or 24. A beat is the unit that the metre's denominator names
+            (in 6/8 an eighth note), for Structured and PerTok always a quarter note.
+        velocities: number of velocity levels, 1 to 127.
+        tempi: number of tempo levels, spaced evenly by ratio over `TEMPO_RANGE`.
+        bpe_vocab_size: size of the vocabulary after byte pair encoding, or None for none.
+
+    Raises:
+        ConfigError: a value lies outside its limits.
+    """
+
+    scheme: str = "REMI"
+    positions_per_beat: int = 12
+    velocities: int = 32
+    tempi: int = 64
+    bpe_vocab_size: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.scheme not in SCHEMES:
+            raise ConfigError(f"scheme must be one of {', '.join(SCHEMES)} (received {self.scheme!r})")
+        if self.positions_per_beat not in (12, 24):
+            raise ConfigError(f"positions_per_beat must be 12 or 24 (received {self.positions_per_beat!r})")
+        if not 1 <= self.velocities <= 127:
+            raise ConfigError(f"velocities must be within 1 and 127 (received {self.velocities!r})")
+        if not 2 <= self.tempi <= 256:
+            raise ConfigError(f"tempi must be within 2 and 256 (received {self.tempi!r})")
+        if self.bpe_vocab_size is not None and not 1 <= self.bpe_vocab_size <= 65535:
+            raise ConfigError(f"bpe_vocab_size must be within 1 and 65535 (received {self.bpe_vocab_size!r})")
+
+    @property
+    def beat_resolution(self) -> dict[tuple[int, int], int]:
+        """Durations: (first beat, end beat) -> units a beat; the last end is the longest note, in beats."""
+        if self.scheme == "Structured":  # its time shifts share the table and cannot be chained
+            return {(0, 16): self.positions_per_beat}
+        return {(0, 4): self.positions_per_beat, (4, 12): 4, (12, 32): 1}
+
+    @property
+    def carries_metre(self) -> bool:
+        """Whether time signatures and tempi are written."""
+        return self.scheme != "Structured"
+
+    @property
+    def ticks_per_quarter(self) -> int:
+        """Grid ticks in a quarter note: every grid unit of every metre is a whole number of them."""
+        if self.scheme == "Structured":
+            return self.positions_per_beat
+        if self.scheme == "PerTok":
+            return self.positions_per_beat * MICRO_RESOLUTION
+        return self.positions_per_beat * max(METRES) // 4
+
+    def unit(self, denominator: int) -> int:
+        """Ticks in a grid unit under a metre of this denominator."""
+        if self.scheme in ("Structured", "PerTok"):
+            return self.ticks_per_quarter // self.positions_per_beat
+        return max(METRES) // denominator
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready copy."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> TokenizerConfig:
+        """The inverse of `to_dict`; raises ConfigError on unknown or missing fields."""
+        names = {item.name for item in fields(cls)}
+        if not isinstance(data, dict) or set(data) != names:
+            raise ConfigError(
+                f"a tokenizer config has the fields {', '.join(sorted(names))} (received {data!r})"
+            )
+        return cls(**data)
