@@ -1,8 +1,9 @@
-"""What the automaton knows beside the tokens: place in the bar, bars left, the same place a bar ago. NumPy only.
+"""What stands beside the tokens: place in the bar, bars left, the same place a bar ago. NumPy only.
 
-A side input is a small integer per step that a model adds to its input as one more embedding row. Row t is computed
-from the tokens up to t (and from what the caller says of the whole piece), so it is known when token t + 1 is
-predicted. Two forms give the same numbers: `side_inputs` for a whole piece at once, `SideInputTracker` token by token.
+A side input is a small integer per step that a model adds to its input as one more embedding row. Row t is
+computed from the tokens up to t (and from what the caller says of the whole piece), so it is known when
+token t + 1 is predicted. Two forms give the same numbers: `side_inputs` for a whole piece at once,
+`SideInputTracker` token by token.
 Letters: T = tokens, S = side inputs, V = vocabulary size.
 
 They are defined for sequences that the grammar accepts, from their beginning, with or without BOS.
@@ -33,10 +34,11 @@ class SideInputSpec:
     Attributes:
         name: "position": place in the bar, in grid units;
             "bars_left": 0 if the length is not given, else how many bars are left with this one;
-            "lookback1", "lookback2": 1 + the token that came next at the same place one (two) bars ago, 0 if the
-            bar had no such place. A place is a position and how many tokens stood there already;
+            "lookback1", "lookback2": 1 + the token that came next at the same place one (two) bars ago, 0 if
+            that bar had no such place. A place is a position and how many tokens stood there already;
             "density": 0 if not given, else the piece's notes a bar as a bucket, 1 to 8.
-        size: values lie in 0 to size - 1; larger ones are clipped ("position", "bars_left"). Lookbacks need V + 1.
+        size: values lie in 0 to size - 1; larger ones are clipped ("position", "bars_left"). Lookbacks need
+            V + 1.
 
     Raises:
         ConfigError: an unknown name, or a size that is too small.
@@ -125,7 +127,7 @@ def _lookback(
 def bars_and_positions(
     vocabulary: Vocabulary, ids: NDArray[np.integer[Any]]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The bar (-1 before the first) and the place in it, in grid units, that each token leads to: two int64 [T]."""
+    """The bar (-1 before the first) and the place in it (grid units) behind each token: two int64 [T]."""
     tokens = np.asarray(ids, dtype=np.int64).reshape(-1)
     if not vocabulary.expansions:
         return _follow(compile_tables(vocabulary), tokens)

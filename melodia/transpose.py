@@ -13,8 +13,8 @@ _MELODIC = ("Pitch", "NoteOn", "NoteOff")
 def transposition_permutation(vocabulary: Vocabulary, semitones: int) -> NDArray[np.int32]:
     """What each token becomes when the music is moved by some semitones: int32 [V].
 
-    Drums, and all tokens without a pitch, stay. A pitch that would leave the vocabulary, and a BPE token whose
-    transposed form does not exist, becomes -1.
+    Drums, and all tokens without a pitch, stay. A pitch that would leave the vocabulary, and a BPE token
+    whose transposed form does not exist, becomes -1.
 
     >>> from melodia.tokenizer import Tokenizer
     >>> vocabulary = Tokenizer().vocabulary

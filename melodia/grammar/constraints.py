@@ -14,10 +14,12 @@ class Constraints:
 
     Attributes:
         programs: General MIDI programs that may play (0 to 127, -1 for the drums); None for all.
-        pitch_range: lowest and highest pitch of melodic notes, both allowed; None for all. Drums are not concerned.
+        pitch_range: lowest and highest pitch of melodic notes, both allowed; None for all. Drums are not
+            concerned.
         time_signatures: metres that may be written, such as ("3/4", "6/8"); None for all.
         allow_metre_changes: whether the metre may change once there is one.
-        allow_tempo_changes: whether Tempo tokens may come once there has been one; with `allow_tempo` False none may.
+        allow_tempo_changes: whether Tempo tokens may come once there has been one; with `allow_tempo` False
+            none may.
         allow_tempo: whether Tempo tokens may come at all.
         max_polyphony: most notes that may sound at once, all programs together; None for no limit.
         min_bars: EOS is forbidden before this many bars have been begun.

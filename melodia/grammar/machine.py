@@ -1,7 +1,7 @@
 """The grammar machine: a mask over the vocabulary in every state, and the step from state to state.
 
-The machine is small on purpose, because it is written once more for C++ and CUDA: flat tables (`Tables`, a matrix of
-which type may follow which) and a few registers (`GrammarState`). V = vocabulary size.
+The machine is small on purpose, because it is written once more for C++ and CUDA: flat tables (`Tables`, a
+matrix of which type may follow which) and a few registers (`GrammarState`). V = vocabulary size.
 """
 
 from __future__ import annotations
@@ -13,40 +13,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from melodia.errors import GrammarError
+from melodia.grammar.compiled import (
+    F_BAR,
+    F_EOS,
+    F_METRE,
+    F_MICRO,
+    F_NOTE,
+    F_POSITION,
+    F_PROGRAM,
+    F_SHIFT,
+    F_TEMPO,
+    Compiled,
+    Node,
+)
 from melodia.grammar.constraints import Constraints
 from melodia.grammar.state import FREE, NONE, GrammarState
-from melodia.grammar.tables import Op, Tables, compile_tables
+from melodia.grammar.tables import Op
 from melodia.vocabulary import Vocabulary
 
-_F_NOTE, _F_PROGRAM, _F_POSITION, _F_TEMPO, _F_BAR, _F_EOS, _F_METRE, _F_SHIFT, _F_MICRO = (
-    1 << i for i in range(9)
-)
-_FLAG_OF = {
-    Op.PITCH: _F_NOTE,
-    Op.DRUM: _F_NOTE,
-    Op.NOTE_OFF: _F_NOTE,
-    Op.DRUM_OFF: _F_NOTE,
-    Op.PROGRAM: _F_PROGRAM,
-    Op.POSITION: _F_POSITION,
-    Op.TEMPO: _F_TEMPO,
-    Op.BAR: _F_BAR,
-    Op.EOS: _F_EOS,
-    Op.TIME_SIGNATURE: _F_METRE,
-    Op.TIME_SHIFT: _F_SHIFT,
-    Op.MICRO: _F_MICRO,
-}
 _PRUNE = 32
 """So many ends of notes are kept before the past ones are dropped."""
 
 
-class Grammar:
+class Grammar(Compiled):
     """Which token may follow. Made by `Grammar.compile`; it holds no state of a sequence.
-
-    Attributes:
-        vocabulary, constraints, tables: what it was compiled from.
-        types: the token types; `type_of` int32 [V] points into it.
-        successors: bool [types, types], whether a type may follow another.
-        allowed: bool [V], what the constraints leave.
 
     >>> from melodia.tokenizer import Tokenizer, TokenizerConfig
     >>> vocabulary = Tokenizer(TokenizerConfig()).vocabulary
@@ -57,33 +47,6 @@ class Grammar:
     ['TimeSig_3/4']
     """
 
-    def __init__(self, vocabulary: Vocabulary, constraints: Constraints) -> None:
-        self.vocabulary = vocabulary
-        self.constraints = constraints
-        self.tables: Tables = compile_tables(vocabulary)
-        kinds = [kind for kind in dict.fromkeys(vocabulary.types) if kind != "BPE"]
-        self.types: tuple[str, ...] = tuple(kinds)
-        number = {kind: i for i, kind in enumerate(kinds)}
-        self.type_of = np.array([number.get(kind, -1) for kind in vocabulary.types], dtype=np.int32)
-        self.successors = np.zeros((len(kinds), len(kinds)), dtype=bool)
-        for kind, after in vocabulary.graph.items():
-            for follower in after:
-                if kind in number and follower in number:
-                    self.successors[number[kind], number[follower]] = True
-        self.allowed = self._static_mask()
-        self._kinds: list[int] = self.type_of.tolist()
-        self._bos, self._eos = number["BOS"], number["EOS"]
-        self._slice = {op: self._range(op) for op in Op}
-        self._program_token = {self.tables.values[i]: i for i in self._ids(Op.PROGRAM)}
-        self._programs = [p for p, i in self._program_token.items() if self.allowed[i]]
-        self._shifts = [self.tables.values[i] for i in self._ids(Op.TIME_SHIFT)]
-        self._micros = [self.tables.values[i] for i in self._ids(Op.MICRO)]
-        self._reach = max(self._micros, default=0)
-        self._longest = max(self._shifts, default=0) * self.tables.default_unit
-        self._prepare_notes()
-        self._prepare_masks()
-        self._trie = _trie(vocabulary.expansions)
-
     @classmethod
     def compile(cls, vocabulary: Vocabulary, constraints: Constraints | None = None) -> Grammar:
         """The grammar of a vocabulary under constraints.
@@ -92,99 +55,6 @@ class Grammar:
             GrammarError: the constraints leave nothing to say, or the vocabulary is not melodia's.
         """
         return cls(vocabulary, constraints if constraints is not None else Constraints())
-
-    # -- compiling -----------------------------------------------------------------------------------------------
-
-    def _ids(self, *ops: Op) -> list[int]:
-        return [i for i, op in enumerate(self.tables.ops) if op in ops]
-
-    def _range(self, op: Op) -> tuple[int, int, int]:
-        """First id, end id and first value of an operation whose ids stand in a row, values ascending."""
-        ids = self._ids(op)
-        if not ids:
-            return 0, 0, 0
-        if op in (Op.PITCH, Op.DRUM, Op.NOTE_OFF, Op.DRUM_OFF, Op.POSITION):
-            values = [self.tables.values[i] for i in ids]
-            if values != list(range(values[0], values[0] + len(ids))):
-                raise GrammarError(
-                    "the vocabulary's pitches or positions are not in a row; use one melodia made"
-                )
-        if op != Op.BPE and ids != list(range(ids[0], ids[0] + len(ids))):
-            raise GrammarError("the vocabulary's tokens of one type are not in a row; use one melodia made")
-        return ids[0], ids[-1] + 1, self.tables.values[ids[0]]
-
-    def _static_mask(self) -> NDArray[np.bool_]:
-        """What the constraints allow wherever it stands, bool [V]."""
-        limits, tables, vocabulary = self.constraints, self.tables, self.vocabulary
-        programs = None if limits.programs is None else set(limits.programs)
-        metres = limits.time_signatures
-        if metres is not None and tables.metres:
-            known = {vocabulary.value(i) for i in tables.metres}
-            unknown = [metre for metre in metres if metre not in known]
-            if unknown:
-                raise GrammarError(
-                    f"no token for the time signature {unknown[0]}; there are {', '.join(sorted(known))}"
-                )
-        low, high = limits.pitch_range or (0, 127)
-        allowed = np.ones(vocabulary.size, dtype=bool)
-        for i, (op, value) in enumerate(zip(tables.ops, tables.values, strict=True)):
-            if op in (Op.PAD, Op.BOS, Op.BPE):
-                allowed[i] = False
-            elif op == Op.EOS:
-                allowed[i] = limits.allow_eos
-            elif op == Op.TIME_SIGNATURE and metres is not None:
-                allowed[i] = vocabulary.value(i) in metres
-            elif op == Op.TEMPO:
-                allowed[i] = limits.allow_tempo
-            elif op == Op.PROGRAM and programs is not None:
-                allowed[i] = value in programs
-            elif op in (Op.PITCH, Op.NOTE_OFF):
-                allowed[i] = low <= value <= high and (programs is None or any(p >= 0 for p in programs))
-            elif op in (Op.DRUM, Op.DRUM_OFF):
-                allowed[i] = programs is None or -1 in programs
-        return allowed
-
-    def _prepare_notes(self) -> None:
-        """Which pitches each kind of program may play, and how many."""
-        self._notes: dict[bool, tuple[tuple[int, int, int], tuple[int, int, int]]] = {
-            False: (self._slice[Op.PITCH], self._slice[Op.NOTE_OFF]),
-            True: (self._slice[Op.DRUM], self._slice[Op.DRUM_OFF]),
-        }
-        self._playable: dict[bool, NDArray[np.bool_]] = {}
-        for drum, ((first, end, low), _) in self._notes.items():
-            playable = np.zeros(128, dtype=bool)
-            playable[low : low + end - first] = self.allowed[first:end]
-            self._playable[drum] = playable
-        room = [int(self._playable[p < 0].sum()) for p in self._programs]
-        if not room or not min(room):
-            raise GrammarError(
-                "the constraints leave no program with a pitch to play; allow more programs or pitches"
-            )
-        limit = self.constraints.max_polyphony
-        self._least_room = min(room)
-        self._roomy = sum(room) if limit is None else min(sum(room), limit)
-
-    def _prepare_masks(self) -> None:
-        """Per type and kind of program (none yet, melodic, drums) what may follow, bool [types, 3, V]."""
-        ops = np.array(self.tables.ops)
-        melodic = (ops == Op.PITCH) | (ops == Op.NOTE_OFF)
-        drums = (ops == Op.DRUM) | (ops == Op.DRUM_OFF)
-        known = self.type_of >= 0
-        self._base: list[tuple[NDArray[np.bool_], ...]] = []
-        self._follow: list[int] = []
-        for kind in range(len(self.types)):
-            after = np.zeros(self.vocabulary.size, dtype=bool)
-            after[known] = self.successors[kind][self.type_of[known]]
-            after &= self.allowed
-            self._base.append((after & ~melodic & ~drums, after & ~drums, after & ~melodic))
-            flags = 0
-            for op in set(ops[after].tolist()):
-                flags |= _FLAG_OF.get(Op(op), 0)
-            self._follow.append(flags)
-        self._at_end = np.zeros(self.vocabulary.size, dtype=bool)
-        self._at_end[self.vocabulary.pad] = True
-
-    # -- running -------------------------------------------------------------------------------------------------
 
     def start(self) -> GrammarState:
         """The state behind BOS, before the first token."""
@@ -234,7 +104,7 @@ class Grammar:
                     self._mask_bpe(state, first, node, mask)
         return mask
 
-    def _mask_bpe(self, state: GrammarState, part: int, node: _Node, mask: NDArray[np.bool_]) -> None:
+    def _mask_bpe(self, state: GrammarState, part: int, node: Node, mask: NDArray[np.bool_]) -> None:
         """Allow the BPE tokens below a node of the trie whose parts may follow one by one."""
         state = state.copy()
         self._step(state, part)
@@ -256,37 +126,37 @@ class Grammar:
         early = strict and s.min_position > 0 and s.now < s.bar_start + s.min_position * s.unit
         end = -1 if s.has_bars or s.max_bars < 0 else s.bar_start + (s.max_bars - s.bar) * s.bar_length
 
-        if follow & (_F_NOTE | _F_PROGRAM):
+        if follow & (F_NOTE | F_PROGRAM):
             limit = self.constraints.max_polyphony
             may_begin = not (
                 (limit is not None and len(s.ends) >= limit and s.sounding() >= limit)
                 or (end >= 0 and s.now >= end)
                 or early
             )
-            if follow & _F_NOTE and voice:
+            if follow & F_NOTE and voice:
                 self._mask_notes(s, mask, voice == 2, may_begin)
-            if follow & _F_PROGRAM:
-                self._mask_programs(s, mask, may_begin, bool(follow & _F_NOTE))
-        if follow & _F_POSITION:
+            if follow & F_PROGRAM:
+                self._mask_programs(s, mask, may_begin, bool(follow & F_NOTE))
+        if follow & F_POSITION:
             self._mask_positions(s, mask, strict)
-        if follow & _F_TEMPO:
+        if follow & F_TEMPO:
             if s.tempo != NONE and self.constraints.allow_tempo_changes:
                 mask[s.tempo] = False
             elif s.tempo != NONE or early:
                 first, last, _ = self._slice[Op.TEMPO]
                 mask[first:last] = False
-        if follow & _F_BAR and ((s.max_bars >= 0 and s.bar + 1 >= s.max_bars) or wants_note):
+        if follow & F_BAR and ((s.max_bars >= 0 and s.bar + 1 >= s.max_bars) or wants_note):
             first, last, _ = self._slice[Op.BAR]
             mask[first:last] = False
-        if follow & _F_EOS and (
+        if follow & F_EOS and (
             wants_note or (s.on_off and s.ends) or (strict and (not s.notes or s.bars < s.min_bars))
         ):
             mask[self.vocabulary.eos] = False
-        if follow & _F_METRE:
+        if follow & F_METRE:
             self._mask_metres(s, mask, end)
-        if follow & _F_SHIFT:
+        if follow & F_SHIFT:
             self._mask_shifts(s, mask, end, wants_note, early, strict)
-        if follow & _F_MICRO:
+        if follow & F_MICRO:
             first, last, _ = self._slice[Op.MICRO]
             row = s.rows.get(program)
             earliest = -s.now if row is None else max(-s.now, int(row[s.pitch]) - s.now)
@@ -312,7 +182,7 @@ class Grammar:
     def _mask_programs(
         self, s: GrammarState, mask: NDArray[np.bool_], may_begin: bool, directly: bool
     ) -> None:
-        """A program may come if it changes the program and one of its pitches may then begin (MIDILike: or end)."""
+        """A program may come if it is a change and one of its pitches may begin (MIDILike: or end)."""
         if directly and s.program != NONE:
             mask[self._program_token[s.program]] = False
         if may_begin and len(s.ends) < self._least_room:
@@ -408,8 +278,8 @@ class Grammar:
         Args:
             state: changed.
             token: base or BPE; BOS is passed over at the start, PAD behind the end.
-            check: False spares the test of a token that is known to be allowed, such as one a mask let through or
-                one of a seed that other constraints hold for.
+            check: False spares the test of a token that is known to be allowed, such as one a mask let
+                through or one of a seed that other constraints hold for.
 
         Raises:
             GrammarError: the token may not stand here.
@@ -492,7 +362,7 @@ class Grammar:
             s.ends = [end for end in s.ends if end > s.now]
 
     def accepts(self, ids: Iterable[int]) -> int | None:
-        """The index of the first token that may not stand where it does, or None if all may. BOS may come first."""
+        """The index of the first token that may not stand where it does, or None; BOS may come first."""
         state = self.start()
         for i, token in enumerate(ids):
             try:
@@ -500,23 +370,3 @@ class Grammar:
             except GrammarError:
                 return i
         return None
-
-
-class _Node:
-    """A node of the trie of BPE expansions: the BPE token that ends here (or -1), and what may come next."""
-
-    __slots__ = ("children", "token")
-
-    def __init__(self) -> None:
-        self.token = -1
-        self.children: dict[int, _Node] = {}
-
-
-def _trie(expansions: dict[int, tuple[int, ...]]) -> dict[int, _Node]:
-    root = _Node()
-    for token, parts in expansions.items():
-        node = root
-        for part in parts:
-            node = node.children.setdefault(part, _Node())
-        node.token = token
-    return root.children

@@ -45,16 +45,19 @@ _MARGIN = 8
 class GrammarState:
     """Where a sequence stands. A value: copied, saved, passed in; every number is a whole one.
 
-    The registers are attributes (see `REGISTERS`). `rows` holds for each program that has played one number per
-    pitch: until when it sounds (grid ticks); MIDILike: since when, or `FREE`. `ends` holds the same times of the notes
+    The registers are attributes (see `REGISTERS`). `rows` holds for each program that has played one number
+    per
+    pitch: until when it sounds (grid ticks); MIDILike: since when, or `FREE`. `ends` holds the same times of
+        the notes
     that may still sound, MIDILike: of those that do, the oldest first.
 
     Some registers may be set by the caller between tokens:
-        min_bars, max_bars: as in `Constraints`; counted from the start of the music, so behind a seed the caller sets
-            them to the seed's bars plus what is wanted.
-        require_note_in_bar: 1 forbids leaving the present bar, and ending, until it holds a note; 2 asks the same of
-            every bar. 1 goes back to 0 by itself.
-        min_position: no event before this place of the present bar, in grid units; goes back to 0 with the next bar.
+        min_bars, max_bars: as in `Constraints`; counted from the start of the music, so behind a seed the
+            caller sets them to the seed's bars plus what is wanted.
+        require_note_in_bar: 1 forbids leaving the present bar, and ending, until it holds a note; 2 asks the
+            same of every bar. 1 goes back to 0 by itself.
+        min_position: no event before this place of the present bar, in grid units; goes back to 0 with the
+            next bar.
     """
 
     __slots__ = (*REGISTERS, "ends", "rows")
@@ -100,7 +103,7 @@ class GrammarState:
 
     @property
     def bars(self) -> int:
-        """How many bars have been begun. Without Bar tokens, a bar line that time has only reached begins none."""
+        """Bars begun so far; without Bar tokens, a bar line that time has only reached begins none."""
         return self.bar + 1 if self.has_bars else self.bar + (self.now > self.bar_start)
 
     def row(self, program: int) -> NDArray[np.int64]:
@@ -124,7 +127,7 @@ class GrammarState:
         return new
 
     def to_array(self) -> NDArray[np.int64]:
-        """All registers as one flat int64 array: the header, then (program, pitch, time) of each pitch that sounds.
+        """The registers as one flat int64 array, then (program, pitch, time) of each pitch that sounds.
 
         What no longer matters (pitches that have ended) is left out, so equal states give equal arrays.
         """

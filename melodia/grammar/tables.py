@@ -1,7 +1,7 @@
 """A vocabulary compiled to numbers: what each token does, as flat tables.
 
-The tables are all that a machine needs to follow tokens, in Python here and in C++ or CUDA elsewhere: an operation
-and an operand per token. V = vocabulary size.
+The tables are all that a machine needs to follow tokens, in Python here and in C++ or CUDA elsewhere: an
+operation and an operand per token. V = vocabulary size.
 """
 
 from __future__ import annotations

@@ -32,8 +32,8 @@ class TokenizerConfig:
 
     Attributes:
         scheme: one of `SCHEMES`.
-        positions_per_beat: grid units in a beat, 12 or 24. A beat is the unit that the metre's denominator names
-            (in 6/8 an eighth note), for Structured and PerTok always a quarter note.
+        positions_per_beat: grid units in a beat, 12 or 24. A beat is the unit that the metre's denominator
+            names (in 6/8 an eighth note), for Structured and PerTok always a quarter note.
         velocities: number of velocity levels, 1 to 127.
         tempi: number of tempo levels, spaced evenly by ratio over `TEMPO_RANGE`.
         bpe_vocab_size: size of the vocabulary after byte pair encoding, or None for none.

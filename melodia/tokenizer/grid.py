@@ -1,7 +1,8 @@
 """A score on the tokenizer's grid: what the tokens can say, and findings for what they cannot.
 
-Time is counted in whole grid ticks, fine enough that the grid unit of every metre is a whole number of them. Onsets
-and ends snap to the unit of the metre they lie in. What snapping and joining the tracks of one program makes overlap
+Time is counted in whole grid ticks, fine enough that the grid unit of every metre is a whole number of them.
+Onsets and ends snap to the unit of the metre they lie in. What snapping and joining the tracks of one
+program makes overlap
 is repaired here: doubled notes are merged, and a note is cut where its pitch is struck again.
 """
 
@@ -17,12 +18,12 @@ from numpy.typing import NDArray
 from melodia.errors import TokenizerError
 from melodia.midi.report import Finding, Findings
 from melodia.tokenizer.config import DRUMS, METRES, MICRO_RESOLUTION, MICRO_STEPS, TokenizerConfig
+from melodia.tokenizer.scores import DRUM_PROGRAM
 from melodia.tokenizer.vocabularies import duration_values, tempo_levels, velocity_levels
 
 if TYPE_CHECKING:
     from symusic.core import ScoreTick
 
-DRUM_PROGRAM = -1
 _EPSILON = 1e-6
 
 
@@ -351,7 +352,7 @@ def _nearest(levels: NDArray[Any], values: NDArray[Any]) -> NDArray[np.int64]:
 
 
 def _clip_gaps(notes: dict[str, NDArray[np.int64]], config: TokenizerConfig, findings: Findings) -> None:
-    """Structured: one time shift stands before each note, so a longer silence is shortened to the longest shift."""
+    """Structured: only one time shift stands before a note, so a longer silence is shortened."""
     longest = max(units_of(value, config.positions_per_beat) for value in duration_values(config))
     gaps = np.diff(notes["onset"], prepend=0)
     surplus = np.maximum(gaps - longest, 0)

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from melodia.errors import TokenizerError
 from melodia.tokenizer.config import DRUMS, METRES, PITCHES, TEMPO_RANGE, TokenizerConfig
-from melodia.tokenizer.grid import DRUM_PROGRAM, GridScore, bar_of, units_of
+from melodia.tokenizer.grid import GridScore, bar_of, units_of
+from melodia.tokenizer.scores import DRUM_PROGRAM, build_score, voice
 from melodia.vocabulary import SPECIAL_TYPES, Vocabulary
 
 if TYPE_CHECKING:
@@ -19,30 +20,13 @@ if TYPE_CHECKING:
 
 def grid_to_symusic(grid: GridScore) -> ScoreTick:
     """A symusic score in grid ticks, one track per program."""
-    from symusic import Note, Score, Tempo, TimeSignature, Track
-
-    score = Score(grid.ticks_per_quarter)
-    programs = sorted(set(grid.program.tolist()), key=lambda p: 128 if p == DRUM_PROGRAM else p)
-    for program in programs:
-        pick = grid.program == program
-        drum = program == DRUM_PROGRAM
-        track = Track(program=0 if drum else program, is_drum=drum, name="Drums" if drum else "")
-        track.notes = Note.from_numpy(
-            time=grid.onset[pick].astype(np.int32),
-            duration=grid.duration[pick].astype(np.int32),
-            pitch=grid.pitch[pick].astype(np.int8),
-            velocity=grid.velocity[pick].astype(np.int8),
-        )
-        score.tracks.append(track)
-    for tick, qpm in grid.tempi:
-        score.tempos.append(Tempo(tick, qpm=qpm))
-    for tick, numerator, denominator in grid.metres:
-        score.time_signatures.append(TimeSignature(tick, numerator, denominator))
-    return score
+    names = ("program", "onset", "duration", "pitch", "velocity")
+    notes = {name: getattr(grid, name) for name in names}
+    return build_score(grid.ticks_per_quarter, notes, grid.tempi, grid.metres)
 
 
 class Miditok:
-    """miditok's tokenizer of a configuration. Importing miditok takes a second or more, so it happens here."""
+    """miditok's tokenizer of a configuration; importing miditok takes a second, so it happens here."""
 
     def __init__(self, config: TokenizerConfig, vocabulary: Vocabulary) -> None:
         self.config = config
@@ -97,9 +81,9 @@ def _make(config: TokenizerConfig) -> Any:
 def _pertok(grid: GridScore, config: TokenizerConfig) -> list[str]:
     """PerTok token strings.
 
-    The tokens are miditok's, laid out as in REMI (each Bar followed by its TimeSig), because miditok 3.1 takes the
-    length of a bar as numerator * denominator / 4 quarters, which is right for x/4 alone, and puts a tempo change
-    where the note before it stands.
+    The tokens are miditok's, laid out as in REMI (each Bar followed by its TimeSig), because miditok 3.1
+    takes the length of a bar as numerator * denominator / 4 quarters, which is right for x/4 alone, and puts
+    a tempo change where the note before it stands.
     """
     from melodia.tokenizer.vocabularies import duration_values
 
@@ -113,7 +97,7 @@ def _pertok(grid: GridScore, config: TokenizerConfig) -> list[str]:
     notes = list(zip(*(column.tolist() for column in columns), strict=True))
     points = ((grid.onset + unit // 2) // unit * unit).tolist()  # a note's place on the grid
     events = sorted([(tick, -1) for tick in tempi] + [(point, i) for i, point in enumerate(points)])
-    events.sort(key=lambda event: (event[0], event[1] >= 0 and _voice(notes[event[1]][1]), event[1]))
+    events.sort(key=lambda event: (event[0], event[1] >= 0 and voice(notes[event[1]][1]), event[1]))
 
     tokens: list[str] = []
     now, bar_end, program = 0, 0, None
@@ -130,16 +114,11 @@ def _pertok(grid: GridScore, config: TokenizerConfig) -> list[str]:
         if i < 0:
             tokens.append(f"Tempo_{tempi[point]}")
             continue
-        onset, voice, pitch, velocity, duration = notes[i]
-        if voice != program:
-            tokens.append(f"Program_{voice}")
-            program = voice
-        kind = "PitchDrum" if voice == DRUM_PROGRAM else "Pitch"
+        onset, part, pitch, velocity, duration = notes[i]
+        if part != program:
+            tokens.append(f"Program_{part}")
+            program = part
+        kind = "PitchDrum" if part == DRUM_PROGRAM else "Pitch"
         tokens += [f"{kind}_{pitch}", f"MicroTiming_{onset - point}", f"Velocity_{velocity}"]
         tokens.append(f"Duration_{name_of[duration]}")
     return tokens
-
-
-def _voice(program: int) -> int:
-    """Where a program stands among those that sound at one place: drums last."""
-    return 128 if program == DRUM_PROGRAM else program

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from melodia.errors import ConfigError, TokenizerError
 from melodia.grammar.reader import NoteEvent, TokenReader
 from melodia.tokenizer.config import TokenizerConfig
-from melodia.tokenizer.grid import DRUM_PROGRAM, to_grid
+from melodia.tokenizer.grid import to_grid
+from melodia.tokenizer.scores import build_score
 from melodia.tokenizer.vocabularies import build_vocabulary
 from melodia.vocabulary import Vocabulary
 
@@ -56,7 +57,7 @@ class Tokenizer:
         self.vocabulary = vocabulary if vocabulary is not None else self.base
         if self.vocabulary.tokens[: self.base.size] != self.base.tokens:
             raise TokenizerError(
-                "the tokenizer's vocabulary does not fit its configuration; rebuild the corpus or the checkpoint"
+                "the vocabulary does not fit the tokenizer's configuration; rebuild the corpus or checkpoint"
             )
         self._miditok: Miditok | None = None
 
@@ -86,8 +87,8 @@ class Tokenizer:
     def decode(self, ids: Sequence[int] | NDArray[np.integer[Any]]) -> ScoreTick:
         """The score that token ids stand for, in grid ticks, one track per program.
 
-        Ids that the grammar allows are read without loss; of others what makes sense is kept, and notes of one pitch
-        that overlap are left as they stand.
+        Ids that the grammar allows are read without loss; of others what makes sense is kept, and notes of
+        one pitch that overlap are left as they stand.
 
         Raises:
             TokenizerError: an id is not in the vocabulary.
@@ -118,8 +119,8 @@ class Tokenizer:
             )
         if data["format_version"] != FORMAT_VERSION:
             raise TokenizerError(
-                f"tokenizer format {data['format_version']!r} is not the one this melodia reads ({FORMAT_VERSION}); "
-                "update melodia or rebuild the tokenizer"
+                f"this melodia reads tokenizer format {FORMAT_VERSION} "
+                f"(received {data['format_version']!r}); update melodia or rebuild the tokenizer"
             )
         try:
             config = TokenizerConfig.from_dict(data["config"])
@@ -138,7 +139,7 @@ class Tokenizer:
                 json.dump(self.to_dict(), file, separators=(",", ":"))
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(name, target)
+            Path(name).replace(target)
         except BaseException:
             Path(name).unlink(missing_ok=True)
             raise
@@ -156,25 +157,8 @@ class Tokenizer:
 
 def score_of(notes: Iterable[NoteEvent], reader: TokenReader) -> ScoreTick:
     """A symusic score of notes and of the tempi and metres that a reader has met."""
-    from symusic import Note, Score, Tempo, TimeSignature, Track
-
-    score = Score(reader.ticks_per_quarter)
-    tracks: dict[int, list[NoteEvent]] = {}
-    for note in notes:
-        tracks.setdefault(note.program, []).append(note)
-    for program in sorted(tracks, key=lambda p: 128 if p == DRUM_PROGRAM else p):
-        drum = program == DRUM_PROGRAM
-        track = Track(program=0 if drum else program, is_drum=drum, name="Drums" if drum else "")
-        columns = np.array(sorted(tracks[program], key=lambda n: (n.onset, n.pitch)), dtype=np.int64)
-        track.notes = Note.from_numpy(
-            time=columns[:, 0].astype(np.int32),
-            duration=columns[:, 1].astype(np.int32),
-            pitch=columns[:, 3].astype(np.int8),
-            velocity=columns[:, 4].astype(np.int8),
-        )
-        score.tracks.append(track)
-    for tick, qpm in reader.tempi or [(0, 120.0)]:
-        score.tempos.append(Tempo(tick, qpm=qpm))
-    for tick, numerator, denominator in reader.metres or [(0, 4, 4)]:
-        score.time_signatures.append(TimeSignature(tick, numerator, denominator))
-    return score
+    rows = np.array(list(notes), dtype=np.int64).reshape(-1, len(NoteEvent._fields))
+    columns = {name: rows[:, i] for i, name in enumerate(NoteEvent._fields)}
+    return build_score(
+        reader.ticks_per_quarter, columns, reader.tempi or [(0, 120.0)], reader.metres or [(0, 4, 4)]
+    )

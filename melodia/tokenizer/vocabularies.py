@@ -1,6 +1,7 @@
 """The vocabulary of each scheme: token strings in miditok's order, and which type may follow which.
 
-miditok's own graphs also hold edges that its encoder never takes; the graphs here hold those that music needs.
+miditok's own graphs also hold edges that its encoder never takes; the graphs here hold those that music
+needs.
 """
 
 from __future__ import annotations
