@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from melodia.model import Model, ModelConfig
+from melodia.side_inputs import SideInputSpec
 
 V, H = 23, 6  # tokens, hidden units: nothing is a multiple of anything
 BAR, OTHER_BAR = 4, 9  # tokens that begin a block
-SIDES = (("position", 7), ("density", 3))
+SIDES = (SideInputSpec("position", 7), SideInputSpec("density", 9))
 
 ZOO: dict[str, dict[str, Any]] = {
     "lstm": {"kind": "lstm"},

@@ -1,4 +1,4 @@
-"""Every kind of model: causal, the same in one go, in chunks, in steps and lane by lane, and equal to torch.nn."""
+"""Every kind of model: causal; the same in one go, in chunks, in steps, lane by lane; equal to torch.nn."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import time
 
 import pytest
 import torch
+from model_zoo import BAR, SIDES, ZOO, H, V, make, music
 from torch import Tensor, nn
 
 from melodia.errors import ConfigError
 from melodia.model import Model, ModelConfig, state
 from melodia.model.convert import load_torch_rnn
 from melodia.model.layers import recurrent_layers
-from model_zoo import BAR, SIDES, ZOO, H, V, make, music
 
 EXACT = {"rtol": 0.0, "atol": 1e-12}  # fp64: another order of additions, nothing else
 
@@ -38,7 +38,9 @@ def test_no_logit_moves_before_a_changed_token(name: str) -> None:
                 changed[:, t] = torch.where(changed[:, t] == token, 3, token)
                 changed_side = None if side is None else side.clone()
                 if changed_side is not None:
-                    changed_side[:, t] = (changed_side[:, t] + 1) % torch.tensor([size for _, size in SIDES])
+                    changed_side[:, t] = (changed_side[:, t] + 1) % torch.tensor(
+                        [spec.size for spec in SIDES]
+                    )
                 after, _ = model(changed, changed_side)
                 torch.testing.assert_close(after[:, :t], before[:, :t], **EXACT)
                 moved = (after[:, t] - before[:, t]).abs().amax(dim=-1)
@@ -48,7 +50,7 @@ def test_no_logit_moves_before_a_changed_token(name: str) -> None:
 @pytest.mark.parametrize("silent", ["forward_layers", "backward_layers"])
 @pytest.mark.parametrize("name", [name for name in ZOO if name.startswith("bi")])
 def test_a_block_is_heard_in_the_next_one_in_both_directions(name: str, silent: str) -> None:
-    """With a decoder that remembers nothing, a token moves its own logits and those of the blocks after its own."""
+    """With a decoder that remembers nothing, a token moves its own logits and those of later blocks."""
     model = make(name, block_starts=(BAR,), block_length=None, block_max=64)
     tokens, side = music(model, 1, 12)
     tokens = torch.where(tokens == BAR, 3, tokens)
@@ -146,9 +148,9 @@ def test_a_lane_that_is_reset_begins_anew(name: str) -> None:
 
 @pytest.mark.parametrize("name", ZOO)
 def test_the_table_of_products_equals_the_products(name: str) -> None:
-    """With more steps than rows the first layer reads a table; the result and all gradients are those without it."""
+    """With more steps than rows the first layer reads a table; results and gradients are those without it."""
     model = make(name)
-    tokens, side = music(model, 4, 60)  # 240 steps, 33 rows
+    tokens, side = music(model, 4, 60)  # 240 steps, at most 39 rows
     assert tokens.numel() > model.input.rows
     results = []
     for table in (True, False):
@@ -192,7 +194,7 @@ def test_a_state_carries_gradients_until_it_is_detached() -> None:
     assert cut_off is None or not cut_off.any()
 
 
-# -- torch.nn as the oracle ----------------------------------------------------------------------------------------
+# -- torch.nn as the oracle
 
 
 @pytest.mark.parametrize("kind", ["lstm", "gru"])
@@ -286,7 +288,7 @@ def test_loading_torch_weights_refuses_what_does_not_fit() -> None:
     assert not layers[1].bias_hh.any()
 
 
-# -- edges ---------------------------------------------------------------------------------------------------------
+# -- edges
 
 
 def test_inputs_that_do_not_fit_are_refused() -> None:

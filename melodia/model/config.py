@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from melodia.errors import ConfigError
+from melodia.side_inputs import SideInputSpec
 
 KINDS = ("lstm", "gru", "sequential", "reversed", "parallel", "bidirectional")
 COMBINES = ("concat", "sum", "gated")
@@ -74,7 +75,7 @@ class ModelConfig:
     tie_weights: bool = False
     residual: bool = False
     layer_norm: bool = False
-    side_inputs: tuple[Any, ...] = ()
+    side_inputs: tuple[SideInputSpec, ...] = ()
     block_starts: tuple[int, ...] = ()
     block_length: int | None = None
     block_max: int | None = None
@@ -250,14 +251,14 @@ def _check_int(name: str, value: Any, low: int, high: int) -> None:
         raise ConfigError(f"{name} must be a whole number from {low} to {high} (received {value!r})")
 
 
-def _side_input(value: Any) -> Any:
+def _side_input(value: SideInputSpec | tuple[str, int]) -> SideInputSpec:
     """A SideInputSpec from itself or from a pair (name, size)."""
-    from melodia.side_inputs import SideInputSpec
-
     if isinstance(value, SideInputSpec):
         return value
     try:
         name, size = value
+        return SideInputSpec(name, size)
+    except ConfigError:
+        raise
     except (TypeError, ValueError) as error:
         raise ConfigError(f"a side input is a pair of a name and a size (received {value!r})") from error
-    return SideInputSpec(name, size)
