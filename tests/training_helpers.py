@@ -1,4 +1,4 @@
-"""A small vocabulary and made-up music with something to learn in it, for the tests of shards and training."""
+"""A small vocabulary and made-up music with something to learn in it."""
 
 from __future__ import annotations
 

@@ -2,16 +2,16 @@
 
 A corpus folder holds
 
-| file                 | content                                                                              |
-|----------------------|--------------------------------------------------------------------------------------|
-| `corpus.json`        | format version, token width, files and totals of each split, fingerprint; written last |
-| `vocabulary.json`    | what the ids mean                                                                     |
-| `tokenizer.json`     | the tokenizer, carried along for the checkpoint; never read here                      |
-| `train-00000.bin` …  | the tokens of one piece after the other, uint16 (uint32 if V > 65536), little endian  |
-| `train.index.npy`    | int64 [P, 7]: a row per piece, the columns of `COLUMNS`                               |
+| file                | content                                                                      |
+|---------------------|------------------------------------------------------------------------------|
+| `corpus.json`       | format version, token width, files and totals, fingerprint; written last     |
+| `vocabulary.json`   | what the ids mean                                                            |
+| `tokenizer.json`    | the tokenizer, carried along for the checkpoint; never read here             |
+| `train-00000.bin` … | the tokens of one piece after the other, little endian uint16 (or uint32)    |
+| `train.index.npy`   | int64 [P, 7]: a row per piece, the columns of `COLUMNS`                      |
 
-and the same two for `valid`. A piece lies in one file, without BOS and EOS. Every access maps the bytes of its piece
-only and unmaps them when the array is dropped, so memory stays flat however large the corpus is.
+and the same two for `valid`. A piece lies in one file, without BOS and EOS. Every access maps the bytes of
+its piece only and unmaps them when the array is dropped, so memory stays flat however large the corpus is.
 Letters: P = number of pieces, N = tokens of a piece, V = size of the vocabulary.
 """
 
@@ -154,7 +154,8 @@ class Corpus:
                     summary.get("format_version") if isinstance(summary, dict) else type(summary).__name__
                 )
                 raise CorpusError(
-                    f"{folder}: corpus format {received!r}, this melodia reads {FORMAT_VERSION}; build the corpus anew"
+                    f"{folder}: corpus format {received!r}, this melodia reads {FORMAT_VERSION}; build the "
+                    "corpus anew"
                 )
             vocabulary = Vocabulary.from_dict(json.loads((folder / "vocabulary.json").read_text("utf-8")))
             if vocabulary.fingerprint != summary["vocabulary"]:
@@ -166,7 +167,8 @@ class Corpus:
             str(summary["fingerprint"])
         except FileNotFoundError as error:
             raise CorpusError(
-                f"{folder} holds no finished corpus ({error.filename} is missing); build one from a folder of MIDI files"
+                f"{folder} holds no finished corpus ({error.filename} is missing); build one from a folder "
+                "of MIDI files"
             ) from error
         except (OSError, KeyError, TypeError, ValueError, EOFError, TokenizerError) as error:
             raise CorpusError(f"{folder}: damaged corpus ({error!r}); build it anew") from error
@@ -263,7 +265,8 @@ class ShardWriter:
     """Writes a corpus folder, piece by piece; nobody sees it before `finish`.
 
     Args:
-        folder: the corpus folder; made if it is not there. A corpus that lies there is replaced by `finish` only.
+        folder: the corpus folder; made if it is not there. A corpus that lies there is replaced by `finish`
+            only.
         vocabulary: what the ids mean; V decides the token width.
         tokenizer_json: the tokenizer's file as text, copied along.
         shard_tokens: tokens a file may hold; a longer piece has a file of its own.
@@ -323,7 +326,7 @@ class ShardWriter:
         if split not in self._splits:
             raise CorpusError(f"a corpus has the splits {', '.join(SPLITS)} (received {split!r})")
         ids = np.asarray(tokens)
-        if ids.ndim != 1 or ids.dtype.kind not in "iu" and ids.size:
+        if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
             raise CorpusError(f"a piece is a row of integer ids (received shape {ids.shape}, {ids.dtype})")
         if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < self.vocabulary.size:
             raise CorpusError(
@@ -344,8 +347,8 @@ class ShardWriter:
     def finish(self) -> str:
         """Put the new corpus in place of what was there and return its fingerprint.
 
-        A crash in the middle leaves either the old corpus, the new one, or a folder that `Corpus.open` refuses;
-        never a mixture.
+        A crash in the middle leaves either the old corpus, the new one, or a folder that `Corpus.open`
+        refuses; never a mixture.
         """
         summary: dict[str, Any] = {
             "format_version": FORMAT_VERSION,
@@ -375,11 +378,11 @@ class ShardWriter:
             _write_text(self.folder / "corpus.json.part", json.dumps(summary, indent=1))
             (self.folder / "corpus.json").unlink(missing_ok=True)
             for name in parts:
-                os.replace(self.folder / f"{name}.part", self.folder / name)
+                (self.folder / f"{name}.part").replace(self.folder / name)
             for old in self.folder.glob("*-[0-9][0-9][0-9][0-9][0-9].bin"):
                 if old.name not in parts:
                     old.unlink()
-            os.replace(self.folder / "corpus.json.part", self.folder / "corpus.json")
+            (self.folder / "corpus.json.part").replace(self.folder / "corpus.json")
         except OSError as error:
             raise _cannot_write(self.folder, error) from error
         return str(summary["fingerprint"])

@@ -1,4 +1,4 @@
-"""Training on token shards: streams of windows, the loop, validation, resuming, several processes. No MIDI in sight."""
+"""Training on token shards: streams of windows, the loop, validation, resuming, several processes."""
 
 from __future__ import annotations
 

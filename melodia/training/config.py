@@ -16,9 +16,10 @@ BUDGETS = ("iterations", "epochs", "minutes")
 class TrainingConfig:
     """How to train. Exactly one of `minutes`, `epochs` and `iterations` is the budget.
 
-    With a budget of epochs or iterations the run is a function of its inputs: on the CPU with a fixed number of
-    threads the same weights come out, bit for bit, interrupted or not. With minutes the learning rate follows the
-    clock.
+    With a budget of epochs or iterations the run is a function of its inputs: on the CPU with a fixed number
+        of
+    threads the same weights come out, bit for bit, interrupted or not. With minutes the learning rate follows
+    the clock.
 
     Attributes:
         minutes: budget of wall-clock time, evaluation and saving included.
@@ -88,7 +89,8 @@ class TrainingConfig:
         given = [name for name in BUDGETS if getattr(self, name) is not None]
         if len(given) != 1:
             raise ConfigError(
-                f"give exactly one budget of minutes, epochs and iterations (received {', '.join(given) or 'none'})"
+                "give exactly one budget of minutes, epochs and iterations (received "
+                f"{', '.join(given) or 'none'})"
             )
         value = getattr(self, given[0])
         if not (math.isfinite(value) and value > 0):

@@ -1,4 +1,4 @@
-"""Held-out likelihood of whole pieces: every token once, with the state carried from BOS to EOS, nothing augmented."""
+"""Held-out likelihood of whole pieces: every token once, the state carried on, nothing augmented."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from melodia.corpus.shards import Pieces
 from melodia.evaluation.measure import Likelihood
-from melodia.model import Model, state as states
+from melodia.model import Model
+from melodia.model import state as states
 from melodia.training.loss import nll_each
 from melodia.training.streams import IGNORED, Passage, Preparer, stack_windows
 

@@ -9,7 +9,7 @@ from typing import Any
 
 
 class Interrupt:
-    """While entered, the first Ctrl-C (or SIGTERM) sets `wanted`, a second one raises KeyboardInterrupt at once.
+    """While entered, a first Ctrl-C (or SIGTERM) sets `wanted`, a second one raises KeyboardInterrupt.
 
     Outside the main thread, where Python allows no signal handlers, it does nothing.
     """

@@ -11,7 +11,7 @@ KEEP = 0.97
 
 
 def ratio(total: float, count: float) -> float:
-    """total / count, nan for a count of 0."""
+    """The quotient; nan for a count of 0."""
     return total / count if count else math.nan
 
 

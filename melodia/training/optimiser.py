@@ -51,7 +51,7 @@ def restore_optimiser(optimiser: torch.optim.AdamW, model: nn.Module, tensors: d
 
 @torch.no_grad()
 def restore_parameters(model: nn.Module, tensors: dict[str, Tensor], prefix: str) -> None:
-    """Copy the tensors "prefix.name" into the model's parameters; raises KeyError or RuntimeError where they differ."""
+    """Copy the tensors "prefix.name" into the parameters; KeyError or RuntimeError where they differ."""
     for name, parameter in model.named_parameters():
         parameter.copy_(tensors[f"{prefix}.{name}"])
 
@@ -59,7 +59,8 @@ def restore_parameters(model: nn.Module, tensors: dict[str, Tensor], prefix: str
 class AveragedWeights:
     """A copy of the model whose weights are a running average: mean += (1 - decay) (weights - mean).
 
-    Early on the decay is lower, (1 + n) / (10 + n) at iteration n, so that the average is soon free of the start.
+    Early on the decay is lower, (1 + n) / (10 + n) at iteration n, so that the average is soon free of the
+    start.
 
     Args:
         model: the model in training.
@@ -69,8 +70,8 @@ class AveragedWeights:
     def __init__(self, model: Model, decay: float) -> None:
         self.decay = decay
         self.model: Model = copy.deepcopy(model).requires_grad_(False) if decay else model
-        self._mean = [p for p in self.model.parameters()] if decay else []
-        self._live = [p for p in model.parameters()]
+        self._mean: list[Tensor] = list(self.model.parameters()) if decay else []
+        self._live: list[Tensor] = list(model.parameters())
 
     @torch.no_grad()
     def update(self, iteration: int) -> None:

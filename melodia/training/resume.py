@@ -1,12 +1,13 @@
 """The state of a training that goes on later: one file, written whole or not at all.
 
-`state.safetensors` holds the tensors (weights, AdamW's moments, averaged weights, the lanes' recurrent states) and,
-in its header, everything else as JSON. One file and one rename: at any moment the folder holds the last state or the
-one before it, whole. No pickle.
+`state.safetensors` holds the tensors (weights, AdamW's moments, averaged weights, the lanes' recurrent
+states) and, in its header, everything else as JSON. One file and one rename: at any moment the folder holds
+the last state or the one before it, whole. No pickle.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from dataclasses import dataclass
@@ -52,17 +53,15 @@ def write_state(folder: Path, tensors: dict[str, Tensor], values: dict[str, Any]
             out.write(to_bytes(plain, header))
             out.flush()
             os.fsync(out.fileno())
-        os.replace(part, path)
+        part.replace(path)
         sync_folder(folder)
     except OSError as error:
-        try:
+        with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
-        except OSError:
-            pass
         kept = "the earlier state is intact" if path.exists() else "nothing has been saved yet"
         raise TrainingError(
-            f"cannot write {path}: {error.strerror or error}; {kept}. Free some space or choose another folder, "
-            "then go on with --resume"
+            f"cannot write {path}: {error.strerror or error}; {kept}. Free some space or choose another "
+            "folder, then go on with --resume"
         ) from error
 
 
@@ -95,9 +94,8 @@ def sync_folder(folder: Path) -> None:
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
-    except OSError:
-        pass
+        with contextlib.suppress(OSError):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
@@ -117,7 +115,8 @@ def check_same_run(identity: dict[str, Any], saved: TrainingState, out: Path) ->
     theirs = saved.values.get("identity", {})
     if ours["vocabulary"] != theirs.get("vocabulary") or ours["corpus"] != theirs.get("corpus"):
         raise TrainingError(
-            f"{out} was trained on another corpus; resume with that one, or begin anew with --force (or --init {out})"
+            f"{out} was trained on another corpus; resume with that one, or begin anew with --force (or "
+            f"--init {out})"
         )
     different = []
     for part in ("model", "training"):

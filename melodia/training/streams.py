@@ -1,10 +1,10 @@
 """The order in which training reads a corpus: lanes that walk whole pieces, window by window.
 
-B lanes stand side by side in a batch. A lane takes a piece, walks it from BOS to EOS in windows of at most T steps
-that never cross into another piece, then takes the next piece of the epoch's order. At a piece's first window the
-lane's recurrent state starts anew, otherwise it is carried over. Everything random (the order of an epoch, how a
-piece is transposed on this pass, what it conceals) is a pure function of the random seed, the epoch and the piece,
-so a few integers say where the stream stands and nothing else needs saving.
+B lanes stand side by side in a batch. A lane takes a piece, walks it from BOS to EOS in windows of at most T
+steps that never cross into another piece, then takes the next piece of the epoch's order. At a piece's first
+window the lane's recurrent state starts anew, otherwise it is carried over. Everything random (the order of
+an epoch, how a piece is transposed on this pass, what it conceals) is a pure function of the random seed, the
+epoch and the piece, so a few integers say where the stream stands and nothing else needs saving.
 Letters: B lanes, T steps, S side inputs, N tokens of a piece; a piece has N + 1 steps (BOS in … EOS out).
 """
 
@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 
 from melodia.corpus.shards import Piece, Pieces
 from melodia.errors import TrainingError
-from melodia.side_inputs import SideInputSpec, density_bucket, side_inputs, transposition_permutation
+from melodia.side_inputs import SideInputSpec, bars_total, density_bucket, side_inputs
 from melodia.training.config import TrainingConfig
+from melodia.transpose import transposition_permutation
 from melodia.vocabulary import Vocabulary
 
 IGNORED = -100
@@ -83,21 +84,14 @@ class Preparer:
         self.vocabulary, self.specs, self.config = vocabulary, tuple(specs), config
         self._is_velocity = np.array([kind == "Velocity" for kind in vocabulary.types])
         self._names = {spec.name for spec in self.specs}
-        shifts = range(config.transpose_down, config.transpose_up + 1) if config else range(1)
-        self._permutations: dict[int, NDArray[np.int64]] = {}
-        self._pitch = np.full(vocabulary.size, -1, np.int64)
-        if not vocabulary.expansions:
-            for shift in shifts:
-                self._permutations[shift] = np.asarray(transposition_permutation(vocabulary, shift), np.int64)
-            for token in vocabulary.ids_of("Pitch", "NoteOn", "NoteOff"):
-                self._pitch[token] = int(vocabulary.value(token))
-        pitches = self._pitch[self._pitch >= 0]
-        self._range = (int(pitches.min()), int(pitches.max())) if pitches.size else (0, 0)
-
-    @property
-    def transposes(self) -> bool:
-        """Whether pieces can be moved at all; BPE tokens cannot, since a moved one need not exist."""
-        return len(self._permutations) > 1
+        self._moves: NDArray[np.int32] | None = None
+        if (
+            config is not None
+            and config.transpose_probability > 0
+            and config.transpose_up > config.transpose_down
+        ):
+            shifts = range(config.transpose_down, config.transpose_up + 1)
+            self._moves = np.stack([transposition_permutation(vocabulary, shift) for shift in shifts])
 
     def __call__(self, piece: Piece, epoch: int = 0, number: int = 0) -> Passage:
         """The passage of piece `number` in `epoch`."""
@@ -107,12 +101,12 @@ class Preparer:
         density: int | None = None
         if config is not None:
             draws = _uniform(config.random_seed, _PASS, epoch, number, 4)
-            if self.transposes and draws[0] < config.transpose_probability:
-                ids = self._transpose(ids, float(draws[1]), config)
-            if "bars_left" in self._names and piece.bars and draws[2] >= config.hide_bars_left:
-                bars = piece.bars
-            if "density" in self._names and piece.bars and draws[3] >= config.hide_density:
-                density = density_bucket(piece.notes / piece.bars)
+            if self._moves is not None and draws[0] < config.transpose_probability:
+                ids = self._transpose(ids, float(draws[1]))
+            if "bars_left" in self._names and draws[2] >= config.hide_bars_left:
+                bars = max(1, bars_total(ids, v))
+            if "density" in self._names and draws[3] >= config.hide_density:
+                density = density_bucket(ids, v)
         inputs = np.concatenate(([v.bos], ids))
         targets = np.concatenate((ids, [v.eos]))
         if piece.constant_velocity:
@@ -120,16 +114,12 @@ class Preparer:
         side = side_inputs(v, inputs, self.specs, bars_total=bars, density=density) if self.specs else None
         return Passage(inputs, targets, side)
 
-    def _transpose(self, ids: NDArray[np.int64], draw: float, config: TrainingConfig) -> NDArray[np.int64]:
-        """Move a piece by a number of semitones that keeps all its pitches inside the vocabulary."""
-        pitches = self._pitch[ids]
-        pitches = pitches[pitches >= 0]
-        if not pitches.size:
-            return ids
-        low = max(config.transpose_down, self._range[0] - int(pitches.min()))
-        high = min(config.transpose_up, self._range[1] - int(pitches.max()))
-        moved: NDArray[np.int64] = self._permutations[low + int(draw * (high - low + 1))][ids]
-        return moved
+    def _transpose(self, ids: NDArray[np.int64], draw: float) -> NDArray[np.int64]:
+        """Move a piece by one of the intervals that leave every token inside the vocabulary."""
+        assert self._moves is not None
+        present = np.unique(ids)
+        possible = np.flatnonzero((self._moves[:, present] >= 0).all(axis=1))
+        return self._moves[possible[int(draw * possible.size)]][ids].astype(np.int64)
 
 
 class LaneStream:
@@ -161,7 +151,8 @@ class LaneStream:
     ) -> None:
         if lanes % world_size:
             raise TrainingError(
-                f"batch_size must be a multiple of the number of processes (received {lanes} for {world_size})"
+                f"batch_size must be a multiple of the number of processes (received {lanes} for "
+                f"{world_size})"
             )
         self.pieces, self.preparer, self.lanes, self.window = pieces, preparer, lanes, window
         self.random_seed = random_seed
@@ -266,4 +257,4 @@ def _key(random_seed: int, purpose: int) -> NDArray[np.uint64]:
 def _uniform(random_seed: int, purpose: int, epoch: int, number: int, count: int) -> NDArray[np.float64]:
     """Numbers in [0, 1) that depend on the arguments alone [count]."""
     bits = np.random.Philox(key=_key(random_seed, purpose), counter=[0, epoch, number, 0])
-    return (bits.random_raw(count) >> np.uint64(11)) * 2.0**-53
+    return (bits.random_raw(count) >> np.uint64(11)).astype(np.float64) * 2.0**-53

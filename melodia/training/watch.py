@@ -15,9 +15,9 @@ def corpus_warnings(pieces: int, tokens: int, valid_pieces: int, parameters: int
     warnings = []
     if pieces < FEW_PIECES or tokens < FEW_TOKENS:
         warnings.append(
-            f"the corpus is small: {pieces:,} pieces with {tokens:,} tokens to train on (from about {FEW_PIECES} pieces "
-            f"and {FEW_TOKENS:,} tokens a model begins to generalise); expect it to learn pieces by heart, add more "
-            "music, or start from a trained checkpoint with --init"
+            f"the corpus is small: {pieces:,} pieces with {tokens:,} tokens to train on (from about "
+            f"{FEW_PIECES} pieces and {FEW_TOKENS:,} tokens a model begins to generalise); expect it to "
+            "learn pieces by heart, add more music, or start from a trained checkpoint with --init"
         )
     elif tokens < TOKENS_PER_PARAMETER * parameters:
         warnings.append(
@@ -74,7 +74,8 @@ class Watch:
             return None
         self.warned = True
         return (
-            f"overfitting has begun: the validation loss has risen from {self.best_nats_per_token:.3f} (iteration "
-            f"{self.best_iteration}) to {per_token:.3f} nats per token while the training loss still falls; the best "
-            "weights are kept. More music, a smaller --size or more dropout would help"
+            f"overfitting has begun: the validation loss has risen from {self.best_nats_per_token:.3f} "
+            f"(iteration {self.best_iteration}) to {per_token:.3f} nats per token while the training loss "
+            "still falls; the best weights are kept. More music, a smaller --size or more dropout would "
+            "help"
         )
