@@ -1,7 +1,7 @@
 """MIDI in, MIDI out: reading with repair and a report, writing, cutting and joining.
 
-Names are loaded when they are first used, so that `import melodia.midi` costs nothing. Joining a continuation to its
-seed stands in `melodia.midi.join`.
+Names are loaded when they are first used, so that `import melodia.midi` costs nothing. Joining a
+continuation to its seed stands in `melodia.midi.join`.
 """
 
 from __future__ import annotations

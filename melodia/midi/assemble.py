@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-import symusic
 from numpy.typing import NDArray
+from symusic.core import KeySignatureTick, ScoreTick, TempoTick, TimeSignatureTick, TrackTick
 
 from melodia.midi.limits import Limits
 from melodia.midi.repair import DRUM_CHANNEL, Notes
@@ -17,7 +17,7 @@ _CHANNEL_MODE = 120  # controllers from here on are orders to the instrument, no
 
 def assemble(
     notes: Notes, events: SmfEvents, timeline: Timeline, limits: Limits, findings: Findings
-) -> symusic.Score:
+) -> ScoreTick:
     """Put notes, controllers and timeline into a score, within the limits of length.
 
     Args:
@@ -41,7 +41,7 @@ def assemble(
     notes = cut_length(notes, timeline, limits, findings)
     end = int(notes.end.max())
 
-    score = symusic.Score(timeline.ticks_per_quarter)
+    score = ScoreTick(timeline.ticks_per_quarter)
     voice = (notes.track.astype(np.int64) << 4 | notes.channel) << 7 | _programs(notes, events)
     order = np.lexsort((notes.pitch, notes.start, voice))
     groups, firsts = np.unique(voice[order], return_index=True)
@@ -51,9 +51,7 @@ def assemble(
     names = {meta.track: _text(meta.payload) for meta in reversed(events.metas) if meta.kind == TRACK_NAME}
     for index, group in enumerate(groups.tolist()):
         drum = (group >> 7 & 0x0F) == DRUM_CHANNEL
-        track = symusic.Track(
-            name=names.get(group >> 11, ""), program=group & 0x7F, is_drum=drum, ttype="tick"
-        )
+        track = TrackTick(names.get(group >> 11, ""), group & 0x7F, drum)
         part = slice(bounds[index], bounds[index + 1])
         track.notes = type(track.notes).from_numpy(start[part], length[part], pitch[part], velocity[part])
         score.tracks.append(track)
@@ -75,44 +73,45 @@ def _text(payload: bytes) -> str:
 def _programs(notes: Notes, events: SmfEvents) -> NDArray[np.int64]:
     """Program of each note, int64 [N].
 
-    A track's own program changes count; a channel without any in its track takes those of other tracks. A program
-    change at the tick of a channel's first note holds for that note, too.
+    A track's own program changes count; a channel without any in its track takes those of other tracks. A
+    program change at the tick of a channel's first note holds for that note, too.
     """
     changes = np.flatnonzero((events.status & 0xF0) == 0xC0)
     program = np.zeros(len(notes), np.int64)
     if not len(changes):
         return program
-    value = np.minimum(events.data1[changes], 127).astype(np.int64)
-    channel = (events.status[changes] & 0x0F).astype(np.int64)
-    place = events.track[changes].astype(np.int64) << 4 | channel
+    tick = events.tick.take(notes.order)
+    value = np.minimum(events.data1.take(changes), 127).astype(np.int64)
+    since = events.tick.take(changes)
+    channel = (events.status.take(changes) & 0x0F).astype(np.int64)
+    place = events.track.take(changes).astype(np.int64) << 4 | channel
     of_note = notes.track.astype(np.int64) << 4 | notes.channel
-    by_place = np.argsort(of_note, kind="stable")
-    places, firsts = np.unique(of_note[by_place], return_index=True)
-    for which, group in zip(places.tolist(), np.split(by_place, firsts[1:]), strict=True):
+
+    # Nearly always: one change per channel of a track, before its notes.
+    size = max(int(place.max()), int(of_note.max())) + 1
+    first = np.full(size, 1 << 62)
+    table = np.zeros(size, np.int64)
+    table[place], first[place] = value, since
+    simple = (np.bincount(place, minlength=size).take(of_note) == 1) & (tick >= first.take(of_note))
+    program = np.where(simple, table.take(of_note), 0)
+    if simple.all():
+        return program
+    for which in set(of_note[~simple].tolist()):
+        group = np.flatnonzero(of_note == which)
         own = np.flatnonzero(place == which)
-        if len(own) == 1:
-            first = int(changes[own[0]])
-            early = events.tick[notes.order[group]] < events.tick[first]
-            program[group] = np.where(early & (notes.order[group] < first), 0, value[own[0]])
-        elif len(own):
+        if len(own):
             at = np.searchsorted(changes[own], notes.order[group], "right") - 1
-            tick = events.tick[notes.order[group]]
-            at = np.where((at < 0) & (tick >= events.tick[changes[own[0]]]), 0, at)
-            program[group] = np.where(at >= 0, value[own][np.maximum(at, 0)], 0)
+            at[(at < 0) & (tick[group] >= since[own[0]])] = 0
         else:
-            others = np.flatnonzero(channel == which & 0x0F)
-            if len(others):
-                by_tick = others[np.argsort(events.tick[changes[others]], kind="stable")]
-                at = (
-                    np.searchsorted(events.tick[changes[by_tick]], events.tick[notes.order[group]], "right")
-                    - 1
-                )
-                program[group] = np.where(at >= 0, value[by_tick][np.maximum(at, 0)], 0)
+            own = np.flatnonzero(channel == which & 0x0F)
+            own = own[np.argsort(since[own], kind="stable")]
+            at = np.searchsorted(since[own], tick[group], "right") - 1
+        program[group] = np.where(at >= 0, np.append(value[own], 0)[at], 0)
     return program
 
 
 def _add_controllers(
-    score: symusic.Score,
+    score: ScoreTick,
     groups: NDArray[np.int64],
     note_order: NDArray[np.int64],
     voice: NDArray[np.int64],
@@ -123,44 +122,52 @@ def _add_controllers(
 ) -> None:
     """Give control changes and pitch bends to the tracks whose notes they shape."""
     family = events.status & 0xF0
-    findings.add("not carried", "aftertouch", int(((family == 0xA0) | (family == 0xD0)).sum()))
-    chosen = np.flatnonzero((family == 0xB0) | (family == 0xE0))
-    if not len(chosen):
+    (chosen,) = (family >= 0xA0).nonzero()
+    kind = family.take(chosen)
+    if not len(kind):
         return
-    control = family[chosen] == 0xB0
-    mode = control & (events.data1[chosen] >= _CHANNEL_MODE)
-    findings.add("not carried", "channel mode messages", int(mode.sum()))
-    chosen, control = chosen[~mode], control[~mode]
-    tick = squeeze(events.tick[chosen])
+    aftertouch = (kind == 0xA0) | (kind == 0xD0)
+    control = kind == 0xB0
+    mode = control & (events.data1.take(chosen) >= _CHANNEL_MODE)
+    tick = squeeze(events.tick.take(chosen))
     late = tick > end
-    findings.add("dropped", "controllers after the last note", int(late.sum()))
-    chosen, control, tick = chosen[~late], control[~late], tick[~late]
-    number = np.where(control, events.data1[chosen], 128).astype(np.int64)
+    findings.add("not carried", "aftertouch", int(aftertouch.sum()))
+    findings.add("not carried", "channel mode messages", int(mode.sum()))
+    kept = (control | (kind == 0xE0)) & ~mode
+    findings.add("not carried", "controllers after the last note", int((kept & late).sum()))
+    (kept,) = (kept & ~late).nonzero()
+    if not len(kept):
+        return
+    chosen, control, tick = chosen.take(kept), control.take(kept), tick.take(kept)
+    first = np.minimum(events.data1.take(chosen), 127).astype(np.int32)
+    second = np.minimum(events.data2.take(chosen), 127).astype(np.int32)
     owner = _owners(groups, note_order, voice, events, chosen)
-    findings.add("dropped", "controllers of channels without notes", int((owner < 0).sum()))
 
     # Of several values of one controller at one tick only the last can be heard.
-    kept = np.flatnonzero(owner >= 0)
-    order = kept[np.lexsort((chosen[kept], number[kept], tick[kept], owner[kept]))]
-    key = owner[order] << 8 | number[order]
-    last = np.ones(len(order), bool)
-    last[:-1] = (key[1:] != key[:-1]) | (tick[order][1:] != tick[order][:-1])
-    findings.add("dropped", "controllers replaced at the same tick", int((~last).sum()))
-    order = order[last]
-    for index in np.unique(owner[order]).tolist():
-        track = score.tracks[index]
-        part = order[owner[order] == index]
-        sets = part[number[part] < 128]
-        if len(sets):
-            value = np.minimum(events.data2[chosen[sets]], 127)
-            time = tick[sets].astype(np.int32)
-            track.controls = type(track.controls).from_numpy(time, number[sets].astype(np.uint8), value)
-        bends = part[number[part] == 128]
-        if len(bends):
-            fine = np.minimum(events.data1[chosen[bends]], 127).astype(np.int32)
-            coarse = np.minimum(events.data2[chosen[bends]], 127).astype(np.int32)
-            time = tick[bends].astype(np.int32)
-            track.pitch_bends = type(track.pitch_bends).from_numpy(time, (coarse << 7 | fine) - 8192)
+    key = owner << 8 | np.where(control, first, 128)
+    order = np.lexsort((chosen, key, tick, owner))
+    key, tick = key.take(order), tick.take(order)
+    last = np.append((key[1:] != key[:-1]) | (tick[1:] != tick[:-1]), True)
+    findings.add("note", "controllers replaced at the same tick", int((~last).sum()))
+    findings.add("not carried", "controllers of channels without notes", int((last & (key < 0)).sum()))
+    last &= key >= 0
+    order, key, tick = order[last], key[last], tick[last].astype(np.int32)
+    first, second = first.take(order), second.take(order)
+    bounds = np.searchsorted(key >> 8, np.arange(len(groups) + 1)).tolist()
+    sets = (key & 0x80) == 0
+    bends = not sets.all()
+    for index, track in enumerate(score.tracks):
+        part = slice(bounds[index], bounds[index + 1])
+        if part.start == part.stop:
+            continue
+        mine = sets[part]
+        number, value, time = first[part], second[part], tick[part]
+        track.controls = type(track.controls).from_numpy(
+            time[mine], number[mine].astype(np.uint8), value[mine].astype(np.uint8)
+        )
+        if bends:
+            bend = (value << 7 | number)[~mine] - 8192
+            track.pitch_bends = type(track.pitch_bends).from_numpy(time[~mine], bend)
 
 
 def _owners(
@@ -172,14 +179,14 @@ def _owners(
 ) -> NDArray[np.int64]:
     """Index of the score track for each event, -1 for none.
 
-    That is the track of the next note of the same file track and channel, or else the last one; for a channel without
-    notes in its file track the first score track of that channel.
+    That is the track of the next note of the same file track and channel, or else the last one; for a
+    channel without notes in its file track the first score track of that channel.
     """
     by_order = np.argsort(note_order, kind="stable")
     note_order, voice = note_order[by_order], voice[by_order]
     place = (events.track[chosen].astype(np.int64) << 4) | (events.status[chosen] & 0x0F)
     owner = np.full(len(chosen), -1, np.int64)
-    for which in np.unique(place).tolist():
+    for which in set(place.tolist()):
         mine = place == which
         here = np.flatnonzero(voice >> 7 == which)
         if len(here):
@@ -192,17 +199,17 @@ def _owners(
     return owner
 
 
-def _add_timeline(score: symusic.Score, timeline: Timeline, end: int, findings: Findings) -> None:
+def _add_timeline(score: ScoreTick, timeline: Timeline, end: int, findings: Findings) -> None:
     """Set tempi, time signatures and key signatures up to the end of the music."""
     before = len(timeline.tempi) + len(timeline.metres) + len(timeline.keys)
     timeline.tempi = [entry for entry in timeline.tempi if entry[0] < end]
     timeline.metres = [entry for entry in timeline.metres if entry[0] < end]
     timeline.keys = [entry for entry in timeline.keys if entry[0] < end]
     after = len(timeline.tempi) + len(timeline.metres) + len(timeline.keys)
-    findings.add("dropped", "tempo, metre and key changes after the last note", before - after)
+    findings.add("not carried", "tempo, metre and key changes after the last note", before - after)
     for tick, tempo in timeline.tempi:
-        score.tempos.append(symusic.Tempo(tick, mspq=tempo, ttype="tick"))
+        score.tempos.append(TempoTick(tick, mspq=tempo))
     for tick, top, bottom in timeline.metres:
-        score.time_signatures.append(symusic.TimeSignature(tick, top, bottom, ttype="tick"))
+        score.time_signatures.append(TimeSignatureTick(tick, top, bottom))
     for tick, sharps, mode in timeline.keys:
-        score.key_signatures.append(symusic.KeySignature(tick, sharps, mode, ttype="tick"))
+        score.key_signatures.append(KeySignatureTick(tick, sharps, mode))

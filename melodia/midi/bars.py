@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import symusic
 from numpy.typing import NDArray
+from symusic.core import ScoreTick
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class BarTable:
         return max(0, int(np.searchsorted(self.starts, tick, "right")) - 1)
 
 
-def metres_of(score: symusic.Score) -> list[tuple[int, int, int]]:
-    """Time signatures of a score as (tick, numerator, denominator), the first at tick 0 (4/4 if it has none)."""
+def metres_of(score: ScoreTick) -> list[tuple[int, int, int]]:
+    """Time signatures as (tick, numerator, denominator), the first at tick 0 (4/4 if there is none)."""
     metres = sorted({s.time: (s.time, s.numerator, s.denominator) for s in score.time_signatures}.values())
     if not metres or metres[0][0] > 0:
         metres.insert(0, (0, 4, 4))
@@ -52,7 +52,7 @@ def metres_of(score: symusic.Score) -> list[tuple[int, int, int]]:
 def _stretches(
     metres: list[tuple[int, int, int]], ticks_per_quarter: int, end: int
 ) -> list[tuple[int, int, int, int, int]]:
-    """Per metre: start, numerator, denominator, bars, and the tick of its end (bars are whole but for the last)."""
+    """Per metre: start, numerator, denominator, number of bars, end. Only the last bar may be cut."""
     found = []
     for index, (start, top, bottom) in enumerate(metres):
         if start >= end and index > 0:
@@ -82,7 +82,7 @@ def bar_count(metres: list[tuple[int, int, int]], ticks_per_quarter: int, end: i
     return sum(bars for _, _, _, bars, _ in _stretches(metres, ticks_per_quarter, end))
 
 
-def bar_table(score: symusic.Score, end: int | None = None) -> BarTable:
+def bar_table(score: ScoreTick, end: int | None = None) -> BarTable:
     """The bars of a score.
 
     Args:

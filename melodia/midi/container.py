@@ -9,7 +9,7 @@ from melodia.errors import MidiError
 from melodia.midi.report import Findings
 
 _SEARCH = 1 << 16  # bytes in which a header may hide behind something else
-_DEFAULT_DIVISION = 480
+DEFAULT_DIVISION = 480
 
 _SIGNATURES: list[tuple[bytes, str, str]] = [
     (
@@ -77,7 +77,7 @@ def read_header(data: bytes, name: str, findings: Findings) -> Header:
         end = _open_wrapper(data, start, findings)
     if end - start < 14:
         raise MidiError(
-            f"{name}: the MIDI header is cut off after {end - start} of 14 bytes; get a complete copy of the file"
+            f"{name}: the MIDI header is cut off after {end - start} of 14 bytes; get a complete copy"
         )
     length = int.from_bytes(data[start + 4 : start + 8], "big")
     midi_format = int.from_bytes(data[start + 8 : start + 10], "big")
@@ -91,7 +91,7 @@ def read_header(data: bytes, name: str, findings: Findings) -> Header:
             findings.add("repaired", "wrong header length", detail=f"{length} bytes declared")
             first_chunk = data.find(b"MTrk", start + 8, end)
             if 0 <= first_chunk < start + 14:
-                division = _DEFAULT_DIVISION
+                division = DEFAULT_DIVISION
                 findings.add(
                     "repaired", "header without a division", detail=f"{division} ticks per quarter assumed"
                 )
@@ -126,7 +126,7 @@ def _no_header(data: bytes, name: str, findings: Findings) -> Header:
         raise MidiError(f"{name}: is empty (0 bytes); get a complete copy of the file")
     if data == b"MThd"[: len(data)]:
         raise MidiError(
-            f"{name}: the MIDI header is cut off after {len(data)} of 14 bytes; get a complete copy of the file"
+            f"{name}: the MIDI header is cut off after {len(data)} of 14 bytes; get a complete copy"
         )
     for magic, fault, remedy in _SIGNATURES:
         if data.startswith(magic):
@@ -140,8 +140,15 @@ def _no_header(data: bytes, name: str, findings: Findings) -> Header:
     if data[257:262] == b"ustar":
         raise MidiError(f"{name}: is a tar archive, not MIDI; unpack it first")
     first_chunk = data.find(b"MTrk", 0, _SEARCH)
+    if first_chunk >= 14 and data[first_chunk - 10 : first_chunk - 6] == b"\0\0\0\x06":
+        findings.add("repaired", "damaged MIDI header")
+        fields = [
+            int.from_bytes(data[at : at + 2], "big", signed=True)
+            for at in range(first_chunk - 6, first_chunk, 2)
+        ]
+        return Header(fields[0] & 0xFFFF, fields[1] & 0xFFFF, fields[2], first_chunk, len(data))
     if first_chunk >= 0:
-        division = _DEFAULT_DIVISION
+        division = DEFAULT_DIVISION
         findings.add("repaired", "missing MIDI header", detail=f"{division} ticks per quarter assumed")
         return Header(1, data.count(b"MTrk"), division, first_chunk, len(data))
     if not data.strip(b"\0"):
@@ -184,6 +191,17 @@ def _is_chunk(data: bytes, position: int, end: int) -> bool:
     return position + 8 + int.from_bytes(data[position + 4 : position + 8], "big") <= end
 
 
+def _is_renamed_track(data: bytes, position: int, end: int) -> bool:
+    """Whether a chunk of another name holds a track: the name is nearly right, or an end of track ends it."""
+    name = data[position : position + 4]
+    if len(name) < 4 or name == b"MThd":
+        return False
+    if sum(ours != theirs for ours, theirs in zip(name, b"MTrk", strict=True)) <= 1:
+        return True
+    stop = position + 8 + int.from_bytes(data[position + 4 : position + 8], "big")
+    return position + 12 <= stop <= end and data[stop - 3 : stop] == b"\xff\x2f\0"
+
+
 @dataclass(frozen=True)
 class TrackChunk:
     """Where a track's events stand.
@@ -215,6 +233,9 @@ def next_track(data: bytes, position: int, end: int, findings: Findings) -> Trac
     """
     while position < end:
         name = data[position : position + 4]
+        if name != b"MTrk" and _is_renamed_track(data, position, end):
+            findings.add("repaired", "track with a wrong chunk name read", detail=repr(name)[1:])
+            name = b"MTrk"
         if name == b"MTrk":
             start = position + 8
             if start > end:

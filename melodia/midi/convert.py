@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import symusic
 from numpy.typing import NDArray
+from symusic.core import ScoreTick
 
 from melodia.errors import MidiError
 from melodia.midi.bars import metres_of
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _MAX_TABLE = 4_000_000  # ticks; PrettyMIDI keeps a table with the time of every tick
 
 
-def tempi_of(score: symusic.Score) -> list[tuple[int, int]]:
+def tempi_of(score: ScoreTick) -> list[tuple[int, int]]:
     """Tempi of a score as (tick, microseconds per quarter), the first at tick 0 (500,000 if it has none)."""
     tempi = sorted({tempo.time: (tempo.time, max(1, tempo.mspq)) for tempo in score.tempos}.values())
     if not tempi or tempi[0][0] > 0:
@@ -28,7 +28,7 @@ def tempi_of(score: symusic.Score) -> list[tuple[int, int]]:
     return tempi
 
 
-def seconds_of(score: symusic.Score, ticks: NDArray[Any]) -> NDArray[np.float64]:
+def seconds_of(score: ScoreTick, ticks: NDArray[Any]) -> NDArray[np.float64]:
     """Times of ticks under the tempo map of a score.
 
     Args:
@@ -47,15 +47,16 @@ def seconds_of(score: symusic.Score, ticks: NDArray[Any]) -> NDArray[np.float64]
     return seconds
 
 
-def to_pretty_midi(score: symusic.Score) -> pretty_midi.PrettyMIDI:
+def to_pretty_midi(score: ScoreTick) -> pretty_midi.PrettyMIDI:
     """Convert a score, one instrument per track.
 
     Args:
         score: in ticks.
 
     Returns:
-        a PrettyMIDI with the score's notes, programs, controllers, pitch bends, tempi, time and key signatures. Its
-        resolution is that of the score, or lower where PrettyMIDI's table of ticks would get huge.
+        a PrettyMIDI with the score's notes, programs, controllers, pitch bends, tempi, time and key
+        signatures. Its resolution is that of the score, or lower where PrettyMIDI's table of ticks would
+        get huge.
     """
     import pretty_midi
 
@@ -124,7 +125,7 @@ def events_of_pretty_midi(midi: pretty_midi.PrettyMIDI, findings: Findings, limi
     """
     if not all(hasattr(midi, name) for name in ("instruments", "resolution", "get_tempo_changes")):
         raise MidiError(
-            f"a score cannot be read from {type(midi).__name__}; give a path, bytes, a binary file or a PrettyMIDI"
+            f"{type(midi).__name__} is no source of music; give a path, bytes, a binary file or a PrettyMIDI"
         )
     try:
         return _events(midi, findings, limits)
@@ -181,7 +182,7 @@ def _events(midi: Any, findings: Findings, limits: Limits) -> SmfEvents:
         number, value, when = np.array(controls, np.float64).reshape(-1, 3).T
         bend, bent = np.array(bends, np.float64).reshape(-1, 2).T
         bend = np.clip(bend, -8192, 8191) + 8192
-        rows = [
+        rows: list[tuple[Any, int, int, Any, Any]] = [
             (np.zeros(1), 0, 0xC0, np.array([float(part.program)]), 0),
             (ticks(when), 1, 0xB0, number, value),
             (ticks(bent), 1, 0xE0, bend % 128, bend // 128),

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
-import symusic
 from numpy.typing import NDArray
+from symusic.core import ScoreTick, TrackTick
 
 from melodia.errors import ConfigError
 from melodia.midi.bars import BarTable, bar_table
@@ -15,10 +15,10 @@ from melodia.midi.report import Finding, Findings
 
 __all__ = ["bar_table", "cut_score", "end_on_bar", "join", "window"]
 
-_Columns = dict[str, NDArray[np.int32]]
+_Columns = dict[str, NDArray[Any]]
 
 
-def _set_notes(track: symusic.core.TrackTick, columns: _Columns) -> None:
+def _set_notes(track: TrackTick, columns: _Columns) -> None:
     """Replace the notes of a track, sorted by (time, pitch)."""
     order = np.lexsort((columns["pitch"], columns["time"]))
     track.notes = type(track.notes).from_numpy(
@@ -30,12 +30,12 @@ def _set_notes(track: symusic.core.TrackTick, columns: _Columns) -> None:
 
 
 def cut_score(
-    score: symusic.Score,
+    score: ScoreTick,
     *,
     bars: int | None = None,
     seconds: float | None = None,
     side: Literal["start", "end"] = "start",
-) -> tuple[symusic.Score, list[Finding]]:
+) -> tuple[ScoreTick, list[Finding]]:
     """Keep the first or the last part of a score.
 
     Args:
@@ -70,17 +70,17 @@ def cut_score(
     return window(score, table.line(count - wanted), table.end)
 
 
-def _bars_of_seconds(score: symusic.Score, table: BarTable, seconds: float, side: str) -> int:
+def _bars_of_seconds(score: ScoreTick, table: BarTable, seconds: float, side: str) -> int:
     lines = seconds_of(score, np.append(table.starts, table.end))
     lengths = lines - lines[0] if side == "start" else (lines[-1] - lines)[::-1]
     return min(len(table), max(1, int(np.searchsorted(lengths, seconds - 1e-9, "left"))))
 
 
-def window(score: symusic.Score, start: int, stop: int) -> tuple[symusic.Score, list[Finding]]:
+def window(score: ScoreTick, start: int, stop: int) -> tuple[ScoreTick, list[Finding]]:
     """The music from tick `start` up to tick `stop`, moved to tick 0.
 
-    Notes that sound at `start` begin there, notes that sound at `stop` end there; tempo, metre, key and controllers are
-    those in force.
+    Notes that sound at `start` begin there, notes that sound at `stop` end there; tempo, metre, key and
+    controllers are those in force.
 
     Args:
         score: in ticks.
@@ -91,7 +91,7 @@ def window(score: symusic.Score, start: int, stop: int) -> tuple[symusic.Score, 
         a new score with all tracks that have notes in it, and what was cut.
     """
     findings = Findings()
-    part = symusic.Score(score.ticks_per_quarter)
+    part = ScoreTick(score.ticks_per_quarter)
     for name in ("tempos", "time_signatures", "key_signatures"):
         events = getattr(part, name)
         for event in _in_force(list(getattr(score, name)), start, stop):
@@ -110,7 +110,7 @@ def window(score: symusic.Score, start: int, stop: int) -> tuple[symusic.Score, 
         )
         findings.add("repaired", "notes shortened to end at the cut", int((inside & (end > stop)).sum()))
         begin, end = np.maximum(begin[inside], start), np.minimum(end[inside], stop)
-        copy = symusic.Track(name=track.name, program=track.program, is_drum=track.is_drum, ttype="tick")
+        copy = TrackTick(track.name, track.program, track.is_drum)
         pitch, velocity = columns["pitch"][inside], columns["velocity"][inside]
         _set_notes(
             copy, {"time": begin - start, "duration": end - begin, "pitch": pitch, "velocity": velocity}
@@ -120,7 +120,7 @@ def window(score: symusic.Score, start: int, stop: int) -> tuple[symusic.Score, 
     return part, findings.to_list()
 
 
-def _in_force(events: list, start: int, stop: int) -> list:  # type: ignore[type-arg]
+def _in_force(events: list[Any], start: int, stop: int) -> list[Any]:
     """Copies of the events in a window, the last one before it moved to its start."""
     events = sorted(events, key=lambda event: event.time)
     before = [event for event in events if event.time <= start][-1:]
@@ -132,9 +132,7 @@ def _in_force(events: list, start: int, stop: int) -> list:  # type: ignore[type
     return found
 
 
-def _cut_controllers(
-    source: symusic.core.TrackTick, target: symusic.core.TrackTick, start: int, stop: int
-) -> None:
+def _cut_controllers(source: TrackTick, target: TrackTick, start: int, stop: int) -> None:
     columns = source.controls.numpy()
     order = np.argsort(columns["time"], kind="stable")
     time, number, value = (columns[name][order] for name in ("time", "number", "value"))
@@ -158,13 +156,14 @@ def _cut_controllers(
 
 
 def join(
-    seed: symusic.Score, continuation: symusic.Score, at_tick: int, *, keep_changes: bool = True
-) -> tuple[symusic.Score, list[Finding]]:
+    seed: ScoreTick, continuation: ScoreTick, at_tick: int, *, keep_changes: bool = True
+) -> tuple[ScoreTick, list[Finding]]:
     """Put a continuation behind a seed.
 
-    The continuation's tick 0 comes to lie at `at_tick`. Its notes go to the seed's first track of the same program (the
-    drums to the drums), or to a new track. Seed notes that begin at `at_tick` or later are dropped; those that still
-    sound go on until they end or the continuation strikes their pitch. Tempo, metre and key of the seed go on.
+    The continuation's tick 0 comes to lie at `at_tick`. Its notes go to the seed's first track of the same
+    program (the drums to the drums), or to a new track. Seed notes that begin at `at_tick` or later are
+    dropped; those that still sound go on until they end or the continuation strikes their pitch. Tempo,
+    metre and key of the seed go on.
 
     Args:
         seed: what stands before; its resolution is kept.
@@ -192,9 +191,7 @@ def join(
         key = (track.is_drum, 0 if track.is_drum else track.program)
         if key not in homes:
             homes[key] = len(result.tracks)
-            result.tracks.append(
-                symusic.Track(name=track.name, program=track.program, is_drum=track.is_drum, ttype="tick")
-            )
+            result.tracks.append(TrackTick(track.name, track.program, track.is_drum))
         _append(result, homes[key], track, at_tick, findings)
     if keep_changes:
         for name in ("tempos", "time_signatures", "key_signatures"):
@@ -207,7 +204,7 @@ def join(
     return result, findings.to_list()
 
 
-def _clear_after(score: symusic.Score, tick: int, findings: Findings) -> None:
+def _clear_after(score: ScoreTick, tick: int, findings: Findings) -> None:
     """Remove what begins at a tick or later (in place)."""
     for name in ("tempos", "time_signatures", "key_signatures"):
         kept = [event for event in getattr(score, name) if event.time < max(tick, 1)]
@@ -229,9 +226,7 @@ def _clear_after(score: symusic.Score, tick: int, findings: Findings) -> None:
                 setattr(track, name, type(events).from_numpy(*(values[kept] for values in columns.values())))
 
 
-def _append(
-    score: symusic.Score, index: int, track: symusic.core.TrackTick, at_tick: int, findings: Findings
-) -> None:
+def _append(score: ScoreTick, index: int, track: TrackTick, at_tick: int, findings: Findings) -> None:
     """Add a track's notes and controllers to a track of the score, so that no two notes of one pitch overlap."""
     home = score.tracks[index]
     new: _Columns = track.notes.numpy()
@@ -260,7 +255,7 @@ def _append(
             setattr(home, name, type(events).from_numpy(*joined))
 
 
-def _end_at_strikes(track: symusic.core.TrackTick, new: _Columns, at_tick: int, findings: Findings) -> None:
+def _end_at_strikes(track: TrackTick, new: _Columns, at_tick: int, findings: Findings) -> None:
     """End the notes of a track that sound across the join where their pitch is struck anew (in place)."""
     columns: _Columns = track.notes.numpy()
     end = columns["time"] + columns["duration"]
@@ -275,7 +270,7 @@ def _end_at_strikes(track: symusic.core.TrackTick, new: _Columns, at_tick: int, 
         _set_notes(track, columns)
 
 
-def end_on_bar(score: symusic.Score, tick: int) -> tuple[symusic.Score, list[Finding]]:
+def end_on_bar(score: ScoreTick, tick: int) -> tuple[ScoreTick, list[Finding]]:
     """End a score on the first bar line at or after a tick.
 
     Args:

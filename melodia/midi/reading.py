@@ -8,11 +8,13 @@ import stat
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Union
 
-import symusic
+import numpy as np
+from symusic.core import ScoreTick
 
 from melodia.errors import MidiError
 from melodia.midi.assemble import assemble
 from melodia.midi.bars import bar_count
+from melodia.midi.container import DEFAULT_DIVISION
 from melodia.midi.limits import Limits
 from melodia.midi.repair import pair_notes
 from melodia.midi.report import Findings, ReadReport
@@ -25,7 +27,11 @@ if TYPE_CHECKING:
 Source = Union[str, "os.PathLike[str]", bytes, bytearray, memoryview, IO[bytes], "pretty_midi.PrettyMIDI"]
 
 
-def read_score(source: Source, *, limits: Limits | None = None) -> tuple[symusic.Score, ReadReport]:
+_COARSE = 24  # ticks per quarter below which the division may be a mistake
+_ENDLESS = 64  # quarter notes that half of the notes would have to last
+
+
+def read_score(source: Source, *, limits: Limits | None = None) -> tuple[ScoreTick, ReadReport]:
     """Read music, repair it, and say what was done.
 
     Args:
@@ -33,8 +39,9 @@ def read_score(source: Source, *, limits: Limits | None = None) -> tuple[symusic
         limits: bounds of this read; `Limits()` if not given.
 
     Returns:
-        the score in ticks, one track per (file track, channel, program), and the report. In the score no note is stuck,
-        without length or overlaps one of the same pitch in its track; tempo and time signature are given from tick 0.
+        the score in ticks, one track per (file track, channel, program), and the report. In the score no
+        note is stuck, without length or overlaps one of the same pitch in its track; tempo and time
+        signature are given from tick 0.
 
     Raises:
         MidiError: nothing to read: one line that names the file, the fault and the remedy.
@@ -126,7 +133,7 @@ def _open_without_waiting(path: str, flags: int) -> int:
 
 def _finish(
     events: SmfEvents, name: str, data: bytes, findings: Findings, limits: Limits
-) -> tuple[symusic.Score, ReadReport]:
+) -> tuple[ScoreTick, ReadReport]:
     """From events to score and report."""
     lay_in_sequence(events, findings)
     timeline = read_timeline(events, findings)
@@ -140,6 +147,12 @@ def _finish(
         end_tick=int(events.track_ends.max()) if len(events.track_ends) else 0,
         findings=findings,
     )
+    if timeline.ticks_per_quarter < _COARSE and len(notes):
+        lengths = notes.end - notes.start
+        if float(np.median(lengths)) > _ENDLESS * timeline.ticks_per_quarter:
+            detail = f"{timeline.ticks_per_quarter} ticks per quarter, {DEFAULT_DIVISION} assumed"
+            findings.add("repaired", "division that makes notes last for many bars", detail=detail)
+            timeline.ticks_per_quarter = DEFAULT_DIVISION
     if not len(notes):
         raise MidiError(f"{name}: holds no notes, so there is nothing to read; give a file with notes")
     if len(notes) > limits.notes:

@@ -1,9 +1,9 @@
 """A Standard MIDI File as arrays of events: tolerant, bounded, fast.
 
-How it is fast without a compiler: for every byte position NumPy computes in one go how long an event would be that
-starts there, if it is an ordinary one (a delta time, maybe a status, two data bytes). Python then only hops from event
-to event; everything that is not ordinary takes the slow path. Times, channels and data bytes are decoded by NumPy from
-the positions.
+How it is fast without a compiler: for every byte position NumPy computes in one go how long an event would
+be that starts there, if it is an ordinary one (a delta time, maybe a status, two data bytes). Python then
+only hops from event to event; everything that is not ordinary takes the slow path. Times, channels and data
+bytes are decoded by NumPy from the positions.
 """
 
 from __future__ import annotations
@@ -90,6 +90,8 @@ def parse_smf(data: bytes, name: str, findings: Findings, limits: Limits) -> Smf
                 f"{name}: has more than {limits.tracks:,} tracks with events, more than any piece of music; "
                 "merge or remove tracks"
             )
+    if header.midi_format > 2:
+        findings.add("repaired", "unknown format read as format 1", detail=f"format {header.midi_format}")
     if chunks != header.tracks:
         detail = f"{header.tracks:,} declared, {chunks:,} found"
         findings.add("repaired", "wrong number of tracks in the header", detail=detail)
@@ -106,7 +108,7 @@ class _Parser:
         self.bytes = np.frombuffer(data + bytes(_PAD), np.uint8)
         self.lengths = _ordinary_lengths(self.bytes)
         self.never = bytes(len(self.lengths))
-        self.positions: list[int] = []  # where each event starts, its delta time first
+        self.positions = array("i")  # where each event starts, its delta time first
         self.bounds = [0]  # positions[bounds[i]:bounds[i + 1]] is track i
         self.metas: list[
             tuple[int, int, int, int]
@@ -120,20 +122,17 @@ class _Parser:
         data, findings, positions = self.data, self.findings, self.positions
         hop = positions.append
         position, end = chunk.start, chunk.end
-        budget_end = self._budget_end(position, end)
         lengths = self.never  # hopping table: all zeros unless running status is of two data bytes
         running = 0  # last channel status
         ended = cut = False
         while position < end:
-            length = lengths[position]
-            if length:
+            budget_end = self._budget_end(position, end)
+            while position < budget_end and (length := lengths[position]):
                 hop(position)
                 position += length
-                if position >= budget_end:
-                    budget_end = self._budget_end(position, end)
+            if position >= budget_end:
                 continue
             # The slow path: everything that is not two data bytes under a known status.
-            budget_end = self._budget_end(position, end)
             delta, at = self._vlq(position, end)
             if at >= end:
                 cut = True
@@ -153,7 +152,7 @@ class _Parser:
                     cut = True
                     break
                 if max(data[first : first + count]) >= 0x80:
-                    if not self._follows(first + count, end, 4):
+                    if not self._follows(first + count, end, 4, lenient=True):
                         position = self._damage(position, end, "damaged event skipped")
                         continue
                     findings.add("repaired", "data byte above 127", detail=f"byte {first}")
@@ -219,16 +218,16 @@ class _Parser:
         return position
 
     def _budget_end(self, position: int, end: int) -> int:
-        """A position before which the limit on events cannot be passed, because an event has three bytes or more."""
+        """A position before which the limit on events cannot be passed: an event has three bytes or more."""
         left = self.limits.events - len(self.positions)
         if left <= 0:
             raise MidiError(
-                f"{self.name}: has more than {self.limits.events:,} events; split it into pieces, or thin out its "
-                "controllers"
+                f"{self.name}: has more than {self.limits.events:,} events; split it into pieces, or thin out "
+                "its controllers"
             )
         return min(end, position + 3 * left)
 
-    # -- damage --------------------------------------------------------------------------------------------------
+    # Damage.
 
     def _vlq(self, position: int, end: int) -> tuple[int, int]:
         """A variable-length number of up to ten bytes and the position after it."""
@@ -248,8 +247,13 @@ class _Parser:
         self.findings.add("repaired", "negative delta time taken as 0", detail=f"byte {position}")
         return 0
 
-    def _follows(self, position: int, end: int, count: int, explicit: bool = False) -> bool:
-        """Whether `count` undamaged events (or the end) follow, the first with its own status if `explicit`."""
+    def _follows(
+        self, position: int, end: int, count: int, *, explicit: bool = False, lenient: bool = False
+    ) -> bool:
+        """Whether `count` undamaged events (or the end) follow.
+
+        `explicit`: the first must have its own status; `lenient`: a velocity above 127 is no damage.
+        """
         data, lengths = self.data, self.lengths
         while count:
             if position >= end:
@@ -263,6 +267,8 @@ class _Parser:
                 if not length:
                     if 0xC0 <= status < 0xE0 and data[at + 1] < 0x80:
                         length = at + 2 - position
+                    elif lenient and 0x80 <= status < 0xA0 and data[at + 1] < 0x80:
+                        length = at + 3 - position
                     elif status in (0xFF, 0xF0, 0xF7):
                         size, start = self._vlq(at + 1 + (status == 0xFF), end)
                         if start + size > end:
@@ -313,54 +319,63 @@ class _Parser:
         self.findings.add("note", "system exclusive message without an end mark", detail=f"byte {start}")
         return size
 
-    # -- decoding ------------------------------------------------------------------------------------------------
+    # Decoding.
 
     def decode(self, midi_format: int, division: int) -> SmfEvents:
         """Turn the collected positions into arrays."""
         content = self.bytes
         place = np.array(self.positions, np.int64)
-        sizes = np.diff(np.array(self.bounds))
-        byte = content[place]
+        bounds = np.array(self.bounds)
+        sizes = bounds[1:] - bounds[:-1]
+        byte = content.take(place)
         delta = (byte & 0x7F).astype(np.int64)
         at = place + 1  # becomes the position of the status
-        more = np.flatnonzero(byte >= 0x80)
+        (more,) = (byte >= 0x80).nonzero()
         for _ in range(3):
             if not len(more):
                 break
-            byte = content[at[more]]
-            delta[more] = delta[more] << 7 | (byte & 0x7F)
-            at[more] += 1
+            where = at.take(more)
+            byte = content.take(where)
+            delta[more] = delta.take(more) << 7 | (byte & 0x7F)
+            at[more] = where + 1
             more = more[byte >= 0x80]
         if self.odd:
             odd = np.array(self.odd, np.int64).reshape(-1, 3)
             odd = odd[odd[:, 0] < len(place)]
             delta[odd[:, 0]], at[odd[:, 0]] = odd[:, 1], odd[:, 2]
-        total = np.cumsum(delta)
-        firsts = np.array(self.bounds[:-1], np.int64)
-        before = (total - delta)[firsts]  # time that passed in the tracks before
-        tick = total - np.repeat(before, sizes)
-        track = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
+        total = delta.cumsum()
+        firsts = bounds[:-1]
+        before = total.take(firsts) - delta.take(firsts)  # time that passed in the tracks before
+        tick = total - before.repeat(sizes)
+        track = np.arange(len(sizes), dtype=np.int32).repeat(sizes)
 
-        raw = content[at]
-        explicit = (raw >= 0x80) & (raw < 0xF0)
-        channel = raw < 0xF0
-        last = np.maximum.accumulate(np.where(explicit, np.arange(len(raw)), 0)) if len(raw) else place
-        first = at + explicit
-        data2 = content[first + 1].copy()
+        status = content.take(at)
+        channel = status < 0xF0
+        running = status < 0x80
+        if running.any():
+            after_meta = int((running[1:] & ~channel[:-1]).sum())
+            self.findings.add("note", "running status kept after a meta event", after_meta)
+            explicit = channel & ~running
+            last = np.maximum.accumulate(np.where(explicit, np.arange(len(status)), 0))
+            status = status.take(last)
+            first = at + explicit
+        else:
+            first = at + 1
+        (chosen,) = channel.nonzero()
+        first = first.take(chosen)
+        data2 = content.take(first + 1)
         if self.single:
-            data2[np.array(self.single, np.int64)] = 0
-        after_meta = channel[1:] & ~explicit[1:] & ~channel[:-1]
-        self.findings.add("note", "running status kept after a meta event", int(after_meta.sum()))
+            data2[np.searchsorted(chosen, np.array(self.single, np.int64))] = 0
         return SmfEvents(
             midi_format=midi_format,
             division=division,
-            track=track[channel],
-            tick=tick[channel],
-            status=raw[last][channel],
-            data1=content[first][channel],
-            data2=data2[channel],
+            track=track.take(chosen),
+            tick=tick.take(chosen),
+            status=status.take(chosen),
+            data1=content.take(first),
+            data2=data2,
             metas=self._metas(track, tick),
-            track_ends=tick[np.array(self.bounds[1:], np.int64) - 1],
+            track_ends=tick.take(bounds[1:] - 1),
         )
 
     def _metas(self, track: NDArray[np.int32], tick: NDArray[np.int64]) -> list[Meta]:
@@ -384,14 +399,14 @@ class _Parser:
 
 
 def _ordinary_lengths(content: NDArray[np.uint8]) -> bytes:
-    """Length in bytes of the event that would start at each position, 0 where it would not be an ordinary one.
+    """Length in bytes of the ordinary event that would start at each position, 0 where it would be none.
 
     Args:
         content: uint8 [N], the file and padding.
 
     Returns:
-        N bytes. An ordinary event is a delta time of up to four bytes, a status of two data bytes or none (running
-        status), and two data bytes.
+        N bytes. An ordinary event is a delta time of up to four bytes, a status of two data bytes or none
+        (running status), and two data bytes.
     """
     size = len(content)
     low = content < 0x80

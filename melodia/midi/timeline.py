@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from melodia.midi.container import DEFAULT_DIVISION
 from melodia.midi.limits import Limits
 from melodia.midi.repair import Notes
 from melodia.midi.report import Findings
@@ -128,7 +130,7 @@ def _key(payload: bytes) -> _Read:
     return (sharps, mode), "", len(payload) > 2
 
 
-def _changes(values: list) -> list:  # type: ignore[type-arg]
+def _changes(values: list[Any]) -> list[Any]:
     """The entries that differ from the one before."""
     return [entry for at, entry in enumerate(values) if at == 0 or entry[1:] != values[at - 1][1:]]
 
@@ -140,8 +142,8 @@ def _resolution(
     if division > 0:
         return division, tempi
     if division == 0:
-        findings.add("repaired", "division 0", detail="480 ticks per quarter assumed")
-        return 480, tempi
+        findings.add("repaired", "division 0", detail=f"{DEFAULT_DIVISION} ticks per quarter assumed")
+        return DEFAULT_DIVISION, tempi
     frames, per_frame = -(division >> 8), division & 0xFF
     rate = _FRAME_RATES.get(frames)
     if rate is None or per_frame == 0:
@@ -166,7 +168,7 @@ def lay_in_sequence(events: SmfEvents, findings: Findings) -> None:
     if events.midi_format != 2 or count < 2:
         return
     findings.add("note", "format 2: patterns placed one after another", detail=f"{count} patterns")
-    quarter = events.division if events.division > 0 else 480
+    quarter = events.division if events.division > 0 else DEFAULT_DIVISION
     metres: dict[int, tuple[int, ...]] = {}
     for meta in events.metas:
         if meta.kind == TIME_SIGNATURE and (value := _metre(meta.payload)[0]) is not None:

@@ -7,9 +7,9 @@ import io
 import os
 import secrets
 from pathlib import Path
-from typing import TYPE_CHECKING, Union
+from typing import TYPE_CHECKING, cast
 
-import symusic
+from symusic.core import ScoreTick, TrackTick
 
 from melodia.errors import MidiError
 from melodia.midi.bars import metres_of
@@ -23,12 +23,12 @@ _META, _NOTE_OFF, _PROGRAM, _CONTROL, _NOTE_ON = range(5)  # order at one tick
 
 
 def write_midi(
-    midi: Union[symusic.Score, pretty_midi.PrettyMIDI], path: str | os.PathLike[str], *, force: bool = False
+    midi: ScoreTick | pretty_midi.PrettyMIDI, path: str | os.PathLike[str], *, force: bool = False
 ) -> Path:
     """Write a MIDI file (format 1).
 
-    The file appears whole or not at all: it is written under another name in the same folder, flushed to the disk and
-    renamed.
+    The file appears whole or not at all: it is written under another name in the same folder, flushed to
+    the disk and renamed.
 
     Args:
         midi: what to write.
@@ -39,7 +39,8 @@ def write_midi(
         the path.
 
     Raises:
-        MidiError: the file is there already (without `force`), or cannot be written; an old file stays as it was.
+        MidiError: the file is there already (without `force`), or cannot be written; an old file stays as
+            it was.
     """
     path = Path(path)
     name = str(path) if str(path).isprintable() else ascii(str(path))
@@ -50,18 +51,18 @@ def write_midi(
     data = midi_bytes(midi)
     temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(4)}.tmp")
     try:
-        with open(temporary, "xb") as file:
+        with temporary.open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         if force:
-            os.replace(temporary, path)
+            temporary.replace(path)
         else:
             _rename_to_new(temporary, path, name)
     except OSError as error:
         reason = error.strerror or str(error)
         raise MidiError(
-            f"{name}: cannot be written ({reason}); check the folder, its permissions and the space on the disk"
+            f"{name}: cannot be written ({reason}); check the folder, its permissions and the free space"
         ) from None
     finally:
         with contextlib.suppress(OSError):
@@ -77,7 +78,7 @@ def _rename_to_new(temporary: Path, path: Path, name: str) -> None:
     except FileExistsError:
         raise MidiError(f"{name}: is there already; choose another name or force the replacement") from None
     except OSError:  # a file system without links
-        os.replace(temporary, path)
+        temporary.replace(path)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -89,11 +90,11 @@ def _sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-def midi_bytes(midi: Union[symusic.Score, pretty_midi.PrettyMIDI]) -> bytes:
+def midi_bytes(midi: ScoreTick | pretty_midi.PrettyMIDI) -> bytes:
     """The bytes of a MIDI file (format 1).
 
-    A score is written with its own ticks; the same score gives the same bytes. Up to 15 melodic tracks get a channel of
-    their own, more of them share the channel of their program as far as channels last.
+    A score is written with its own ticks; the same score gives the same bytes. Up to 15 melodic tracks get
+    a channel of their own, more of them share the channel of their program as far as channels last.
 
     Args:
         midi: a score in ticks or a PrettyMIDI.
@@ -107,7 +108,7 @@ def midi_bytes(midi: Union[symusic.Score, pretty_midi.PrettyMIDI]) -> bytes:
     if hasattr(midi, "instruments"):
         buffer = io.BytesIO()
         try:
-            midi.write(buffer)
+            cast("pretty_midi.PrettyMIDI", midi).write(buffer)
         except Exception as error:  # PrettyMIDI checks nothing before it writes
             raise MidiError(
                 f"this PrettyMIDI cannot be written as MIDI ({error}); repair its values"
@@ -134,7 +135,7 @@ def midi_bytes(midi: Union[symusic.Score, pretty_midi.PrettyMIDI]) -> bytes:
     return header + b"".join(b"MTrk" + len(track).to_bytes(4, "big") + track for track in tracks)
 
 
-def _assign_channels(score: symusic.Score) -> list[int]:
+def _assign_channels(score: ScoreTick) -> list[int]:
     melodic = [index for index, track in enumerate(score.tracks) if not track.is_drum]
     channels = [9] * len(score.tracks)
     if len(melodic) <= len(_CHANNELS):
@@ -150,7 +151,7 @@ def _assign_channels(score: symusic.Score) -> list[int]:
     return channels
 
 
-def _conductor(score: symusic.Score) -> bytes:
+def _conductor(score: ScoreTick) -> bytes:
     events: list[tuple[int, int, int, bytes]] = []
     for tick, tempo in tempi_of(score):
         events.append((tick, _META, 0, b"\xff\x51\x03" + min(tempo, 0xFFFFFF).to_bytes(3, "big")))
@@ -162,7 +163,7 @@ def _conductor(score: symusic.Score) -> bytes:
     return _encode(events)
 
 
-def _track(track: symusic.core.TrackTick, channel: int) -> bytes:
+def _track(track: TrackTick, channel: int) -> bytes:
     events: list[tuple[int, int, int, bytes]] = []
     if track.name:
         text = track.name.encode("utf-8", "replace")[:127]
