@@ -10,6 +10,7 @@ from melodia.midi.report import Findings
 
 _SEARCH = 1 << 16  # bytes in which a header may hide behind something else
 DEFAULT_DIVISION = 480
+_LONGEST_CHAIN = 5_000  # chunks
 
 _SIGNATURES: list[tuple[bytes, str, str]] = [
     (
@@ -53,6 +54,37 @@ class Header:
     division: int
     first_chunk: int
     end: int
+
+
+def undo_text_mode(data: bytes, findings: Findings) -> bytes:
+    """Undo a transfer in text mode, which puts a byte 13 before every byte 10.
+
+    Args:
+        data: the whole file.
+        findings: collects the repair.
+
+    Returns:
+        the data as it was, if that makes every chunk as long as it says; otherwise the data.
+    """
+    if b"\r\n" not in data or not data.startswith(b"MThd") or _is_chain(data):
+        return data
+    undone = data.replace(b"\r\n", b"\n")
+    if not _is_chain(undone):
+        return data
+    findings.add("repaired", "damage of a transfer in text mode undone", len(data) - len(undone))
+    return undone
+
+
+def _is_chain(data: bytes) -> bool:
+    """Whether the lengths of all chunks lead exactly to the end of the file."""
+    position = 0
+    for _ in range(_LONGEST_CHAIN):
+        if position == len(data):
+            return True
+        if data[position : position + 2] != b"MT" or position + 8 > len(data):
+            return False
+        position += 8 + int.from_bytes(data[position + 4 : position + 8], "big")
+    return False
 
 
 def read_header(data: bytes, name: str, findings: Findings) -> Header:
@@ -142,11 +174,10 @@ def _no_header(data: bytes, name: str, findings: Findings) -> Header:
     first_chunk = data.find(b"MTrk", 0, _SEARCH)
     if first_chunk >= 14 and data[first_chunk - 10 : first_chunk - 6] == b"\0\0\0\x06":
         findings.add("repaired", "damaged MIDI header")
-        fields = [
-            int.from_bytes(data[at : at + 2], "big", signed=True)
-            for at in range(first_chunk - 6, first_chunk, 2)
-        ]
-        return Header(fields[0] & 0xFFFF, fields[1] & 0xFFFF, fields[2], first_chunk, len(data))
+        midi_format = int.from_bytes(data[first_chunk - 6 : first_chunk - 4], "big")
+        tracks = int.from_bytes(data[first_chunk - 4 : first_chunk - 2], "big")
+        division = int.from_bytes(data[first_chunk - 2 : first_chunk], "big", signed=True)
+        return Header(midi_format, tracks, division, first_chunk, len(data))
     if first_chunk >= 0:
         division = DEFAULT_DIVISION
         findings.add("repaired", "missing MIDI header", detail=f"{division} ticks per quarter assumed")

@@ -227,7 +227,7 @@ def _clear_after(score: ScoreTick, tick: int, findings: Findings) -> None:
 
 
 def _append(score: ScoreTick, index: int, track: TrackTick, at_tick: int, findings: Findings) -> None:
-    """Add a track's notes and controllers to a track of the score, so that no two notes of one pitch overlap."""
+    """Add a track's notes and controllers to one of the score; no two notes of one pitch overlap."""
     home = score.tracks[index]
     new: _Columns = track.notes.numpy()
     new["time"] = new["time"] + np.int32(at_tick)

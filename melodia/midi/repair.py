@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -92,10 +93,10 @@ def pair_notes(
         return _no_notes()
     kind = status.take(order)
     # Sixteen bits hold the voices of 32 tracks, and sixteen bits are sorted several times faster.
-    wide = np.uint16 if track[-1] < 32 else np.int64
-    voice = track.take(order).astype(wide) << 11 | (kind & 0x0F).astype(wide) << 7 | pitch
-    by_voice = voice.argsort(kind="stable")
-    order, voice, kind = order.take(by_voice), voice.take(by_voice).astype(np.int64), kind.take(by_voice)
+    wide: type[np.integer[Any]] = np.uint16 if track[-1] < 32 else np.int64
+    key: NDArray[Any] = track.take(order).astype(wide) << 11 | (kind & 0x0F).astype(wide) << 7 | pitch
+    by_voice = key.argsort(kind="stable")
+    order, kind, voice = order.take(by_voice), kind.take(by_voice), key.take(by_voice).astype(np.int64)
     time, velocity = tick.take(order), data2.take(order)
     strike = (kind >= 0x90) & (velocity > 0)
 

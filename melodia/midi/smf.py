@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from melodia.errors import MidiError
-from melodia.midi.container import TrackChunk, next_track, read_header
+from melodia.midi.container import TrackChunk, next_track, read_header, undo_text_mode
 from melodia.midi.limits import Limits
 from melodia.midi.report import Findings
 
@@ -79,6 +79,7 @@ def parse_smf(data: bytes, name: str, findings: Findings, limits: Limits) -> Smf
     Raises:
         MidiError: no MIDI file, or over a limit.
     """
+    data = undo_text_mode(data, findings)
     header = read_header(data, name, findings)
     parser = _Parser(data, name, findings, limits)
     position, chunks = header.first_chunk, 0
@@ -222,8 +223,8 @@ class _Parser:
         left = self.limits.events - len(self.positions)
         if left <= 0:
             raise MidiError(
-                f"{self.name}: has more than {self.limits.events:,} events; split it into pieces, or thin out "
-                "its controllers"
+                f"{self.name}: has more than {self.limits.events:,} events; split it into pieces, or thin "
+                "out its controllers"
             )
         return min(end, position + 3 * left)
 

@@ -65,13 +65,14 @@ def read_timeline(events: SmfEvents, findings: Findings) -> Timeline:
         findings.add("note", "no tempo: 120 quarters per minute assumed")
     if not metres:
         findings.add("note", "no time signature: 4/4 assumed")
-    resolution, tempi = _resolution(events.division, [(tick, value[0]) for tick, value in tempi], findings)
-    if not tempi or tempi[0][0] > 0:
-        tempi.insert(0, (0, DEFAULT_TEMPO))
+    single = [(tick, value[0]) for tick, value in tempi]
+    resolution, single = _resolution(events.division, single, findings)
+    if not single or single[0][0] > 0:
+        single.insert(0, (0, DEFAULT_TEMPO))
     whole = [(tick, value[0], value[1]) for tick, value in metres]
     if not whole or whole[0][0] > 0:
         whole.insert(0, (0, 4, 4))
-    timeline = Timeline(resolution, _changes(tempi), _changes(whole), [(t, k[0], k[1]) for t, k in keys])
+    timeline = Timeline(resolution, _changes(single), _changes(whole), [(t, k[0], k[1]) for t, k in keys])
     timeline.keys = _changes(timeline.keys)
     return timeline
 
