@@ -1,5 +1,230 @@
-"""The kernels: cells and scans."""
+"""The kernels: cells and scans, and the choice of the backend that runs them.
 
-from melodia.kernels.reference import gru_scan, gru_step, lstm_scan, lstm_step, pair_scan
+The functions have the signatures of `melodia.kernels.reference`, which is their specification. Two backends exist:
+`reference` (plain PyTorch, any device, any floating type) and `native` (the library built from csrc/; CPU, float32).
 
-__all__ = ["gru_scan", "gru_step", "lstm_scan", "lstm_step", "pair_scan"]
+`backend` is "auto", "reference" or "native": the environment's MELODIA_BACKEND first, then `set_backend()` or, for a
+while, `use_backend()`. auto takes native for every call it can run and reference for the others; native raises where
+it cannot run a call. Nothing else ever changes the backend, and `backend_report()` says what runs and why.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from melodia.errors import BackendError, ConfigError
+from melodia.kernels import native, reference
+
+__all__ = [
+    "BackendReport",
+    "backend_report",
+    "gru_scan",
+    "gru_step",
+    "lstm_scan",
+    "lstm_step",
+    "pair_scan",
+    "set_backend",
+    "use_backend",
+]
+
+BACKENDS = ("auto", "reference", "native")
+
+
+@dataclass(frozen=True)
+class BackendReport:
+    """Which backend runs and why.
+
+    Attributes:
+        chosen: what was asked for: "auto", "reference" or "native".
+        runs: what runs float32 calls on the CPU: "reference" or "native".
+        why: a sentence.
+        instruction_set: of the native backend: "avx512", "avx2", "portable", or None where it is missing.
+    """
+
+    chosen: str
+    runs: str
+    why: str
+    instruction_set: str | None
+
+
+def _validated(backend: str, origin: str) -> str:
+    if backend not in BACKENDS:
+        raise ConfigError(f"{origin} must be one of {', '.join(BACKENDS)} (received {backend!r})")
+    return backend
+
+
+_chosen = _validated(os.environ.get("MELODIA_BACKEND", "").strip().lower() or "auto", "MELODIA_BACKEND")
+
+
+def set_backend(backend: str) -> None:
+    """Choose the backend of this process.
+
+    Args:
+        backend: "auto", "reference" or "native".
+
+    Raises:
+        ConfigError: for another word.
+        BackendError: "native" was asked for and is not there; the message carries the reason.
+    """
+    global _chosen
+    _validated(backend, "the backend")
+    if backend == "native":
+        _require_native()
+    _chosen = backend
+
+
+@contextmanager
+def use_backend(backend: str) -> Iterator[None]:
+    """`set_backend` for the duration of a `with` block.
+
+    >>> with use_backend("reference"):
+    ...     backend_report().runs
+    'reference'
+    """
+    before = _chosen
+    set_backend(backend)
+    try:
+        yield
+    finally:
+        set_backend(before)
+
+
+def backend_report() -> BackendReport:
+    """Which backend runs, and why; never raises."""
+    reason = native.reason()
+    isa = native.instruction_set()
+    if _chosen == "reference":
+        return BackendReport(_chosen, "reference", "the reference backend was asked for", isa)
+    if reason is None:
+        why = f"the native library is loaded ({isa}); calls other than float32 on the CPU go to the reference"
+        if _chosen == "native":
+            why = f"the native backend was asked for and is loaded ({isa})"
+        return BackendReport(_chosen, "native", why, isa)
+    return BackendReport(_chosen, "reference", reason, isa)
+
+
+def _require_native() -> None:
+    reason = _native_reason()
+    if reason is not None:
+        raise BackendError(
+            f"the native backend was asked for, but {reason}; build it (see CONTRIBUTING.md) or use auto"
+        )
+
+
+@torch.compiler.assume_constant_result
+def _native_reason() -> str | None:
+    """`native.reason`, which a compiled graph may take for a constant: the library is loaded once or never."""
+    return native.reason()
+
+
+def _unfit(tensors: tuple[Tensor, ...]) -> str | None:
+    """Why the native backend cannot run a call with these arguments; None if it can."""
+    # Under autocast the operators convert to float32 themselves.
+    amp = torch.is_autocast_enabled("cpu")
+    for x in tensors:
+        if x.device.type != "cpu":
+            return f"it runs on the CPU only (received a tensor on {x.device})"
+        if x.dtype != torch.float32 and not (amp and x.dtype in (torch.bfloat16, torch.float16)):
+            return f"it runs in float32 only (received {x.dtype})"
+    return None
+
+
+def _native_runs(*tensors: Tensor) -> bool:
+    """Whether this call goes to the native backend; raises where it must and cannot."""
+    if _chosen == "reference":
+        return False
+    if _chosen == "native":
+        _require_native()
+        unfit = _unfit(tensors)
+        if unfit is not None:
+            raise BackendError(f"the native backend was asked for, but {unfit}; use auto or reference")
+        return True
+    return _native_reason() is None and _unfit(tensors) is None
+
+
+def lstm_step(
+    gates_x: Tensor,  # [B, 4H]
+    h: Tensor,  # [B, H]
+    c: Tensor,  # [B, H]
+    weight_hh: Tensor,  # [4H, H]
+    bias_hh: Tensor,  # [4H]
+) -> tuple[Tensor, Tensor]:
+    """Advance an LSTM cell by one step; see `reference.lstm_step`."""
+    if _native_runs(gates_x, h, c, weight_hh, bias_hh):
+        from melodia.kernels import native_ops
+
+        return native_ops.lstm_step(gates_x, h, c, weight_hh, bias_hh)
+    return reference.lstm_step(gates_x, h, c, weight_hh, bias_hh)
+
+
+def gru_step(
+    gates_x: Tensor,  # [B, 3H]
+    h: Tensor,  # [B, H]
+    weight_hh: Tensor,  # [3H, H]
+    bias_hh: Tensor,  # [3H]
+) -> Tensor:
+    """Advance a GRU cell by one step; see `reference.gru_step`."""
+    if _native_runs(gates_x, h, weight_hh, bias_hh):
+        from melodia.kernels import native_ops
+
+        return native_ops.gru_step(gates_x, h, weight_hh, bias_hh)
+    return reference.gru_step(gates_x, h, weight_hh, bias_hh)
+
+
+def lstm_scan(
+    gates_x: Tensor,  # [T, B, 4H]
+    h: Tensor,  # [B, H]
+    c: Tensor,  # [B, H]
+    weight_hh: Tensor,  # [4H, H]
+    bias_hh: Tensor,  # [4H]
+    lengths: Tensor | None = None,  # [B] int64
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Run an LSTM cell over T steps; see `reference.lstm_scan`."""
+    if _native_runs(gates_x, h, c, weight_hh, bias_hh):
+        from melodia.kernels import native_ops
+
+        return native_ops.lstm_scan(gates_x, h, c, weight_hh, bias_hh, lengths)
+    return reference.lstm_scan(gates_x, h, c, weight_hh, bias_hh, lengths)
+
+
+def gru_scan(
+    gates_x: Tensor,  # [T, B, 3H]
+    h: Tensor,  # [B, H]
+    weight_hh: Tensor,  # [3H, H]
+    bias_hh: Tensor,  # [3H]
+    lengths: Tensor | None = None,  # [B] int64
+) -> tuple[Tensor, Tensor]:
+    """Run a GRU cell over T steps; see `reference.gru_scan`."""
+    if _native_runs(gates_x, h, weight_hh, bias_hh):
+        from melodia.kernels import native_ops
+
+        return native_ops.gru_scan(gates_x, h, weight_hh, bias_hh, lengths)
+    return reference.gru_scan(gates_x, h, weight_hh, bias_hh, lengths)
+
+
+def pair_scan(
+    lstm_gates_x: Tensor,  # [T, B, 4H]
+    gru_gates_x: Tensor,  # [T, B, 3H]
+    h_lstm: Tensor,  # [B, H]
+    c_lstm: Tensor,  # [B, H]
+    h_gru: Tensor,  # [B, H]
+    weight_hh_lstm: Tensor,  # [4H, H]
+    bias_hh_lstm: Tensor,  # [4H]
+    weight_hh_gru: Tensor,  # [3H, H]
+    bias_hh_gru: Tensor,  # [3H]
+    lengths: Tensor | None = None,  # [B] int64
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Run an LSTM and a GRU side by side over T steps; see `reference.pair_scan`."""
+    tensors = (lstm_gates_x, gru_gates_x, h_lstm, c_lstm, h_gru)
+    weights = (weight_hh_lstm, bias_hh_lstm, weight_hh_gru, bias_hh_gru)
+    if _native_runs(*tensors, *weights):
+        from melodia.kernels import native_ops
+
+        return native_ops.pair_scan(*tensors, *weights, lengths)
+    return reference.pair_scan(*tensors, *weights, lengths)

@@ -1,0 +1,114 @@
+// The table of kernels that every instruction set fills in (kernels_impl.h), and the plain structs they work
+// on.
+//
+// This header is included by objects that are compiled for one instruction set: it may include no header of
+// the C++ standard library, whose inline functions the linker would be free to share with everybody.
+//
+// B batch, T time, H hidden, G gates (4 for LSTM, 3 for GRU). All arrays are contiguous; a row is one
+// sequence.
+#pragma once
+
+#include <stdint.h>
+
+namespace melodia::cpu {
+
+struct LstmScan {
+    int64_t T, B, H;
+    const float* gates_x;    // [T, B, 4H]
+    const float* h;          // [B, H]
+    const float* c;          // [B, H]
+    const float* packed;     // weight_hh, from `pack_forward`
+    const float* bias_hh;    // [4H]
+    const int64_t* lengths;  // [B] or null: all T
+    float* output;           // [T, B, H]
+    float* h_n;              // [B, H]
+    float* c_n;              // [B, H]
+    float* gates;            // [T, B, 4H] activated i f g o for the backward pass, or null
+    float* cells;            // [T, B, H] for the backward pass, or null
+};
+
+struct LstmScanBackward {
+    int64_t T, B, H;
+    const float* grad_output;  // [T, B, H] or null: zero
+    const float* gates;        // [T, B, 4H]
+    const float* cells;        // [T, B, H]
+    const float* c;            // [B, H]
+    const float* packed;       // weight_hh, from `pack_backward`
+    const int64_t* lengths;    // [B] or null
+    float* grad_gates;         // [T, B, 4H]
+    float* grad_h;             // [B, padded H]; holds grad_h_n before, the gradient of h after
+    float* grad_c;             // [B, H]; holds grad_c_n before, the gradient of c after
+};
+
+struct GruScan {
+    int64_t T, B, H;
+    const float* gates_x;  // [T, B, 3H]
+    const float* h;        // [B, H]
+    const float* packed;
+    const float* bias_hh;    // [3H]
+    const int64_t* lengths;  // [B] or null
+    float* output;           // [T, B, H]
+    float* h_n;              // [B, H]
+    float* gates;            // [T, B, 4H] r z n and n_h = W_hn h + b_hn, or null
+};
+
+struct GruScanBackward {
+    int64_t T, B, H;
+    const float* grad_output;  // [T, B, H] or null: zero
+    const float* gates;        // [T, B, 4H]
+    const float* output;       // [T, B, H]
+    const float* h;            // [B, H]
+    const float* packed;
+    const int64_t* lengths;  // [B] or null
+    float* grad_gates_x;     // [T, B, 3H]
+    float* grad_gates_h;     // [T, B, 3H]; differs from grad_gates_x in n, behind the reset gate
+    float* grad_h;           // [B, padded H]; holds grad_h_n before, the gradient of h after
+};
+
+struct Step {
+    int64_t B, H;
+    const float* gates_x;    // [B, GH]
+    const float* h;          // [B, H]
+    const float* c;          // [B, H], LSTM only
+    const float* weight_hh;  // [GH, H] as torch has it
+    const float* bias_hh;    // [GH]
+    float* h_out;            // [B, H]
+    float* c_out;            // [B, H], LSTM only
+};
+
+// A packed matrix is a row of panels that do not depend on each other; ranges below count panels, rows or
+// units.
+struct Kernels {
+    const char* name;
+    int64_t unit_panel;  // hidden units in a panel of the forward packing
+    int64_t
+        backward_panel;  // hidden units in a panel of the backward packing; grad_h is padded to a multiple
+
+    // weight [GH, H] -> panels [H / unit_panel][H][G][unit_panel], padded with zeros.
+    void (*pack_forward)(const float* weight, int64_t G, int64_t H, float* packed, int64_t begin,
+                         int64_t end);
+    // weight [GH, H] -> panels [H / backward_panel][GH][backward_panel], padded with zeros.
+    void (*pack_backward)(const float* weight, int64_t G, int64_t H, float* packed, int64_t begin,
+                          int64_t end);
+
+    // Scans over the rows begin..end; `live` is scratch for end - begin numbers.
+    void (*lstm_scan)(const LstmScan&, int64_t begin, int64_t end, int64_t* live);
+    void (*lstm_scan_backward)(const LstmScanBackward&, int64_t begin, int64_t end, int64_t* live);
+    void (*gru_scan)(const GruScan&, int64_t begin, int64_t end, int64_t* live);
+    void (*gru_scan_backward)(const GruScanBackward&, int64_t begin, int64_t end, int64_t* live);
+
+    // One step for the unit panels begin..end of all rows.
+    void (*lstm_step)(const Step&, int64_t begin, int64_t end);
+    void (*gru_step)(const Step&, int64_t begin, int64_t end);
+};
+
+extern const Kernels kernels_portable;
+#if defined(__x86_64__)
+extern const Kernels kernels_avx2;
+extern const Kernels kernels_avx512;
+#endif
+
+// dispatch.cpp: the best table this processor can run, or the one that MELODIA_CPU names.
+const Kernels& kernels();
+
+}  // namespace melodia::cpu

@@ -1,0 +1,465 @@
+// The kernels of one instruction set, over the Vector of the header included before this one.
+//
+// Everything stands in an unnamed namespace and includes no C++ standard header: what is compiled here with
+// the flags of an instruction set must never be the copy that the linker keeps for code that runs before the
+// check.
+//
+// A scan goes over its rows (sequences) only; rows do not depend on each other, so threads that share them by
+// rows need no barrier. A step is the product [rows, H] x [H, G H] in register tiles over packed weights,
+// with the cell's pointwise part applied to each tile while it is still in the first-level cache. The order
+// of every sum depends on neither the rows nor the threads: a batch equals its rows one by one, bit for bit.
+#pragma once
+
+#include "cells.h"
+#include "cpu/kernels.h"
+
+namespace {
+
+using melodia::cpu::GruScan;
+using melodia::cpu::GruScanBackward;
+using melodia::cpu::LstmScan;
+using melodia::cpu::LstmScanBackward;
+using melodia::cpu::Step;
+
+constexpr int64_t W = Vector::width;
+constexpr int64_t backward_panel = W * Vector::backward_vectors;
+constexpr int64_t depth_block = 512;  // rows of a panel that stay in the second-level cache together
+constexpr int max_rows = 9;           // of any register tile
+
+#define MELODIA_INLINE inline __attribute__((always_inline))
+
+inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+inline void copy(const float* from, float* to, int64_t n) {
+    for (int64_t k = 0; k < n; ++k) to[k] = from[k];
+}
+
+inline void clear(float* to, int64_t n) {
+    for (int64_t k = 0; k < n; ++k) to[k] = 0.0f;
+}
+
+// A vector at p of which n lanes are inside; Whole: all of them.
+template <bool Whole>
+MELODIA_INLINE Vector load(const float* p, int64_t n) {
+    return Whole ? Vector::load(p) : Vector::load(p, n);
+}
+
+template <bool Whole>
+MELODIA_INLINE void store(Vector x, float* p, int64_t n) {
+    if (Whole)
+        x.store(p);
+    else
+        x.store(p, n);
+}
+
+// ---- Products
+// ------------------------------------------------------------------------------------------------------
+
+// out[m][0 .. NV W) (+)= sum over k of rows[m][k] * panel[k][0 .. NV W), with `stride` floats between panel
+// rows.
+template <int MR, int NV>
+MELODIA_INLINE void tile(int64_t K, const float* const* rows, const float* panel, int64_t stride,
+                         float* const* out, bool add) {
+    Vector sums[MR][NV];
+    const float* a[MR];
+#pragma GCC unroll 16
+    for (int m = 0; m < MR; ++m) {
+        a[m] = rows[m];
+#pragma GCC unroll 4
+        for (int n = 0; n < NV; ++n) sums[m][n] = add ? Vector::load(out[m] + n * W) : Vector::zero();
+    }
+    for (int64_t k = 0; k < K; ++k, panel += stride) {
+        Vector b[NV];
+#pragma GCC unroll 4
+        for (int n = 0; n < NV; ++n) b[n] = Vector::load(panel + n * W);
+#pragma GCC unroll 16
+        for (int m = 0; m < MR; ++m) {
+            const Vector x = Vector::broadcast(a[m] + k);
+#pragma GCC unroll 4
+            for (int n = 0; n < NV; ++n) sums[m][n] = fma(x, b[n], sums[m][n]);
+        }
+    }
+#pragma GCC unroll 16
+    for (int m = 0; m < MR; ++m) {
+#pragma GCC unroll 4
+        for (int n = 0; n < NV; ++n) sums[m][n].store(out[m] + n * W);
+    }
+}
+
+// `tile` with the number of rows known at run time, 1 <= rows <= MR.
+template <int MR, int NV>
+inline void tile_of(int64_t row_count, int64_t K, const float* const* rows, const float* panel,
+                    int64_t stride, float* const* out, bool add) {
+    if constexpr (MR > 1) {
+        if (row_count < MR) return tile_of<MR - 1, NV>(row_count, K, rows, panel, stride, out, add);
+    }
+    tile<MR, NV>(K, rows, panel, stride, out, add);
+}
+
+// Cuts `rows` into as few tiles of at most MR rows as possible, all about as high, and calls f(first, count)
+// for each.
+template <int MR, class F>
+MELODIA_INLINE void for_row_tiles(int64_t rows, F f) {
+    const int64_t tiles = (rows + MR - 1) / MR;
+    for (int64_t t = 0, first = 0; t < tiles; ++t) {
+        const int64_t count = rows / tiles + (t < rows % tiles ? 1 : 0);
+        f(first, count);
+        first += count;
+    }
+}
+
+void pack_forward(const float* weight, int64_t G, int64_t H, float* packed, int64_t begin, int64_t end) {
+    constexpr int64_t block = 16;  // of k, so that the lines being written stay in the first-level cache
+    for (int64_t u = begin; u < end; ++u) {
+        float* panel = packed + u * H * G * W;
+        const int64_t units = smaller(W, H - u * W);
+        for (int64_t k0 = 0; k0 < H; k0 += block) {
+            const int64_t k1 = smaller(H, k0 + block);
+            for (int64_t g = 0; g < G; ++g) {
+                for (int64_t j = 0; j < W; ++j) {
+                    const float* row = weight + (g * H + u * W + j) * H;
+                    for (int64_t k = k0; k < k1; ++k) panel[(k * G + g) * W + j] = j < units ? row[k] : 0.0f;
+                }
+            }
+        }
+    }
+}
+
+void pack_backward(const float* weight, int64_t G, int64_t H, float* packed, int64_t begin, int64_t end) {
+    for (int64_t p = begin; p < end; ++p) {
+        const int64_t units = smaller(backward_panel, H - p * backward_panel);
+        for (int64_t k = 0; k < G * H; ++k) {
+            float* to = packed + (p * G * H + k) * backward_panel;
+            copy(weight + k * H + p * backward_panel, to, units);
+            clear(to + units, backward_panel - units);
+        }
+    }
+}
+
+// grad_h[b] (+)= grad_gates[b] x weight_hh for the rows b in live[0 .. count).
+void multiply_backward(const float* grad_gates, int64_t K, const float* packed, int64_t H, float* grad_h,
+                       const int64_t* live, int64_t count, bool add) {
+    const int64_t panels = (H + backward_panel - 1) / backward_panel;
+    for (int64_t p = 0; p < panels; ++p) {
+        for (int64_t k0 = 0; k0 < K; k0 += depth_block) {
+            const int64_t depth = smaller(depth_block, K - k0);
+            const float* panel = packed + (p * K + k0) * backward_panel;
+            for_row_tiles<Vector::backward_rows>(count, [&](int64_t first, int64_t n) {
+                const float* rows[max_rows];
+                float* out[max_rows];
+                for (int64_t m = 0; m < n; ++m) {
+                    rows[m] = grad_gates + live[first + m] * K + k0;
+                    out[m] = grad_h + live[first + m] * panels * backward_panel + p * backward_panel;
+                }
+                tile_of<Vector::backward_rows, Vector::backward_vectors>(n, depth, rows, panel,
+                                                                         backward_panel, out, add || k0 > 0);
+            });
+        }
+    }
+}
+
+// ---- The pointwise part of one row and one vector of units
+// ---------------------------------------------------------
+
+// sums: W_hh h, [4][W]; the other pointers stand at the first of the n units, their gates H apart.
+template <bool Whole>
+MELODIA_INLINE void lstm_point(const float* sums, const float* gates_x, const float* bias, int64_t H,
+                               int64_t n, const float* c, float* c_out, float* h_out, float* gates,
+                               float* cells) {
+    Vector s[4];
+    for (int g = 0; g < 4; ++g) {
+        s[g] = Vector::load(sums + g * W) + (load<Whole>(gates_x + g * H, n) + load<Whole>(bias + g * H, n));
+    }
+    const auto unit = melodia::lstm_forward(s[0], s[1], s[2], s[3], load<Whole>(c, n));
+    store<Whole>(unit.c, c_out, n);
+    store<Whole>(unit.h, h_out, n);
+    if (gates) {
+        store<Whole>(unit.i, gates, n);
+        store<Whole>(unit.f, gates + H, n);
+        store<Whole>(unit.g, gates + 2 * H, n);
+        store<Whole>(unit.o, gates + 3 * H, n);
+        store<Whole>(unit.c, cells, n);
+    }
+}
+
+template <bool Whole>
+MELODIA_INLINE void gru_point(const float* sums, const float* gates_x, const float* bias, int64_t H,
+                              int64_t n, const float* h, float* h_out, float* gates) {
+    const Vector r = Vector::load(sums) + (load<Whole>(gates_x, n) + load<Whole>(bias, n));
+    const Vector z = Vector::load(sums + W) + (load<Whole>(gates_x + H, n) + load<Whole>(bias + H, n));
+    const Vector n_h = Vector::load(sums + 2 * W) + load<Whole>(bias + 2 * H, n);
+    const auto unit = melodia::gru_forward(r, z, load<Whole>(gates_x + 2 * H, n), n_h, load<Whole>(h, n));
+    store<Whole>(unit.h, h_out, n);
+    if (gates) {
+        store<Whole>(unit.r, gates, n);
+        store<Whole>(unit.z, gates + H, n);
+        store<Whole>(unit.n, gates + 2 * H, n);
+        store<Whole>(n_h, gates + 3 * H, n);
+    }
+}
+
+template <bool Whole>
+MELODIA_INLINE void lstm_point_backward(const LstmScanBackward& a, int64_t t, int64_t b, int64_t k, int64_t n,
+                                        const float* c_before, float* grad_h) {
+    const int64_t H = a.H, at = (t * a.B + b) * H + k;
+    const float* gates = a.gates + (t * a.B + b) * 4 * H + k;
+    float* grad_gates = a.grad_gates + (t * a.B + b) * 4 * H + k;
+    Vector dh = load<Whole>(grad_h + k, n);
+    if (a.grad_output) dh = dh + load<Whole>(a.grad_output + at, n);
+    const auto grad = melodia::lstm_backward(load<Whole>(gates, n), load<Whole>(gates + H, n),
+                                             load<Whole>(gates + 2 * H, n), load<Whole>(gates + 3 * H, n),
+                                             load<Whole>(a.cells + at, n), load<Whole>(c_before + k, n), dh,
+                                             load<Whole>(a.grad_c + b * H + k, n));
+    store<Whole>(grad.i, grad_gates, n);
+    store<Whole>(grad.f, grad_gates + H, n);
+    store<Whole>(grad.g, grad_gates + 2 * H, n);
+    store<Whole>(grad.o, grad_gates + 3 * H, n);
+    store<Whole>(grad.c, a.grad_c + b * H + k, n);
+}
+
+template <bool Whole>
+MELODIA_INLINE void gru_point_backward(const GruScanBackward& a, int64_t t, int64_t b, int64_t k, int64_t n,
+                                       const float* h_before, float* grad_h) {
+    const int64_t H = a.H, row = t * a.B + b;
+    const float* gates = a.gates + row * 4 * H + k;
+    float* grad_x = a.grad_gates_x + row * 3 * H + k;
+    float* grad_hh = a.grad_gates_h + row * 3 * H + k;
+    Vector dh = load<Whole>(grad_h + k, n);
+    if (a.grad_output) dh = dh + load<Whole>(a.grad_output + row * H + k, n);
+    const auto grad =
+        melodia::gru_backward(load<Whole>(gates, n), load<Whole>(gates + H, n), load<Whole>(gates + 2 * H, n),
+                              load<Whole>(gates + 3 * H, n), load<Whole>(h_before + k, n), dh);
+    store<Whole>(grad.r, grad_x, n);
+    store<Whole>(grad.z, grad_x + H, n);
+    store<Whole>(grad.n_x, grad_x + 2 * H, n);
+    store<Whole>(grad.r, grad_hh, n);
+    store<Whole>(grad.z, grad_hh + H, n);
+    store<Whole>(grad.n_h, grad_hh + 2 * H, n);
+    store<Whole>(grad.h, grad_h + k, n);
+}
+
+// ---- Scans
+// ---------------------------------------------------------------------------------------------------------
+
+// How many steps of row b count.
+inline int64_t steps_of(const int64_t* lengths, int64_t b, int64_t T) {
+    if (!lengths) return T;
+    return lengths[b] < 0 ? 0 : smaller(lengths[b], T);
+}
+
+// Fills `live` with the rows that step t advances and calls idle(b) for the others; returns how many live.
+template <class F>
+MELODIA_INLINE int64_t sort_rows(const int64_t* lengths, int64_t t, int64_t begin, int64_t end, int64_t* live,
+                                 F idle) {
+    int64_t count = 0;
+    for (int64_t b = begin; b < end; ++b) {
+        if (!lengths || t < lengths[b])
+            live[count++] = b;
+        else
+            idle(b);
+    }
+    return count;
+}
+
+void lstm_scan(const LstmScan& a, int64_t begin, int64_t end, int64_t* live) {
+    const int64_t H = a.H, B = a.B, panels = (H + W - 1) / W;
+    alignas(64) float sums[max_rows][4 * W];
+    constexpr int vectors = 4 / Vector::lstm_split;  // gates in one tile
+    float* out[Vector::lstm_split][max_rows];
+    for (int s = 0; s < Vector::lstm_split; ++s) {
+        for (int m = 0; m < max_rows; ++m) out[s][m] = sums[m] + s * vectors * W;
+    }
+    copy(a.c + begin * H, a.c_n + begin * H, (end - begin) * H);
+    for (int64_t t = 0; t < a.T; ++t) {
+        const float* previous = t ? a.output + (t - 1) * B * H : a.h;
+        float* output = a.output + t * B * H;
+        const int64_t count = sort_rows(a.lengths, t, begin, end, live, [&](int64_t b) {
+            clear(output + b * H, H);
+            if (a.gates) {
+                clear(a.gates + (t * B + b) * 4 * H, 4 * H);
+                clear(a.cells + (t * B + b) * H, H);
+            }
+        });
+        for (int64_t u = 0; u < panels; ++u) {
+            const float* panel = a.packed + u * H * 4 * W;
+            const int64_t k = u * W, n = smaller(W, H - k);
+            for_row_tiles<Vector::lstm_rows>(count, [&](int64_t first, int64_t row_count) {
+                const float* rows[max_rows];
+                for (int64_t m = 0; m < row_count; ++m) rows[m] = previous + live[first + m] * H;
+                for (int s = 0; s < Vector::lstm_split; ++s) {
+                    tile_of<Vector::lstm_rows, vectors>(row_count, H, rows, panel + s * vectors * W, 4 * W,
+                                                        out[s], false);
+                }
+                for (int64_t m = 0; m < row_count; ++m) {
+                    const int64_t b = live[first + m], at = b * H + k;
+                    const float* gates_x = a.gates_x + (t * B + b) * 4 * H + k;
+                    float* gates = a.gates ? a.gates + (t * B + b) * 4 * H + k : nullptr;
+                    float* cells = a.gates ? a.cells + t * B * H + at : nullptr;
+                    if (n == W)
+                        lstm_point<true>(sums[m], gates_x, a.bias_hh + k, H, n, a.c_n + at, a.c_n + at,
+                                         output + at, gates, cells);
+                    else
+                        lstm_point<false>(sums[m], gates_x, a.bias_hh + k, H, n, a.c_n + at, a.c_n + at,
+                                          output + at, gates, cells);
+                }
+            });
+        }
+    }
+    for (int64_t b = begin; b < end; ++b) {
+        const int64_t steps = steps_of(a.lengths, b, a.T);
+        copy(steps ? a.output + ((steps - 1) * B + b) * H : a.h + b * H, a.h_n + b * H, H);
+    }
+}
+
+void gru_scan(const GruScan& a, int64_t begin, int64_t end, int64_t* live) {
+    const int64_t H = a.H, B = a.B, panels = (H + W - 1) / W;
+    alignas(64) float sums[max_rows][3 * W];
+    float* out[max_rows];
+    for (int m = 0; m < max_rows; ++m) out[m] = sums[m];
+    for (int64_t t = 0; t < a.T; ++t) {
+        const float* previous = t ? a.output + (t - 1) * B * H : a.h;
+        float* output = a.output + t * B * H;
+        const int64_t count = sort_rows(a.lengths, t, begin, end, live, [&](int64_t b) {
+            clear(output + b * H, H);
+            if (a.gates) clear(a.gates + (t * B + b) * 4 * H, 4 * H);
+        });
+        for (int64_t u = 0; u < panels; ++u) {
+            const float* panel = a.packed + u * H * 3 * W;
+            const int64_t k = u * W, n = smaller(W, H - k);
+            for_row_tiles<Vector::gru_rows>(count, [&](int64_t first, int64_t row_count) {
+                const float* rows[max_rows];
+                for (int64_t m = 0; m < row_count; ++m) rows[m] = previous + live[first + m] * H;
+                tile_of<Vector::gru_rows, 3>(row_count, H, rows, panel, 3 * W, out, false);
+                for (int64_t m = 0; m < row_count; ++m) {
+                    const int64_t b = live[first + m], at = b * H + k;
+                    const float* gates_x = a.gates_x + (t * B + b) * 3 * H + k;
+                    float* gates = a.gates ? a.gates + (t * B + b) * 4 * H + k : nullptr;
+                    if (n == W)
+                        gru_point<true>(sums[m], gates_x, a.bias_hh + k, H, n, previous + at, output + at,
+                                        gates);
+                    else
+                        gru_point<false>(sums[m], gates_x, a.bias_hh + k, H, n, previous + at, output + at,
+                                         gates);
+                }
+            });
+        }
+    }
+    for (int64_t b = begin; b < end; ++b) {
+        const int64_t steps = steps_of(a.lengths, b, a.T);
+        copy(steps ? a.output + ((steps - 1) * B + b) * H : a.h + b * H, a.h_n + b * H, H);
+    }
+}
+
+void lstm_scan_backward(const LstmScanBackward& a, int64_t begin, int64_t end, int64_t* live) {
+    const int64_t H = a.H, B = a.B, padded = (H + backward_panel - 1) / backward_panel * backward_panel;
+    for (int64_t t = a.T - 1; t >= 0; --t) {
+        const float* cells = t ? a.cells + (t - 1) * B * H : a.c;
+        float* grad_gates = a.grad_gates + t * B * 4 * H;
+        const int64_t count = sort_rows(a.lengths, t, begin, end, live,
+                                        [&](int64_t b) { clear(grad_gates + b * 4 * H, 4 * H); });
+        for (int64_t m = 0; m < count; ++m) {
+            const int64_t b = live[m];
+            int64_t k = 0;
+            for (; k + W <= H; k += W)
+                lstm_point_backward<true>(a, t, b, k, W, cells + b * H, a.grad_h + b * padded);
+            if (k < H) lstm_point_backward<false>(a, t, b, k, H - k, cells + b * H, a.grad_h + b * padded);
+        }
+        multiply_backward(grad_gates, 4 * H, a.packed, H, a.grad_h, live, count, false);
+    }
+}
+
+void gru_scan_backward(const GruScanBackward& a, int64_t begin, int64_t end, int64_t* live) {
+    const int64_t H = a.H, B = a.B, padded = (H + backward_panel - 1) / backward_panel * backward_panel;
+    for (int64_t t = a.T - 1; t >= 0; --t) {
+        const float* previous = t ? a.output + (t - 1) * B * H : a.h;
+        float* grad_gates = a.grad_gates_h + t * B * 3 * H;
+        const int64_t count = sort_rows(a.lengths, t, begin, end, live, [&](int64_t b) {
+            clear(grad_gates + b * 3 * H, 3 * H);
+            clear(a.grad_gates_x + (t * B + b) * 3 * H, 3 * H);
+        });
+        for (int64_t m = 0; m < count; ++m) {
+            const int64_t b = live[m];
+            int64_t k = 0;
+            for (; k + W <= H; k += W)
+                gru_point_backward<true>(a, t, b, k, W, previous + b * H, a.grad_h + b * padded);
+            if (k < H) gru_point_backward<false>(a, t, b, k, H - k, previous + b * H, a.grad_h + b * padded);
+        }
+        multiply_backward(grad_gates, 3 * H, a.packed, H, a.grad_h, live, count, true);
+    }
+}
+
+// ---- One step, from the weights as they are: packing would cost more than the product
+// -------------------------------
+
+// sums[m][g][j] = weight[g][unit] . h[m] for MR rows and G gates of one unit.
+template <int G, int MR>
+MELODIA_INLINE void dot(int64_t H, const float* weight, const float* h, float* sums) {
+    Vector s[G][MR];
+#pragma GCC unroll 4
+    for (int g = 0; g < G; ++g) {
+#pragma GCC unroll 4
+        for (int m = 0; m < MR; ++m) s[g][m] = Vector::zero();
+    }
+    const auto advance = [&](int64_t k, auto load_at) {
+        Vector x[MR];
+#pragma GCC unroll 4
+        for (int m = 0; m < MR; ++m) x[m] = load_at(h + m * H + k);
+#pragma GCC unroll 4
+        for (int g = 0; g < G; ++g) {
+            const Vector w = load_at(weight + g * H * H + k);
+#pragma GCC unroll 4
+            for (int m = 0; m < MR; ++m) s[g][m] = fma(w, x[m], s[g][m]);
+        }
+    };
+    int64_t k = 0;
+    for (; k + W <= H; k += W) advance(k, [](const float* p) { return Vector::load(p); });
+    if (k < H) advance(k, [&](const float* p) { return Vector::load(p, H - k); });
+    for (int m = 0; m < MR; ++m) {
+        for (int g = 0; g < G; ++g) sums[(m * G + g) * W] = s[g][m].sum();
+    }
+}
+
+// Calls point(row, unit, units, sums[G][W]) for every row and every vector of units in the panels begin..end.
+template <int G, class F>
+MELODIA_INLINE void step(const Step& a, int64_t begin, int64_t end, F point) {
+    constexpr int rows_at_once = 2;
+    alignas(64) float sums[rows_at_once][G * W];
+    for (int64_t u = begin; u < end; ++u) {
+        const int64_t k = u * W, n = smaller(W, a.H - k);
+        for (int64_t b = 0; b < a.B; b += rows_at_once) {
+            const int64_t rows = smaller(rows_at_once, a.B - b);
+            clear(sums[0], rows_at_once * G * W);
+            for (int64_t j = 0; j < n; ++j) {
+                const float* weight = a.weight_hh + (k + j) * a.H;
+                if (rows == 2)
+                    dot<G, 2>(a.H, weight, a.h + b * a.H, sums[0] + j);
+                else
+                    dot<G, 1>(a.H, weight, a.h + b * a.H, sums[0] + j);
+            }
+            for (int64_t m = 0; m < rows; ++m) point(b + m, k, n, sums[m]);
+        }
+    }
+}
+
+void lstm_step(const Step& a, int64_t begin, int64_t end) {
+    step<4>(a, begin, end, [&](int64_t b, int64_t k, int64_t n, const float* sums) {
+        const int64_t at = b * a.H + k;
+        lstm_point<false>(sums, a.gates_x + b * 4 * a.H + k, a.bias_hh + k, a.H, n, a.c + at, a.c_out + at,
+                          a.h_out + at, nullptr, nullptr);
+    });
+}
+
+void gru_step(const Step& a, int64_t begin, int64_t end) {
+    step<3>(a, begin, end, [&](int64_t b, int64_t k, int64_t n, const float* sums) {
+        const int64_t at = b * a.H + k;
+        gru_point<false>(sums, a.gates_x + b * 3 * a.H + k, a.bias_hh + k, a.H, n, a.h + at, a.h_out + at,
+                         nullptr);
+    });
+}
+
+constexpr melodia::cpu::Kernels table() {
+    return {Vector::name,       W,        backward_panel,    pack_forward, pack_backward, lstm_scan,
+            lstm_scan_backward, gru_scan, gru_scan_backward, lstm_step,    gru_step};
+}
+
+}  // namespace

@@ -1,0 +1,80 @@
+// Between torch's tensors and the plain arrays of the kernels: checks, allocation, threads.
+//
+// Only torch's stable ABI (2.10) is used here.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "cpu/kernels.h"
+
+namespace melodia::cpu {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using Shape = std::vector<int64_t>;
+
+inline std::string text(const Shape& shape) {
+    std::string out = "[";
+    for (size_t k = 0; k < shape.size(); ++k) out += (k ? ", " : "") + std::to_string(shape[k]);
+    return out + "]";
+}
+
+inline Shape shape_of(const Tensor& x) {
+    Shape shape(static_cast<size_t>(x.dim()));
+    for (size_t k = 0; k < shape.size(); ++k) shape[k] = x.size(static_cast<int64_t>(k));
+    return shape;
+}
+
+// The tensor as a contiguous array of that shape and type; an error that names the argument otherwise.
+inline Tensor checked(const Tensor& x, const char* name, const Shape& shape,
+                      ScalarType type = ScalarType::Float) {
+    STD_TORCH_CHECK(shape_of(x) == shape, "`", name, "` must have the shape ", text(shape), " (received ",
+                    text(shape_of(x)), ")");
+    STD_TORCH_CHECK(x.scalar_type() == type, "`", name, "` must be ",
+                    type == ScalarType::Float ? "float32" : "int64", " on this backend; convert it");
+    STD_TORCH_CHECK(x.is_cpu(), "`", name, "` must be on the CPU, as the other arguments are");
+    return torch::stable::contiguous(x);
+}
+
+inline std::optional<Tensor> checked(const std::optional<Tensor>& x, const char* name, const Shape& shape,
+                                     ScalarType type = ScalarType::Float) {
+    if (!x.has_value()) return std::nullopt;
+    return checked(*x, name, shape, type);
+}
+
+inline Tensor empty_like(const Tensor& x, const Shape& shape) { return torch::stable::new_empty(x, shape); }
+
+inline const float* floats(const Tensor& x) { return x.const_data_ptr<float>(); }
+inline const float* floats(const std::optional<Tensor>& x) { return x.has_value() ? floats(*x) : nullptr; }
+inline float* mutable_floats(const Tensor& x) { return x.mutable_data_ptr<float>(); }
+inline const int64_t* integers(const std::optional<Tensor>& x) {
+    return x.has_value() ? x->const_data_ptr<int64_t>() : nullptr;
+}
+
+inline int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
+// Calls f(begin, end) over 0..count, on as many threads as torch may use and as there are `grain`s of work.
+template <class F>
+void in_parallel(int64_t count, int64_t grain, const F& f) {
+    const int64_t threads = std::max<int64_t>(1, torch::stable::get_num_threads());
+    const int64_t parts = std::min(threads, count / std::max<int64_t>(1, grain));
+    if (parts <= 1) {
+        if (count > 0) f(int64_t{0}, count);
+        return;
+    }
+    torch::stable::parallel_for(0, parts, 1, [&](int64_t first, int64_t last) {
+        for (int64_t part = first; part < last; ++part) f(count * part / parts, count * (part + 1) / parts);
+    });
+}
+
+}  // namespace melodia::cpu

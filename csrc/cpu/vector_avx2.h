@@ -1,0 +1,48 @@
+// Eight floats in an AVX register, with the operations that cells.h and kernels_impl.h need.
+#pragma once
+
+#include <immintrin.h>
+#include <stdint.h>
+
+namespace {
+
+struct Vector {
+    static constexpr int64_t width = 8;
+    static constexpr int lstm_rows = 6, lstm_split = 2, gru_rows = 4, backward_rows = 6, backward_vectors = 2;
+    static constexpr const char* name = "avx2";
+    __m256 v;
+
+    static inline Vector load(const float* p) { return {_mm256_loadu_ps(p)}; }
+    static inline Vector load(const float* p, int64_t n) { return {_mm256_maskload_ps(p, mask(n))}; }
+    static inline Vector zero() { return {_mm256_setzero_ps()}; }
+    static inline Vector broadcast(const float* p) { return {_mm256_broadcast_ss(p)}; }
+    inline void store(float* p) const { _mm256_storeu_ps(p, v); }
+    inline void store(float* p, int64_t n) const { _mm256_maskstore_ps(p, mask(n), v); }
+    inline float sum() const {
+        __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+        s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+        return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+    }
+
+  private:
+    static inline __m256i mask(int64_t n) {
+        const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+        return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n)), lanes);
+    }
+};
+
+inline Vector operator+(Vector a, Vector b) { return {_mm256_add_ps(a.v, b.v)}; }
+inline Vector operator-(Vector a, Vector b) { return {_mm256_sub_ps(a.v, b.v)}; }
+inline Vector operator*(Vector a, Vector b) { return {_mm256_mul_ps(a.v, b.v)}; }
+inline Vector operator/(Vector a, Vector b) { return {_mm256_div_ps(a.v, b.v)}; }
+inline Vector fma(Vector a, Vector b, Vector c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
+template <class T>
+inline T splat(float x) {
+    return {_mm256_set1_ps(x)};
+}
+// A NaN stays a NaN: min and max return their second operand then.
+inline Vector clamp(Vector x, float low, float high) {
+    return {_mm256_min_ps(_mm256_set1_ps(high), _mm256_max_ps(_mm256_set1_ps(low), x.v))};
+}
+
+}  // namespace

@@ -1,0 +1,55 @@
+// The operators of melodia: a table of contents.
+//
+// B batch, T time, H hidden; everything is time-major. Gates follow torch (LSTM i f g o, GRU r z n with the
+// reset gate after the product). gates_x = x W_ih^T + b_ih is made outside, for all steps at once. At t >=
+// lengths[b] a state stays and the output is 0. What `keep` asks for is what the backward pass needs; without
+// it those outputs are empty. The reference with the same names is melodia/kernels/reference.py; fake kernels
+// and autograd are in native_ops.py.
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(melodia, m) {
+    // gates_x [B, 4H], h [B, H], c [B, H], weight_hh [4H, H], bias_hh [4H] -> h, c
+    m.def(
+        "lstm_step(Tensor gates_x, Tensor h, Tensor c, Tensor weight_hh, Tensor bias_hh) -> (Tensor, "
+        "Tensor)");
+
+    // gates_x [B, 3H], h [B, H], weight_hh [3H, H], bias_hh [3H] -> h
+    m.def("gru_step(Tensor gates_x, Tensor h, Tensor weight_hh, Tensor bias_hh) -> Tensor");
+
+    // gates_x [T, B, 4H], lengths [B] int64 -> output [T, B, H], h_n, c_n; kept: gates [T, B, 4H], cells [T,
+    // B, H]
+    m.def(
+        "lstm_scan(Tensor gates_x, Tensor h, Tensor c, Tensor weight_hh, Tensor bias_hh, Tensor? lengths, "
+        "bool keep)"
+        " -> (Tensor output, Tensor h_n, Tensor c_n, Tensor gates, Tensor cells)");
+    // -> the gradients of gates_x [T, B, 4H], h [B, H], c [B, H]; those of the weights are products made
+    // outside
+    m.def(
+        "lstm_scan_backward(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, Tensor gates, Tensor "
+        "cells,"
+        " Tensor c, Tensor weight_hh, Tensor? lengths) -> (Tensor grad_gates, Tensor grad_h, Tensor grad_c)");
+
+    // gates_x [T, B, 3H] -> output [T, B, H], h_n; kept: gates [T, B, 4H] = r, z, n and W_hn h + b_hn
+    m.def(
+        "gru_scan(Tensor gates_x, Tensor h, Tensor weight_hh, Tensor bias_hh, Tensor? lengths, bool keep)"
+        " -> (Tensor output, Tensor h_n, Tensor gates)");
+    // -> the gradients of gates_x and of W_hh h + b_hh (they differ in n, behind the reset gate), and of h
+    m.def(
+        "gru_scan_backward(Tensor? grad_output, Tensor? grad_h_n, Tensor gates, Tensor output, Tensor h,"
+        " Tensor weight_hh, Tensor? lengths) -> (Tensor grad_gates_x, Tensor grad_gates_h, Tensor grad_h)");
+
+    // lstm_scan and gru_scan side by side; neither sees the other
+    m.def(
+        "pair_scan(Tensor lstm_gates_x, Tensor gru_gates_x, Tensor h_lstm, Tensor c_lstm, Tensor h_gru,"
+        " Tensor weight_hh_lstm, Tensor bias_hh_lstm, Tensor weight_hh_gru, Tensor bias_hh_gru, Tensor? "
+        "lengths,"
+        " bool keep) -> (Tensor out_lstm, Tensor out_gru, Tensor h_lstm_n, Tensor c_lstm_n, Tensor h_gru_n,"
+        " Tensor lstm_gates, Tensor cells, Tensor gru_gates)");
+    m.def(
+        "pair_scan_backward(Tensor? grad_out_lstm, Tensor? grad_out_gru, Tensor? grad_h_lstm_n,"
+        " Tensor? grad_c_lstm_n, Tensor? grad_h_gru_n, Tensor lstm_gates, Tensor cells, Tensor gru_gates,"
+        " Tensor out_gru, Tensor c_lstm, Tensor h_gru, Tensor weight_hh_lstm, Tensor weight_hh_gru, Tensor? "
+        "lengths)"
+        " -> (Tensor grad_lstm_gates, Tensor grad_gru_gates_x, Tensor grad_gru_gates_h, Tensor grad_h_lstm,"
+        " Tensor grad_c_lstm, Tensor grad_h_gru)");
+}

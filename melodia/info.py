@@ -1,0 +1,122 @@
+"""Facts about this installation: versions, the backend and why, the processor. Nothing is printed here."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+_PACKAGES = ("torch", "numpy", "miditok", "symusic", "pretty_midi", "safetensors")
+
+
+@dataclass(frozen=True)
+class Info:
+    """What `melodia info` shows.
+
+    Attributes:
+        melodia: version of melodia.
+        python: version of Python.
+        system: operating system and machine.
+        packages: version of each package that matters, or None where it is missing.
+        backend: what was asked for: "auto", "reference" or "native".
+        backend_runs: what runs float32 calls on the CPU.
+        backend_why: the reason, in a sentence.
+        instruction_set: what the native library uses on this processor, or None without it.
+        native_build: what the build of the native library noted.
+        cpu: name of the processor.
+        cpu_features: instruction sets that matter here and that the processor has.
+        cores: processors that this process may use.
+        threads: threads that torch uses for one operator.
+        cuda: names of the CUDA devices that torch sees.
+        environment: MELODIA_* variables that are set.
+    """
+
+    melodia: str
+    python: str
+    system: str
+    packages: dict[str, str | None]
+    backend: str
+    backend_runs: str
+    backend_why: str
+    instruction_set: str | None
+    native_build: dict[str, Any]
+    cpu: str
+    cpu_features: list[str]
+    cores: int
+    threads: int
+    cuda: list[str]
+    environment: dict[str, str] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All facts as plain values, for JSON."""
+        return asdict(self)
+
+
+def collect() -> Info:
+    """Gather the facts.
+
+    >>> collect().backend_runs in ("reference", "native")
+    True
+    """
+    import torch
+
+    from melodia import __version__
+    from melodia.kernels import backend_report, native
+
+    report = backend_report()
+    cpu, features = _processor()
+    return Info(
+        melodia=__version__,
+        python=platform.python_version(),
+        system=f"{platform.system()} {platform.release()} {platform.machine()}",
+        packages={name: _version(name) for name in _PACKAGES},
+        backend=report.chosen,
+        backend_runs=report.runs,
+        backend_why=report.why,
+        instruction_set=report.instruction_set,
+        native_build=native.build_facts(),
+        cpu=cpu,
+        cpu_features=features,
+        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        threads=torch.get_num_threads(),
+        cuda=[torch.cuda.get_device_name(k) for k in range(torch.cuda.device_count())],
+        environment={k: v for k, v in sorted(os.environ.items()) if k.startswith("MELODIA_")},
+    )
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+_FEATURES = (
+    "sse4_2",
+    "avx2",
+    "fma",
+    "avx_vnni",
+    "avx512f",
+    "avx512_vnni",
+    "avx512_bf16",
+    "amx_int8",
+    "asimd",
+)
+
+
+def _processor() -> tuple[str, list[str]]:
+    """The processor's name and those of its features that matter here, as far as the system tells."""
+    fields: dict[str, str] = {}
+    try:
+        with Path("/proc/cpuinfo").open(encoding="utf-8", errors="replace") as file:
+            for line in file:
+                key, _, value = line.partition(":")
+                fields.setdefault(key.strip(), value.strip())
+    except OSError:
+        pass
+    words = set((fields.get("flags") or fields.get("Features") or "").split())
+    name = fields.get("model name") or platform.processor() or platform.machine()
+    return name, [feature for feature in _FEATURES if feature in words]

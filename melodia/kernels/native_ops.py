@@ -1,0 +1,314 @@
+"""What Python adds to the native operators: shapes for tracing (fake kernels), gradients, and the AMP rule.
+
+The schemas stand in csrc/ops.cpp. Importing this module needs the library loaded; `native.py` does both.
+The recurrence is native; the weight gradients are two products over all steps and stay with torch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from melodia.errors import BackendError
+
+_ops = torch.ops.melodia
+_SCANS = ("lstm_scan", "gru_scan", "pair_scan")
+_STEPS = ("lstm_step", "gru_step")
+
+
+# ---- Calls with the signatures of the reference --------------------------------------------------------------------
+
+
+def _keep(*tensors: Tensor) -> bool:
+    """Whether a backward pass may come, so that the scan must keep what it needs."""
+    return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+
+
+def lstm_step(
+    gates_x: Tensor, h: Tensor, c: Tensor, weight_hh: Tensor, bias_hh: Tensor
+) -> tuple[Tensor, Tensor]:
+    """As `reference.lstm_step`."""
+    return _ops.lstm_step(gates_x, h, c, weight_hh, bias_hh)
+
+
+def gru_step(gates_x: Tensor, h: Tensor, weight_hh: Tensor, bias_hh: Tensor) -> Tensor:
+    """As `reference.gru_step`."""
+    return _ops.gru_step(gates_x, h, weight_hh, bias_hh)
+
+
+def lstm_scan(
+    gates_x: Tensor,
+    h: Tensor,
+    c: Tensor,
+    weight_hh: Tensor,
+    bias_hh: Tensor,
+    lengths: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `reference.lstm_scan`."""
+    keep = _keep(gates_x, h, c, weight_hh, bias_hh)
+    output, h_n, c_n, _, _ = _ops.lstm_scan(gates_x, h, c, weight_hh, bias_hh, lengths, keep)
+    return output, h_n, c_n
+
+
+def gru_scan(
+    gates_x: Tensor, h: Tensor, weight_hh: Tensor, bias_hh: Tensor, lengths: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """As `reference.gru_scan`."""
+    keep = _keep(gates_x, h, weight_hh, bias_hh)
+    output, h_n, _ = _ops.gru_scan(gates_x, h, weight_hh, bias_hh, lengths, keep)
+    return output, h_n
+
+
+def pair_scan(
+    lstm_gates_x: Tensor,
+    gru_gates_x: Tensor,
+    h_lstm: Tensor,
+    c_lstm: Tensor,
+    h_gru: Tensor,
+    weight_hh_lstm: Tensor,
+    bias_hh_lstm: Tensor,
+    weight_hh_gru: Tensor,
+    bias_hh_gru: Tensor,
+    lengths: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """As `reference.pair_scan`."""
+    tensors = (lstm_gates_x, gru_gates_x, h_lstm, c_lstm, h_gru)
+    weights = (weight_hh_lstm, bias_hh_lstm, weight_hh_gru, bias_hh_gru)
+    return _ops.pair_scan(*tensors, *weights, lengths, _keep(*tensors, *weights))[:5]
+
+
+# ---- Fake kernels: the shapes of what an operator returns ----------------------------------------------------------
+
+
+def _like(x: Tensor, *shape: Any) -> Tensor:
+    return x.new_empty(shape)
+
+
+@torch.library.register_fake("melodia::lstm_step")
+def _(gates_x: Tensor, h: Tensor, c: Tensor, weight_hh: Tensor, bias_hh: Tensor) -> Any:
+    return _like(h, *h.shape), _like(h, *h.shape)
+
+
+@torch.library.register_fake("melodia::gru_step")
+def _(gates_x: Tensor, h: Tensor, weight_hh: Tensor, bias_hh: Tensor) -> Any:
+    return _like(h, *h.shape)
+
+
+@torch.library.register_fake("melodia::lstm_scan")
+def _lstm_scan_fake(
+    gates_x: Tensor, h: Tensor, c: Tensor, weight_hh: Tensor, bias_hh: Tensor, lengths: Any, keep: bool
+) -> Any:
+    (T, B, _), H = gates_x.shape, weight_hh.shape[1]
+    kept = (_like(h, T, B, 4 * H), _like(h, T, B, H)) if keep else (_like(h, 0), _like(h, 0))
+    return _like(h, T, B, H), _like(h, B, H), _like(h, B, H), *kept
+
+
+@torch.library.register_fake("melodia::lstm_scan_backward")
+def _(
+    grad_output: Any,
+    grad_h_n: Any,
+    grad_c_n: Any,
+    gates: Tensor,
+    cells: Tensor,
+    c: Tensor,
+    weight_hh: Tensor,
+    lengths: Any,
+) -> Any:
+    return _like(gates, *gates.shape), _like(c, *c.shape), _like(c, *c.shape)
+
+
+@torch.library.register_fake("melodia::gru_scan")
+def _gru_scan_fake(
+    gates_x: Tensor, h: Tensor, weight_hh: Tensor, bias_hh: Tensor, lengths: Any, keep: bool
+) -> Any:
+    (T, B, _), H = gates_x.shape, weight_hh.shape[1]
+    return _like(h, T, B, H), _like(h, B, H), _like(h, T, B, 4 * H) if keep else _like(h, 0)
+
+
+@torch.library.register_fake("melodia::gru_scan_backward")
+def _(
+    grad_output: Any,
+    grad_h_n: Any,
+    gates: Tensor,
+    output: Tensor,
+    h: Tensor,
+    weight_hh: Tensor,
+    lengths: Any,
+) -> Any:
+    T, B, H = output.shape
+    return _like(h, T, B, 3 * H), _like(h, T, B, 3 * H), _like(h, B, H)
+
+
+@torch.library.register_fake("melodia::pair_scan")
+def _(
+    lstm_gates_x: Tensor,
+    gru_gates_x: Tensor,
+    h_lstm: Tensor,
+    c_lstm: Tensor,
+    h_gru: Tensor,
+    weight_hh_lstm: Tensor,
+    bias_hh_lstm: Tensor,
+    weight_hh_gru: Tensor,
+    bias_hh_gru: Tensor,
+    lengths: Any,
+    keep: bool,
+) -> Any:
+    out_lstm, h_lstm_n, c_lstm_n, lstm_gates, cells = _lstm_scan_fake(
+        lstm_gates_x, h_lstm, c_lstm, weight_hh_lstm, bias_hh_lstm, lengths, keep
+    )
+    out_gru, h_gru_n, gru_gates = _gru_scan_fake(
+        gru_gates_x, h_gru, weight_hh_gru, bias_hh_gru, lengths, keep
+    )
+    return out_lstm, out_gru, h_lstm_n, c_lstm_n, h_gru_n, lstm_gates, cells, gru_gates
+
+
+@torch.library.register_fake("melodia::pair_scan_backward")
+def _(
+    grad_out_lstm: Any,
+    grad_out_gru: Any,
+    grad_h_lstm_n: Any,
+    grad_c_lstm_n: Any,
+    grad_h_gru_n: Any,
+    lstm_gates: Tensor,
+    cells: Tensor,
+    gru_gates: Tensor,
+    out_gru: Tensor,
+    c_lstm: Tensor,
+    h_gru: Tensor,
+    weight_hh_lstm: Tensor,
+    weight_hh_gru: Tensor,
+    lengths: Any,
+) -> Any:
+    T, B, H = out_gru.shape
+    gru = _like(h_gru, T, B, 3 * H)
+    states = _like(c_lstm, *c_lstm.shape), _like(c_lstm, *c_lstm.shape), _like(h_gru, *h_gru.shape)
+    return _like(lstm_gates, *lstm_gates.shape), gru, torch.empty_like(gru), *states
+
+
+# ---- Gradients -----------------------------------------------------------------------------------------------------
+
+
+def _weight_gradients(grad_gates: Tensor, output: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradients of weight_hh [GH, H] and bias_hh [GH].
+
+    Args:
+        grad_gates: of W_hh h + b_hh at every step [T, B, GH]; 0 at steps that do not count.
+        output: h after every step [T, B, H].
+        h: before the first step [B, H].
+    """
+    T = grad_gates.shape[0]
+    flat = grad_gates.flatten(0, 1)
+    if T == 0:
+        return flat.t() @ output.flatten(0, 1), flat.sum(0)
+    weight = grad_gates[0].t() @ h
+    if T > 1:
+        weight = torch.addmm(weight, grad_gates[1:].flatten(0, 1).t(), output[:-1].flatten(0, 1))
+    return weight, flat.sum(0)
+
+
+def _lstm_setup(ctx: Any, inputs: Any, output: Any) -> None:
+    _, h, c, weight_hh, _, lengths, keep = inputs
+    hidden, _, _, gates, cells = output
+    ctx.keep = keep
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(gates, cells)
+    ctx.save_for_backward(h, c, weight_hh, lengths, hidden, gates, cells)
+
+
+def _lstm_backward(ctx: Any, grad_output: Any, grad_h_n: Any, grad_c_n: Any, *_: Any) -> Any:
+    _require_kept(ctx.keep)
+    h, c, weight_hh, lengths, output, gates, cells = ctx.saved_tensors
+    grad_gates, grad_h, grad_c = _ops.lstm_scan_backward(
+        grad_output, grad_h_n, grad_c_n, gates, cells, c, weight_hh, lengths
+    )
+    grad_weight, grad_bias = _weight_gradients(grad_gates, output, h)
+    return grad_gates, grad_h, grad_c, grad_weight, grad_bias, None, None
+
+
+def _gru_setup(ctx: Any, inputs: Any, output: Any) -> None:
+    _, h, weight_hh, _, lengths, keep = inputs
+    hidden, _, gates = output
+    ctx.keep = keep
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(gates)
+    ctx.save_for_backward(h, weight_hh, lengths, hidden, gates)
+
+
+def _gru_backward(ctx: Any, grad_output: Any, grad_h_n: Any, *_: Any) -> Any:
+    _require_kept(ctx.keep)
+    h, weight_hh, lengths, output, gates = ctx.saved_tensors
+    grad_gates_x, grad_gates_h, grad_h = _ops.gru_scan_backward(
+        grad_output, grad_h_n, gates, output, h, weight_hh, lengths
+    )
+    grad_weight, grad_bias = _weight_gradients(grad_gates_h, output, h)
+    return grad_gates_x, grad_h, grad_weight, grad_bias, None, None
+
+
+def _pair_setup(ctx: Any, inputs: Any, output: Any) -> None:
+    _, _, h_lstm, c_lstm, h_gru, weight_hh_lstm, _, weight_hh_gru, _, lengths, keep = inputs
+    out_lstm, out_gru, _, _, _, *kept = output
+    ctx.keep = keep
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(*kept)
+    ctx.save_for_backward(
+        h_lstm, c_lstm, h_gru, weight_hh_lstm, weight_hh_gru, lengths, out_lstm, out_gru, *kept
+    )
+
+
+def _pair_backward(ctx: Any, *grads: Any) -> Any:
+    _require_kept(ctx.keep)
+    h_lstm, c_lstm, h_gru, weight_lstm, weight_gru, lengths, out_lstm, out_gru, *kept = ctx.saved_tensors
+    grad_lstm, grad_gru_x, grad_gru_h, *grad_states = _ops.pair_scan_backward(
+        *grads[:5], *kept, out_gru, c_lstm, h_gru, weight_lstm, weight_gru, lengths
+    )
+    lstm_weights = _weight_gradients(grad_lstm, out_lstm, h_lstm)
+    gru_weights = _weight_gradients(grad_gru_h, out_gru, h_gru)
+    return grad_lstm, grad_gru_x, *grad_states, *lstm_weights, *gru_weights, None, None
+
+
+def _require_kept(keep: bool) -> None:
+    if not keep:
+        raise BackendError("a scan called with keep=False has no backward pass; pass keep=True")
+
+
+def _step_setup(ctx: Any, inputs: Any, output: Any) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*inputs)
+
+
+def _lstm_step_backward(ctx: Any, grad_h: Any, grad_c: Any) -> Any:
+    """A step is a scan of one step; it is run again, which costs less than every step keeping its gates."""
+    gates_x, h, c, weight_hh, bias_hh = ctx.saved_tensors
+    output, _, _, gates, cells = _ops.lstm_scan(gates_x.unsqueeze(0), h, c, weight_hh, bias_hh, None, True)
+    grad_gates, grad_h, grad_c = _ops.lstm_scan_backward(
+        None, grad_h, grad_c, gates, cells, c, weight_hh, None
+    )
+    return grad_gates.squeeze(0), grad_h, grad_c, *_weight_gradients(grad_gates, output, h)
+
+
+def _gru_step_backward(ctx: Any, grad_h: Any) -> Any:
+    gates_x, h, weight_hh, bias_hh = ctx.saved_tensors
+    output, _, gates = _ops.gru_scan(gates_x.unsqueeze(0), h, weight_hh, bias_hh, None, True)
+    grad_x, grad_hh, grad_h = _ops.gru_scan_backward(None, grad_h, gates, output, h, weight_hh, None)
+    return grad_x.squeeze(0), grad_h, *_weight_gradients(grad_hh, output, h)
+
+
+def _no_second_derivative(ctx: Any, *_: Any) -> Any:
+    raise BackendError(
+        'the native scans have no second derivative; run the forward pass under `use_backend("reference")`'
+    )
+
+
+torch.library.register_autograd("melodia::lstm_step", _lstm_step_backward, setup_context=_step_setup)
+torch.library.register_autograd("melodia::gru_step", _gru_step_backward, setup_context=_step_setup)
+torch.library.register_autograd("melodia::lstm_scan", _lstm_backward, setup_context=_lstm_setup)
+torch.library.register_autograd("melodia::gru_scan", _gru_backward, setup_context=_gru_setup)
+torch.library.register_autograd("melodia::pair_scan", _pair_backward, setup_context=_pair_setup)
+for _name in _SCANS:
+    torch.library.register_autograd(f"melodia::{_name}_backward", _no_second_derivative)
+
+# AMP on the CPU: the recurrence stays in float32, whatever the products around it use.
+for _name in (*_STEPS, *_SCANS):
+    torch.library.register_autocast(f"melodia::{_name}", "cpu", torch.float32)

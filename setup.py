@@ -1,0 +1,255 @@
+"""Builds melodia: Python, and one native library of operators where it can be built.
+
+The library goes through torch's stable ABI and uses no Python ABI, so one binary serves every Python and every
+torch from 2.10 on. The environment decides, never the presence of a GPU:
+
+    MELODIA_NATIVE=auto  (default) build when compiler, ninja and torch are there; else say so and stay pure
+    MELODIA_NATIVE=1     build, or fail with the reason
+    MELODIA_NATIVE=0     pure Python
+    CXX                  the C++ compiler (default: the first of c++, g++, clang++)
+    MAX_JOBS             how many compilers run at once
+
+Everything declarative stands in pyproject.toml.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+LIBRARY = "melodia/kernels/libmelodia_ops.so"  # the name that melodia/kernels/native.py loads
+FACTS = "melodia/kernels/native_build.json"  # what was built and how, or why not
+OLDEST_TORCH = (2, 10)
+TORCH_TARGET_VERSION = "0x020a000000000000"  # 2.10: no newer symbol is used
+
+# Every instruction set is an object of its own; only code behind the run-time check is compiled with its flags.
+SOURCES: dict[str, list[str]] = {
+    "csrc/ops.cpp": [],
+    "csrc/cpu/step_ops.cpp": [],
+    "csrc/cpu/scan_ops.cpp": [],
+    "csrc/cpu/dispatch.cpp": [],
+    "csrc/cpu/kernels_portable.cpp": [],
+}
+X86_SOURCES: dict[str, list[str]] = {
+    "csrc/cpu/kernels_avx2.cpp": ["-mavx2", "-mfma"],
+    "csrc/cpu/kernels_avx512.cpp": ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mfma"],
+}
+
+
+class Toolchain(NamedTuple):
+    """Where the tools of the native build are."""
+
+    compiler: list[str]
+    ninja: str
+    torch: Path
+    torch_version: str
+
+
+def find_toolchain() -> Toolchain | str:
+    """The tools of the native build, or the sentence that says which one is missing."""
+    if os.name == "nt":
+        return "the native library is not built on Windows yet"
+    name = os.environ.get("CXX", "")
+    compiler = shlex.split(name) if name else [c for c in ("c++", "g++", "clang++") if shutil.which(c)][:1]
+    if not compiler or not shutil.which(compiler[0]):
+        return f"no C++ compiler was found ({name or 'c++, g++, clang++'}); install one or set CXX"
+    ninja = shutil.which("ninja")
+    if ninja is None and importlib.util.find_spec("ninja") is not None:
+        from ninja import BIN_DIR
+
+        ninja = shutil.which("ninja", path=BIN_DIR)
+    if ninja is None:
+        return "ninja was not found; `pip install ninja` first"
+    spec = importlib.util.find_spec("torch")
+    if spec is None or not spec.submodule_search_locations:
+        return (
+            "torch is not visible to the build; install torch first, then melodia with `--no-build-isolation` "
+            "(an isolated build would compile against another torch than the one you run)"
+        )
+    torch = Path(next(iter(spec.submodule_search_locations)))
+    found = re.search(r"__version__ = '((\d+)\.(\d+)[^']*)'", (torch / "version.py").read_text())
+    if found is None or (int(found[2]), int(found[3])) < OLDEST_TORCH:
+        received = found[1] if found else "unknown"
+        return f"the native library needs torch >= 2.10 to build (received {received})"
+    return Toolchain(compiler, ninja, torch, found[1])
+
+
+def decide() -> Toolchain | str:
+    """The tools to build with, or the reason for pure Python; fails where MELODIA_NATIVE=1 cannot be met."""
+    wish = os.environ.get("MELODIA_NATIVE", "auto").strip().lower() or "auto"
+    if wish not in ("auto", "0", "1"):
+        raise SystemExit(f"MELODIA_NATIVE must be auto, 0 or 1 (received {wish!r})")
+    if wish == "0":
+        return "MELODIA_NATIVE=0 asked for pure Python"
+    tools = find_toolchain()
+    if wish == "1" and isinstance(tools, str):
+        raise SystemExit(f"MELODIA_NATIVE=1 asks for the native library, but {tools}")
+    return tools
+
+
+def must_build() -> bool:
+    """True where a failing compiler must fail the installation."""
+    return os.environ.get("MELODIA_NATIVE", "auto").strip() == "1"
+
+
+def ninja_file(tools: Toolchain, sources: dict[str, list[str]], library: Path) -> str:
+    """The text of build.ninja: an object per source, one shared library."""
+    flags = [
+        "-std=c++17",
+        "-O3",
+        "-fPIC",
+        "-fvisibility=hidden",
+        "-fvisibility-inlines-hidden",
+        "-Wall",
+        "-Wextra",
+    ]
+    flags += ["-Wno-maybe-uninitialized"]  # gcc 12 warns about its own AVX-512 header
+    flags += ["-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-pthread"]
+    flags += [f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}", f"-I{ROOT / 'csrc'}"]
+    flags += [f"-isystem{tools.torch / 'include'}", *shlex.split(os.environ.get("CXXFLAGS", ""))]
+    link = [f"-L{tools.torch / 'lib'}", "-ltorch_cpu", "-pthread"]
+    link += (
+        ["-undefined", "dynamic_lookup"]
+        if sys.platform == "darwin"
+        else ["-Wl,--as-needed", "-Wl,-z,defs", "-lc10"]
+    )
+
+    def quoted(words: list[str]) -> str:
+        return " ".join(shlex.quote(word).replace("$", "$$") for word in words)
+
+    def path(name: Path | str) -> str:
+        return re.sub(r"([$ :])", r"$\1", str(name))
+
+    lines = [
+        "ninja_required_version = 1.5",
+        f"cxx = {quoted(tools.compiler)}",
+        f"cxxflags = {quoted(flags)}",
+        f"ldflags = {quoted(link)}",
+        "rule compile",
+        "  command = $cxx -MMD -MF $out.d $cxxflags $extra -c $in -o $out",
+        "  depfile = $out.d",
+        "  deps = gcc",
+        "rule link",
+        "  command = $cxx -shared $in -o $out $ldflags",
+    ]
+    objects = []
+    for source, extra in sources.items():
+        objects.append(path(Path(source).with_suffix(".o").name))
+        lines += [f"build {objects[-1]}: compile {path(ROOT / source)}", f"  extra = {quoted(extra)}"]
+    lines += [f"build {path(library)}: link {' '.join(objects)}", f"default {path(library)}", ""]
+    return "\n".join(lines)
+
+
+def replace_file(source: Path, target: Path) -> None:
+    """Put `source` at `target` in one move, so that a process that has the old file mapped keeps it."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    shutil.copyfile(source, temporary)
+    temporary.chmod(0o755 if target.suffix == ".so" else 0o644)
+    temporary.replace(target)
+
+
+class BuildNative(build_ext):
+    """Compiles csrc/ with ninja, or leaves a note why it did not."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        """The library's name carries no Python ABI tag, because it uses none."""
+        return LIBRARY
+
+    def run(self) -> None:
+        """Build into the build folder, then in place where setuptools asks for it (editable installs)."""
+        work = Path(self.build_temp).resolve()
+        work.mkdir(parents=True, exist_ok=True)
+        library = work / Path(LIBRARY).name
+        tools = decide()
+        reason = tools if isinstance(tools, str) else self.compile(tools, work, library)
+        facts: dict[str, str | None] = {"reason": reason, "platform": platform.platform()}
+        if not isinstance(tools, str):
+            facts |= {"compiler": self.compiler_version(tools), "torch": tools.torch_version}
+        note = work / Path(FACTS).name
+        note.write_text(json.dumps(facts, indent=1) + "\n")
+        place = ROOT if self.inplace or self.editable_mode else Path(self.build_lib)
+        if reason is None:
+            replace_file(library, place / LIBRARY)
+        replace_file(note, place / FACTS)
+        self.say("native library built" if reason is None else f"installing pure Python: {reason}")
+
+    def compile(self, tools: Toolchain, work: Path, library: Path) -> str | None:
+        """Run ninja; None, or the reason why there is no library."""
+        sources = dict(SOURCES)
+        if platform.machine().lower() in ("x86_64", "amd64"):
+            sources |= X86_SOURCES
+        (work / "build.ninja").write_text(ninja_file(tools, sources, library))
+        command = [tools.ninja, "-C", str(work)]
+        if os.environ.get("MAX_JOBS"):
+            command += ["-j", os.environ["MAX_JOBS"]]
+        done = subprocess.run(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        sys.stderr.write(done.stdout)
+        if done.returncode == 0:
+            return None
+        if must_build():
+            raise SystemExit(
+                "MELODIA_NATIVE=1 asks for the native library, but it did not compile (output above)"
+            )
+        errors = [line for line in done.stdout.splitlines() if "error" in line.lower()]
+        return f"the native library did not compile: {errors[0].strip() if errors else 'ninja failed'}"
+
+    @staticmethod
+    def compiler_version(tools: Toolchain) -> str:
+        """The compiler's own first line."""
+        lines = subprocess.run(
+            [*tools.compiler, "--version"], text=True, capture_output=True
+        ).stdout.splitlines()
+        return lines[0] if lines else " ".join(tools.compiler)
+
+    @staticmethod
+    def say(sentence: str) -> None:
+        """A line that a user sees also where pip hides the build's output behind -v."""
+        print(f"melodia: {sentence}", file=sys.stderr, flush=True)
+
+    def get_outputs(self) -> list[str]:
+        """What the command leaves behind."""
+        return [
+            str(Path(self.build_lib) / name)
+            for name in (LIBRARY, FACTS)
+            if (Path(self.build_lib) / name).exists()
+        ]
+
+    def get_output_mapping(self) -> dict[str, str]:
+        """Nothing: `run` puts the files in place itself."""
+        return {}
+
+
+class Wheel(bdist_wheel):
+    """A wheel of pure Python, or one per platform; never one per Python version."""
+
+    def finalize_options(self) -> None:
+        """Decide whether the wheel is bound to this platform."""
+        super().finalize_options()
+        self.root_is_pure = isinstance(decide(), str)
+
+    def get_tag(self) -> tuple[str, str, str]:
+        """py3-none-<platform>: the native library has no Python ABI."""
+        return ("py3", "none", "any" if self.root_is_pure else super().get_tag()[2])
+
+
+setup(
+    ext_modules=[
+        Extension("melodia.kernels.libmelodia_ops", sources=[*SOURCES, *X86_SOURCES], optional=True)
+    ],
+    cmdclass={"build_ext": BuildNative, "bdist_wheel": Wheel},
+)
