@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 
 import pytest
@@ -341,6 +342,72 @@ def test_first_predictions_are_nearly_uniform_and_gates_begin_open() -> None:
     assert (lstm.bias_ih + lstm.bias_hh).view(4, -1).mean(dim=1).tolist() == [0, 1, 0, 0]
     gate = lstm.weight_hh.view(4, 128, 128)[2]
     torch.testing.assert_close(gate @ gate.T, torch.eye(128), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_a_copy_is_a_model_of_its_own(name: str) -> None:
+    model = make(name)
+    tokens, side = music(model, 2, 30)
+    copied = copy.deepcopy(model)
+    with torch.no_grad():
+        before, _ = model(tokens, side)
+        assert torch.equal(copied(tokens, side)[0], before)
+        for parameter in copied.parameters():
+            parameter.zero_()
+        assert torch.equal(model(tokens, side)[0], before)
+        assert not copied(tokens, side)[0].any()
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_autocast_to_bfloat16_trains(name: str) -> None:
+    model = make(name, dtype=torch.float32, dropout=0.1, weight_drop=0.1).train()
+    tokens, side = music(model, 3, 60)
+    for length in (4, 60):  # both ways through the first layer
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            logits, end = model(tokens[:, :length], cut(side, slice(None), slice(0, length)))
+            loss = nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, :length].flatten())
+        loss.backward()
+        assert loss.isfinite()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    now = model.initial_state(3)
+    end = state.unflatten(
+        now, [a.to(b.dtype) for a, b in zip(state.leaves(end), state.leaves(now), strict=True)]
+    )
+    model.eval()
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        rough, _ = model.step(tokens[:, 0], cut(side, slice(None), 0), end)
+    with torch.no_grad():
+        exact, _ = model.step(tokens[:, 0], cut(side, slice(None), 0), end)
+    torch.testing.assert_close(rough.float(), exact, rtol=0, atol=0.05)
+
+
+@pytest.mark.parametrize("name", ["parallel-gated", "bilstm-gru-deep", "bigru-lstm-deep"])
+def test_gradients_equal_finite_differences(name: str) -> None:
+    model = make(name)
+    tokens, side = music(model, 3, 40)
+    lengths = torch.tensor([40, 11, 25])
+    with torch.no_grad():
+        _, begin = model(tokens, side)
+    parameters = list(model.parameters())
+
+    def loss() -> Tensor:
+        logits, end = model(tokens, side, begin, lengths)
+        return logits[torch.arange(40) < lengths[:, None]].tanh().sum() + state.leaves(end)[0].sum()
+
+    torch.manual_seed(0)
+    direction = [torch.randn_like(parameter) for parameter in parameters]
+    gradients = torch.autograd.grad(loss(), parameters)
+    expected = sum((g * d).sum() for g, d in zip(gradients, direction, strict=True))
+    with torch.no_grad():
+        values = []
+        for epsilon in (1e-5, -1e-5):
+            for parameter, d in zip(parameters, direction, strict=True):
+                parameter.add_(epsilon * d)
+            values.append(loss())
+            for parameter, d in zip(parameters, direction, strict=True):
+                parameter.sub_(epsilon * d)
+    torch.testing.assert_close((values[0] - values[1]) / 2e-5, expected, rtol=1e-6, atol=1e-6)
 
 
 def test_float32_steps_follow_the_scan_for_a_long_time() -> None:

@@ -194,7 +194,7 @@ class PairLevel(nn.Module):
         if self.projection is None:
             return h_lstm + h_gru
         mixed = self.projection(torch.cat((h_lstm, h_gru), dim=-1))
-        return mixed if self.combine == "concat" else torch.lerp(h_gru, h_lstm, torch.sigmoid(mixed))
+        return mixed if self.combine == "concat" else h_gru + torch.sigmoid(mixed) * (h_lstm - h_gru)
 
 
 Level = SingleLevel | PairLevel
