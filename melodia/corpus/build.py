@@ -1,0 +1,421 @@
+"""A folder of MIDI files to a corpus: a verdict per file, duplicates found, split by piece, token shards.
+
+Workers read and tokenize the files (`prepare`, `worker`); this process decides. Tokens wait in a spool file
+on disk, so memory stays flat; verdicts and splits are decided in the order of the paths, so the result does
+not depend on the number of workers. A finished corpus is taken as it is if neither its files nor the
+tokenizer have changed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from melodia.corpus.discover import Found, find_midi_files
+from melodia.corpus.manifest import (
+    MANIFEST,
+    CorpusSummary,
+    Row,
+    common_reasons,
+    read_manifest,
+    summarise,
+    write_manifest,
+)
+from melodia.corpus.prepare import file_hash
+from melodia.corpus.shards import CONSTANT_VELOCITY, Corpus, ShardWriter
+from melodia.corpus.worker import Limits, map_files
+from melodia.errors import ConfigError, CorpusError
+from melodia.tokenizer import Tokenizer, TokenizerConfig
+
+BUILD_VERSION = 1
+"""Raised when the same files and configuration give other tokens than before."""
+
+BUILD = "build.json"
+SPOOL = "tokens.spool"
+FILES_PER_WORKER = 16
+
+Progress = Callable[[int, int, str], None]
+
+
+def build_corpus(
+    folder: str | Path,
+    out: str | Path,
+    config: TokenizerConfig | None = None,
+    *,
+    workers: int | None = None,
+    limits: Limits | None = None,
+    valid_share: float = 0.1,
+    min_notes: int = 4,
+    transpositions: Sequence[int] = (),
+    progress: Progress | None = None,
+    rebuild: bool = False,
+) -> CorpusSummary:
+    """Turn a folder of MIDI files into a corpus that `Corpus.open` reads.
+
+    Args:
+        folder: searched with its sub-folders; where it has `train` and `valid` sub-folders they are the
+            split.
+        out: the corpus folder; made if it is not there.
+        config: of the tokenizer; `TokenizerConfig()` if not given.
+        workers: processes; as many as there are processors, fewer for few files, if not given.
+        limits: time and memory that one file may take; a file over them fails, the others go on.
+        valid_share: share of the pieces held out, chosen by a hash of the notes, so that a piece stays on its
+            side when others come and go; at least one piece of two.
+        min_notes: a piece with fewer notes is skipped.
+        transpositions: semitones by which each training piece is stored again; for BPE, whose tokens cannot
+            be transposed while training.
+        progress: called with (files done, files in all, path of the last one).
+        rebuild: build anew even if nothing has changed.
+
+    Returns:
+        what was done; `.lines()` is for a person. The manifest is in `out / "manifest.tsv"`.
+
+    Raises:
+        CorpusError: no usable MIDI file, a folder that cannot be read or written.
+        ConfigError: a share outside [0, 1), or transpositions of Pitch beyond an octave.
+    """
+    started = time.monotonic()
+    folder, out = Path(folder), Path(out)
+    config = config or TokenizerConfig()
+    limits = limits or Limits()
+    if not 0.0 <= valid_share < 1.0:
+        raise ConfigError(f"valid_share must lie in [0, 1) (received {valid_share})")
+    if any(not -12 <= shift <= 12 for shift in transpositions):
+        raise ConfigError(f"transpositions are semitones within -12 and 12 (received {list(transpositions)})")
+    files = find_midi_files(folder, exclude=out)
+    if not files:
+        raise CorpusError(
+            f"{folder} has no MIDI files (.mid, .midi, .rmi, .kar) in it or below it; give another folder"
+        )
+    copies = sorted(set(transpositions) - {0})
+    key: dict[str, Any] = {
+        "build_version": BUILD_VERSION,
+        "tokenizer": config.to_dict(),
+        "valid_share": valid_share,
+        "min_notes": min_notes,
+        "transpositions": copies,
+    }
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CorpusError(f"cannot make {out} ({error.strerror}); choose another folder") from error
+    with _lock(out):
+        if not rebuild:
+            cached = _cached(out, key, files)
+            if cached is not None:
+                return replace(cached, wall_seconds=time.monotonic() - started)
+        workers = workers or max(1, min(_processors(), len(files) // FILES_PER_WORKER))
+        spool = _Spool(out / SPOOL)
+        try:
+            rows = _read_files(files, config, spool, workers, limits, min_notes, progress)
+            warnings = _decide(rows, files, valid_share)
+            if not any(row.is_used for row in rows):
+                write_manifest(out / "rejected.tsv", rows)
+                raise _nothing_usable(folder, out, rows)
+            fingerprint = _write(out, rows, spool, config, copies)
+        finally:
+            spool.remove()
+        write_manifest(out / MANIFEST, rows)
+        _write_build(out, key, files, fingerprint, warnings)
+        (out / "rejected.tsv").unlink(missing_ok=True)
+    return summarise(out, fingerprint, rows, warnings=warnings, wall_seconds=time.monotonic() - started)
+
+
+def _processors() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+# -- reading
+# ------------------------------------------------------------------------------------------------------
+
+
+class _Spool:
+    """Token ids of all pieces on disk until it is known where each belongs."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.places: dict[int, tuple[int, int]] = {}
+        self._used = 0
+        try:
+            self._out: BinaryIO = path.open("wb")
+        except OSError as error:
+            raise _cannot_write(path, error) from error
+
+    def put(self, index: int, ids: NDArray[np.int32]) -> None:
+        try:
+            self._out.write(ids.astype("<i4").tobytes())
+        except OSError as error:
+            raise _cannot_write(self.path, error) from error
+        self.places[index] = (self._used, len(ids))
+        self._used += len(ids)
+
+    def get(self, index: int) -> NDArray[np.int32]:
+        """The ids of file `index` [N]."""
+        self._out.flush()
+        place, length = self.places[index]
+        return np.fromfile(self.path, dtype="<i4", count=length, offset=4 * place)
+
+    def remove(self) -> None:
+        with contextlib.suppress(OSError):
+            self._out.close()
+        self.path.unlink(missing_ok=True)
+
+
+def _read_files(
+    files: Sequence[Found],
+    config: TokenizerConfig,
+    spool: _Spool,
+    workers: int,
+    limits: Limits,
+    min_notes: int,
+    progress: Progress | None,
+) -> list[Row]:
+    """A row for each file, tokens in the spool."""
+    rows = [Row(path=found.relative) for found in files]
+    wanted = []
+    done = 0
+    for index, found in enumerate(files):
+        if found.problem:
+            rows[index].verdict, rows[index].reason = "failed", found.problem
+        elif Path(found.relative).name.startswith("._"):
+            rows[index].verdict, rows[index].reason = "skipped", "a resource fork of macOS"
+        elif found.split == "outside":
+            rows[index].verdict, rows[index].reason = "skipped", "beside the train and valid folders"
+        else:
+            wanted.append(index)
+            continue
+        done += 1
+    arguments = {"tokenizer": replace(config, bpe_vocab_size=None).to_dict(), "min_notes": min_notes}
+    paths = [files[index].path for index in wanted]
+    for result in map_files(paths, arguments, workers=workers, limits=limits):
+        index = wanted[result.index]
+        rows[index] = Row(path=files[index].relative, **result.row)
+        if rows[index].is_used:
+            spool.put(index, result.tokens)
+        done += 1
+        if progress is not None:
+            progress(done, len(files), files[index].relative)
+    return rows
+
+
+# -- deciding
+# -----------------------------------------------------------------------------------------------------
+
+
+def _decide(rows: list[Row], files: Sequence[Found], valid_share: float) -> list[str]:
+    """Mark duplicates and give each piece its split; returns warnings. Changes `rows`."""
+    first: dict[str, Row] = {}
+    order = sorted(range(len(rows)), key=lambda index: files[index].split != "valid")
+    for index in order:  # held-out pieces first: of two equal ones it is the training piece that goes
+        row = rows[index]
+        if not row.is_used:
+            continue
+        original = first.setdefault(row.content, row)
+        if original is row:
+            row.split = files[index].split
+        else:
+            same = "same bytes" if original.sha256 == row.sha256 else "same notes"
+            row.verdict, row.reason, row.split = "duplicate", f"{same} as {original.path}", ""
+    free = [row for row in rows if row.is_used and not row.split]
+    if not any(row.split == "valid" for row in rows) or free:
+        _split_by_hash(free, valid_share, has_valid=any(row.split == "valid" for row in rows))
+    training = {row.tune for row in rows if row.split == "train"}
+    leaked = [row.path for row in rows if row.split == "valid" and row.tune in training]
+    if leaked:
+        return [
+            f"{len(leaked)} held-out pieces are transpositions of training pieces ({leaked[0]} for one); "
+            "the validation figures flatter the model"
+        ]
+    return []
+
+
+def _split_by_hash(rows: list[Row], valid_share: float, *, has_valid: bool) -> None:
+    """Hold out about `valid_share` of the pieces; transpositions of one piece stay together."""
+    groups: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        groups[row.tune].append(row)
+    if len(groups) < 2:
+        groups = defaultdict(list, {row.content: [row] for row in rows})
+
+    def place(name: str) -> float:
+        return int(hashlib.sha256(f"split {name}".encode()).hexdigest()[:12], 16) / 16.0**12
+
+    names = sorted(groups, key=place)
+    held = {name for name in names if place(name) < valid_share}
+    if valid_share > 0.0 and len(names) >= 2:
+        if not held and not has_valid:
+            held = {names[0]}
+        if len(held) == len(names):
+            held.discard(names[-1])
+    elif len(names) < 2:
+        held = set()
+    for name, group in groups.items():
+        for row in group:
+            row.split = "valid" if name in held else "train"
+
+
+def _nothing_usable(folder: Path, out: Path, rows: Sequence[Row]) -> CorpusError:
+    reasons = "; ".join(f"{count} x {reason}" for reason, count in common_reasons(rows))
+    return CorpusError(
+        f"none of the {len(rows)} MIDI files below {folder} can be used: {reasons}. "
+        f"A verdict per file stands in {out / 'rejected.tsv'}; `melodia inspect FILE` says more"
+    )
+
+
+# -- writing
+# ------------------------------------------------------------------------------------------------------
+
+
+def _write(
+    out: Path, rows: list[Row], spool: _Spool, config: TokenizerConfig, transpositions: Sequence[int]
+) -> str:
+    """Write the shards; returns the corpus's fingerprint."""
+    tokenizer = Tokenizer(replace(config, bpe_vocab_size=None))
+    base = tokenizer.vocabulary
+    velocities = np.array([kind == "Velocity" for kind in base.types])
+    has_bars = "Bar_None" in base.index
+    used = [index for index, row in enumerate(rows) if row.is_used]
+    moved = _Transposer(tokenizer, transpositions)
+    encode: Callable[[NDArray[np.int32]], NDArray[np.int32]] = lambda ids: ids  # noqa: E731
+    if config.bpe_vocab_size is not None:
+        tokenizer, encode = _train_bpe(config, [i for i in used if rows[i].split == "train"], spool, moved)
+    with ShardWriter(
+        out, tokenizer.vocabulary, tokenizer_json=json.dumps(tokenizer.to_dict(), separators=(",", ":"))
+    ) as writer:
+        for index in used:
+            row = rows[index]
+            ids = spool.get(index)
+            flags = CONSTANT_VELOCITY if len(np.unique(ids[velocities[ids]])) <= 1 else 0
+            bars = None if has_bars else row.bars
+            versions = moved(ids) if row.split == "train" else iter([ids])
+            for count, version in enumerate(versions):
+                encoded = encode(version)
+                if count == 0:
+                    row.tokens = len(encoded)
+                writer.add(row.split, encoded, row=index, flags=flags, bars=bars)
+    return Corpus.open(out).fingerprint
+
+
+class _Transposer:
+    """Makes the transposed copies of a piece that stay inside the range of pitches."""
+
+    def __init__(self, tokenizer: Tokenizer, transpositions: Sequence[int]) -> None:
+        base = tokenizer.vocabulary
+        self.permutations: dict[int, NDArray[np.int64]] = {}
+        if transpositions:
+            from melodia.side_inputs import transposition_permutation
+
+            self.permutations = {s: np.asarray(transposition_permutation(base, s)) for s in transpositions}
+        self.pitch = np.full(base.size, -1, dtype=np.int64)
+        for token in base.ids_of("Pitch", "NoteOn"):
+            self.pitch[token] = int(base.value(token))
+        known = self.pitch[self.pitch >= 0]
+        self.low, self.high = (int(known.min()), int(known.max())) if len(known) else (0, 127)
+
+    def __call__(self, ids: NDArray[np.int32]) -> Iterator[NDArray[np.int32]]:
+        """The piece as it is, then each copy."""
+        yield ids
+        pitches = self.pitch[ids]
+        pitches = pitches[pitches >= 0]
+        for shift, permutation in self.permutations.items():
+            if len(pitches) and self.low <= pitches.min() + shift and pitches.max() + shift <= self.high:
+                yield permutation[ids].astype(np.int32)
+
+
+def _train_bpe(
+    config: TokenizerConfig, training: Sequence[int], spool: _Spool, moved: _Transposer
+) -> tuple[Tokenizer, Callable[[NDArray[np.int32]], NDArray[np.int32]]]:
+    """A tokenizer with pairs learned from the training pieces, and the function from base ids to its ids."""
+    raise ConfigError("byte pair encoding is not there yet; leave bpe_vocab_size at None")
+
+
+def _write_build(
+    out: Path, key: dict[str, Any], files: Sequence[Found], fingerprint: str, warnings: Sequence[str]
+) -> None:
+    """Note what the corpus was built from; written last, so that it never vouches for half a corpus."""
+    data = {
+        **key,
+        "fingerprint": fingerprint,
+        "warnings": list(warnings),
+        "files": [[_safe(found.relative), found.size, found.changed] for found in files],
+    }
+    part = out / f"{BUILD}.tmp"
+    try:
+        with part.open("w", encoding="utf-8") as stream:
+            json.dump(data, stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        part.replace(out / BUILD)
+    except OSError as error:
+        raise _cannot_write(out / BUILD, error) from error
+
+
+def _safe(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _cannot_write(path: Path, error: OSError) -> CorpusError:
+    return CorpusError(f"cannot write {path} ({error.strerror}); free some space or choose another folder")
+
+
+# -- the cache
+# ----------------------------------------------------------------------------------------------------
+
+
+def _cached(out: Path, key: dict[str, Any], files: Sequence[Found]) -> CorpusSummary | None:
+    """The summary of the corpus in `out`, if it is finished and made of the same files and tokenizer."""
+    try:
+        data = json.loads((out / BUILD).read_text("utf-8"))
+        if any(data.get(name) != value for name, value in key.items()):
+            return None
+        known = data["files"]
+        if len(known) != len(files) or Corpus.open(out).fingerprint != data["fingerprint"]:
+            return None
+        rows = read_manifest(out)
+        if len(rows) != len(files):
+            return None
+        touched = False
+        for found, row, (relative, size, changed) in zip(files, rows, known, strict=True):
+            if _safe(found.relative) != relative or found.size != size:
+                return None
+            if found.changed != changed:
+                if not row.sha256 or file_hash(found.path) != row.sha256:
+                    return None
+                touched = True
+        warnings = [str(warning) for warning in data["warnings"]]
+        if touched:
+            _write_build(out, key, files, data["fingerprint"], warnings)
+    except (OSError, ValueError, KeyError, TypeError, CorpusError):
+        return None
+    return summarise(out, data["fingerprint"], rows, warnings=warnings, cached=True)
+
+
+@contextlib.contextmanager
+def _lock(out: Path) -> Iterator[None]:
+    """Hold the corpus folder: a second process waits. The system lets go of it when its holder dies."""
+    try:
+        stream = (out / ".lock").open("a+b")
+    except OSError as error:
+        raise _cannot_write(out, error) from error
+    with stream:
+        try:
+            import fcntl
+        except ImportError:  # a system without it: builds side by side are then the caller's affair
+            yield
+            return
+        with contextlib.suppress(OSError):  # a network disk without locks
+            fcntl.flock(stream.fileno(), fcntl.LOCK_EX)
+        yield
