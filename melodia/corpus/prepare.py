@@ -81,9 +81,9 @@ def prepare_file(
     return row, ids
 
 
-def _one_note() -> symusic.Score:
-    score = symusic.Score(480)
-    track = symusic.Track()
+def _one_note() -> Any:
+    score: Any = symusic.Score(480)
+    track: Any = symusic.Track()
     track.notes.append(symusic.Note(0, 480, 60, 64))
     score.tracks.append(track)
     return score
