@@ -1,4 +1,4 @@
-"""The fixed part of the grammar: a vocabulary and constraints as flat tables and masks. V = vocabulary size."""
+"""The fixed part of the grammar: vocabulary and constraints as flat tables and masks. V = vocabulary size."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from melodia.errors import GrammarError
 from melodia.grammar.constraints import Constraints
-from melodia.grammar.tables import Op, Tables, compile_tables
+from melodia.grammar.tables import MAX_SILENCE, Op, Tables, compile_tables
 from melodia.vocabulary import Vocabulary
 
 F_NOTE, F_PROGRAM, F_POSITION, F_TEMPO, F_BAR, F_EOS, F_METRE, F_SHIFT, F_MICRO = (1 << i for i in range(9))
@@ -59,6 +59,7 @@ class Compiled:
         self._shifts = [self.tables.values[i] for i in self._ids(Op.TIME_SHIFT)]
         self._micros = [self.tables.values[i] for i in self._ids(Op.MICRO)]
         self._reach = max(self._micros, default=0)
+        self._silence = MAX_SILENCE * self.tables.ticks_per_quarter
         self._longest = max(self._shifts, default=0) * self.tables.default_unit
         self._prepare_notes()
         self._prepare_masks()

@@ -74,6 +74,7 @@ class Grammar(Compiled):
             pitch=NONE,
             onset=0,
             tempo=NONE,
+            heard=0,
             notes=0,
             bar_notes=0,
             min_bars=limits.min_bars,
@@ -124,7 +125,9 @@ class Grammar(Compiled):
         follow = self._follow[s.kind]
         wants_note = strict and s.require_note_in_bar > 0 and s.bar_notes == 0
         early = strict and s.min_position > 0 and s.now < s.bar_start + s.min_position * s.unit
-        end = -1 if s.has_bars or s.max_bars < 0 else s.bar_start + (s.max_bars - s.bar) * s.bar_length
+        end = (
+            -1 if s.has_bars or s.max_bars < 0 else s.bar_start + (s.max_bars - max(s.bar, 0)) * s.bar_length
+        )
 
         if follow & (F_NOTE | F_PROGRAM):
             limit = self.constraints.max_polyphony
@@ -145,7 +148,11 @@ class Grammar(Compiled):
             elif s.tempo != NONE or early:
                 first, last, _ = self._slice[Op.TEMPO]
                 mask[first:last] = False
-        if follow & F_BAR and ((s.max_bars >= 0 and s.bar + 1 >= s.max_bars) or wants_note):
+        if follow & F_BAR and (
+            (s.max_bars >= 0 and s.bar + 1 >= s.max_bars)
+            or wants_note
+            or (s.bar >= 0 and s.bar_end > s.heard + self._silence)
+        ):
             first, last, _ = self._slice[Op.BAR]
             mask[first:last] = False
         if follow & F_EOS and (
@@ -222,7 +229,7 @@ class Grammar(Compiled):
         """Positions go forward inside the bar, and something must be able to happen there."""
         first, last, _ = self._slice[Op.POSITION]
         low = max(s.place + 1, s.min_position if strict else 0)
-        high = s.bar_length // s.unit
+        high = min(s.bar_length // s.unit, (s.heard + self._silence - s.bar_start) // s.unit + 1)
         mask[first : first + low] = False
         mask[first + high : last] = False
         if len(s.ends) >= self._roomy and not self._tempo_possible(s):
@@ -258,9 +265,11 @@ class Grammar(Compiled):
         if s.has_bars or (wants_note and s.bar >= 0):
             furthest = s.bar_end - 1
         if end >= 0:
-            furthest = min(furthest, end - (self.vocabulary.scheme == "Structured"))
+            furthest = min(furthest, end - (not s.notes or self.vocabulary.scheme == "Structured"))
+        silent_until = s.heard + self._silence
         if s.on_off and s.ends:
-            furthest = min(furthest, s.ends[0] + self._longest)
+            silent_until = s.ends[0] + self._longest
+        furthest = min(furthest, silent_until)
         high = bisect_right(self._shifts, (furthest - s.now) // s.unit)
         low = 0
         if early and s.has_bars:
@@ -315,6 +324,7 @@ class Grammar(Compiled):
             until = s.onset + value * s.unit
             s.row(s.program)[s.pitch] = until
             s.ends.append(until)
+            s.heard = max(s.heard, until)
             s.pitch = NONE
         elif op == Op.POSITION:
             s.place = value
@@ -332,6 +342,7 @@ class Grammar(Compiled):
             if row[value] >= 0:
                 s.ends.remove(int(row[value]))
                 row[value] = FREE
+                s.heard = s.now
         elif op == Op.PROGRAM:
             s.program = value
         elif op == Op.MICRO:

@@ -30,6 +30,7 @@ REGISTERS = (
     "pitch",  # the pitch being described, or NONE
     "onset",  # its onset, grid ticks
     "tempo",  # the last Tempo token, or NONE
+    "heard",  # end of the note that ends last, grid ticks
     "notes",  # notes begun since the start
     "bar_notes",  # notes begun in this bar
     "min_bars",  # see Constraints
@@ -76,6 +77,7 @@ class GrammarState:
     pitch: int
     onset: int
     tempo: int
+    heard: int
     notes: int
     bar_notes: int
     min_bars: int

@@ -13,6 +13,9 @@ from functools import lru_cache
 from melodia.errors import GrammarError
 from melodia.vocabulary import Vocabulary
 
+MAX_SILENCE = 256
+"""Quarter notes in which nothing sounds, at most; the MIDI reader shortens what is longer."""
+
 MICRO_RESOLUTION = 8
 """PerTok: grid ticks in a grid unit."""
 

@@ -16,7 +16,7 @@ PITCHES = (0, 127)
 DRUMS = (21, 88)
 """First and last pitch of Pitch and of PitchDrum tokens."""
 
-TEMPO_RANGE = (24, 288)
+TEMPO_RANGE = (20, 280)
 """Slowest and fastest tempo in quarter notes a minute."""
 
 MICRO_STEPS = 3
@@ -35,7 +35,7 @@ class TokenizerConfig:
         positions_per_beat: grid units in a beat, 12 or 24. A beat is the unit that the metre's denominator
             names (in 6/8 an eighth note), for Structured and PerTok always a quarter note.
         velocities: number of velocity levels, 1 to 127.
-        tempi: number of tempo levels, spaced evenly by ratio over `TEMPO_RANGE`.
+        tempi: number of tempo levels, evenly spaced over `TEMPO_RANGE`: 66 are every fourth, with 60 and 120.
         bpe_vocab_size: size of the vocabulary after byte pair encoding, or None for none.
 
     Raises:
@@ -45,7 +45,7 @@ class TokenizerConfig:
     scheme: str = "REMI"
     positions_per_beat: int = 12
     velocities: int = 32
-    tempi: int = 64
+    tempi: int = 66
     bpe_vocab_size: int | None = None
 
     def __post_init__(self) -> None:

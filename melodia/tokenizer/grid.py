@@ -266,7 +266,8 @@ def _snap_notes(
 
     order = np.lexsort((-end, onset, pitch, program))
     program, pitch, onset, end = program[order], pitch[order], onset[order], end[order]
-    unit, velocity, true_end = unit[order], raw["velocity"][order], raw["end"][order]
+    unit, velocity = unit[order], raw["velocity"][order]
+    true_onset, true_end = raw["onset"][order], raw["end"][order]
     same = np.zeros(len(onset), dtype=bool)
     same[1:] = (program[1:] == program[:-1]) & (pitch[1:] == pitch[:-1])
     if config.scheme == "PerTok":
@@ -280,12 +281,18 @@ def _snap_notes(
         velocity = np.maximum.reduceat(velocity, first)
         end = np.maximum.reduceat(end, first)
         true_end = np.maximum.reduceat(true_end, first)
-    program, pitch, onset, unit, same = program[first], pitch[first], onset[first], unit[first], same[first]
+    program, pitch, same = program[first], pitch[first], same[first]
+    onset, unit, true_onset = onset[first], unit[first], true_onset[first]
 
     room = np.full(len(onset), np.iinfo(np.int64).max // 4, dtype=np.int64)
     again = np.flatnonzero(same[1:])  # the note behind is of the same pitch
     room[again] = onset[again + 1] - onset[again]
     findings.add("repaired", "note cut where its pitch is struck again", int((end - onset > room).sum()))
+    length = (
+        true_end - true_onset
+    ) / unit  # a length that a token says exactly stays, whatever the grid at its end
+    exact = (np.abs(length - np.round(length)) < _EPSILON) & (np.abs(onset - true_onset) < _EPSILON)
+    end = np.where(exact, onset + np.round(length).astype(np.int64) * unit, end)
     duration = _fit_durations(np.minimum(end - onset, room), room, unit, config, findings)
     _count_moved(findings, "note end", np.abs(onset + duration - true_end) / config.ticks_per_quarter)
 
@@ -371,23 +378,20 @@ def _tempi(
     if not source:
         source = [(0.0, 120.0)]
         findings.add("note", "no tempo in the score: 120 assumed")
+    kept = [item for item in source if item[0] < last] or [(0.0, source[0][1])]
+    findings.add("dropped", "tempo change behind the last note", len(source) - len(kept))
+    source = kept
     times = grid.snap(np.array([time for time, _ in source]))
     if times[0] > 0:
         source.insert(0, (0.0, 120.0))
         times = np.insert(times, 0, 0)
-    values = levels[_nearest(np.log(levels), np.log(np.maximum([qpm for _, qpm in source], 1e-3)))]
-    at: dict[int, float] = {}
-    for time, value in zip(times.tolist(), values.tolist(), strict=True):
-        at[time] = value
+    values = levels[_nearest(levels, np.array([qpm for _, qpm in source]))]
+    at = dict(zip(times.tolist(), values.tolist(), strict=True))
     findings.add("quantised", "tempo change merged with another at one place", len(times) - len(at))
     tempi: list[tuple[int, float]] = []
-    behind = 0
     for time, value in at.items():
-        if time and time >= last:
-            behind += 1
-        elif not tempi or tempi[-1][1] != value:
+        if (not time or time < last) and (not tempi or tempi[-1][1] != value):
             tempi.append((time, value))
-    findings.add("dropped", "tempo change behind the last note", behind)
     worst = max(abs(value / qpm - 1) for value, (_, qpm) in zip(values.tolist(), source, strict=True))
     if worst > 0.001:
         findings.add("quantised", "tempo value", len(source), f"at most {worst:.1%}")

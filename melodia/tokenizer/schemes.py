@@ -71,7 +71,7 @@ def _make(config: TokenizerConfig) -> Any:
             "use_tempos": True,
             "num_tempos": config.tempi,
             "tempo_range": TEMPO_RANGE,
-            "log_tempos": True,
+            "log_tempos": False,
             "use_time_signatures": True,
             "time_signature_range": {d: list(n) for d, n in METRES.items()},
         }
@@ -96,7 +96,8 @@ def _pertok(grid: GridScore, config: TokenizerConfig) -> list[str]:
     columns = (grid.onset, grid.program, grid.pitch, grid.velocity, grid.duration)
     notes = list(zip(*(column.tolist() for column in columns), strict=True))
     points = ((grid.onset + unit // 2) // unit * unit).tolist()  # a note's place on the grid
-    events = sorted([(tick, -1) for tick in tempi] + [(point, i) for i, point in enumerate(points)])
+    events = [(metre[0], -2) for metre in grid.metres] + [(tick, -1) for tick in tempi]
+    events += [(point, i) for i, point in enumerate(points)]
     events.sort(key=lambda event: (event[0], event[1] >= 0 and voice(notes[event[1]][1]), event[1]))
 
     tokens: list[str] = []
@@ -107,11 +108,13 @@ def _pertok(grid: GridScore, config: TokenizerConfig) -> list[str]:
             now = bar_end
             bar_end += quarter * 4 * numerator // denominator
             tokens += ["Bar_None", f"TimeSig_{numerator}/{denominator}"]
+        if i == -2:
+            continue
         while now < point:
             span = steps[bisect_right(steps, point - now) - 1]
             tokens.append(f"TimeShift_{name_of[span]}")
             now += span
-        if i < 0:
+        if i == -1:
             tokens.append(f"Tempo_{tempi[point]}")
             continue
         onset, part, pitch, velocity, duration = notes[i]

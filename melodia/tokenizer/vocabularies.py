@@ -82,7 +82,7 @@ def velocity_levels(config: TokenizerConfig) -> list[int]:
 
 def tempo_levels(config: TokenizerConfig) -> list[float]:
     """The tempi that exist, in quarter notes a minute, ascending."""
-    return [float(t) for t in np.geomspace(*TEMPO_RANGE, config.tempi).round(2)]
+    return [float(t) for t in np.linspace(*TEMPO_RANGE, config.tempi).round(2)]
 
 
 def duration_values(config: TokenizerConfig) -> list[str]:
