@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from melodia.midi.report import Findings
 
 DRUM_CHANNEL = 9
+_OVERLAP = "overlapping notes of one pitch cut"
 _BALANCED_MAX = 8  # more overlapping strikes than this in one go are taken for lost note-offs
 
 
@@ -148,7 +149,7 @@ def _pair_dirty(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     """Index, start and end of notes in voices in which strikes and offs do not alternate; -1: no end."""
     notes: list[tuple[int, int, int]] = []
-    orphans = 0
+    orphans = cut = 0
     for begin, size in zip(begins.tolist(), sizes.tolist(), strict=True):
         times = time[begin : begin + size].tolist()
         strikes = strike[begin : begin + size].tolist()
@@ -164,11 +165,12 @@ def _pair_dirty(
                 depth -= 1
             cluster.append(place)
             if not depth:
-                notes += _pair_cluster(cluster, times, strikes, begin)
+                cut += _pair_cluster(notes, cluster, times, strikes, begin)
                 cluster = []
         if cluster:
-            notes += _pair_cluster(cluster, times, strikes, begin, lost=True)
-    findings.add("dropped", "note-off without a note", orphans)
+            cut += _pair_cluster(notes, cluster, times, strikes, begin, lost=True)
+    findings.add("note", "note-off without a note", orphans)
+    findings.add("repaired", _OVERLAP, cut)
     index, start, end = np.array(notes, np.int64).reshape(-1, 3).T
     return index, start, end
 
@@ -197,14 +199,23 @@ def _offs_first(times: list[int], strikes: list[bool]) -> list[int]:
 
 
 def _pair_cluster(
-    cluster: list[int], times: list[int], strikes: list[bool], begin: int, lost: bool = False
-) -> list[tuple[int, int, int]]:
-    """Notes (index, start, end or -1) of one stretch in which a voice is never silent."""
+    notes: list[tuple[int, int, int]],
+    cluster: list[int],
+    times: list[int],
+    strikes: list[bool],
+    begin: int,
+    lost: bool = False,
+) -> int:
+    """Append the notes (index, start, end or -1) of one stretch in which a voice is never silent.
+
+    Returns how many were cut here because they were struck anew.
+    """
     ons = [place for place in cluster if strikes[place]]
     if not lost and len(ons) <= _BALANCED_MAX:
         offs = [place for place in cluster if not strikes[place]]
-        return [(begin + on, times[on], times[off]) for on, off in zip(ons, offs, strict=True)]
-    notes: list[tuple[int, int, int]] = []
+        notes += [(begin + on, times[on], times[off]) for on, off in zip(ons, offs, strict=True)]
+        return 0
+    cut = 0
     current = -1
     restruck = False
     for place in cluster:
@@ -212,13 +223,14 @@ def _pair_cluster(
             restruck = current >= 0
             if restruck:
                 notes.append((begin + current, times[current], -1 if lost else times[place]))
+                cut += not lost
             current = place
         elif current >= 0 and not (restruck and times[place] == times[current]):
             notes.append((begin + current, times[current], times[place]))
             current = -1
     if current >= 0:
         notes.append((begin + current, times[current], -1))
-    return notes
+    return cut
 
 
 def _settle(
@@ -257,7 +269,7 @@ def _settle(
     following[:-1][same[:-1]] = start[1:][same[:-1]]
     over = end > following
     if over.any():
-        findings.add("repaired", "overlapping notes of one pitch cut", int((over & ~stuck[kept]).sum()))
+        findings.add("repaired", _OVERLAP, int((over & ~stuck[kept]).sum()))
         end = np.minimum(end, following)
     flat = end <= start
     if flat.any():

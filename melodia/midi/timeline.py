@@ -16,7 +16,7 @@ from melodia.midi.report import Findings
 from melodia.midi.smf import KEY_SIGNATURE, TEMPO, TIME_SIGNATURE, Meta, SmfEvents
 
 DEFAULT_TEMPO = 500_000  # microseconds per quarter: 120 quarters per minute
-_FASTEST = 60_000  # microseconds per quarter: 1,000 quarters per minute
+_FASTEST = 10_000  # microseconds per quarter: 6,000 quarters per minute
 _MAX_TICK = 1 << 30  # symusic keeps ticks in 32 bits
 _FRAME_RATES = {24: 24.0, 25: 25.0, 29: 30_000 / 1001, 30: 30.0}
 
