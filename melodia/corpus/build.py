@@ -68,7 +68,8 @@ def build_corpus(
             split.
         out: the corpus folder; made if it is not there.
         config: of the tokenizer; `TokenizerConfig()` if not given.
-        workers: processes; as many as there are processors, fewer for few files, if not given.
+        workers: processes; as many as there are processors, fewer for few files, if not given; 0 reads in this
+            process, without limits.
         limits: time and memory that one file may take; a file over them fails, the others go on.
         valid_share: share of the pieces held out, chosen by a hash of the notes, so that a piece stays on its
             side when others come and go; at least one piece of two.
@@ -115,7 +116,8 @@ def build_corpus(
             cached = _cached(out, key, files)
             if cached is not None:
                 return replace(cached, wall_seconds=time.monotonic() - started)
-        workers = workers or max(1, min(_processors(), len(files) // FILES_PER_WORKER))
+        if workers is None:
+            workers = max(1, min(_processors(), len(files) // FILES_PER_WORKER))
         spool = _Spool(out / SPOOL)
         try:
             rows = _read_files(files, config, spool, workers, limits, min_notes, progress)

@@ -53,7 +53,8 @@ def find_midi_files(folder: Path, exclude: Path | None = None) -> list[Found]:
     if not os.access(folder, os.R_OK | os.X_OK):
         raise CorpusError(f"{folder} may not be read (no permission); change its permissions or copy it")
     found: list[Found] = []
-    seen: set[tuple[int, int]] = set()
+    root = folder.stat()
+    seen: set[tuple[int, int]] = {(root.st_dev, root.st_ino)}
     hidden = exclude.resolve() if exclude is not None else None
 
     def unreadable(error: OSError) -> None:

@@ -10,6 +10,7 @@ parent has died. Messages are a length, a JSON header, and raw int32 tokens.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 import queue
@@ -29,6 +30,8 @@ from melodia.errors import CorpusError
 
 START_SECONDS = 120.0
 """How long a child may take to import what it needs."""
+
+Prepare = Callable[[Path], tuple[dict[str, Any], NDArray[np.int32]]]
 
 PREPARE = "melodia.corpus.prepare:preparer"
 
@@ -119,7 +122,7 @@ class _Child:
             code = self.end()
             words = self._last_words.decode("utf-8", "replace").strip().rsplit("\n", 1)[-1]
             raise CorpusError(
-                f"a worker process did not start (exit status {code}: {words}); try with workers=1"
+                f"a worker process did not start (exit status {code}: {words}); try with workers=0"
             )
 
     def _collect(self) -> None:
@@ -172,7 +175,7 @@ def map_files(
     Args:
         paths: the files.
         arguments: keyword arguments of the function that makes the preparer, JSON-ready.
-        workers: how many processes, at least 1.
+        workers: how many processes; 0 works in this one, without limits.
         limits: of time and memory a file.
         prepare: "module:function" that makes the preparer in the child: a function from a path to (row,
             tokens).
@@ -181,9 +184,12 @@ def map_files(
         CorpusError: a worker cannot be started.
     """
     limits = limits or Limits()
+    if workers < 1:
+        yield from _map_here(paths, arguments, prepare)
+        return
     pool = _Pool(list(paths), {"prepare": prepare, "arguments": arguments, "memory": limits.memory}, limits)
     try:
-        yield from pool.run(max(1, min(workers, len(paths))))
+        yield from pool.run(min(workers, len(paths)))
     finally:
         pool.stop()
 
@@ -267,6 +273,13 @@ class _Pool:
                 self._finish(child)
 
 
+def _map_here(paths: Sequence[Path], arguments: dict[str, Any], prepare: str) -> Iterator[Result]:
+    work = _preparer(prepare, arguments)
+    for index, path in enumerate(paths):
+        row, tokens = _attempt(work, path)
+        yield Result(index, row, tokens)
+
+
 def _death(expired: bool, code: int, limits: Limits) -> dict[str, Any]:
     """The verdict of a file that its worker did not survive."""
     if expired or code == -14:  # SIGALRM
@@ -280,6 +293,23 @@ def _death(expired: bool, code: int, limits: Limits) -> dict[str, Any]:
 
 # -- the child's side
 # ---------------------------------------------------------------------------------------------
+
+
+def _preparer(prepare: str, arguments: dict[str, Any]) -> Prepare:
+    module, _, name = prepare.partition(":")
+    made: Prepare = getattr(importlib.import_module(module), name)(**arguments)
+    return made
+
+
+def _attempt(prepare: Prepare, path: Path) -> tuple[dict[str, Any], NDArray[np.int32]]:
+    """Prepare a file; an error that nobody foresaw becomes its verdict, except for want of memory."""
+    try:
+        return prepare(path)
+    except MemoryError:
+        raise
+    except Exception as error:
+        row = {"verdict": "failed", "reason": f"unexpected {type(error).__name__}: {error}"}
+        return row, np.zeros(0, dtype=np.int32)
 
 
 def _bound_memory(extra: int) -> None:
@@ -305,7 +335,6 @@ def _alarm(seconds: float) -> None:
 
 def main() -> int:
     """Serve requests from standard input until it closes."""
-    import importlib
     import signal
     import warnings
 
@@ -318,23 +347,17 @@ def main() -> int:
     if first is None:
         return 1
     setup = first[0]
-    module, _, name = setup["prepare"].partition(":")
-    prepare: Callable[[Path], tuple[dict[str, Any], NDArray[np.int32]]]
-    prepare = getattr(importlib.import_module(module), name)(**setup["arguments"])
+    prepare = _preparer(setup["prepare"], setup["arguments"])
     _bound_memory(setup["memory"])
     send(outgoing, {"ready": True})
     while (request := receive(incoming)) is not None:
         path = Path(os.fsdecode(bytes.fromhex(request[0]["path"])))
         _alarm(setup["seconds"] + 5.0)
-        tokens = np.zeros(0, dtype=np.int32)
         try:
-            row, tokens = prepare(path)
+            row, tokens = _attempt(prepare, path)
         except MemoryError:
             row = {"verdict": "failed", "reason": f"memory limit ({setup['memory'] >> 20} MB)", "spent": True}
-        except RecursionError:
-            row = {"verdict": "failed", "reason": "nested too deeply"}
-        except Exception as error:
-            row = {"verdict": "failed", "reason": f"unexpected {type(error).__name__}: {error}"}
+            tokens = np.zeros(0, dtype=np.int32)
         _alarm(0.0)
         send(outgoing, row, np.asarray(tokens, dtype="<i4").tobytes())
     return 0
