@@ -1,7 +1,7 @@
 """Write the MIDI files of this folder and their README from the notes in ``scores``.
 
 python midi_samples/write_samples.py            writes the files
-python midi_samples/write_samples.py --check    compares them with what it would write; exit code 1 if they differ
+python midi_samples/write_samples.py --check    compares them with the scores; exit code 1 if they differ
 python midi_samples/write_samples.py --report   prints what is in each piece
 """
 
@@ -12,6 +12,7 @@ import hashlib
 import sys
 from collections import Counter
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
@@ -26,13 +27,14 @@ PITCH_CLASSES = ["C", "C#", "D", "Eb", "E", "F", "F#", "G", "Ab", "A", "Bb", "B"
 
 HEADER = """# MIDI samples
 
-Short pieces in the public domain: their composers died more than a hundred years ago, or they are traditional.
-Each is written out from its notes in `scores/`, in a small notation (`scores/notation.py` explains it);
-accompaniments of traditional tunes were made for this collection. The files are free of any rights of ours (CC0).
+Short pieces in the public domain: their composers died more than a hundred years ago, or they are
+traditional. Each is written out from its notes in `scores/`, in a small notation that
+`scores/notation.py` explains; the accompaniments of traditional tunes were made for this collection.
+The files may be used for anything (CC0 1.0).
 
-`python midi_samples/write_samples.py` writes the files and this page again, byte for byte; `--check` says whether
-they are what it would write, `--report` prints what is in them. A piece that begins with an upbeat begins with a
-full bar, filled up with rests.
+`python midi_samples/write_samples.py` writes the files and this page again, byte for byte; `--check` says
+whether they are what it would write, `--report` prints what is in them. A piece that begins with an upbeat
+begins with a full bar, filled up with rests.
 
 | file | title | composer | date | metre | key | texture | bars | sha256 |
 |---|---|---|---|---|---|---|---|---|
@@ -84,9 +86,7 @@ def report() -> str:
     for score in PIECES:
         parts, bars = score.read()
         tempi = [*score.tempi(), (bars * score.bar_length, 0)]
-        seconds = sum(
-            60 * (end - start) / qpm for (start, qpm), (end, _) in zip(tempi[:-1], tempi[1:], strict=True)
-        )
+        seconds = sum(60 * (end - start) / qpm for (start, qpm), (end, _) in pairwise(tempi))
         lines.append(
             f"{score.slug}: {bars} bars of {score.metre}, {key_name(score)}, {float(seconds):.0f} s, "
             f"{sum(map(len, parts))} notes"

@@ -32,7 +32,8 @@ BOURREE = Score(
                 d4:1 eb3:1/2 d3 eb3:1 g3 | !< c4:1/2 b3 c4 d4 eb4:1 d4 | !mf c4:1/2 bb3 a3 g3 bb3 a3 g3 f#3 |
                 !> g3:1 d3 g2 !p g3:1/2 ab3 | !< bb3:1 ab3:1/2 g3 f3 e3 f3 g3 | bb3 ab3 g3 f3 d4:2~ |
                 !f d4:1/2 b3 c4 d4 eb4 d4 c4 eb4 | d4 !> c4 b3 a3 g3 f3 eb3 d3 |
-                !mf eb3 d3 f3 eb3 g3 f3 ab3 g3 | !< g2 a2 b2 c3 d3 eb3 f3 d3 | !f f3 eb3 d3 c3 !> eb3 d3 c3 b2 |
+                !mf eb3 d3 f3 eb3 g3 f3 ab3 g3 | !< g2 a2 b2 c3 d3 eb3 f3 d3 |
+                !f f3 eb3 d3 c3 !> eb3 d3 c3 b2 |
                 !mp c2+c3:3 r:1
                 """
             ],

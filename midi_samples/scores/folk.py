@@ -81,7 +81,10 @@ JIG_B = """
     g5:1/2 d5 g5 g5 d5 g5 | g5 d5 g5 b5 a5 g5 | f#5 d5 f#5 f#5 d5 f#5 | f#5 d5 f#5 a5 g5 f#5 |
     e5 g5 g5 d5 g5 g5 | c5 g5 g5 b4 g5 g5 | c5 b4 c5 a4 d5 c5
 """
-JIG_CHORDS = {"A": "G,G,Am,D,G,G,C D,G".split(","), "B": "G,G,D,D,C G,C G,C D,G".split(",")}
+JIG_CHORDS = {
+    "A": ["G", "G", "Am", "D", "G", "G", "C D", "G"],
+    "B": ["G", "G", "D", "D", "C G", "C G", "C D", "G"],
+}
 
 IRISH_WASHERWOMAN = Score(
     slug="irish_washerwoman",
@@ -143,7 +146,10 @@ REEL_B = (
     "e5 d5 c#5 b4 a4:1 d5:1/2 e5 | f#5 d5 f#5 d5 f#5 a5 g5 f#5 | e5 c#5 e5 c#5 e5 g5 f#5 e5 | "
     "f#5 a5 f#5 d5 e5 g5 e5 c#5"
 )
-REEL_CHORDS = ["D,D,D,A,D,D,D A,D".split(","), "D,A,D,G A,Bm,Em,D A,D".split(",")]
+REEL_CHORDS = {
+    "A": ["D", "D", "D", "A", "D", "D", "D A", "D"],
+    "B": ["D", "A", "D", "G A", "Bm", "Em", "D A", "D"],
+}
 
 
 def banjo(chords: str) -> str:
@@ -153,7 +159,7 @@ def banjo(chords: str) -> str:
     return f"r:1 {REEL_BANJO[first]}:1' r:1 {REEL_BANJO[last]}:1'"
 
 
-REEL_FORM = REEL_CHORDS[0] * 2 + REEL_CHORDS[1] * 2
+REEL_FORM = REEL_CHORDS["A"] * 2 + REEL_CHORDS["B"] * 2
 
 SOLDIERS_JOY = Score(
     slug="soldiers_joy",
@@ -346,7 +352,7 @@ SAKURA = Score(
     date="19th century",
     metre="4/4",
     key="Am",
-    scale_note="in scale: E F A B C",
+    scale_note="Japanese in scale: E F A B C",
     tempo="1:72 15:66 16:52",
     texture="shakuhachi and koto",
     parts=[
@@ -373,7 +379,8 @@ SAKURA = Score(
                     f"!p {KOTO_CALL} | !mp {KOTO_CALL}",
                     KOTO_MIDDLE,
                     KOTO_MIDDLE,
-                    f"!p {KOTO_CALL} | {KOTO_CALL} | !> e3:1/2 b3 e4 b3 f3 c4 f4 c4 | !pp e3:1/2 b3 e4:1 e3+b3+e4:2",
+                    f"!p {KOTO_CALL} | {KOTO_CALL}",
+                    "!> e3:1/2 b3 e4 b3 f3 c4 f4 c4 | !pp e3:1/2 b3 e4:1 e3+b3+e4:2",
                 )
             ],
         ),

@@ -23,7 +23,7 @@ Velocities come from the loudness, plus a little for strong beats, so that phras
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
 
 LOUDNESS = {"pp": 38, "p": 50, "mp": 62, "mf": 74, "f": 88, "ff": 102}
@@ -85,7 +85,6 @@ class Score:
     parts: list[Part]
     scale_note: str = ""  # what the key signature does not say (a mode)
     remark: str = ""
-    sections: dict[str, str] = field(default_factory=dict)
 
     @property
     def bar_length(self) -> Fraction:
