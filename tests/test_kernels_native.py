@@ -1,0 +1,325 @@
+"""Parity of the native kernels with the reference and with torch.nn: every output and every gradient."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from melodia import kernels
+from melodia.errors import BackendError
+from melodia.kernels import native, reference
+
+pytestmark = pytest.mark.skipif(native.reason() is not None, reason=f"no native library: {native.reason()}")
+
+# Tolerances, relative to the largest magnitude in the compared tensor (at least 1).
+#
+# float32: the fitted tanh is off by up to 4e-7; products of H terms are summed in another order than torch's, which
+# costs about H^0.5 * 6e-8, and weight gradients sum T * B such terms. What is measured lies about 5 times below.
+TOLERANCE = {
+    # kind:            outputs, gradients
+    "small (H <= 100)": (2e-6, 5e-6),
+    "large (H = 512)": (5e-6, 2e-5),
+    "long (T = 129)": (5e-6, 2e-5),
+}
+
+SIZES = (1, 3, 17, 64, 100)
+BATCHES = (1, 2, 7, 32)
+STEPS = (1, 2, 129)
+INSTRUCTION_SETS = ("avx512", "avx2", "portable")
+
+
+@pytest.fixture(params=INSTRUCTION_SETS)
+def instruction_set(request: pytest.FixtureRequest) -> Any:
+    """Each instruction set this processor can run; the others are skipped and shown."""
+    before = native.instruction_set()
+    if not native.set_instruction_set(request.param):
+        pytest.skip(f"this processor cannot run {request.param}")
+    yield request.param
+    assert before is not None
+    native.set_instruction_set(before)
+
+
+def tolerance(T: int, H: int) -> tuple[float, float]:
+    return TOLERANCE["large (H = 512)" if H > 100 else "long (T = 129)" if T > 100 else "small (H <= 100)"]
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def cell_arguments(kind: str, T: int, B: int, H: int, seed: int = 0) -> list[Tensor]:
+    """gates_x, the state, weight_hh, bias_hh of an "lstm" or a "gru" scan."""
+    g = generator(seed)
+    G = {"lstm": 4, "gru": 3}[kind]
+    states = [torch.randn(B, H, generator=g) for _ in range(2 if kind == "lstm" else 1)]
+    weight = torch.randn(G * H, H, generator=g) / H**0.5
+    return [torch.randn(T, B, G * H, generator=g), *states, weight, torch.randn(G * H, generator=g) * 0.3]
+
+
+def arguments(name: str, T: int, B: int, H: int, seed: int = 0) -> list[Tensor]:
+    """Random arguments of an operator, without lengths."""
+    if name == "pair_scan":
+        lstm, gru = cell_arguments("lstm", T, B, H, seed), cell_arguments("gru", T, B, H, seed + 1)
+        return [lstm[0], gru[0], lstm[1], lstm[2], gru[1], *lstm[3:], *gru[2:]]
+    kind, form = name.split("_")
+    made = cell_arguments(kind, T, B, H, seed)
+    return made if form == "scan" else [made[0][0], *made[1:]]
+
+
+def as_tuple(x: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
+    return (x,) if isinstance(x, Tensor) else tuple(x)
+
+
+def run(function: Callable[..., Any], inputs: list[Tensor], *more: Any) -> list[Tensor]:
+    """The outputs, then the gradient of every input, with random cotangents on every output."""
+    leaves = [x.detach().clone().requires_grad_() for x in inputs]
+    outputs = as_tuple(function(*leaves, *more))
+    g = generator(99)
+    cotangents = [torch.randn(out.shape, generator=g, dtype=torch.float32).to(out.dtype) for out in outputs]
+    return [*(x.detach() for x in outputs), *torch.autograd.grad(outputs, leaves, cotangents)]
+
+
+def assert_close(got: list[Tensor], want: list[Tensor], outputs: int, T: int, H: int) -> None:
+    for k, (a, b) in enumerate(zip(got, want, strict=True)):
+        assert a.shape == b.shape
+        allowed = tolerance(T, H)[0 if k < outputs else 1]
+        if b.numel():
+            error = ((a - b).abs().max() / b.abs().max().clamp(min=1.0)).item()
+            assert error <= allowed, f"value {k}: off by {error:.2e}, allowed {allowed:.2e}"
+
+
+def native_function(name: str) -> Callable[..., Any]:
+    """The dispatcher's function, with the native backend forced."""
+
+    def call(*inputs: Any) -> Any:
+        with kernels.use_backend("native"):
+            return getattr(kernels, name)(*inputs)
+
+    return call
+
+
+OUTPUTS = {"lstm_step": 2, "gru_step": 1, "lstm_scan": 3, "gru_scan": 2, "pair_scan": 5}
+
+
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_parity_with_reference(name: str, instruction_set: str) -> None:
+    scan = name.endswith("scan")
+    for H, B, T in itertools.product(SIZES, BATCHES, (1, 2) if scan else (1,)):
+        inputs = arguments(name, T, B, H, seed=H)
+        want = run(getattr(reference, name), inputs)
+        assert_close(run(native_function(name), inputs), want, OUTPUTS[name], T, H)
+
+
+@pytest.mark.parametrize("name", ["lstm_scan", "gru_scan", "pair_scan"])
+def test_parity_long(name: str, instruction_set: str) -> None:
+    for H, B in ((1, 2), (17, 7), (64, 1)):
+        inputs = arguments(name, 129, B, H, seed=H)
+        want = run(getattr(reference, name), inputs)
+        assert_close(run(native_function(name), inputs), want, OUTPUTS[name], 129, H)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OUTPUTS)
+@pytest.mark.parametrize("H", [*SIZES, 512])
+def test_parity_everywhere(name: str, H: int, instruction_set: str) -> None:
+    scan = name.endswith("scan")
+    for B, T in itertools.product(BATCHES, STEPS if scan else (1,)):
+        for lengths in [None, torch.randint(0, T + 1, (B,), generator=generator(B))] if scan else [None]:
+            inputs, more = arguments(name, T, B, H, seed=B), (lengths,) if scan else ()
+            want = run(getattr(reference, name), inputs, *more)
+            assert_close(run(native_function(name), inputs, *more), want, OUTPUTS[name], T, H)
+
+
+@pytest.mark.parametrize("name", ["lstm_scan", "gru_scan", "pair_scan"])
+@pytest.mark.parametrize("lengths", [[5, 5, 5, 5, 5], [0, 1, 3, 5, 2], [0, 0, 0, 0, 0], [9, 5, 1, 0, 4]])
+def test_lengths(name: str, lengths: list[int], instruction_set: str) -> None:
+    inputs, more = arguments(name, 5, 5, 17), torch.tensor(lengths)
+    want = run(getattr(reference, name), inputs, more)
+    assert_close(run(native_function(name), inputs, more), want, OUTPUTS[name], 5, 17)
+
+
+@pytest.mark.parametrize("kind", ["lstm", "gru"])
+@pytest.mark.parametrize(("T", "B", "H"), [(1, 1, 1), (9, 7, 17), (5, 32, 64), (129, 2, 100)])
+def test_parity_with_torch_nn(kind: str, T: int, B: int, H: int) -> None:
+    """torch.nn's own layer, its weights in ours: outputs and the gradients of input, weights, biases and states."""
+    g = generator(H)
+    layer = (torch.nn.LSTM if kind == "lstm" else torch.nn.GRU)(5, H)
+    x = torch.randn(T, B, 5, generator=g, requires_grad=True)
+    states = [torch.randn(B, H, generator=g, requires_grad=True) for _ in range(2 if kind == "lstm" else 1)]
+    weights = [layer.weight_ih_l0, layer.weight_hh_l0, layer.bias_ih_l0, layer.bias_hh_l0]
+    first = tuple(s.unsqueeze(0) for s in states)
+    out, last = layer(x, first if kind == "lstm" else first[0])
+    want_out = [out, *(s.squeeze(0) for s in as_tuple(last))]
+
+    gates_x = torch.nn.functional.linear(x, weights[0], weights[2])
+    got_out = list(native_function(f"{kind}_scan")(gates_x, *states, weights[1], weights[3]))
+    cotangents = [torch.randn(out.shape, generator=g) for out in want_out]
+    leaves = [x, *states, *weights]
+    want = [*want_out, *torch.autograd.grad(want_out, leaves, cotangents)]
+    got = [*got_out, *torch.autograd.grad(got_out, leaves, cotangents)]
+    assert_close(got, want, len(want_out), T, H)
+
+
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_strided_inputs(name: str, instruction_set: str) -> None:
+    """Transposed, sliced and expanded inputs, and the expanded gradient of a sum."""
+    inputs = arguments(name, 4, 3, 20)
+    strided = [x.mT.contiguous().mT if x.dim() > 1 else x.repeat_interleave(2)[::2] for x in inputs]
+    strided[1] = strided[1][:, :1].expand_as(strided[1])
+    assert not any(x.is_contiguous() for x in strided)
+    results = []
+    for function in (getattr(reference, name), native_function(name)):
+        leaves = [x.detach().requires_grad_() for x in strided]
+        outputs = as_tuple(function(*leaves))
+        results.append([*outputs, *torch.autograd.grad(sum(x.sum() for x in outputs), leaves)])
+    assert_close(results[1], results[0], OUTPUTS[name], 4, 20)
+
+
+@pytest.mark.parametrize("name", ["lstm_scan", "gru_scan", "pair_scan"])
+@pytest.mark.parametrize("used", range(2))
+def test_gradient_of_one_output(name: str, used: int) -> None:
+    """The gradients of the other outputs are missing, not zero tensors."""
+    inputs = arguments(name, 3, 2, 17)
+    results = []
+    for function in (getattr(reference, name), native_function(name)):
+        leaves = [x.clone().requires_grad_() for x in inputs]
+        chosen = function(*leaves)[-1 if used else 0]
+        grads = torch.autograd.grad(chosen.square().sum(), leaves, allow_unused=True)
+        results.append([torch.zeros_like(x) if y is None else y for x, y in zip(inputs, grads, strict=True)])
+    assert_close(results[1], results[0], 0, 3, 17)
+
+
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_only_some_gradients(name: str) -> None:
+    """Only weight_hh asks for a gradient."""
+    inputs = arguments(name, 3, 2, 17)
+    weight = next(k for k, x in enumerate(inputs) if x.dim() == 2 and x.shape[0] in (51, 68))
+    grads = []
+    for function in (getattr(reference, name), native_function(name)):
+        leaves = [x.clone().requires_grad_(k == weight) for k, x in enumerate(inputs)]
+        (grad,) = torch.autograd.grad(as_tuple(function(*leaves))[0].sum(), leaves[weight])
+        grads.append([grad])
+    assert_close(grads[1], grads[0], 0, 3, 17)
+
+
+@pytest.mark.parametrize("name", ["lstm_scan", "gru_scan", "pair_scan"])
+def test_no_steps(name: str) -> None:
+    inputs = [x.requires_grad_() for x in arguments(name, 0, 2, 5)]
+    want, got = (as_tuple(f(*inputs)) for f in (getattr(reference, name), native_function(name)))
+    assert all(torch.equal(x, y) for x, y in zip(want, got, strict=True))
+    state = inputs[2] if name == "pair_scan" else inputs[1]
+    h_n = got[2] if name == "pair_scan" else got[1]
+    assert torch.equal(torch.autograd.grad(h_n.sum(), state)[0], torch.ones_like(state))
+
+
+@pytest.mark.parametrize("name", ["lstm_scan", "gru_scan", "pair_scan"])
+def test_batch_equals_singles_bit_for_bit(name: str, instruction_set: str) -> None:
+    """Neither the batch nor the number of threads changes a bit of any row's outputs and gradients."""
+    T, B, H = 6, 11, 40
+    inputs = arguments(name, T, B, H)
+    rows = [k for k, x in enumerate(inputs) if x.dim() == 3 or x.shape == (B, H)]
+    call = native_function(name)
+
+    def outputs_and_row_gradients(chosen: slice) -> list[Tensor]:
+        leaves = list(inputs)
+        for k in rows:
+            x = inputs[k]
+            leaves[k] = (x[:, chosen] if x.dim() == 3 else x[chosen]).clone().requires_grad_()
+        out = as_tuple(call(*leaves))
+        return [*out, *torch.autograd.grad([x.square().sum() for x in out], [leaves[k] for k in rows])]
+
+    whole = outputs_and_row_gradients(slice(0, B))
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1 if threads > 1 else 2)
+        again = outputs_and_row_gradients(slice(0, B))
+    finally:
+        torch.set_num_threads(threads)
+    singles = [outputs_and_row_gradients(slice(b, b + 1)) for b in range(B)]
+    for k, x in enumerate(whole):
+        assert torch.equal(x, again[k])
+        assert torch.equal(x, torch.cat([s[k] for s in singles], dim=1 if x.dim() == 3 else 0))
+
+
+def test_saturated_and_invalid_values(instruction_set: str) -> None:
+    """Huge gates saturate cleanly; a NaN stays a NaN and does not become a number."""
+    gates_x = torch.tensor([[3e4, 3e4, 3e4, 3e4], [-3e4, -3e4, -3e4, -3e4], [float("nan")] * 4])
+    zero = torch.zeros(3, 1)
+    h, c = native_function("lstm_step")(gates_x, zero, zero + 0.5, torch.zeros(4, 1), torch.zeros(4))
+    want_h, want_c = reference.lstm_step(gates_x, zero, zero + 0.5, torch.zeros(4, 1), torch.zeros(4))
+    torch.testing.assert_close((h, c), (want_h, want_c), rtol=1e-6, atol=1e-6, equal_nan=True)
+
+
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_opcheck(name: str) -> None:
+    inputs = [x.requires_grad_() for x in arguments(name, 3, 2, 5)]
+    more: tuple[Any, ...] = (torch.tensor([3, 1]), True) if name.endswith("scan") else ()
+    torch.library.opcheck(getattr(torch.ops.melodia, name).default, (*inputs, *more))
+    if name.endswith("scan"):
+        plain = tuple(x.detach() for x in inputs)
+        torch.library.opcheck(getattr(torch.ops.melodia, name).default, (*plain, None, False))
+
+
+@pytest.mark.parametrize("name", ["lstm_scan", "gru_scan", "pair_scan"])
+def test_compiles_without_graph_breaks(name: str) -> None:
+    inputs = arguments(name, 3, 2, 5)
+    compiled = torch.compile(native_auto(name), fullgraph=True, backend="aot_eager")
+    assert_close(run(compiled, inputs), run(getattr(reference, name), inputs), OUTPUTS[name], 3, 5)
+
+
+@pytest.mark.slow
+def test_compiles_with_inductor() -> None:
+    inputs = arguments("pair_scan", 3, 2, 5)
+    compiled = torch.compile(native_auto("pair_scan"), fullgraph=True)
+    assert_close(run(compiled, inputs), run(reference.pair_scan, inputs), 5, 3, 5)
+
+
+def native_auto(name: str) -> Callable[..., Any]:
+    """A little more than the bare operator, so that there is a graph around it."""
+    function = getattr(kernels, name)
+
+    def call(*inputs: Tensor) -> tuple[Tensor, ...]:
+        return tuple(x * 1.0 for x in function(inputs[0] + 0.0, *inputs[1:]))
+
+    return call
+
+
+def test_amp_runs_in_float32() -> None:
+    """Under bfloat16 autocast the product before the scan is rounded, the recurrence is not."""
+    inputs = arguments("lstm_scan", 4, 3, 20)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = native_function("lstm_scan")(inputs[0].bfloat16(), *inputs[1:])
+    want = reference.lstm_scan(inputs[0].bfloat16().float(), *inputs[1:])
+    assert all(x.dtype == torch.float32 for x in got)
+    assert_close(list(got), list(want), 3, 4, 20)
+
+
+def test_second_derivative_says_what_to_do() -> None:
+    inputs = [x.requires_grad_() for x in arguments("gru_scan", 2, 1, 3)]
+    out, _ = native_function("gru_scan")(*inputs)
+    (grad,) = torch.autograd.grad(out.square().sum(), inputs[0], create_graph=True)
+    with pytest.raises(BackendError, match="no second derivative"):
+        grad.sum().backward()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda a: [a[0][..., :-1], *a[1:]],
+            r"`gates_x` must have the shape \[2, 3, 20\].*received \[2, 3, 19\]",
+        ),
+        (lambda a: [a[0], a[1][:1], *a[2:]], r"`h` must have the shape \[3, 5\]"),
+        (lambda a: [*a[:3], a[3][:-1], a[4]], r"`weight_hh` must have the shape \[20, 5\]"),
+        (lambda a: [*a, torch.ones(2, dtype=torch.int64)], r"`lengths` must have the shape \[3\]"),
+        (lambda a: [*a, torch.ones(3)], "`lengths` must be int64"),
+    ],
+)
+def test_wrong_arguments(change: Callable[[list[Tensor]], list[Tensor]], message: str) -> None:
+    with pytest.raises(RuntimeError, match=message):
+        native_function("lstm_scan")(*change(arguments("lstm_scan", 2, 3, 5)))
