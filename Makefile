@@ -9,8 +9,11 @@ SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp)
 
 .PHONY: demo test test-slow lint format clean
 
+# A tiny model of midi_samples/ (until one is bundled), and with it a continuation as MIDI, picture and sound.
 demo: $(STAMP)
-	$(BIN)/melodia demo
+	$(BIN)/melodia train midi_samples --out out/demo-model --size tiny --minutes 1 --force
+	$(BIN)/melodia generate --seed midi_samples/bach_prelude_c_major.mid --seed-bars 8 --bars 8 --random-seed 1 \
+	    --model out/demo-model --out out/demo.mid --plot --audio --force
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -m "not slow"

@@ -1,5 +1,61 @@
-"""melodia: train a small recurrent music model on your own MIDI files, then continue and play along with music."""
+"""melodia: train a small recurrent music model on your own MIDI files, then continue and play along with music.
+
+    sampler = melodia.Sampler.load("my-model")
+    sampler.prime("song.mid")
+    continuation = sampler.generate(bars=8, random_seed=7)
+    melodia.write_midi(continuation.joined, "continued.mid")
+
+The names below are loaded when they are first used, so that `import melodia` costs nothing.
+"""
 
 from __future__ import annotations
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from melodia.errors import MelodiaError
+    from melodia.midi import read_midi, read_score, write_midi
+    from melodia.sampler import Continuation, Sampler, Session
+    from melodia.tokenizer import Tokenizer, TokenizerConfig
+    from melodia.workflows.compare import compare_kinds
+    from melodia.workflows.train import train_folder
+
 __version__ = "0.1.0"
+
+_HOMES = {
+    "Continuation": "melodia.sampler",
+    "MelodiaError": "melodia.errors",
+    "Sampler": "melodia.sampler",
+    "Session": "melodia.sampler",
+    "Tokenizer": "melodia.tokenizer",
+    "TokenizerConfig": "melodia.tokenizer",
+    "compare_kinds": "melodia.workflows.compare",
+    "read_midi": "melodia.midi",
+    "read_score": "melodia.midi",
+    "train_folder": "melodia.workflows.train",
+    "write_midi": "melodia.midi",
+}
+
+__all__ = [
+    "Continuation",
+    "MelodiaError",
+    "Sampler",
+    "Session",
+    "Tokenizer",
+    "TokenizerConfig",
+    "__version__",
+    "compare_kinds",
+    "read_midi",
+    "read_score",
+    "train_folder",
+    "write_midi",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'melodia' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value

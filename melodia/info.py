@@ -54,6 +54,19 @@ class Info:
         """All facts as plain values, for JSON."""
         return asdict(self)
 
+    def lines(self) -> list[str]:
+        """The facts as lines of text."""
+        packages = ", ".join(f"{name} {version or 'missing'}" for name, version in self.packages.items())
+        asked = "" if self.backend == "auto" else f" (asked for: {self.backend})"
+        return [
+            f"melodia {self.melodia}, Python {self.python}, {self.system}",
+            packages,
+            f"backend: {self.backend_runs}{asked}: {self.backend_why}",
+            f"processor: {self.cpu}, {self.cores} cores, {self.threads} threads, {' '.join(self.cpu_features)}",
+            f"CUDA devices: {', '.join(self.cuda) or 'none'}",
+            *(f"{name}={value}" for name, value in self.environment.items()),
+        ]
+
 
 def collect() -> Info:
     """Gather the facts.

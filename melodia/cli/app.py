@@ -1,0 +1,68 @@
+"""The `melodia` command: its sub-commands, and what happens to errors."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import typer
+
+from melodia import __version__
+from melodia.cli import compare, generate, info, inspect, train
+from melodia.errors import ConfigError, MelodiaError
+
+EXIT_FAILURE = 1
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
+
+app = typer.Typer(
+    name="melodia",
+    help="Train a small recurrent music model on your own MIDI files, then continue music with it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("generate")(generate.generate)
+app.command("train")(train.train)
+app.command("compare")(compare.compare)
+app.command("inspect")(inspect.inspect)
+app.command("info")(info.info)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"melodia {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: bool = typer.Option(
+        False, "--version", help="Print the version and stop.", callback=_print_version, is_eager=True
+    ),
+) -> None:
+    """Train a small recurrent music model on your own MIDI files, then continue music with it."""
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status (0, 1 failure, 2 usage, 130 interrupted)."""
+    try:
+        app(args=list(sys.argv[1:] if arguments is None else arguments), prog_name="melodia")
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else EXIT_FAILURE
+    except ConfigError as error:
+        typer.echo(f"melodia: {error}", err=True)
+        return EXIT_USAGE
+    except MelodiaError as error:
+        typer.echo(f"melodia: {error}", err=True)
+        return EXIT_FAILURE
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        typer.echo(f"melodia: {where}{error.strerror or error}", err=True)
+        return EXIT_FAILURE
+    except KeyboardInterrupt:
+        typer.echo("melodia: interrupted", err=True)
+        return EXIT_INTERRUPTED
+    return 0

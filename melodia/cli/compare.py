@@ -1,0 +1,57 @@
+"""`melodia compare CORPUS`: GRU, LSTM and their hybrids at equal size on your own music."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+
+def compare(
+    corpus: Path = typer.Argument(
+        ..., metavar="CORPUS", help="A folder of MIDI files (searched with its sub-folders)."
+    ),
+    out: Path = typer.Option(..., "--out", metavar="DIR", help="Where the trainings and the table are kept."),
+    kinds: str = typer.Option(
+        "lstm,gru,sequential,reversed,parallel,bidirectional", help="Which kinds, separated by commas."
+    ),
+    size: str = typer.Option(
+        "small", help="Size of the LSTM that the others equal: tiny, small, base or large."
+    ),
+    minutes: float | None = typer.Option(None, help="Training time of each kind, in minutes."),
+    epochs: float | None = typer.Option(
+        None, help="Training of each kind, in passes over the corpus (1 if no budget is given)."
+    ),
+    without_side_inputs: bool = typer.Option(
+        False, "--without-side-inputs", help="Add a row: the first kind without side inputs."
+    ),
+    device: str = typer.Option("auto", help="auto, cpu, cuda or cuda:N."),
+    backend: str = typer.Option("auto", help="auto, reference or native."),
+    threads: int | None = typer.Option(None, help="CPU threads."),
+    random_seed: int = typer.Option(0, help="Of the weights, the order of pieces and the augmentation."),
+    cache: Path | None = typer.Option(None, "--cache", metavar="DIR", help="Where token shards are kept."),
+    force: bool = typer.Option(False, "--force", help="Train anew what is in --out already."),
+) -> None:
+    """Train every kind at equal parameter count, and print parameters, time per token and held-out NLL."""
+    if minutes is not None and epochs is not None:
+        raise typer.BadParameter("give --minutes or --epochs, not both")
+
+    from melodia.cli.progress import ConsoleProgress
+    from melodia.workflows.compare import compare_kinds
+
+    with ConsoleProgress() as progress:
+        table = compare_kinds(
+            corpus,
+            out,
+            kinds=tuple(kinds.split(",")),
+            size=size,
+            training=({"minutes": minutes} if minutes is not None else {"epochs": epochs or 1.0})
+            | {"device": device, "threads": threads, "random_seed": random_seed},
+            without_side_inputs=without_side_inputs,
+            backend=backend,
+            cache=cache,
+            force=force,
+            progress=progress,
+        )
+    typer.echo(table.markdown())
+    typer.echo(f"\nwrote {table.path}")

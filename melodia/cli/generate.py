@@ -1,0 +1,83 @@
+"""`melodia generate`: continue a MIDI file, or write music from nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+_SEED = "The seed: a MIDI file to continue (not a random number; that is --random-seed)."
+
+
+def generate(
+    seed: Path | None = typer.Option(None, "--seed", metavar="FILE", help=_SEED),
+    seed_bars: int | None = typer.Option(None, min=1, help="Use only the first N bars of the seed."),
+    seed_seconds: float | None = typer.Option(
+        None, min=0.0, help="Use only the first S seconds of the seed."
+    ),
+    bars: int | None = typer.Option(
+        None, min=1, help="Length of the continuation in bars (8 if no length is given)."
+    ),
+    seconds: float | None = typer.Option(None, help="Length in seconds, rounded up to a bar line."),
+    tokens: int | None = typer.Option(None, min=1, help="Length in tokens, completed to a bar line."),
+    num_samples: int = typer.Option(1, min=1, help="Number of different continuations."),
+    temperature: float = typer.Option(0.95, help="Divides the logits: below 1 is safer, above 1 wilder."),
+    top_k: int | None = typer.Option(None, help="Keep the K likeliest tokens."),
+    top_p: float | None = typer.Option(
+        0.98, help="Keep the smallest set of tokens with this probability (1 = all)."
+    ),
+    min_p: float | None = typer.Option(None, help="Keep tokens at least this share of the likeliest one."),
+    repetition_penalty: float = typer.Option(1.0, help="Above 1, recent tokens become less likely."),
+    random_seed: int | None = typer.Option(None, help="Number that makes the result repeatable."),
+    continuation_only: bool = typer.Option(
+        False, "--continuation-only", help="Write the new music without the seed."
+    ),
+    model: Path | None = typer.Option(
+        None, "--model", metavar="DIR", help="A checkpoint made by `melodia train`."
+    ),
+    out: Path | None = typer.Option(None, "--out", metavar="FILE", help="The MIDI file to write."),
+    plot: bool = typer.Option(False, "--plot", help="Also write a piano-roll picture (PNG) beside it."),
+    audio: bool = typer.Option(False, "--audio", help="Also write sound (WAV) beside it."),
+    device: str = typer.Option("auto", help="auto, cpu or cuda."),
+    backend: str = typer.Option("auto", help="auto, reference or native."),
+    force: bool = typer.Option(False, "--force", help="Overwrite files that exist."),
+) -> None:
+    """Continue a MIDI file with a model, or write music from nothing."""
+    if seed_bars is not None and seed_seconds is not None:
+        raise typer.BadParameter("give --seed-bars or --seed-seconds, not both")
+    if seed is None and (seed_bars is not None or seed_seconds is not None):
+        raise typer.BadParameter("--seed-bars and --seed-seconds need --seed FILE")
+    if sum(length is not None for length in (bars, seconds, tokens)) > 1:
+        raise typer.BadParameter("give one of --bars, --seconds and --tokens")
+
+    from melodia.decode import SamplingConfig
+    from melodia.workflows.generate import generate_files
+
+    sampling = SamplingConfig(
+        temperature=temperature,
+        top_k=top_k,
+        top_p=None if top_p == 1.0 else top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+    )
+    result = generate_files(
+        seed,
+        out,
+        model=model,
+        seed_bars=seed_bars,
+        seed_seconds=seed_seconds,
+        bars=bars,
+        seconds=seconds,
+        tokens=tokens,
+        num_samples=num_samples,
+        sampling=sampling,
+        random_seed=random_seed,
+        continuation_only=continuation_only,
+        plot=plot,
+        audio=audio,
+        device=device,
+        backend=backend,
+        force=force,
+    )
+    for line in result.lines():
+        typer.echo(line)

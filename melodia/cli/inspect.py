@@ -1,0 +1,34 @@
+"""`melodia inspect FILE…`: what a MIDI file holds, and what reading it repaired."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import typer
+
+from melodia.errors import MidiError
+
+
+def inspect(
+    files: list[Path] = typer.Argument(..., metavar="FILE...", help="MIDI files to read."),
+    as_json: bool = typer.Option(False, "--json", help="Print one JSON object a file instead of text."),
+) -> None:
+    """Read MIDI files and print what was read, repaired, quantised and dropped, and why."""
+    from melodia.workflows.inspect import inspect_file
+
+    failed = 0
+    for path in files:
+        try:
+            report = inspect_file(path)
+        except MidiError as error:
+            typer.echo(f"melodia: {error}", err=True)
+            failed += 1
+            continue
+        if as_json:
+            typer.echo(json.dumps(report.to_dict()))
+        else:
+            for line in report.lines():
+                typer.echo(line)
+    if failed:
+        raise typer.Exit(code=1)

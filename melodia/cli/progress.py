@@ -1,0 +1,125 @@
+"""Progress on the terminal: a bar while a corpus is read, a line while a model is trained.
+
+Everything goes to standard error. Where that is no terminal, a plain line appears every few seconds instead of a bar.
+"""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from melodia.training.progress import Plan, Step, TrainingSummary, Validation
+from melodia.training.progress import Progress as TrainingProgress
+
+PLAIN_INTERVAL = 15.0  # seconds between lines where there is no terminal
+
+
+def clock(seconds: float | None) -> str:
+    """Seconds as "1:02:03" or "2:03".
+
+    >>> clock(123.4), clock(3723), clock(None)
+    ('2:03', '1:02:03', '?')
+    """
+    if seconds is None:
+        return "?"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+class ConsoleProgress(TrainingProgress):
+    """Draws what corpus building and training tell. A context manager: the bar goes when it ends."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(stderr=True, highlight=False)
+        self._bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[status]}"),
+            TimeRemainingColumn(),
+            console=self.console,
+            transient=True,
+            disable=not self.console.is_terminal,
+        )
+        self._task: TaskID | None = None
+        self._last_line = 0.0
+
+    def __enter__(self) -> ConsoleProgress:
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bars.stop()
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        self.console.print(text, markup=False, soft_wrap=True)
+
+    def _due(self) -> bool:
+        """Whether a plain line is due (never on a terminal, where the bar says it)."""
+        if self.console.is_terminal or time.monotonic() - self._last_line < PLAIN_INTERVAL:
+            return False
+        self._last_line = time.monotonic()
+        return True
+
+    def _show(self, description: str, done: float, total: float, status: str) -> None:
+        if self._task is None or self._bars.tasks[-1].description != description:
+            if self._task is not None:
+                self._bars.remove_task(self._task)
+            self._task = self._bars.add_task(description, total=total, status=status)
+        self._bars.update(self._task, completed=done, total=total, status=status)
+
+    # -- reading the corpus ---------------------------------------------------------------------------------------
+
+    def read(self, done: int, total: int, path: str) -> None:
+        """A file of the corpus has been read."""
+        self._show("reading", done, total, path[-40:])
+        if self._due():
+            self.say(f"reading {done} of {total} files")
+
+    # -- training -------------------------------------------------------------------------------------------------
+
+    def started(self, plan: Plan) -> None:
+        """Say what is about to be trained on what."""
+        budget = f"{plan.iterations} iterations" if plan.iterations else f"{clock(plan.seconds)} minutes"
+        again = f", resumed at iteration {plan.resumed_at}" if plan.resumed_at else ""
+        self.say(
+            f"training {plan.parameters:,} parameters on {plan.train_tokens:,} tokens of {plan.train_pieces} pieces "
+            f"({plan.valid_pieces} held out), {budget}, {plan.device}"
+            + (f", {plan.processes} processes" if plan.processes > 1 else "")
+            + again
+        )
+
+    def stepped(self, step: Step) -> None:
+        """Move the bar."""
+        status = (
+            f"epoch {step.epoch:.2f}  {step.nats_per_token:.3f} nats/token  {step.nats_per_note:.2f} nats/note  "
+            f"{step.tokens_per_second:,.0f} tokens/s  ETA {clock(step.eta)}"
+        )
+        self._show("training", round(1000 * step.fraction), 1000, status)
+        if self._due():
+            self.say(f"iteration {step.iteration}  {status}")
+
+    def validated(self, validation: Validation) -> None:
+        """Say how well the held-out pieces are predicted."""
+        self.say(
+            f"iteration {validation.iteration}: held-out {validation.nats_per_token:.4f} nats/token, "
+            f"{validation.nats_per_note:.3f} nats/note (training {validation.train_nats_per_token:.4f}, "
+            f"{validation.train_nats_per_note:.3f})" + ("  best so far, saved" if validation.best else "")
+        )
+
+    def warned(self, text: str) -> None:
+        """Say what the person should know."""
+        self.say(f"warning: {text}")
+
+    def finished(self, summary: TrainingSummary) -> None:
+        """Take the bar away."""
+        if self._task is not None:
+            self._bars.remove_task(self._task)
+            self._task = None

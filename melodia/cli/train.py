@@ -1,0 +1,88 @@
+"""`melodia train CORPUS --out DIR`: a folder of MIDI files becomes a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+DEFAULT_MINUTES = 20.0
+
+
+def train(
+    corpus: Path = typer.Argument(
+        ..., metavar="CORPUS", help="A folder of MIDI files (searched with its sub-folders)."
+    ),
+    out: Path = typer.Option(..., "--out", metavar="DIR", help="The checkpoint folder to write."),
+    kind: str = typer.Option(
+        "sequential", help="lstm, gru, sequential, reversed, parallel or bidirectional.", show_default=True
+    ),
+    size: str = typer.Option("small", help="tiny, small, base or large (128, 256, 512, 1024 hidden units)."),
+    combine: str | None = typer.Option(None, help="Of a parallel model: concat, sum or gated."),
+    encoder: str | None = typer.Option(None, help="Of a bidirectional model: lstm or gru."),
+    minutes: float | None = typer.Option(
+        None, help=f"Budget in minutes ({DEFAULT_MINUTES:g} if none is given)."
+    ),
+    epochs: float | None = typer.Option(None, help="Budget in passes over the corpus."),
+    device: str = typer.Option("auto", help="auto, cpu, cuda or cuda:N."),
+    backend: str = typer.Option("auto", help="auto, reference or native."),
+    resume: bool = typer.Option(False, "--resume", help="Go on where an interrupted run in --out stopped."),
+    init: Path | None = typer.Option(None, "--init", metavar="DIR", help="Fine-tune this checkpoint."),
+    tokenizer: str = typer.Option("REMI", help="REMI, TSD, MIDILike, Structured or PerTok."),
+    bpe: int | None = typer.Option(
+        None, min=1, help="Learn a byte-pair encoding up to this vocabulary size."
+    ),
+    side_inputs: str = typer.Option(
+        "position,bars_left,lookback1,lookback2,density",
+        help="Extra inputs of the first layer, or none.",
+    ),
+    batch_size: int | None = typer.Option(None, help="Streams trained at once."),
+    window: int | None = typer.Option(None, help="Steps of truncated backpropagation through time."),
+    learning_rate: float | None = typer.Option(None, help="Highest learning rate."),
+    threads: int | None = typer.Option(None, help="CPU threads."),
+    workers: int | None = typer.Option(None, min=1, help="Processes that read the corpus."),
+    random_seed: int = typer.Option(0, help="Of the weights, the order of pieces and the augmentation."),
+    cache: Path | None = typer.Option(None, "--cache", metavar="DIR", help="Where token shards are kept."),
+    force: bool = typer.Option(False, "--force", help="Replace a checkpoint that is already in --out."),
+) -> None:
+    """Train a model on a folder of MIDI files; ends with three continuations of pieces it has not seen."""
+    budget = {"minutes": minutes, "epochs": epochs}
+    given = {name: value for name, value in budget.items() if value is not None}
+    if len(given) > 1:
+        raise typer.BadParameter("give --minutes or --epochs, not both")
+    if resume and init is not None:
+        raise typer.BadParameter("give --resume or --init, not both")
+
+    from melodia.cli.progress import ConsoleProgress
+    from melodia.workflows.train import train_folder
+
+    optional = {
+        "batch_size": batch_size,
+        "window": window,
+        "learning_rate": learning_rate,
+        "threads": threads,
+    }
+    with ConsoleProgress() as progress:
+        result = train_folder(
+            corpus,
+            out,
+            kind=kind,
+            size=size,
+            combine=combine,
+            encoder=encoder,
+            side_inputs=() if side_inputs in ("", "none") else tuple(side_inputs.split(",")),
+            scheme=tokenizer,
+            bpe=bpe,
+            training=(given or {"minutes": DEFAULT_MINUTES})
+            | {name: value for name, value in optional.items() if value is not None}
+            | {"device": device, "random_seed": random_seed},
+            backend=backend,
+            resume=resume,
+            init=init,
+            workers=workers,
+            cache=cache,
+            force=force,
+            progress=progress,
+        )
+    for line in result.lines():
+        typer.echo(line)

@@ -1,0 +1,232 @@
+"""GRU, LSTM and their hybrids at equal size on one corpus: the table that the literature argues about."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from melodia import __version__, kernels
+from melodia.corpus.shards import Corpus
+from melodia.errors import ConfigError, TrainingError
+from melodia.evaluation.ngram import KneserNey
+from melodia.model.checkpoint import load_checkpoint
+from melodia.model.config import KINDS, ModelConfig
+from melodia.model.model import Model
+from melodia.model.sizes import match_parameters, parameter_count
+from melodia.side_inputs import NAMES
+from melodia.training import Preparer, TrainingConfig, evaluate, train
+from melodia.workflows.train import QuietReporter, model_settings, open_corpus
+
+NGRAM_ORDER = 5
+STEP_REPEATS = 200
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table.
+
+    Attributes:
+        name: the kind, or the baseline.
+        parameters: learned numbers; n-grams for the n-gram model.
+        hidden_size: units of each layer; 0 for the n-gram model.
+        step_microseconds: median time of one token, one stream, forward only; nan where it was not measured.
+        training_tokens_per_second: targets trained on per second of the whole run; nan for the n-gram model.
+        epochs: passes over the training pieces.
+        nats_per_token: held-out, every token once.
+        low, high: 95 % bootstrap interval of it over pieces.
+        nats_per_note: the same nats over the notes.
+    """
+
+    name: str
+    parameters: int
+    hidden_size: int
+    step_microseconds: float
+    training_tokens_per_second: float
+    epochs: float
+    nats_per_token: float
+    low: float
+    high: float
+    nats_per_note: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The table, and where it lies."""
+
+    rows: list[Row]
+    setting: dict[str, Any]
+    path: Path
+
+    def markdown(self) -> str:
+        """The table as Markdown, best held-out NLL first."""
+        lines = [
+            "| kind | parameters | hidden | time per token (µs) | training tokens/s | epochs "
+            "| held-out nats/token (95 %) | nats/note |",
+            "|---|---:|---:|---:|---:|---:|---|---:|",
+        ]
+        for row in sorted(self.rows, key=lambda row: row.nats_per_token):
+            lines.append(
+                f"| {row.name} | {row.parameters:,} | {row.hidden_size or '–'} | {_number(row.step_microseconds, 0)} "
+                f"| {_number(row.training_tokens_per_second, 0)} | {_number(row.epochs, 2)} "
+                f"| {row.nats_per_token:.4f} ({row.low:.4f}–{row.high:.4f}) | {row.nats_per_note:.3f} |"
+            )
+        facts = "; ".join(f"{name}: {value}" for name, value in self.setting.items())
+        return "\n".join([*lines, "", facts])
+
+
+def compare_kinds(
+    folder: Path | str,
+    out: Path | str,
+    *,
+    kinds: Sequence[str] = KINDS,
+    size: str = "small",
+    training: dict[str, Any] | None = None,
+    without_side_inputs: bool = False,
+    backend: str = "auto",
+    cache: Path | None = None,
+    force: bool = False,
+    progress: Any = None,
+) -> Comparison:
+    """Train every kind with as many parameters as the LSTM of `size`, and score all on the held-out pieces.
+
+    A kind that is in `out` already is not trained again unless `force` says so, so that an interrupted comparison
+    goes on.
+
+    Args:
+        folder: MIDI files, or a built corpus.
+        out: a folder for the trainings, the table as `comparison.md` and as `comparison.json`.
+        kinds: of `melodia.model.config.KINDS`.
+        size: the preset whose LSTM sets the number of parameters.
+        training: fields of `TrainingConfig`; one epoch if no budget is among them.
+        without_side_inputs: also train the first kind without side inputs.
+        backend: of the kernels.
+        cache: where token shards are kept.
+        force: train anew.
+        progress: is told what happens.
+
+    Raises:
+        CorpusError, ConfigError, TrainingError: as the parts raise them.
+    """
+    unknown = sorted(set(kinds) - set(KINDS))
+    if unknown or not kinds:
+        raise ConfigError(f"kinds are {', '.join(KINDS)} (received {', '.join(unknown) or 'none'})")
+    reporter = progress or QuietReporter()
+    settings = {name: value for name, value in (training or {}).items() if value is not None}
+    if not {"minutes", "epochs", "iterations"} & set(settings):
+        settings["epochs"] = 1.0
+    config = TrainingConfig(**settings)
+    out = Path(out)
+    with kernels.use_backend(backend):
+        corpus = open_corpus(Path(folder), cache=cache, reporter=reporter)
+        if not len(corpus.pieces("valid")):
+            raise TrainingError(
+                f"{folder}: no piece is held out, so nothing can be compared; give more pieces"
+            )
+        target = parameter_count(model_settings(corpus.vocabulary, "lstm", size))
+        rows = [_ngram_row(corpus)]
+        runs = [(kind, kind, tuple(NAMES)) for kind in kinds]
+        if without_side_inputs:
+            runs.append((f"{kinds[0]}, no side inputs", kinds[0], ()))
+        for name, kind, sides in runs:
+            model = match_parameters(model_settings(corpus.vocabulary, kind, size, side_inputs=sides), target)
+            rows.append(_train_row(name, corpus, model, config, out / name.replace(", ", "-").replace(" ", "-"),
+                                   reporter, force))  # fmt: skip
+        setting = {
+            "budget": " ".join(str(part) for part in reversed(config.budget)),
+            "training pieces": len(corpus.pieces("train")),
+            "held-out pieces": len(corpus.pieces("valid")),
+            "corpus": corpus.fingerprint,
+            "backend": kernels.backend_report().runs,
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "melodia": __version__,
+        }
+    table = Comparison(rows, setting, out / "comparison.md")
+    table.path.write_text(table.markdown() + "\n", encoding="utf-8")
+    table.path.with_suffix(".json").write_text(
+        json.dumps({"setting": setting, "rows": [asdict(row) for row in rows]}, indent=2), encoding="utf-8"
+    )
+    return table
+
+
+def _ngram_row(corpus: Corpus) -> Row:
+    """The baseline that needs no training: modified Kneser-Ney over the same tokens, scored in the same way."""
+    train_pieces, valid_pieces = list(corpus.pieces("train")), list(corpus.pieces("valid"))
+    model = KneserNey.train(
+        [piece.tokens for piece in train_pieces],
+        corpus.vocabulary,
+        order=NGRAM_ORDER,
+        constant_velocity=[piece.constant_velocity for piece in train_pieces],
+    )
+    likelihood = model.nll(
+        [piece.tokens for piece in valid_pieces],
+        constant_velocity=[piece.constant_velocity for piece in valid_pieces],
+    )
+    interval = likelihood.interval("token")
+    nan = float("nan")
+    return Row(f"{NGRAM_ORDER}-gram (Kneser-Ney)", model.size, 0, nan, nan, nan, likelihood.nats_per_token,
+               interval.low, interval.high, likelihood.nats_per_note)  # fmt: skip
+
+
+def _train_row(
+    name: str,
+    corpus: Corpus,
+    model_config: ModelConfig,
+    config: TrainingConfig,
+    out: Path,
+    reporter: Any,
+    force: bool,
+) -> Row:
+    """Train one kind, unless it is there already, and measure it."""
+    record = out / "row.json"
+    if record.is_file() and not force:
+        reporter.say(f"{name}: trained already, in {out}")
+        return Row(**json.loads(record.read_text("utf-8")))
+    reporter.say(f"{name}: hidden size {model_config.hidden_size}")
+    summary = train(corpus, model_config, config, out, progress=reporter, force=True)
+    checkpoint = load_checkpoint(summary.checkpoint)
+    preparer = Preparer(corpus.vocabulary, checkpoint.config.side_inputs)
+    likelihood = evaluate(checkpoint.model, corpus.pieces("valid"), preparer)
+    interval = likelihood.interval("token")
+    row = Row(
+        name=name,
+        parameters=summary.parameters,
+        hidden_size=model_config.hidden_size,
+        step_microseconds=step_time(checkpoint.model),
+        training_tokens_per_second=summary.epochs
+        * corpus.pieces("train").tokens
+        / max(summary.seconds, 1e-9),
+        epochs=summary.epochs,
+        nats_per_token=likelihood.nats_per_token,
+        low=interval.low,
+        high=interval.high,
+        nats_per_note=likelihood.nats_per_note,
+    )
+    record.write_text(json.dumps(asdict(row)), encoding="utf-8")
+    return row
+
+
+@torch.inference_mode()
+def step_time(model: Model, repeats: int = STEP_REPEATS) -> float:
+    """The median time of one token, one stream, forward without sampling, in microseconds."""
+    sides = len(model.config.side_inputs)
+    tokens = torch.arange(repeats) % model.config.vocab_size
+    side = torch.zeros(1, sides, dtype=torch.int64) if sides else None
+    state = model.initial_state(1)
+    times = []
+    for token in tokens:
+        begin = time.perf_counter()
+        _, state = model.step(token.reshape(1), side, state)
+        times.append(time.perf_counter() - begin)
+    return 1e6 * statistics.median(times)
+
+
+def _number(value: float, digits: int) -> str:
+    return "–" if value != value else f"{value:,.{digits}f}"
