@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from melodia.errors import ConfigError
 from melodia.grammar.tables import Op, Tables, compile_tables
+from melodia.transpose import transposition_permutation as transposition_permutation
 from melodia.vocabulary import Vocabulary
 
 NAMES = ("position", "bars_left", "lookback1", "lookback2", "density")

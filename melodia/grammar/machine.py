@@ -94,28 +94,63 @@ class Grammar(Compiled):
 
     def mask(self, state: GrammarState) -> NDArray[np.bool_]:
         """Which tokens may follow: bool [V], at least one True. The array is the caller's to keep."""
+        mask = self._base_mask(state)
+        if self._trie and state.kind != self._eos:
+            self._mask_bpe(state, mask, self._trie, mask)
+        return mask
+
+    def allows(self, state: GrammarState, token: int) -> bool:
+        """Whether a token may follow; what `mask` says of it, for less where it is a BPE token."""
+        if not 0 <= token < self.vocabulary.size:
+            return False
+        parts = self.vocabulary.expansions.get(token)
+        if parts is None:
+            return bool(self._base_mask(state)[token])
+        if not self._base_mask(state)[parts[0]]:
+            return False
+        for before, part in zip(parts, parts[1:], strict=False):
+            state = self._try(state, before)
+            if state.kind == self._eos or not self._mask(state, True)[part]:
+                return False
+        return True
+
+    def _base_mask(self, state: GrammarState) -> NDArray[np.bool_]:
+        """The mask without BPE tokens, at least one True."""
         if state.kind == self._eos:
             return self._at_end.copy()
         mask = self._mask(state, True)
         if not mask.any():  # what was asked for cannot be had here: a note that no pitch is free for
             mask = self._mask(state, False)
-        if self._trie:
-            for first, node in self._trie.items():
-                if mask[first]:
-                    self._mask_bpe(state, first, node, mask)
         return mask
 
-    def _mask_bpe(self, state: GrammarState, part: int, node: Node, mask: NDArray[np.bool_]) -> None:
-        """Allow the BPE tokens below a node of the trie whose parts may follow one by one."""
-        state = state.copy()
-        self._step(state, part)
-        if node.token >= 0:
-            mask[node.token] = True
-        if node.children and state.kind != self._eos:
-            inner = self._mask(state, True)
-            for child, below in node.children.items():
-                if inner[child]:
-                    self._mask_bpe(state, child, below, mask)
+    def _mask_bpe(
+        self, state: GrammarState, here: NDArray[np.bool_], nodes: dict[int, Node], mask: NDArray[np.bool_]
+    ) -> None:
+        """Allow the BPE tokens below some nodes of the trie whose parts may follow one by one.
+
+        Args:
+            state: where the nodes' parts would stand.
+            here: what may follow there, bool [V].
+            nodes: part -> node.
+            mask: bool [V], changed.
+        """
+        for part, node in nodes.items():
+            if not here[part]:
+                continue
+            if node.token >= 0:
+                mask[node.token] = True
+            if node.children:
+                behind = self._try(state, part)
+                if behind.kind != self._eos:
+                    self._mask_bpe(behind, self._mask(behind, True), node.children, mask)
+
+    def _try(self, state: GrammarState, token: int) -> GrammarState:
+        """The state behind a token, beside the one before it."""
+        new = state.copy(share_rows=True)
+        if state.program in new.rows:
+            new.rows[state.program] = new.rows[state.program].copy()  # the only one that a token can change
+        self._step(new, token)
+        return new
 
     def _mask(self, s: GrammarState, strict: bool) -> NDArray[np.bool_]:
         """The mask of base tokens; not `strict` drops what is asked for beyond validity."""
@@ -296,7 +331,7 @@ class Grammar(Compiled):
         op = self.tables.ops[token] if 0 <= token < self.vocabulary.size else -1
         if op == Op.BOS and state.kind == self._bos:
             return
-        if check and (op < 0 or not self.mask(state)[token]):
+        if check and not self.allows(state, token):
             name = self.vocabulary.tokens[token] if op >= 0 else str(token)
             raise GrammarError(
                 f"token {name} may not stand behind {self.types[state.kind]} in bar {state.bar + 1}, "

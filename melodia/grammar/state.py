@@ -119,12 +119,14 @@ class GrammarState:
         """How many notes sound at the place that has been reached."""
         return len(self.ends) if self.on_off else sum(end > self.now for end in self.ends)
 
-    def copy(self) -> GrammarState:
-        """An independent copy."""
+    def copy(self, *, share_rows: bool = False) -> GrammarState:
+        """An independent copy; with `share_rows` its rows are this one's, not to be written to."""
         new = object.__new__(GrammarState)
         for name in REGISTERS:
             setattr(new, name, getattr(self, name))
-        new.rows = {program: row.copy() for program, row in self.rows.items()}
+        new.rows = dict(self.rows)
+        if not share_rows:
+            new.rows = {program: row.copy() for program, row in self.rows.items()}
         new.ends = list(self.ends)
         return new
 

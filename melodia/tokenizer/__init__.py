@@ -3,6 +3,7 @@
 - `config`: what a tokenizer writes
 - `grid`: a score on the grid, and findings for what does not fit
 - `vocabularies`: the tokens of each scheme and what may follow what
+- `bpe`: byte pairs
 - `schemes`: miditok behind a small door
 - `tokenizer`: `Tokenizer`, which ties them together
 """

@@ -37,6 +37,8 @@ class GridScore:
         metres: (tick, numerator, denominator), ascending, the first at 0; each starts where a bar starts.
         tempi: (tick, quarter notes a minute), ascending, the first at 0.
         findings: what was quantised, repaired, dropped and is not carried.
+        moved: how far note onsets and ends moved, in quarter notes: "onset" of the notes as given, "end" of the
+            notes as they are.
     """
 
     ticks_per_quarter: int
@@ -48,6 +50,7 @@ class GridScore:
     metres: list[tuple[int, int, int]] = field(default_factory=lambda: [(0, 4, 4)])
     tempi: list[tuple[int, float]] = field(default_factory=lambda: [(0, 120.0)])
     findings: list[Finding] = field(default_factory=list)
+    moved: dict[str, NDArray[np.float64]] = field(default_factory=dict)
 
 
 def to_grid(score: ScoreTick, config: TokenizerConfig) -> GridScore:
@@ -62,7 +65,7 @@ def to_grid(score: ScoreTick, config: TokenizerConfig) -> GridScore:
     end = float(columns["end"].max()) if len(columns["end"]) else 0.0
     metres = _metres(score, scale, end, config, findings)
     grid = _Grid(metres, config)
-    notes = _snap_notes(columns, grid, config, findings)
+    notes, moved = _snap_notes(columns, grid, config, findings)
     if not len(notes["onset"]):
         raise TokenizerError("the score has no notes that tokens can be made of; give one with notes")
     if config.scheme == "Structured":
@@ -78,7 +81,12 @@ def to_grid(score: ScoreTick, config: TokenizerConfig) -> GridScore:
         metres = [(0, 4, 4)]
     _count_not_carried(score, findings)
     return GridScore(
-        config.ticks_per_quarter, **notes, metres=metres, tempi=tempi, findings=findings.to_list()
+        config.ticks_per_quarter,
+        **notes,
+        metres=metres,
+        tempi=tempi,
+        findings=findings.to_list(),
+        moved=moved,
     )
 
 
@@ -246,8 +254,8 @@ def _metre_of(ticks: int, quarter: int) -> tuple[int, int] | None:
 
 def _snap_notes(
     raw: dict[str, NDArray[Any]], grid: _Grid, config: TokenizerConfig, findings: Findings
-) -> dict[str, NDArray[np.int64]]:
-    """Snap, merge, cut and give durations and velocities that exist; sorted."""
+) -> tuple[dict[str, NDArray[np.int64]], dict[str, NDArray[np.float64]]]:
+    """Snap, merge, cut and give durations and velocities that exist, sorted; and how far times moved."""
     program, pitch = raw["program"], raw["pitch"]
     onset, end = grid.snap(raw["onset"]), grid.snap(raw["end"])
     if config.scheme == "PerTok":
@@ -260,8 +268,7 @@ def _snap_notes(
         )
     else:
         unit = grid.units[grid.section(onset)].astype(np.int64)
-    moved = np.abs(onset - raw["onset"]) / config.ticks_per_quarter
-    _count_moved(findings, "note onset", moved)
+    moved = {"onset": np.abs(onset - raw["onset"]) / config.ticks_per_quarter}
     end = np.maximum(end, onset + unit)
 
     order = np.lexsort((-end, onset, pitch, program))
@@ -294,7 +301,9 @@ def _snap_notes(
     exact = (np.abs(length - np.round(length)) < _EPSILON) & (np.abs(onset - true_onset) < _EPSILON)
     end = np.where(exact, onset + np.round(length).astype(np.int64) * unit, end)
     duration = _fit_durations(np.minimum(end - onset, room), room, unit, config, findings)
-    _count_moved(findings, "note end", np.abs(onset + duration - true_end) / config.ticks_per_quarter)
+    moved["end"] = np.abs(onset + duration - true_end) / config.ticks_per_quarter
+    for name, distance in moved.items():
+        _count_moved(findings, f"note {name}", distance)
 
     levels = np.array(velocity_levels(config), dtype=np.int64)
     level = levels[_nearest(levels, velocity)]
@@ -302,7 +311,7 @@ def _snap_notes(
     voice = np.where(program == DRUM_PROGRAM, 128, program)
     order = np.lexsort((pitch, voice, onset))
     columns = {"program": program, "onset": onset, "duration": duration, "pitch": pitch, "velocity": level}
-    return {key: column[order] for key, column in columns.items()}
+    return {key: column[order] for key, column in columns.items()}, moved
 
 
 def _closer_than_unit(onset: NDArray[np.int64], same: NDArray[np.bool_]) -> NDArray[np.bool_]:

@@ -6,7 +6,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from melodia.errors import ConfigError, TokenizerError
 from melodia.grammar.reader import NoteEvent, TokenReader
+from melodia.tokenizer.bpe import Pair, apply_pairs, learn_pairs, with_pairs
 from melodia.tokenizer.config import TokenizerConfig
 from melodia.tokenizer.grid import to_grid
 from melodia.tokenizer.scores import build_score
@@ -43,7 +44,11 @@ class Tokenizer:
 
     Args:
         config: what to write; see `TokenizerConfig`.
-        vocabulary: of a loaded tokenizer; None makes the configuration's own.
+        pairs: byte pairs that were learned (see `train_bpe`).
+
+    Attributes:
+        base: the vocabulary without BPE tokens.
+        vocabulary: the vocabulary of the ids that `encode` gives.
 
     >>> from melodia.tokenizer import Tokenizer, TokenizerConfig
     >>> tokenizer = Tokenizer(TokenizerConfig(scheme="REMI"))
@@ -51,14 +56,11 @@ class Tokenizer:
     ('PAD_None', 'BOS_None', 'EOS_None', 'Bar_None')
     """
 
-    def __init__(self, config: TokenizerConfig | None = None, vocabulary: Vocabulary | None = None) -> None:
+    def __init__(self, config: TokenizerConfig | None = None, pairs: Sequence[Pair] = ()) -> None:
         self.config = config if config is not None else TokenizerConfig()
+        self.pairs: tuple[Pair, ...] = tuple((int(left), int(right)) for left, right in pairs)
         self.base = build_vocabulary(self.config)
-        self.vocabulary = vocabulary if vocabulary is not None else self.base
-        if self.vocabulary.tokens[: self.base.size] != self.base.tokens:
-            raise TokenizerError(
-                "the vocabulary does not fit the tokenizer's configuration; rebuild the corpus or checkpoint"
-            )
+        self.vocabulary: Vocabulary = with_pairs(self.base, self.pairs) if self.pairs else self.base
         self._miditok: Miditok | None = None
 
     def encode(self, score: ScoreTick, *, bos: bool = False, eos: bool = False) -> Encoding:
@@ -77,7 +79,7 @@ class Tokenizer:
 
             self._miditok = Miditok(self.config, self.base)
         grid = to_grid(score, self.config)
-        ids = self._miditok.encode(grid)
+        ids = self.apply_bpe(self._miditok.encode(grid))
         front = [self.vocabulary.bos] if bos else []
         behind = [self.vocabulary.eos] if eos else []
         if front or behind:
@@ -102,12 +104,37 @@ class Tokenizer:
         reader = TokenReader(self.vocabulary)
         return score_of(reader.read(numbers.tolist()), reader)
 
+    def train_bpe(self, sequences: Iterable[NDArray[np.integer[Any]]], size: int | None = None) -> Tokenizer:
+        """A tokenizer with byte pairs learned from base token ids; this one stays as it is.
+
+        Args:
+            sequences: base token ids of pieces, as an untrained tokenizer gives them.
+            size: tokens of the vocabulary; `config.bpe_vocab_size` if not given. Fewer if no pair stands twice.
+
+        Raises:
+            TokenizerError: no size, one that is not above the base vocabulary's, or no pieces.
+        """
+        size = self.config.bpe_vocab_size if size is None else size
+        if size is None:
+            raise TokenizerError(
+                "byte pair encoding needs a vocabulary size; give size or config.bpe_vocab_size"
+            )
+        config = replace(self.config, bpe_vocab_size=size)
+        return Tokenizer(config, learn_pairs(sequences, self.base, size))
+
+    def apply_bpe(self, ids: NDArray[np.integer[Any]]) -> NDArray[np.int32]:
+        """Base token ids with the learned pairs joined: int32 [N] -> int32 [M], M <= N."""
+        if not self.pairs:
+            return np.asarray(ids, dtype=np.int32)
+        return apply_pairs(ids, self.pairs, self.base.size)
+
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready copy."""
+        """A JSON-ready copy: the configuration, the pairs and a hash of the vocabulary they make."""
         return {
             "format_version": FORMAT_VERSION,
             "config": self.config.to_dict(),
-            "vocabulary": self.vocabulary.to_dict(),
+            "pairs": [list(pair) for pair in self.pairs],
+            "fingerprint": self.vocabulary.fingerprint,
         }
 
     @classmethod
@@ -124,11 +151,18 @@ class Tokenizer:
             )
         try:
             config = TokenizerConfig.from_dict(data["config"])
-            return cls(config, Vocabulary.from_dict(data["vocabulary"]))
-        except (ConfigError, KeyError, TypeError) as error:
+            tokenizer = cls(config, data["pairs"])
+            fingerprint = data["fingerprint"]
+        except (ConfigError, KeyError, TypeError, ValueError) as error:
             raise TokenizerError(
                 f"not a tokenizer ({error}); rebuild the corpus or the checkpoint"
             ) from error
+        if fingerprint != tokenizer.vocabulary.fingerprint:
+            raise TokenizerError(
+                "this melodia makes another vocabulary of the tokenizer's configuration; "
+                "use the version that wrote it, or rebuild the corpus or the checkpoint"
+            )
+        return tokenizer
 
     def save(self, path: str | Path) -> Path:
         """Write the tokenizer as JSON (temporary name, then renamed); returns the path."""
