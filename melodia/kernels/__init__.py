@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from melodia.errors import BackendError, ConfigError
-from melodia.kernels import native, reference
+from melodia.kernels import native, native_ops, reference
 
 __all__ = [
     "BackendReport",
@@ -157,8 +157,6 @@ def lstm_step(
 ) -> tuple[Tensor, Tensor]:
     """Advance an LSTM cell by one step; see `reference.lstm_step`."""
     if _native_runs(gates_x, h, c, weight_hh, bias_hh):
-        from melodia.kernels import native_ops
-
         return native_ops.lstm_step(gates_x, h, c, weight_hh, bias_hh)
     return reference.lstm_step(gates_x, h, c, weight_hh, bias_hh)
 
@@ -171,8 +169,6 @@ def gru_step(
 ) -> Tensor:
     """Advance a GRU cell by one step; see `reference.gru_step`."""
     if _native_runs(gates_x, h, weight_hh, bias_hh):
-        from melodia.kernels import native_ops
-
         return native_ops.gru_step(gates_x, h, weight_hh, bias_hh)
     return reference.gru_step(gates_x, h, weight_hh, bias_hh)
 
@@ -187,8 +183,6 @@ def lstm_scan(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Run an LSTM cell over T steps; see `reference.lstm_scan`."""
     if _native_runs(gates_x, h, c, weight_hh, bias_hh):
-        from melodia.kernels import native_ops
-
         return native_ops.lstm_scan(gates_x, h, c, weight_hh, bias_hh, lengths)
     return reference.lstm_scan(gates_x, h, c, weight_hh, bias_hh, lengths)
 
@@ -202,8 +196,6 @@ def gru_scan(
 ) -> tuple[Tensor, Tensor]:
     """Run a GRU cell over T steps; see `reference.gru_scan`."""
     if _native_runs(gates_x, h, weight_hh, bias_hh):
-        from melodia.kernels import native_ops
-
         return native_ops.gru_scan(gates_x, h, weight_hh, bias_hh, lengths)
     return reference.gru_scan(gates_x, h, weight_hh, bias_hh, lengths)
 
@@ -224,7 +216,5 @@ def pair_scan(
     tensors = (lstm_gates_x, gru_gates_x, h_lstm, c_lstm, h_gru)
     weights = (weight_hh_lstm, bias_hh_lstm, weight_hh_gru, bias_hh_gru)
     if _native_runs(*tensors, *weights):
-        from melodia.kernels import native_ops
-
         return native_ops.pair_scan(*tensors, *weights, lengths)
     return reference.pair_scan(*tensors, *weights, lengths)

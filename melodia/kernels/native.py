@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from melodia.kernels import native_ops
+
 LIBRARY = Path(__file__).with_name("libmelodia_ops.so")
 BUILD_FACTS = Path(__file__).with_name("native_build.json")
 
@@ -42,7 +44,7 @@ def _load() -> tuple[ctypes.CDLL | None, str | None]:
         library = ctypes.CDLL(str(LIBRARY))
         library.melodia_cpu_name.restype = ctypes.c_char_p
         library.melodia_cpu_set.argtypes = [ctypes.c_char_p]
-        from melodia.kernels import native_ops  # noqa: F401  registers fake kernels and autograd
+        native_ops.register()
     except Exception as error:  # whatever is wrong with the library must not break the fallback
         return None, f"the native library does not load: {error}"
     return library, None

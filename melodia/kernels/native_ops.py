@@ -1,6 +1,6 @@
 """What Python adds to the native operators: shapes for tracing (fake kernels), gradients, and the AMP rule.
 
-The schemas stand in csrc/ops.cpp. Importing this module needs the library loaded; `native.py` does both.
+The schemas stand in csrc/ops.cpp. `native.py` loads the library and then calls `register`.
 The recurrence is native; the weight gradients are two products over all steps and stay with torch.
 """
 
@@ -86,17 +86,14 @@ def _like(x: Tensor, *shape: Any) -> Tensor:
     return x.new_empty(shape)
 
 
-@torch.library.register_fake("melodia::lstm_step")
-def _(gates_x: Tensor, h: Tensor, c: Tensor, weight_hh: Tensor, bias_hh: Tensor) -> Any:
+def _lstm_step_fake(gates_x: Tensor, h: Tensor, c: Tensor, weight_hh: Tensor, bias_hh: Tensor) -> Any:
     return _like(h, *h.shape), _like(h, *h.shape)
 
 
-@torch.library.register_fake("melodia::gru_step")
-def _(gates_x: Tensor, h: Tensor, weight_hh: Tensor, bias_hh: Tensor) -> Any:
+def _gru_step_fake(gates_x: Tensor, h: Tensor, weight_hh: Tensor, bias_hh: Tensor) -> Any:
     return _like(h, *h.shape)
 
 
-@torch.library.register_fake("melodia::lstm_scan")
 def _lstm_scan_fake(
     gates_x: Tensor, h: Tensor, c: Tensor, weight_hh: Tensor, bias_hh: Tensor, lengths: Any, keep: bool
 ) -> Any:
@@ -105,8 +102,7 @@ def _lstm_scan_fake(
     return _like(h, T, B, H), _like(h, B, H), _like(h, B, H), *kept
 
 
-@torch.library.register_fake("melodia::lstm_scan_backward")
-def _(
+def _lstm_scan_backward_fake(
     grad_output: Any,
     grad_h_n: Any,
     grad_c_n: Any,
@@ -119,7 +115,6 @@ def _(
     return _like(gates, *gates.shape), _like(c, *c.shape), _like(c, *c.shape)
 
 
-@torch.library.register_fake("melodia::gru_scan")
 def _gru_scan_fake(
     gates_x: Tensor, h: Tensor, weight_hh: Tensor, bias_hh: Tensor, lengths: Any, keep: bool
 ) -> Any:
@@ -127,8 +122,7 @@ def _gru_scan_fake(
     return _like(h, T, B, H), _like(h, B, H), _like(h, T, B, 4 * H) if keep else _like(h, 0)
 
 
-@torch.library.register_fake("melodia::gru_scan_backward")
-def _(
+def _gru_scan_backward_fake(
     grad_output: Any,
     grad_h_n: Any,
     gates: Tensor,
@@ -141,8 +135,7 @@ def _(
     return _like(h, T, B, 3 * H), _like(h, T, B, 3 * H), _like(h, B, H)
 
 
-@torch.library.register_fake("melodia::pair_scan")
-def _(
+def _pair_scan_fake(
     lstm_gates_x: Tensor,
     gru_gates_x: Tensor,
     h_lstm: Tensor,
@@ -164,8 +157,7 @@ def _(
     return out_lstm, out_gru, h_lstm_n, c_lstm_n, h_gru_n, lstm_gates, cells, gru_gates
 
 
-@torch.library.register_fake("melodia::pair_scan_backward")
-def _(
+def _pair_scan_backward_fake(
     grad_out_lstm: Any,
     grad_out_gru: Any,
     grad_h_lstm_n: Any,
@@ -301,14 +293,18 @@ def _no_second_derivative(ctx: Any, *_: Any) -> Any:
     )
 
 
-torch.library.register_autograd("melodia::lstm_step", _lstm_step_backward, setup_context=_step_setup)
-torch.library.register_autograd("melodia::gru_step", _gru_step_backward, setup_context=_step_setup)
-torch.library.register_autograd("melodia::lstm_scan", _lstm_backward, setup_context=_lstm_setup)
-torch.library.register_autograd("melodia::gru_scan", _gru_backward, setup_context=_gru_setup)
-torch.library.register_autograd("melodia::pair_scan", _pair_backward, setup_context=_pair_setup)
-for _name in _SCANS:
-    torch.library.register_autograd(f"melodia::{_name}_backward", _no_second_derivative)
-
-# AMP on the CPU: the recurrence stays in float32, whatever the products around it use.
-for _name in (*_STEPS, *_SCANS):
-    torch.library.register_autocast(f"melodia::{_name}", "cpu", torch.float32)
+def register() -> None:
+    """Tell torch all of the above; once, after the library is loaded."""
+    library = torch.library
+    for name in (*_STEPS, *_SCANS):
+        library.register_fake(f"melodia::{name}", globals()[f"_{name}_fake"])
+        # AMP on the CPU: the recurrence stays in float32, whatever the products around it use.
+        library.register_autocast(f"melodia::{name}", "cpu", torch.float32)
+    for name in _SCANS:
+        library.register_fake(f"melodia::{name}_backward", globals()[f"_{name}_backward_fake"])
+        library.register_autograd(f"melodia::{name}_backward", _no_second_derivative)
+    library.register_autograd("melodia::lstm_step", _lstm_step_backward, setup_context=_step_setup)
+    library.register_autograd("melodia::gru_step", _gru_step_backward, setup_context=_step_setup)
+    library.register_autograd("melodia::lstm_scan", _lstm_backward, setup_context=_lstm_setup)
+    library.register_autograd("melodia::gru_scan", _gru_backward, setup_context=_gru_setup)
+    library.register_autograd("melodia::pair_scan", _pair_backward, setup_context=_pair_setup)
