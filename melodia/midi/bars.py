@@ -82,6 +82,31 @@ def bar_count(metres: list[tuple[int, int, int]], ticks_per_quarter: int, end: i
     return sum(bars for _, _, _, bars, _ in _stretches(metres, ticks_per_quarter, end))
 
 
+def bar_line(metres: list[tuple[int, int, int]], ticks_per_quarter: int, bar: int) -> int:
+    """Where a bar begins.
+
+    Args:
+        metres: (tick, numerator, denominator), the first at tick 0.
+        ticks_per_quarter: resolution.
+        bar: counted from 0.
+
+    Returns:
+        tick of the bar line before that bar.
+
+    >>> bar_line([(0, 4, 4), (3840, 3, 4)], 480, 3)
+    5280
+    """
+    for index, (start, top, bottom) in enumerate(metres):
+        whole = 4 * ticks_per_quarter * top
+        if index + 1 < len(metres):
+            bars = max(1, -(-(metres[index + 1][0] - start) * bottom // whole))
+            if bar >= bars:
+                bar -= bars
+                continue
+        return start + bar * whole // bottom
+    raise AssertionError("there is always a first metre")
+
+
 def bar_table(score: ScoreTick, end: int | None = None) -> BarTable:
     """The bars of a score.
 

@@ -10,7 +10,7 @@ from melodia.midi.report import Findings
 
 _SEARCH = 1 << 16  # bytes in which a header may hide behind something else
 DEFAULT_DIVISION = 480
-_LONGEST_CHAIN = 5_000  # chunks
+_MOST_CHUNKS = 10_000
 
 _SIGNATURES: list[tuple[bytes, str, str]] = [
     (
@@ -78,7 +78,7 @@ def undo_text_mode(data: bytes, findings: Findings) -> bytes:
 def _is_chain(data: bytes) -> bool:
     """Whether the lengths of all chunks lead exactly to the end of the file."""
     position = 0
-    for _ in range(_LONGEST_CHAIN):
+    for _ in range(_MOST_CHUNKS):
         if position == len(data):
             return True
         if data[position : position + 2] != b"MT" or position + 8 > len(data):
@@ -145,8 +145,9 @@ def _open_wrapper(data: bytes, start: int, findings: Findings) -> int:
         findings.add("note", "RIFF (RMID) wrapper removed")
         if data[start - 8 : start - 4] == b"data":
             length = int.from_bytes(data[start - 4 : start], "little")
-            if 14 <= length <= len(data) - start and data.find(b"MTrk", start + length) < 0:
-                return start + length
+            end = start + length
+            if length >= 14 and (len(data) - end in (0, 1) or data[end : end + 4].isalpha()):
+                return end
         return len(data)
     findings.add("repaired", "bytes before the MIDI header skipped", start)
     return len(data)
@@ -250,46 +251,63 @@ class TrackChunk:
     trusted: bool
 
 
-def next_track(data: bytes, position: int, end: int, findings: Findings) -> TrackChunk | None:
-    """Find the next track chunk at or after a position, skipping other chunks and junk.
+class ChunkWalk:
+    """A walk over the track chunks of a file.
 
     Args:
         data: the whole file.
-        position: where the chunk should start.
-        end: where the MIDI data ends.
-        findings: collects what was skipped.
-
-    Returns:
-        the chunk, or None if there is no other.
+        header: as read.
+        name: what to call the file in errors.
+        findings: collects what is skipped.
     """
-    while position < end:
-        name = data[position : position + 4]
-        if name != b"MTrk" and _is_renamed_track(data, position, end):
-            findings.add("repaired", "track with a wrong chunk name read", detail=repr(name)[1:])
-            name = b"MTrk"
-        if name == b"MTrk":
-            start = position + 8
-            if start > end:
-                findings.add("dropped", "track cut off in its header")
+
+    def __init__(self, data: bytes, header: Header, name: str, findings: Findings) -> None:
+        self.data, self.end, self.name, self.findings = data, header.end, name, findings
+        self.position = header.first_chunk  # where the next chunk should start; the caller moves it on
+        self._left = _MOST_CHUNKS
+
+    def next_track(self) -> TrackChunk | None:
+        """The next track chunk at or after `position`, or None; other chunks and junk are skipped.
+
+        Raises:
+            MidiError: more chunks than any piece of music has.
+        """
+        data, end, findings = self.data, self.end, self.findings
+        while self.position < end:
+            self._left -= 1
+            if self._left < 0:
+                raise MidiError(
+                    f"{self.name}: has more than {_MOST_CHUNKS:,} chunks, more than any piece of music; {_REMEDY}"
+                )
+            position = self.position
+            name = data[position : position + 4]
+            if name != b"MTrk" and _is_renamed_track(data, position, end):
+                findings.add("repaired", "track with a wrong chunk name read", detail=repr(name)[1:])
+                name = b"MTrk"
+            if name == b"MTrk":
+                return self._track(position)
+            if name == b"MThd":
+                findings.add("dropped", "second MIDI file in the same file")
                 return None
-            declared_end = start + int.from_bytes(data[position + 4 : start], "big")
-            if declared_end == end or _is_chunk(data, declared_end, end):
-                return TrackChunk(start, declared_end, declared_end, True)
-            following = data.find(b"MTrk", start, end)
-            return TrackChunk(start, following if following >= 0 else end, declared_end, False)
-        if name == b"MThd":
-            findings.add("dropped", "second MIDI file in the same file")
+            if _is_chunk(data, position, end):
+                following = position + 8 + int.from_bytes(data[position + 4 : position + 8], "big")
+                if following == end or _is_chunk(data, following, end):
+                    findings.add("note", "unknown chunk skipped", detail=name.decode("latin-1"))
+                    self.position = following
+                    continue
+            following = data.find(b"MTrk", position, end)
+            self.position = following if following >= 0 else end
+            findings.add("note", "bytes that belong to no chunk skipped", self.position - position)
+        return None
+
+    def _track(self, position: int) -> TrackChunk | None:
+        data, end = self.data, self.end
+        start = position + 8
+        if start > end:
+            self.findings.add("dropped", "track cut off in its header")
             return None
-        if _is_chunk(data, position, end):
-            following = position + 8 + int.from_bytes(data[position + 4 : position + 8], "big")
-            if following == end or _is_chunk(data, following, end):
-                findings.add("note", "unknown chunk skipped", detail=name.decode("latin-1"))
-                position = following
-                continue
-        following = data.find(b"MTrk", position, end)
-        skipped = (following if following >= 0 else end) - position
-        findings.add("note", "bytes that belong to no chunk skipped", skipped)
-        if following < 0:
-            return None
-        position = following
-    return None
+        declared_end = start + int.from_bytes(data[position + 4 : start], "big")
+        if declared_end == end or _is_chunk(data, declared_end, end):
+            return TrackChunk(start, declared_end, declared_end, True)
+        following = data.find(b"MTrk", start, end)
+        return TrackChunk(start, following if following >= 0 else end, declared_end, False)

@@ -11,26 +11,30 @@ from melodia.errors import ConfigError
 class Limits:
     """Bounds of one read. The defaults keep every file under 500 MB of memory and a few seconds.
 
-    A file over `size`, `events`, `tracks` or `notes` is refused; silence and notes that are too long are
-    shortened, music after `quarters` is cut, and the report says so.
+    A file over `size`, `events`, `messages`, `tracks` or `notes` is refused; silence and notes that are too long are
+    shortened, music after `quarters` or `bars` is cut, and the report says so.
 
     Attributes:
         size: bytes of the file.
         events: events in all tracks together.
+        messages: of these the ones that are no notes or controllers (tempi, texts, system exclusive, ...).
         tracks: tracks that hold events.
         notes: notes.
         silence: quarter notes in which nothing sounds.
         note: quarter notes that one note may last.
         quarters: quarter notes in the whole piece.
+        bars: bars in the whole piece.
     """
 
-    size: int = 16 << 20
+    size: int = 8 << 20
     events: int = 1_000_000
+    messages: int = 200_000
     tracks: int = 1_000
     notes: int = 250_000
     silence: int = 256
     note: int = 256
     quarters: int = 50_000
+    bars: int = 20_000
 
     def __post_init__(self) -> None:
         for entry in fields(self):

@@ -15,15 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from melodia.errors import MidiError
-from melodia.midi.container import TrackChunk, next_track, read_header, undo_text_mode
+from melodia.midi.container import ChunkWalk, TrackChunk, read_header, undo_text_mode
 from melodia.midi.limits import Limits
 from melodia.midi.report import Findings
 
 TRACK_NAME, END_OF_TRACK, TEMPO, TIME_SIGNATURE, KEY_SIGNATURE = 0x03, 0x2F, 0x51, 0x58, 0x59
 
 _SYSTEM_DATA = {0xF1: 1, 0xF2: 2, 0xF3: 1}  # data bytes of the system messages that have any
-_RESYNC_WINDOW = 4096  # positions tried after damage
-_RESYNC_TOTAL = 200_000  # positions tried in one file
+_RESYNC_WINDOW = 1 << 16  # positions tried after damage
+_RESYNC_TOTAL = 1 << 19  # positions tried in one file
 _PAD = 16
 
 
@@ -82,10 +82,11 @@ def parse_smf(data: bytes, name: str, findings: Findings, limits: Limits) -> Smf
     data = undo_text_mode(data, findings)
     header = read_header(data, name, findings)
     parser = _Parser(data, name, findings, limits)
-    position, chunks = header.first_chunk, 0
-    while (chunk := next_track(data, position, header.end, findings)) is not None:
+    walk = ChunkWalk(data, header, name, findings)
+    chunks = 0
+    while (chunk := walk.next_track()) is not None:
         chunks += 1
-        position = parser.read_track(chunk)
+        walk.position = parser.read_track(chunk)
         if len(parser.bounds) - 1 > limits.tracks:
             raise MidiError(
                 f"{name}: has more than {limits.tracks:,} tracks with events, more than any piece of music; "
@@ -117,6 +118,7 @@ class _Parser:
         self.single = array("q")  # indices of events with one data byte
         self.odd = array("q")  # index, delta and position of the status, for deltas of more than four bytes
         self.resync_left = _RESYNC_TOTAL
+        self.messages_left = limits.messages
 
     def read_track(self, chunk: TrackChunk) -> int:
         """Collect the events of a track; return where the next chunk should start."""
@@ -134,6 +136,7 @@ class _Parser:
             if position >= budget_end:
                 continue
             # The slow path: everything that is not two data bytes under a known status.
+            self._count_message()
             delta, at = self._vlq(position, end)
             if at >= end:
                 cut = True
@@ -167,7 +170,7 @@ class _Parser:
                 kind = data[at + 1] if status == 0xFF and at + 1 < end else -1
                 size, start = self._vlq(at + 1 + (status == 0xFF), end)
                 if start + size > end:
-                    if kind != END_OF_TRACK:
+                    if kind != END_OF_TRACK or start < end:
                         word = "meta event" if status == 0xFF else "system exclusive message"
                         position = self._overrun(position, at, end, f"{word} longer than its track")
                         continue
@@ -179,7 +182,7 @@ class _Parser:
                 position = start + size
                 if kind == END_OF_TRACK:
                     ended = True
-                    if position >= end or not chunk.trusted or data[position : position + 4] == b"MTrk":
+                    if position >= end or data[position : position + 4] == b"MTrk":
                         break
                     if not self._follows(position, end, 3, explicit=True):
                         findings.add("note", "bytes after the end of a track skipped", end - position)
@@ -227,6 +230,14 @@ class _Parser:
                 "out its controllers"
             )
         return min(end, position + 3 * left)
+
+    def _count_message(self) -> None:
+        self.messages_left -= 1
+        if self.messages_left < 0:
+            raise MidiError(
+                f"{self.name}: has more than {self.limits.messages:,} events that are no notes or controllers; "
+                "it is damaged, or take its texts and system messages out"
+            )
 
     # Damage.
 
@@ -302,7 +313,7 @@ class _Parser:
     def _overrun(self, position: int, at: int, end: int, what: str) -> int:
         """Get over a message whose length leads out of the track."""
         if self.data[at] == 0xF0:
-            mark = self.data.find(b"\xf7", at + 1, end)
+            mark = self.data.find(b"\xf7", at + 1, min(end, at + _RESYNC_WINDOW))
             if mark >= 0 and self._follows(mark + 1, end, 3):
                 self.findings.add("dropped", what, detail=f"byte {at}")
                 return mark + 1
@@ -311,7 +322,7 @@ class _Parser:
     def _sysex_size(self, start: int, size: int, end: int) -> int:
         """Size of a system exclusive message that does not end as it should."""
         if not self._follows(start + size, end, 3):
-            mark = self.data.find(b"\xf7", start, end)
+            mark = self.data.find(b"\xf7", start, min(end, start + _RESYNC_WINDOW))
             if mark >= 0 and self._follows(mark + 1, end, 3):
                 self.findings.add(
                     "repaired", "wrong length of a system exclusive message", detail=f"byte {start}"

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from melodia.midi.bars import bar_line
 from melodia.midi.container import DEFAULT_DIVISION
 from melodia.midi.limits import Limits
 from melodia.midi.repair import Notes
@@ -255,16 +256,17 @@ def cut_length(notes: Notes, timeline: Timeline, limits: Limits, findings: Findi
     Args:
         notes: all notes.
         timeline: gives the resolution.
-        limits: `quarters` is used here.
+        limits: `quarters` and `bars` are used here.
         findings: collects what is dropped.
 
     Returns:
         the notes that stay.
     """
     last = min(limits.quarters * timeline.ticks_per_quarter, _MAX_TICK)
+    last = min(last, bar_line(timeline.metres, timeline.ticks_per_quarter, limits.bars))
     late = notes.start >= last
     if late.any():
-        detail = f"after {last // timeline.ticks_per_quarter:,} quarter notes"
+        detail = f"after {last / timeline.ticks_per_quarter:,.0f} quarter notes"
         findings.add("dropped", "notes after the limit of length", int(late.sum()), detail)
         notes = notes.select(~late)
     notes.end = np.minimum(notes.end, last)
