@@ -1,0 +1,30 @@
+"""Continuing music: prime a model with a seed, then generate or stream.
+
+- `request`: what a caller asks
+- `seed`: from a seed to tokens, and what new music keeps of it
+- `session`: everything that the next token depends on, saved and loaded
+- `plan`: the join, the length, the end
+- `lane`, `loop`: the loop over tokens
+- `continuation`, `report`: what comes out
+- `sampler`: `Sampler`, which ties them together
+"""
+
+from __future__ import annotations
+
+from melodia.sampler.continuation import Continuation, Event
+from melodia.sampler.report import GenerationReport, PrimeReport
+from melodia.sampler.request import Request
+from melodia.sampler.sampler import Sampler, Stream
+from melodia.sampler.session import Context, Session
+
+__all__ = [
+    "Context",
+    "Continuation",
+    "Event",
+    "GenerationReport",
+    "PrimeReport",
+    "Request",
+    "Sampler",
+    "Session",
+    "Stream",
+]

@@ -1,0 +1,260 @@
+"""What comes out: events, and the continuation as MIDI."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from melodia.grammar import NoteEvent
+from melodia.midi.report import Finding
+from melodia.sampler.report import GenerationReport
+from melodia.sampler.session import Session
+
+if TYPE_CHECKING:
+    import pretty_midi
+    from symusic.core import ScoreTick, TrackTick
+
+_SUSTAIN, _DRUM = 64, -1
+
+
+@dataclass(frozen=True)
+class Event:
+    """A new note. Time 0 is the time 0 of `Continuation.midi`: the bar line at or before the join.
+
+    Attributes:
+        onset, duration: seconds.
+        onset_beats, duration_beats: quarter notes.
+        pitch: 0 to 127.
+        velocity: 1 to 127.
+        program: General MIDI program, -1 for the drums.
+    """
+
+    onset: float
+    duration: float
+    onset_beats: float
+    duration_beats: float
+    pitch: int
+    velocity: int
+    program: int
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """New music.
+
+    Attributes:
+        tokens: int32 [N], the new tokens.
+        nll: float32 [N], -log probability of each under the model, before any filter, in nats.
+        entropy: float32 [N], of what each was drawn from, after all filters, in nats.
+        events: the new notes, by onset; cut at the final bar line.
+        report: numbers and remarks.
+        seed: the music before, as a score; None for none.
+    """
+
+    tokens: NDArray[np.int32]
+    nll: NDArray[np.float32]
+    entropy: NDArray[np.float32]
+    events: tuple[Event, ...]
+    report: GenerationReport
+    seed: ScoreTick | None = field(repr=False)
+    _notes: tuple[NoteEvent, ...] = field(repr=False)  # ticks from the origin
+    _map: TimeMap = field(repr=False)
+    _session: Session = field(repr=False)
+
+    @cached_property
+    def score(self) -> ScoreTick:
+        """The new music alone, in grid ticks; time 0 is the bar line at or before the join."""
+        return build_score(self._notes, self._map)
+
+    @cached_property
+    def midi(self) -> pretty_midi.PrettyMIDI:
+        """The new music alone; time 0 is the bar line at or before the join.
+
+        Where the seed's last bar is completed first, the file begins with as much rest as the seed has filled of it.
+        """
+        from melodia.midi import to_pretty_midi
+
+        return to_pretty_midi(self.score)
+
+    @cached_property
+    def joined_score(self) -> ScoreTick:
+        """Seed and new music in one score; the new music alone if there is no seed."""
+        return self._joined[0]
+
+    @property
+    def joined(self) -> pretty_midi.PrettyMIDI:
+        """Seed and new music in one; the new music alone if there is no seed."""
+        from melodia.midi import to_pretty_midi
+
+        return to_pretty_midi(self.joined_score)
+
+    @property
+    def joined_at(self) -> float:
+        """Where the new music begins in `joined`, in seconds."""
+        from melodia.midi import seconds_of
+
+        if self.seed is None:
+            return 0.0
+        tick = round(self._map.seed_join * self.joined_score.ticks_per_quarter)
+        return float(seconds_of(self.joined_score, np.array(tick)))
+
+    @property
+    def join_findings(self) -> list[Finding]:
+        """What was cut of the seed at the join."""
+        return self._joined[1]
+
+    @cached_property
+    def state(self) -> Session:
+        """The session behind the new music: continue from here with `Sampler.generate(state=...)`."""
+        session = self._session.fork()
+        session.seed = self.joined_score
+        return session
+
+    @cached_property
+    def _joined(self) -> tuple[ScoreTick, list[Finding]]:
+        if self.seed is None:
+            return self.score, []
+        return join_scores(self.seed, self._notes, self._map)
+
+
+@dataclass(frozen=True)
+class TimeMap:
+    """Where new music lies in time. Ticks count from the origin, the bar line at or before the join.
+
+    Attributes:
+        ticks_per_quarter: of the grid.
+        join: where new music begins.
+        end: the final bar line.
+        tempi: (tick, quarter notes a minute), the first at 0.
+        metres: (tick, numerator, denominator), the first at 0.
+        seed_join: the join in the seed, in quarter notes.
+    """
+
+    ticks_per_quarter: int
+    join: int
+    end: int
+    tempi: tuple[tuple[int, float], ...]
+    metres: tuple[tuple[int, int, int], ...]
+    seed_join: float
+
+    def seconds(self, tick: float) -> float:
+        """Seconds from the origin to a tick."""
+        total = 0.0
+        for i, (start, tempo) in enumerate(self.tempi):
+            stop = self.tempi[i + 1][0] if i + 1 < len(self.tempi) else math.inf
+            if tick > start:
+                total += (min(tick, stop) - start) * 60 / (tempo * self.ticks_per_quarter)
+        return total
+
+    def event(self, note: NoteEvent) -> Event:
+        """A note in seconds and quarter notes."""
+        onset = self.seconds(note.onset)
+        return Event(
+            onset=onset,
+            duration=self.seconds(note.onset + note.duration) - onset,
+            onset_beats=note.onset / self.ticks_per_quarter,
+            duration_beats=note.duration / self.ticks_per_quarter,
+            pitch=note.pitch,
+            velocity=note.velocity,
+            program=note.program,
+        )
+
+
+def build_score(notes: tuple[NoteEvent, ...], times: TimeMap) -> ScoreTick:
+    """A symusic score of notes, one track per program, the drums last."""
+    from symusic.core import ScoreTick, TempoTick, TimeSignatureTick
+
+    score = ScoreTick(times.ticks_per_quarter)
+    for program in sorted({note.program for note in notes}, key=lambda p: 128 if p == _DRUM else p):
+        score.tracks.append(_track([note for note in notes if note.program == program], program))
+    for tick, tempo in times.tempi:
+        score.tempos.append(TempoTick(tick, qpm=tempo))
+    for tick, top, bottom in times.metres:
+        score.time_signatures.append(TimeSignatureTick(tick, top, bottom))
+    return score
+
+
+def _track(notes: list[NoteEvent], program: int) -> TrackTick:
+    from symusic.core import TrackTick
+
+    drum = program == _DRUM
+    track = TrackTick("Drums" if drum else "", max(0, program), drum)
+    columns = np.array(sorted(notes, key=lambda n: (n.onset, n.pitch)), dtype=np.int64)
+    track.notes = type(track.notes).from_numpy(
+        columns[:, 0].astype(np.int32),
+        columns[:, 1].astype(np.int32),
+        columns[:, 3].astype(np.int8),
+        columns[:, 4].astype(np.int8),
+    )
+    return track
+
+
+def join_scores(
+    seed: ScoreTick, notes: tuple[NoteEvent, ...], times: TimeMap
+) -> tuple[ScoreTick, list[Finding]]:
+    """Put new notes behind a seed. The seed's own notes stay as they are, off the grid if they were.
+
+    Args:
+        seed: what stands before.
+        notes: ticks from the origin.
+        times: where they lie.
+
+    Returns:
+        a score at the seed's resolution, or a multiple of it that the grid fits, and what was cut at the join.
+    """
+    from symusic.core import TempoTick, TimeSignatureTick
+
+    from melodia.midi.join import join
+
+    resolution = math.lcm(seed.ticks_per_quarter, times.ticks_per_quarter)
+    while resolution > 32767 and resolution % 2 == 0:
+        resolution //= 2
+    if resolution > 32767 or resolution < seed.ticks_per_quarter:
+        resolution = seed.ticks_per_quarter
+    whole = seed if resolution == seed.ticks_per_quarter else seed.resample(resolution, 1)
+    scale = resolution / times.ticks_per_quarter
+    moved = [
+        note._replace(
+            onset=round((note.onset - times.join) * scale),
+            duration=max(
+                1,
+                round((note.onset + note.duration - times.join) * scale)
+                - round((note.onset - times.join) * scale),
+            ),
+        )
+        for note in notes
+    ]
+    later = TimeMap(resolution, 0, 0, ((0, times.tempi[0][1]),), ((0, *times.metres[0][1:]),), 0.0)
+    at = round(times.seed_join * resolution)
+    result, findings = join(whole, build_score(tuple(moved), later), at, keep_changes=False)
+    origin = at - round(times.join * scale)
+
+    def place(tick: int) -> int:
+        return max(at, origin + round(tick * scale))
+
+    before = [tempo.mspq for tempo in result.tempos if tempo.time <= at]
+    for tick, tempo in times.tempi:
+        new = TempoTick(place(tick), qpm=tempo)
+        if place(tick) > at or not before or before[-1] != new.mspq:
+            result.tempos.append(new)
+    metres = [(metre.numerator, metre.denominator) for metre in result.time_signatures if metre.time <= at]
+    for tick, top, bottom in times.metres:
+        if place(tick) > at or not metres or metres[-1] != (top, bottom):
+            result.time_signatures.append(TimeSignatureTick(place(tick), top, bottom))
+    for track in result.tracks:
+        _release_pedal(track, at)
+    return result, findings
+
+
+def _release_pedal(track: TrackTick, at: int) -> None:
+    """Lift a sustain pedal that the seed leaves down: new notes were not played into it."""
+    from symusic.core import ControlChangeTick
+
+    pedals = [(control.time, control.value) for control in track.controls if control.number == _SUSTAIN]
+    if pedals and max(pedals, key=lambda pedal: pedal[0])[1] >= 64:
+        track.controls.append(ControlChangeTick(max(at, max(pedals)[0]), _SUSTAIN, 0))

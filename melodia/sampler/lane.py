@@ -1,0 +1,176 @@
+"""A lane: one continuation while it is being made.
+
+The loop over tokens stands in `Sampler`; a lane holds what belongs to one stream of it: grammar, plan, notes. A
+compiled engine replaces the loop, not the plan.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from melodia.decode import Choice, choose
+from melodia.grammar import Grammar, NoteEvent, Op
+from melodia.sampler.continuation import Event, TimeMap
+from melodia.sampler.plan import Plan, TokenClasses
+from melodia.sampler.request import Request
+from melodia.sampler.session import Context, Session, Tail, tail_at
+
+
+class Lane:
+    """One stream of tokens. The model's state is kept by the loop.
+
+    Attributes:
+        session: where the music stands; its model state is that of the beginning until `finish`.
+        plan: what is wanted.
+        tokens, nll, entropy: of the new tokens.
+        notes: the new notes, in grid ticks from the first token; not cut at the end.
+        ended: "" while it runs, then "length" or "model".
+    """
+
+    def __init__(
+        self, session: Session, classes: TokenClasses, grammar: Grammar, request: Request, context: Context
+    ) -> None:
+        self.session = session.fork()
+        self.session.context = context
+        self.request = request
+        self.grammar = grammar
+        self.classes = classes
+        self.plan = Plan(classes, context, request, self.session.grammar)
+        self.tokens: list[int] = []
+        self.nll: list[float] = []
+        self.entropy: list[float] = []
+        self.notes: list[NoteEvent] = []
+        self.ended = ""
+        self.end = 0
+        self._offset = session.tail.offset
+        self._tail_offset, self._tail_before = session.tail.offset, session.tail.before
+        self._tail_ids = list(session.tail.ids)
+        self._reader = session.tail.reader(classes.vocabulary)
+        self._recent = list(session.recent)
+        self.session.side.bars_total = self.plan.bars_total
+
+    def choose(self) -> Choice | None:
+        """Draw the next token from the session's logits; None if it ends the piece."""
+        session, request = self.session, self.request
+        legal = self.plan.restrict(session.grammar, self.grammar.mask(session.grammar))
+        recent = [t for t in self._recent[-request.sampling.repetition_window :] if self.classes.pitch[t]]
+        choice = choose(
+            session.logits,
+            legal,
+            recent,
+            request.sampling,
+            random_seed=request.random_seed,
+            session=request.session,
+            position=session.fed,
+        )
+        if self.plan.ends(session.grammar, choice.token):
+            self._stop(choice.token)
+            return None
+        return choice
+
+    def take(self, choice: Choice) -> tuple[list[NoteEvent], NDArray[np.int32]]:
+        """Advance by a token: the notes it completes, and the side inputs [S] that go into the model with it."""
+        session, state = self.session, self.session.grammar
+        token = choice.token
+        self.grammar.advance(state, token, check=False)
+        self.tokens.append(token)
+        self.nll.append(choice.nll)
+        self.entropy.append(choice.entropy)
+        self.plan.after(state, token, len(self.tokens))
+        session.side.bars_total = self.plan.bars_total
+        side = session.side.advance(token)
+        session.fed += 1
+        self._recent.append(token)
+        self._tail_ids.append(token)
+        found = [
+            note._replace(onset=note.onset + self._offset, duration=max(1, note.duration))
+            for note in self._reader.feed(token)
+        ]
+        self.notes += found
+        return found, side
+
+    def event(self, note: NoteEvent) -> Event:
+        """A note as the caller hears it, cut at the final bar line where that is known."""
+        end = self.plan.known_end(self.session.grammar)
+        return self._map(end if end is not None else note.onset + note.duration).event(self._cut(note, end))
+
+    def snapshot(self) -> Session:
+        """The session at this place, all but the model's state; lists become tuples."""
+        self._rest()
+        return replace(
+            self.session.fork(),
+            recent=tuple(self._recent[-1024:]),
+            tail=Tail(self._tail_offset, self._tail_before, tuple(self._tail_ids)),
+            context=self.plan.context_now(),
+        )
+
+    def result(self) -> tuple[tuple[NoteEvent, ...], TimeMap]:
+        """The notes in ticks from the origin, by onset, cut at the end; and the map of their time."""
+        notes = [self._cut(note, self.end) for note in self.notes if note.onset < self.end]
+        notes.sort(key=lambda note: (note.onset, note.program if note.program >= 0 else 128, note.pitch))
+        return tuple(notes), self._map(self.end)
+
+    def final_session(self) -> Session:
+        """The session behind the end: what comes next begins at the final bar line."""
+        session = self.snapshot()
+        times = self._map(self.end)
+        context = session.context
+        session.context = replace(
+            context,
+            join=self.end,
+            origin=self.end,
+            seed_join=context.seed_join + (times.end - times.join) / times.ticks_per_quarter,
+            programs=context.programs or tuple(sorted({note.program for note in self.notes})),
+        )
+        session.side.bars_total = None
+        return session
+
+    def _stop(self, token: int) -> None:
+        """End the piece at the bar line behind the place that has been reached."""
+        state, plan = self.session.grammar, self.plan
+        self.end = plan.end(state)
+        reached = plan.last is not None and plan.bar_at(state)[0] >= plan.last
+        if token == self.classes.vocabulary.eos and not reached:
+            self.ended = "model"
+            _, start, end = plan.bar_at(state)
+            self.end = end if state.now > start or state.has_bars else start
+        else:
+            self.ended = "length"
+        if self.classes.tables.on_off:
+            if token != self.classes.vocabulary.eos:
+                self._reader.feed(token)
+            for note in self._reader.finish():
+                self.notes.append(note._replace(onset=note.onset + self._offset))
+
+    def _rest(self) -> None:
+        """Forget the tail's tokens where no note is open."""
+        state, vocabulary = self.session.grammar, self.classes.vocabulary
+        if not self.tokens:
+            return
+        last = self.tokens[-1]
+        op = self.classes.tables.ops[vocabulary.expansions.get(last, (last,))[-1]]
+        quiet = (Op.DURATION, Op.NOTE_OFF, Op.DRUM_OFF, Op.TIME_SHIFT, Op.TEMPO, Op.TIME_SIGNATURE)
+        if op in quiet and not (state.on_off and state.ends):
+            tail = tail_at(vocabulary, state)
+            self._tail_offset, self._tail_before, self._tail_ids = tail.offset, tail.before, []
+
+    def _cut(self, note: NoteEvent, end: int | None) -> NoteEvent:
+        origin = self.session.context.origin
+        duration = note.duration if end is None else min(note.duration, end - note.onset)
+        return note._replace(onset=note.onset - origin, duration=duration)
+
+    def _map(self, end: int) -> TimeMap:
+        context, plan = self.session.context, self.plan
+        tempi = plan.tempi or [(context.origin, 120.0)]
+        metres = plan.metres or [(context.origin, 4, 4)]
+        return TimeMap(
+            ticks_per_quarter=self.classes.tables.ticks_per_quarter,
+            join=context.join - context.origin,
+            end=end - context.origin,
+            tempi=tuple((max(0, tick - context.origin), tempo) for tick, tempo in tempi),
+            metres=tuple((max(0, tick - context.origin), top, bottom) for tick, top, bottom in metres),
+            seed_join=context.seed_join,
+        )

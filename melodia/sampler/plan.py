@@ -1,0 +1,362 @@
+"""The plan of one continuation: how it joins the seed, how long it gets, where it ends.
+
+The grammar knows what is valid music; the plan sets the grammar's registers (bars asked for, notes that must come)
+and narrows its mask where the wish goes beyond validity. Ticks are grid ticks; V = vocabulary size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import ceil
+
+import numpy as np
+from numpy.typing import NDArray
+
+from melodia.errors import GrammarError
+from melodia.grammar import GrammarState, Op, compile_tables
+from melodia.grammar.state import NONE
+from melodia.sampler.request import Request
+from melodia.sampler.session import Context
+from melodia.vocabulary import Vocabulary
+
+_NEVER = 1 << 40
+_EPSILON = 1e-6
+
+Mask = NDArray[np.bool_]
+
+
+class TokenClasses:
+    """Tokens by what the plan has to know of them, bool [V] each. Made once per vocabulary.
+
+    Attributes:
+        bar, metre, tempo, position, shift: base tokens of one operation.
+        begins_bar: tokens whose first part is a bar line.
+        inner_bar: BPE tokens with a bar line behind their beginning.
+        inner_metre: BPE tokens that set a metre.
+        inner_shift: BPE tokens with a time shift behind their beginning.
+        pitch: tokens that begin notes: what the repetition penalty counts.
+        moves: int64 [V], by how many grid units the token's time shifts move on.
+    """
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self.vocabulary = vocabulary
+        self.tables = tables = compile_tables(vocabulary)
+        ops = np.array(tables.ops)
+        self.bar = ops == Op.BAR
+        self.metre = ops == Op.TIME_SIGNATURE
+        self.tempo = ops == Op.TEMPO
+        self.position = ops == Op.POSITION
+        self.shift = ops == Op.TIME_SHIFT
+        self.pitch = (ops == Op.PITCH) | (ops == Op.DRUM)
+        self.moves = np.where(self.shift, np.array(tables.values), 0).astype(np.int64)
+        self.begins_bar = self.bar.copy()
+        self.inner_bar, self.inner_metre, self.inner_shift = np.zeros((3, vocabulary.size), dtype=bool)
+        for token, parts in vocabulary.expansions.items():
+            later = ops[list(parts[1:])]
+            self.begins_bar[token] = ops[parts[0]] == Op.BAR
+            self.inner_bar[token] = (later == Op.BAR).any()
+            self.inner_metre[token] = (ops[list(parts)] == Op.TIME_SIGNATURE).any()
+            self.inner_shift[token] = (later == Op.TIME_SHIFT).any()
+            self.moves[token] = self.moves[list(parts)].sum()
+            self.pitch[token] = self.pitch[list(parts)].any()
+        self.has_metres = bool(tables.metres)
+
+    def metre_id(self, name: str) -> int:
+        """The TimeSig token of a metre such as "3/4"."""
+        token = self.vocabulary.index.get(f"TimeSig_{name}")
+        if token is None:
+            raise GrammarError(f"no token for the time signature {name}; choose another metre")
+        return token
+
+    def nearest_tempo(self, tempo: float) -> int:
+        """The Tempo token nearest to a tempo, by ratio."""
+        ids = np.flatnonzero(self.tempo)
+        values = np.array([self.tables.values[i] / 100 for i in ids])
+        return int(ids[np.argmin(np.abs(np.log(values / tempo)))])
+
+
+class Plan:
+    """The plan of one lane.
+
+    Attributes:
+        first: index of the first full bar behind the join; None until it is reached.
+        last: index of the last bar; None while it is not known.
+        tempi: (tick, quarter notes a minute), the first at the origin.
+        metres: (tick, numerator, denominator), the first at the origin.
+    """
+
+    def __init__(
+        self, classes: TokenClasses, context: Context, request: Request, state: GrammarState
+    ) -> None:
+        self.classes = classes
+        self.context = context
+        self.request = request
+        self.cycle = () if request.metre_changes or not classes.has_metres else context.cycle
+        self.first: int | None = None
+        self.last: int | None = None
+        self._turn = 0
+        self._bar = -1
+        self._unseeded = state.notes == 0
+        tempo = request.tempo or context.tempo
+        self.tempi: list[tuple[int, float]] = [] if tempo is None else [(context.origin, tempo)]
+        self.metres: list[tuple[int, int, int]] = []
+        if context.metre is not None:
+            self.metres.append((context.origin, *context.metre))
+        state.max_bars = -1
+        state.min_bars = _NEVER
+        if state.bar >= 0:
+            self._bar = self.bar_at(state)[0]
+            self._settle(state, 0)
+
+    # -- what the caller asks at every token ----------------------------------------------------------------------
+
+    def restrict(self, s: GrammarState, legal: Mask) -> Mask:
+        """Narrow what the grammar allows (bool [V]) to what the plan wants; at least one token is left."""
+        wanted = self._wanted(s, legal)
+        if wanted.any():
+            return wanted
+        return legal
+
+    def ends(self, s: GrammarState, token: int) -> bool:
+        """Whether a token ends the piece instead of going on: EOS, or a bar line behind the last bar."""
+        classes = self.classes
+        if token == classes.vocabulary.eos:
+            return True
+        if self.last is None:
+            return False
+        if s.has_bars:
+            return bool(classes.begins_bar[token]) and s.bar >= self.last
+        return classes.moves[token] > 0 and s.now + int(classes.moves[token]) * s.unit >= self.end(s)
+
+    def after(self, s: GrammarState, token: int, count: int) -> None:
+        """Take note of a token that the grammar has taken.
+
+        Args:
+            s: the state behind it; registers are set.
+            token: the token.
+            count: new tokens so far.
+        """
+        classes = self.classes
+        if classes.metre[token] or classes.inner_metre[token]:
+            self._turn += 1
+            if not self.cycle:
+                self._note_metre(s)
+        if self.classes.tempo[token] and (not self.tempi or self.request.tempo_changes):
+            self.tempi.append((s.now, classes.tables.values[token] / 100))
+        index, start, _ = self.bar_at(s)
+        if index != self._bar and not self._awaits_metre(s):
+            self._bar = index
+            self._enter_bar(s, start)
+        self._settle(s, count)
+
+    @property
+    def bars_total(self) -> int | None:
+        """Bars from the start of the music to the end, where they are known and the side inputs count them."""
+        if self.last is None or (not self.classes.has_metres):
+            return None
+        return self.last + 1
+
+    def end(self, s: GrammarState) -> int:
+        """The bar line behind the last bar, or behind the present one if the last is not known."""
+        index, start, end = self.bar_at(s)
+        if self.last is None or self.last <= index:
+            return end
+        return start + (self.last - index + 1) * (end - start)
+
+    def known_end(self, s: GrammarState) -> int | None:
+        """The final bar line, where it is certain."""
+        if self.last is None or self.first is None:
+            return None
+        fixed = not self.request.metre_changes and len(self.cycle) <= 1 and self._bar >= self.first
+        return self.end(s) if fixed or self._bar >= self.last else None
+
+    def bars_done(self, ended: str) -> int:
+        """Full bars from the join to the end; a metre that is written in several pieces counts once."""
+        if self.first is None:
+            return 0
+        last = self.last if ended == "length" and self.last is not None else self._bar
+        return max(0, last - self.first + 1) // max(1, len(self.cycle))
+
+    @property
+    def completes(self) -> bool:
+        """Whether the music begins inside a bar."""
+        return self.context.join > self.context.origin
+
+    def context_now(self) -> Context:
+        """The context from which another plan would go on at this place."""
+        turn = self._turn % len(self.cycle) if self.cycle else 0
+        tempo = self.tempi[-1][1] if self.tempi else None
+        metre = self.metres[-1][1:] if self.metres else None
+        cycle = self.cycle[turn:] + self.cycle[:turn]
+        if not cycle and metre is not None and self.classes.has_metres:
+            cycle = (f"{metre[0]}/{metre[1]}",)
+        return replace(self.context, tempo=tempo, metre=metre, cycle=cycle)
+
+    # -- inside ---------------------------------------------------------------------------------------------------
+
+    def _wanted(self, s: GrammarState, legal: Mask) -> Mask:
+        classes, join = self.classes, self.context.join
+        if s.has_bars and (s.bar < 0 or (s.bar_end <= join and not self._awaits_metre(s))):
+            return legal & classes.bar
+        if not s.has_bars and s.now < join:
+            return self._shifts_to_join(s, legal)
+        wanted = legal.copy()
+        if self._unseeded and s.tempo == NONE and s.notes == 0:
+            prelude = self._prelude(wanted)
+            if prelude is not None:
+                wanted = prelude
+        if self.cycle:
+            token = classes.metre_id(self.cycle[self._turn % len(self.cycle)])
+            if wanted[token]:
+                wanted[:] = False
+                wanted[token] = True
+            elif len(self.cycle) > 1:
+                wanted &= ~classes.inner_metre
+        if not s.has_bars and not self.request.silent_bars:
+            _, start, end = self.bar_at(s)
+            wanted &= ~(classes.shift & (s.now + classes.moves * s.unit >= 2 * end - start))
+        if self.last is not None and self._bar >= self.last:
+            wanted &= ~classes.inner_bar
+            if not s.has_bars:
+                wanted &= ~(classes.inner_shift & (s.now + classes.moves * s.unit >= self.end(s)))
+        elif not (self.request.may_end and self.first is not None and self._bar >= self.first):
+            wanted[classes.vocabulary.eos] = False
+        return wanted
+
+    def _shifts_to_join(self, s: GrammarState, legal: Mask) -> Mask:
+        """Time shifts that lead to the join or into the bar behind it, or as near to it as one can."""
+        classes, join, origin = self.classes, self.context.join, self.context.origin
+        shifts = legal & classes.shift
+        landing = s.now + classes.moves * s.unit
+        length = self._bar_ticks(s)
+        limit = join + length if join == origin else origin + 2 * length
+        there = shifts & (landing >= join) & (landing < limit)
+        if there.any():
+            return there
+        near = shifts & (landing <= join)
+        return near if near.any() else shifts
+
+    def _prelude(self, legal: Mask) -> Mask | None:
+        """Music from nothing says its tempo first, as the music it was learned from does."""
+        classes = self.classes
+        if (legal & classes.tempo).any():
+            if self.request.tempo is None:
+                return legal & classes.tempo
+            only = np.zeros_like(legal)
+            only[classes.nearest_tempo(self.request.tempo)] = True
+            return only & legal
+        places = np.flatnonzero(legal & classes.position)
+        if len(places):
+            only = np.zeros_like(legal)
+            only[places[0]] = True
+            return only
+        return None
+
+    def _awaits_metre(self, s: GrammarState) -> bool:
+        """Whether a Bar has come and its TimeSig has not: the bar's length is not known yet."""
+        return bool(s.has_bars) and s.bar >= 0 and s.kind == self._bar_kind
+
+    @property
+    def _bar_kind(self) -> int:
+        kinds = [kind for kind in dict.fromkeys(self.classes.vocabulary.types) if kind != "BPE"]
+        return kinds.index("Bar")
+
+    def _bar_ticks(self, s: GrammarState) -> int:
+        """Length of the bars behind the join."""
+        tables = self.classes.tables
+        metre = self.request.metre or self.context.metre
+        if metre is None:
+            return s.bar_length
+        return 4 * tables.ticks_per_quarter * metre[0] // metre[1]
+
+    def bar_at(self, s: GrammarState) -> tuple[int, int, int]:
+        """The present bar: index, start and end."""
+        if self.classes.has_metres:
+            return s.bar, s.bar_start, s.bar_end
+        length = self._bar_ticks(s)  # a scheme without metre: bars counted from the origin
+        index = (s.now - self.context.origin) // length
+        start = self.context.origin + index * length
+        return index, start, start + length
+
+    def _enter_bar(self, s: GrammarState, start: int) -> None:
+        """A new bar has begun: it must hold a note, unless it may be silent or something sounds into it."""
+        if start < self.context.join:
+            return
+        is_first = self.first is None
+        if not is_first and (self.request.silent_bars or (self._turn - 1) % max(1, len(self.cycle))):
+            return
+        sounds = bool(s.ends) if s.on_off else any(end > start for end in s.ends)
+        if (is_first or not sounds) and self.bar_at(s)[2] == s.bar_end:
+            s.require_note_in_bar = 1
+
+    def _settle(self, s: GrammarState, count: int) -> None:
+        """Find the first full bar and, when it can be known, the last one."""
+        index, start, end = self.bar_at(s)
+        if index < 0 or self._awaits_metre(s):
+            return
+        join = self.context.join
+        if start < join < end and s.has_bars and s.now < join:
+            s.min_position = -(-(join - start) // s.unit)
+        if self.first is None and end > join:
+            self.first = index if start >= join else index + 1
+            self._change_to_metre(start if start >= join else end)
+        if self.first is not None and self.last is None:
+            self.last = self._find_last(s, index, count)
+            if self.last is not None:
+                s.min_bars = self.last + 1 if self.classes.has_metres else 0
+            elif self.request.may_end:
+                s.min_bars = self.first + 1 if self.classes.has_metres else 0
+
+    def _find_last(self, s: GrammarState, index: int, count: int) -> int | None:
+        request, first, pieces = self.request, self.first, max(1, len(self.cycle))
+        assert first is not None
+
+        def whole(bar: int) -> int:
+            """The bar, moved to the end of its metre."""
+            return first + ceil((bar - first + 1) / pieces) * pieces - 1 if bar >= first else bar
+
+        if request.endless:
+            return None
+        if request.bars is not None:
+            return first + request.bars * pieces - 1
+        if request.tokens is not None:
+            return whole(index) if count >= request.tokens else None
+        assert request.seconds is not None
+        if not self.tempi or index < first - 1:
+            return None
+        _, start, end = self.bar_at(s)
+        join = self.context.join
+        if not request.tempo_changes and not request.metre_changes:
+            at, line = (index, start) if start >= join else (index + 1, end)
+            missing = request.seconds - self.seconds(join, line)
+            bars = ceil(missing * self._ticks_a_second(self.tempi[-1][1]) / self._bar_ticks(s) - _EPSILON)
+            return at + max(1, bars) * pieces - 1
+        if self.seconds(join, end) >= request.seconds - _EPSILON:
+            return whole(max(index, first))
+        return None
+
+    def seconds(self, start: int, stop: int) -> float:
+        """Time between two ticks under the tempi so far."""
+        total = 0.0
+        for i, (tick, tempo) in enumerate(self.tempi):
+            until = self.tempi[i + 1][0] if i + 1 < len(self.tempi) else max(stop, tick)
+            begin = start if i == 0 else max(start, tick)
+            total += max(0, min(until, stop) - begin) / self._ticks_a_second(tempo)
+        return total
+
+    def _ticks_a_second(self, tempo: float) -> float:
+        return self.classes.tables.ticks_per_quarter * tempo / 60
+
+    def _note_metre(self, s: GrammarState) -> None:
+        metre = self.classes.tables.metres[s.metre]
+        if not self.metres or self.metres[-1][1:] != metre:
+            self.metres.append((max(s.bar_start, self.context.origin), *metre))
+
+    def _change_to_metre(self, line: int) -> None:
+        """A metre that the caller asked for begins with the first full bar."""
+        metre = self.request.metre
+        if metre is None or (self.metres and self.metres[-1][1:] == metre):
+            return
+        if self.metres and self.metres[-1][0] >= line:
+            self.metres.pop()
+        self.metres.append((line, *metre))

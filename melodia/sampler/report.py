@@ -1,0 +1,126 @@
+"""What a generation did: numbers and remarks, for people and for JSON."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from melodia.decode import SamplingConfig
+from melodia.midi.report import Finding
+
+
+@dataclass(frozen=True)
+class GenerationReport:
+    """What one continuation is and how it came to be.
+
+    Attributes:
+        tokens: new tokens.
+        bars: new bars, counted from the join; a bar that the seed left unfinished is not one of them.
+        completed: whether the new music first completes the seed's last bar.
+        notes: new notes.
+        seconds: length of the new music, from the join to its last bar line.
+        wall_seconds: time it took. Of a batch, the time of the whole batch.
+        tokens_per_second: of the whole batch.
+        times_real_time: seconds of music (of the whole batch) a second of work.
+        nll: mean -log probability of the new tokens under the model, before any filter, in nats.
+        entropy: mean entropy of what the tokens were drawn from, after all filters, in nats.
+        tempo: quarter notes a minute at the join.
+        metre: numerator and denominator at the join.
+        programs: programs of the new notes; -1 is the drums.
+        ended: "length" where the asked length was reached, "model" where the model ended the piece.
+        random_seed: gives the same music again.
+        session: which of the streams of that random seed.
+        backend: what ran.
+        backend_reason: why.
+        sampling: the settings of the choice.
+        findings: what was changed or is worth knowing.
+    """
+
+    tokens: int
+    bars: int
+    completed: bool
+    notes: int
+    seconds: float
+    wall_seconds: float
+    tokens_per_second: float
+    times_real_time: float
+    nll: float
+    entropy: float
+    tempo: float
+    metre: tuple[int, int]
+    programs: tuple[int, ...]
+    ended: str
+    random_seed: int
+    session: int
+    backend: str
+    backend_reason: str
+    sampling: SamplingConfig
+    findings: list[Finding] = field(default_factory=list)
+
+    def lines(self) -> list[str]:
+        """The report as lines of text."""
+        bars = f"{self.bars} bar{'s' if self.bars != 1 else ''}"
+        if self.completed:
+            bars = f"the rest of the seed's last bar and {bars}"
+        metre = f"{self.metre[0]}/{self.metre[1]}"
+        lines = [
+            f"{bars} of {metre} at {self.tempo:.4g} quarters a minute: {self.seconds:.1f} s of music, "
+            f"{self.notes} notes, {self.tokens} tokens",
+            f"made in {self.wall_seconds:.2f} s: {self.tokens_per_second:,.0f} tokens/s, "
+            f"{self.times_real_time:,.1f} times faster than real time ({self.backend}: {self.backend_reason})",
+            f"random seed {self.random_seed}, session {self.session}",
+        ]
+        if self.ended == "model":
+            lines.append("the model ended the piece before the asked length")
+        return lines + [str(finding) for finding in self.findings]
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready copy."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class PrimeReport:
+    """What the sampler took from a seed.
+
+    Attributes:
+        source: the seed's name.
+        bars: bars of the seed that were used.
+        notes: its notes.
+        seconds: its length.
+        tokens: its tokens.
+        nll: mean -log probability of its tokens under the model, in nats: how foreign it is to the model.
+        tempo: quarter notes a minute at the join: what prevails in its last bars.
+        metre: numerator and denominator at the join.
+        programs: its programs; -1 is the drums.
+        completes: whether new music begins inside the seed's last bar, to complete it.
+        wall_seconds: time it took to read and to feed it.
+        findings: what was repaired, quantised or dropped.
+    """
+
+    source: str
+    bars: int
+    notes: int
+    seconds: float
+    tokens: int
+    nll: float
+    tempo: float
+    metre: tuple[int, int]
+    programs: tuple[int, ...]
+    completes: bool
+    wall_seconds: float
+    findings: list[Finding] = field(default_factory=list)
+
+    def lines(self) -> list[str]:
+        """The report as lines of text."""
+        programs = ", ".join("drums" if program < 0 else str(program) for program in self.programs)
+        return [
+            f"seed {self.source}: {self.bars} bars, {self.seconds:.1f} s, {self.notes} notes, {self.tokens} tokens; "
+            f"{self.metre[0]}/{self.metre[1]} at {self.tempo:.4g} quarters a minute, programs {programs}",
+            f"seed read in {self.wall_seconds:.2f} s; the model finds it {self.nll:.2f} nats a token surprising",
+            *(str(finding) for finding in self.findings),
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready copy."""
+        return asdict(self)

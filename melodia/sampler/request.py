@@ -1,0 +1,125 @@
+"""What a caller asks of a generation."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from melodia.decode import SamplingConfig
+from melodia.decode.philox import check_random_seed
+from melodia.errors import ConfigError
+
+DEFAULT_BARS = 8
+
+
+@dataclass(frozen=True)
+class Request:
+    """Length, choice, and what is kept of the seed.
+
+    Attributes:
+        bars: exactly this many bars from the join. A bar that the seed left unfinished is completed before.
+        seconds: or this many seconds from the join, rounded up to a bar line.
+        tokens: or this many tokens, and then to the next bar line. With no length: 8 bars.
+        endless: or for ever; for streams.
+        sampling: temperature and filters.
+        random_seed: 0 to 2**64 - 1.
+        session: 0 to 2**32 - 1; independent streams of one random seed.
+        programs: General MIDI programs that may play, -1 for the drums; None: the seed's, or any without a seed.
+        any_program: let the model choose programs that the seed does not have.
+        metre: numerator and denominator of the new bars; None: the seed's, or the model's choice without one.
+        metre_changes: let the model change the metre.
+        tempo: quarter notes a minute; None: the seed's, or the model's choice without one.
+        tempo_changes: let the model change the tempo.
+        pitch_range: lowest and highest pitch of melodic notes; None for all.
+        max_polyphony: most notes at once; None for no limit.
+        may_end: let the model end the piece before its length is reached, after one bar at the earliest.
+        silent_bars: allow bars in which nothing sounds. The first bar is never empty.
+
+    Raises:
+        ConfigError: a value lies outside its limits or contradicts another.
+
+    >>> Request(bars=4, random_seed=1).length
+    '4 bars'
+    """
+
+    bars: int | None = None
+    seconds: float | None = None
+    tokens: int | None = None
+    endless: bool = False
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    random_seed: int = 0
+    session: int = 0
+    programs: tuple[int, ...] | None = None
+    any_program: bool = False
+    metre: tuple[int, int] | None = None
+    metre_changes: bool = False
+    tempo: float | None = None
+    tempo_changes: bool = False
+    pitch_range: tuple[int, int] | None = None
+    max_polyphony: int | None = None
+    may_end: bool = False
+    silent_bars: bool = False
+
+    def __post_init__(self) -> None:
+        check_random_seed(self.random_seed)
+        lengths = [name for name in ("bars", "seconds", "tokens") if getattr(self, name) is not None]
+        lengths += ["endless"] * self.endless
+        if len(lengths) > 1:
+            raise ConfigError(f"give one of {' and '.join(f'`{name}`' for name in lengths)}, not both")
+        if not lengths:
+            object.__setattr__(self, "bars", DEFAULT_BARS)
+        for name in ("bars", "tokens"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise ConfigError(f"`{name}` must be a whole number, at least 1 (received {value!r})")
+        if self.seconds is not None and not (0 < self.seconds < math.inf):
+            raise ConfigError(f"`seconds` must be more than 0 (received {self.seconds!r})")
+        if (
+            isinstance(self.session, bool)
+            or not isinstance(self.session, int)
+            or not 0 <= self.session < 2**32
+        ):
+            raise ConfigError(f"`session` must be within 0 and 2**32 - 1 (received {self.session!r})")
+        if self.tempo is not None and not 4 <= self.tempo <= 1000:
+            raise ConfigError(
+                f"`tempo` must be within 4 and 1000 quarter notes a minute (received {self.tempo})"
+            )
+        if self.metre is not None:
+            object.__setattr__(self, "metre", check_metre(self.metre))
+            if self.metre_changes:
+                raise ConfigError("`metre` fixes the metre and `metre_changes` frees it; give one of the two")
+        if self.programs is not None:
+            object.__setattr__(self, "programs", tuple(self.programs))
+            if self.any_program:
+                raise ConfigError(
+                    "`programs` names programs and `any_program` allows all; give one of the two"
+                )
+
+    @property
+    def length(self) -> str:
+        """The asked length in words."""
+        if self.endless:
+            return "endless"
+        for name in ("bars", "seconds", "tokens"):
+            value = getattr(self, name)
+            if value is not None:
+                return f"{value:g} {name}"
+        raise AssertionError("no length")
+
+
+def check_metre(metre: object) -> tuple[int, int]:
+    """A metre as two numbers, from such or from "3/4".
+
+    >>> check_metre("6/8")
+    (6, 8)
+    """
+    parts = metre.split("/") if isinstance(metre, str) else metre
+    try:
+        top, bottom = (int(part) for part in parts)  # type: ignore[attr-defined]
+    except (TypeError, ValueError):
+        raise ConfigError(
+            f"a metre is numerator and denominator, such as (3, 4) (received {metre!r})"
+        ) from None
+    if not 1 <= top <= 64 or bottom not in (1, 2, 4, 8, 16, 32):
+        raise ConfigError(f"a metre is such as (3, 4) or (6, 8) (received {top}/{bottom})")
+    return top, bottom

@@ -1,0 +1,555 @@
+"""The sampler: load a model, prime it with a seed, generate.
+
+Letters: B lanes, T time, N tokens, V vocabulary, S side inputs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+import melodia
+from melodia import kernels
+from melodia.decode import SamplingConfig
+from melodia.errors import CheckpointError, ConfigError, TokenizerError
+from melodia.grammar import Constraints, Grammar
+from melodia.grammar.state import NONE
+from melodia.model import Model
+from melodia.model.checkpoint import Checkpoint, load_checkpoint
+from melodia.sampler.continuation import Continuation, Event
+from melodia.sampler.lane import Lane
+from melodia.sampler.loop import Loop
+from melodia.sampler.plan import TokenClasses
+from melodia.sampler.report import GenerationReport, PrimeReport
+from melodia.sampler.request import Request
+from melodia.sampler.seed import Seed, cycle_of, read_seed
+from melodia.sampler.session import Context, Session, Tail, tail_at
+from melodia.side_inputs import SideInputTracker, side_inputs
+from melodia.tokenizer import Tokenizer
+
+CHUNK = 512
+"""Tokens of a seed that the model reads at once."""
+
+_Backend = Callable[[], AbstractContextManager[None]]
+
+
+class Sampler:
+    """A model that continues music.
+
+    `prime` sets the session, `generate` and `stream` continue it and leave it as it is: calling them again gives
+    another variation of the same seed (or, with the same random seed, the same music). `state` is the session as a
+    value: keep it, save it, set it; `Continuation.state` goes on behind a continuation.
+
+    Args:
+        model: on its device.
+        tokenizer: the one that made the model's corpus.
+        backend: of the kernels; "auto" leaves the choice to `melodia.kernels`.
+
+    Raises:
+        TokenizerError: model and tokenizer do not fit.
+
+    >>> from melodia.model import Model, ModelConfig
+    >>> tokenizer = Tokenizer()
+    >>> config = ModelConfig(kind="lstm", vocab_size=tokenizer.vocabulary.size, hidden_size=16, lstm_layers=1)
+    >>> sampler = Sampler(Model(config, random_seed=1), tokenizer)
+    >>> continuation = sampler.generate(bars=2, metre=(3, 4), tempo=90, random_seed=1)
+    >>> continuation.report.bars, continuation.midi.time_signature_changes[0].numerator
+    (2, 3)
+    """
+
+    def __init__(self, model: Model, tokenizer: Tokenizer, *, backend: str = "auto") -> None:
+        if model.config.vocab_size != tokenizer.vocabulary.size:
+            raise TokenizerError(
+                f"the tokenizer has {tokenizer.vocabulary.size} tokens and the model {model.config.vocab_size}; "
+                "use the tokenizer of the model's own checkpoint"
+            )
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.vocabulary = tokenizer.vocabulary
+        self.checkpoint: Checkpoint | None = None
+        self.prime_report: PrimeReport | None = None
+        self._device = next(model.parameters()).device
+        self._backend: _Backend = nullcontext if backend == "auto" else partial(kernels.use_backend, backend)
+        with self._backend():
+            self._backend_report = kernels.backend_report()
+        self._classes = TokenClasses(self.vocabulary)
+        self._grammars: dict[Constraints, Grammar] = {}
+        self._session: Session | None = None
+
+    @classmethod
+    def load(
+        cls, path: str | os.PathLike[str] | None = None, device: str = "auto", backend: str = "auto"
+    ) -> Sampler:
+        """Load a checkpoint.
+
+        Args:
+            path: a checkpoint folder; None: the model that comes with melodia, where one does.
+            device: "cpu", "cuda", "cuda:1", or "auto": cuda where there is one.
+            backend: of the kernels: "auto", "reference" or "native".
+
+        Raises:
+            CheckpointError: there is none, or it is damaged.
+            BackendError: the backend that was asked for is not there.
+            ConfigError: no such device or backend.
+        """
+        folder = Path(path) if path is not None else bundled_model()
+        checkpoint = load_checkpoint(folder, device=check_device(device))
+        tokenizer = Tokenizer.from_dict(checkpoint.tokenizer_json)
+        if tokenizer.vocabulary.fingerprint != checkpoint.vocabulary.fingerprint:
+            raise CheckpointError(
+                f"{folder}: its tokenizer and its vocabulary differ; its files come from different checkpoints"
+            )
+        sampler = cls(checkpoint.model, tokenizer, backend=backend)
+        sampler.checkpoint = checkpoint
+        return sampler
+
+    # -- the session ----------------------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> Session:
+        """The session: what `generate` continues. Set it to go back to another one, such as `Continuation.state`.
+
+        Raises:
+            CheckpointError: when set: the session belongs to another model.
+        """
+        if self._session is None:
+            self.prime(None)
+        assert self._session is not None
+        return self._session.fork()
+
+    @state.setter
+    def state(self, session: Session) -> None:
+        if session.fingerprint != self._fingerprint:
+            raise CheckpointError("the session belongs to another model; prime the seed again with this one")
+        self._session = session.fork()
+
+    def save_state(self, path: str | os.PathLike[str], *, force: bool = False) -> Path:
+        """Write the session to one file; as `Session.save`."""
+        return self.state.save(path, force=force)
+
+    def load_state(self, path: str | os.PathLike[str]) -> Session:
+        """Read a session that `save_state` wrote, make it the sampler's, and return a copy.
+
+        Raises:
+            CheckpointError: the file is missing, damaged, or belongs to another model.
+        """
+        self._session = Session.load(path, self.model, self.vocabulary, self._fingerprint)
+        return self._session.fork()
+
+    def fork(self) -> Sampler:
+        """Another sampler with the same model and a session of its own, which begins where this one stands."""
+        twin = object.__new__(Sampler)
+        twin.__dict__.update(self.__dict__)
+        twin._session = None if self._session is None else self._session.fork()
+        return twin
+
+    def prime(
+        self,
+        seed: Any = None,
+        seed_bars: int | None = None,
+        seed_seconds: float | None = None,
+        *,
+        append: bool = False,
+        density: int | None = None,
+    ) -> PrimeReport:
+        """Feed a seed: what `generate` continues from now on.
+
+        Args:
+            seed: a path, bytes, an open file, a PrettyMIDI, a symusic score in ticks, token ids [N], or None for
+                music from nothing.
+            seed_bars: use only the first bars of the seed.
+            seed_seconds: or only the first seconds, completed to a bar line.
+            append: the seed is token ids that go on from the present session.
+            density: notes a bar as a bucket, 1 to 8, for models with that side input; None: not given.
+
+        Returns:
+            what was read, repaired, quantised and dropped, and how foreign the seed is to the model.
+
+        Raises:
+            MidiError: the seed cannot be read.
+            TokenizerError: nothing of the seed can be written as tokens.
+            GrammarError: token ids are not music.
+            ConfigError: a value lies outside its limits.
+        """
+        began = time.perf_counter()
+        if seed is None:
+            if append or seed_bars is not None or seed_seconds is not None:
+                raise ConfigError("`append`, `seed_bars` and `seed_seconds` need a seed")
+            nothing = np.zeros(0, np.int32)
+            self._session, nll = self._feed_from_start(nothing, Context(), None, density)
+            report = PrimeReport("", 0, 0, 0.0, 0, nll, 0.0, (0, 0), (), False, time.perf_counter() - began)
+        else:
+            if append:
+                seed = self._appended(seed)
+            read = read_seed(seed, self.tokenizer, seed_bars=seed_bars, seed_seconds=seed_seconds)
+            if append and self._session is not None and self._session.seed is not None:
+                self._session, nll = self._feed(self._session, read)
+            else:
+                self._session, nll = self._feed_from_start(read.ids, read.context, read.score, density)
+            report = _prime_report(read, nll, time.perf_counter() - began)
+        self.prime_report = report
+        return report
+
+    # -- generating -----------------------------------------------------------------------------------------------
+
+    def generate(
+        self,
+        *,
+        bars: int | None = None,
+        seconds: float | None = None,
+        tokens: int | None = None,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float = 1.0,
+        greedy: bool = False,
+        random_seed: int | None = None,
+        session: int = 0,
+        state: Session | None = None,
+        **wishes: Any,
+    ) -> Continuation:
+        """Continue the session; 8 bars if no length is given.
+
+        The new music begins at the bar line behind the seed, or, where more than a beat of the seed's last bar is
+        missing, inside that bar, which it completes first. It ends on a bar line.
+
+        Args:
+            bars: exactly this many bars; a bar that is completed is not one of them.
+            seconds: or this long, rounded up to a bar line.
+            tokens: or this many tokens, and then to the next bar line.
+            temperature, top_k, top_p, min_p, repetition_penalty, greedy: see `melodia.decode.SamplingConfig`.
+            random_seed: 0 to 2**64 - 1; the same one gives the same music. None: drawn, and reported.
+            session: 0 to 2**32 - 1; other streams of one random seed.
+            state: continue this session instead of the sampler's own.
+            wishes: fields of `melodia.sampler.Request`: programs, any_program, metre, metre_changes, tempo,
+                tempo_changes, pitch_range, max_polyphony, may_end, silent_bars, and `sampling`, a SamplingConfig
+                in place of the separate settings.
+
+        Raises:
+            ConfigError, GrammarError: a value lies outside its limits, or values contradict each other.
+        """
+        sampling = wishes.pop("sampling", None) or SamplingConfig(
+            temperature, top_k, top_p, min_p, repetition_penalty, greedy=greedy
+        )
+        return self.generate_many(
+            1, state=state, bars=bars, seconds=seconds, tokens=tokens,
+            sampling=sampling, random_seed=random_seed, session=session, **wishes,
+        )[0]  # fmt: skip
+
+    def generate_many(
+        self, num_samples: int, *, state: Session | None = None, **settings: Any
+    ) -> list[Continuation]:
+        """Continue the session in several ways at once.
+
+        Args:
+            num_samples: how many; the k-th is the one that `generate(session=session + k)` gives.
+            state: continue this session instead of the sampler's own.
+            settings: as in `generate`.
+
+        Raises:
+            ConfigError, GrammarError: as in `generate`.
+        """
+        if isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < 1:
+            raise ConfigError(f"`num_samples` must be a whole number, at least 1 (received {num_samples!r})")
+        request = _request(settings)
+        if request.endless:
+            raise ConfigError("`endless` music has no end to wait for; use `stream`")
+        start = state if state is not None else self.state
+        began = time.perf_counter()
+        lanes = [self._lane(start, replace(request, session=request.session + k)) for k in range(num_samples)]
+        loop = Loop(self.model, lanes, self._backend)
+        while loop.live:
+            loop.step()
+        wall = time.perf_counter() - began
+        return self._continuations(lanes, wall)
+
+    def stream(self, *, state: Session | None = None, **settings: Any) -> Stream:
+        """Continue the session note by note: an iterator of events that are the notes of `generate`.
+
+        Args:
+            state: continue this session instead of the sampler's own.
+            settings: as in `generate`; `endless=True` goes on for ever.
+
+        Raises:
+            ConfigError, GrammarError: as in `generate`.
+
+        >>> from melodia.model import Model, ModelConfig
+        >>> tokenizer = Tokenizer()
+        >>> config = ModelConfig(kind="gru", vocab_size=tokenizer.vocabulary.size, hidden_size=16, gru_layers=1)
+        >>> sampler = Sampler(Model(config, random_seed=1), tokenizer)
+        >>> stream = sampler.stream(endless=True, random_seed=7)
+        >>> next(stream).velocity > 0
+        True
+        """
+        request = _request(settings)
+        lane = self._lane(state if state is not None else self.state, request)
+        return Stream(Loop(self.model, [lane], self._backend), lane)
+
+    # -- inside ---------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        """What tells this model and vocabulary from others: a hash that samples every weight tensor."""
+        digest = hashlib.sha256(self.vocabulary.fingerprint.encode())
+        digest.update(json.dumps(self.model.config.to_dict(), sort_keys=True).encode())
+        for tensor in self.model.state_dict().values():
+            flat = tensor.detach().reshape(-1)
+            digest.update(flat[:: max(1, flat.numel() // 256)].float().cpu().numpy().tobytes())
+        return digest.hexdigest()[:32]
+
+    def _lane(self, start: Session, request: Request) -> Lane:
+        if start.fingerprint != self._fingerprint:
+            raise CheckpointError("the session belongs to another model; prime the seed again with this one")
+        context = start.context
+        if request.metre is not None:
+            context = replace(
+                context, cycle=cycle_of(request.metre, self.tokenizer), metre=context.metre or request.metre
+            )
+        fresh = start.grammar.tempo == NONE and start.grammar.notes == 0
+        programs = request.programs or (None if request.any_program else context.programs)
+        constraints = Constraints(
+            programs=programs,
+            pitch_range=request.pitch_range,
+            time_signatures=tuple(sorted(set(context.cycle))) or None if not request.metre_changes else None,
+            allow_metre_changes=request.metre_changes or bool(context.cycle),
+            allow_tempo=request.tempo_changes or fresh,
+            allow_tempo_changes=request.tempo_changes,
+            max_polyphony=request.max_polyphony,
+            allow_eos=not request.endless,
+        )
+        if constraints not in self._grammars:
+            self._grammars[constraints] = Grammar.compile(self.vocabulary, constraints)
+        return Lane(start, self._classes, self._grammars[constraints], request, context)
+
+    def _feed_from_start(
+        self, ids: NDArray[np.int32], context: Context, score: Any, density: int | None
+    ) -> tuple[Session, float]:
+        """The session behind BOS and ids [N], and the mean NLL of the ids."""
+        specs = self.model.config.side_inputs
+        grammar = Grammar.compile(self.vocabulary)
+        session = Session(
+            model_state=self.model.initial_state(1),
+            logits=np.zeros(self.vocabulary.size, np.float32),
+            grammar=grammar.start(),
+            side=SideInputTracker(self.vocabulary, specs, density=density),
+            fed=0,
+            recent=(),
+            tail=Tail(),
+            context=context,
+            seed=score,
+            fingerprint=self._fingerprint,
+        )
+        whole = np.concatenate([[self.vocabulary.bos], ids]).astype(np.int64)
+        sides = side_inputs(self.vocabulary, whole, specs, density=density)
+        return self._advance(session, grammar, whole, sides)
+
+    def _feed(self, start: Session, seed: Seed) -> tuple[Session, float]:
+        """A session that stands before the last tokens of a seed, moved on to its end."""
+        session = start.fork()
+        done = session.fed - 1  # all but BOS
+        whole = np.concatenate([[self.vocabulary.bos], seed.ids]).astype(np.int64)
+        sides = side_inputs(
+            self.vocabulary, whole, self.model.config.side_inputs, density=session.side.density
+        )
+        session.context, session.seed = seed.context, seed.score
+        return self._advance(session, Grammar.compile(self.vocabulary), whole[done + 1 :], sides[done + 1 :])
+
+    def _advance(
+        self, session: Session, grammar: Grammar, ids: NDArray[np.int64], sides: NDArray[np.int32]
+    ) -> tuple[Session, float]:
+        """Feed tokens [N] with their side inputs [N, S] in chunks, at batch speed."""
+        total, before = 0.0, session.logits
+        with torch.inference_mode(), self._backend():
+            state = session.model_state
+            for start in range(0, len(ids), CHUNK):
+                chunk = ids[start : start + CHUNK]
+                tokens = torch.from_numpy(chunk)[None].to(self._device)
+                side = None
+                if self.model.config.side_inputs:
+                    side = torch.from_numpy(sides[start : start + CHUNK].astype(np.int64))[None].to(
+                        self._device
+                    )
+                logits, state = self.model(tokens, side, state)
+                rows = logits[0].float().cpu()
+                predictions = torch.cat([torch.from_numpy(before)[None], rows[:-1]])
+                nll = torch.nn.functional.cross_entropy(
+                    predictions, torch.from_numpy(chunk), reduction="none"
+                )
+                total += float(nll.sum()) if session.fed + start else float(nll[1:].sum())
+                before = rows[-1].numpy().copy()
+        for token in ids.tolist():
+            grammar.advance(session.grammar, token, check=False)
+            session.side.advance(token)
+        counted = len(ids) - (session.fed == 0)
+        session.model_state, session.logits = state, before
+        session.fed += len(ids)
+        session.recent = (*session.recent, *ids[-1024:].tolist())[-1024:]
+        session.tail = tail_at(self.vocabulary, session.grammar) if session.grammar.bar >= 0 else Tail()
+        return session, total / counted if counted else 0.0
+
+    def _appended(self, seed: Any) -> NDArray[np.int64]:
+        """The ids of the present seed with more behind them."""
+        more = np.asarray(seed) if not isinstance(seed, (str, bytes, os.PathLike)) else np.zeros(0)
+        if more.ndim != 1 or more.dtype.kind not in "iu":
+            raise ConfigError("`append` takes token ids; encode the music with the sampler's tokenizer")
+        present = self.state.seed
+        if present is None:
+            return more.astype(np.int64)
+        return np.concatenate([self.tokenizer.encode(present).ids, more]).astype(np.int64)
+
+    def _continuations(self, lanes: list[Lane], wall: float) -> list[Continuation]:
+        results = [(lane, *lane.result()) for lane in lanes]
+        music = sum(times.seconds(times.end) - times.seconds(times.join) for _, _, times in results)
+        count = sum(len(lane.tokens) for lane in lanes)
+        made = []
+        for lane, notes, times in results:
+            report = GenerationReport(
+                tokens=len(lane.tokens),
+                bars=lane.plan.bars_done(lane.ended),
+                completed=lane.plan.completes,
+                notes=len(notes),
+                seconds=times.seconds(times.end) - times.seconds(times.join),
+                wall_seconds=wall,
+                tokens_per_second=count / wall,
+                times_real_time=music / wall,
+                nll=float(np.mean(lane.nll)) if lane.nll else 0.0,
+                entropy=float(np.mean(lane.entropy)) if lane.entropy else 0.0,
+                tempo=times.tempi[0][1],
+                metre=times.metres[0][1:],
+                programs=tuple(sorted({note.program for note in notes})),
+                ended=lane.ended,
+                random_seed=lane.request.random_seed,
+                session=lane.request.session,
+                backend=f"{self._backend_report.runs} on {self._device}",
+                backend_reason=self._backend_report.why,
+                sampling=lane.request.sampling,
+            )
+            made.append(
+                Continuation(
+                    tokens=np.array(lane.tokens, np.int32),
+                    nll=np.array(lane.nll, np.float32),
+                    entropy=np.array(lane.entropy, np.float32),
+                    events=tuple(times.event(note) for note in notes),
+                    report=report,
+                    seed=lane.session.seed,
+                    _notes=notes,
+                    _map=times,
+                    _session=lane.final_session(),
+                )
+            )
+        return made
+
+
+class Stream(Iterator[Event]):
+    """Events as they are produced; made by `Sampler.stream`.
+
+    Notes come in the order of their tokens: by onset, as soon as their length is known. A note that would sound over
+    the final bar line is cut there; only where the length is asked in tokens, or metre or tempo may change, is that
+    line not known beforehand.
+    """
+
+    def __init__(self, loop: Loop, lane: Lane) -> None:
+        self._loop = loop
+        self._lane = lane
+        self._waiting: deque[Event] = deque()
+        self._heard = 0
+
+    @property
+    def random_seed(self) -> int:
+        """The random seed that gives this stream again."""
+        return self._lane.request.random_seed
+
+    @property
+    def state(self) -> Session:
+        """The session behind the last event: an endless stream from it goes on as this one does."""
+        return self._loop.snapshot(self._lane)
+
+    def __next__(self) -> Event:
+        while not self._waiting:
+            if not self._loop.live:
+                raise StopIteration
+            for lane, notes in self._loop.step():
+                self._waiting.extend(lane.event(note) for note in notes)
+                self._heard += len(notes)
+            if not self._loop.live:
+                self._waiting.extend(self._lane.event(note) for note in self._lane.notes[self._heard :])
+        return self._waiting.popleft()
+
+
+def check_device(device: str) -> torch.device:
+    """The device of a name, "auto" included; raises ConfigError where it is not there."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(1, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"`device` {device!r} cannot be used ({reason}); use cpu, cuda or auto") from error
+    return chosen
+
+
+def bundled_model() -> Path:
+    """The folder of the model that comes with melodia.
+
+    Raises:
+        CheckpointError: this melodia comes without one.
+    """
+    folder = Path(melodia.__file__).parent / "models" / "default"
+    if not folder.is_dir():
+        raise CheckpointError(
+            "this melodia comes without a model; train one with `melodia train FOLDER --out DIR` and name it"
+        )
+    return folder
+
+
+def _request(settings: dict[str, Any]) -> Request:
+    """A request from keyword arguments; the settings of the choice may stand one by one."""
+    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "repetition_window", "greedy")
+    single = {name: settings.pop(name) for name in names if name in settings}
+    if single and settings.get("sampling") is not None:
+        raise ConfigError(f"give `sampling` or {', '.join(f'`{name}`' for name in single)}, not both")
+    if single:
+        settings["sampling"] = SamplingConfig(**single)
+    settings = {name: value for name, value in settings.items() if value is not None}
+    settings.setdefault("random_seed", secrets.randbits(32))
+    try:
+        return Request(**settings)
+    except TypeError as error:
+        raise ConfigError(f"unknown settings of a generation ({error})") from error
+
+
+def _prime_report(seed: Seed, nll: float, wall: float) -> PrimeReport:
+    context = seed.context
+    assert context.tempo is not None
+    assert context.metre is not None
+    assert context.programs is not None
+    return PrimeReport(
+        source=context.source,
+        bars=seed.bars,
+        notes=seed.notes,
+        seconds=seed.seconds,
+        tokens=len(seed.ids),
+        nll=nll,
+        tempo=context.tempo,
+        metre=context.metre,
+        programs=context.programs,
+        completes=context.join > context.origin,
+        wall_seconds=wall,
+        findings=seed.findings,
+    )

@@ -1,0 +1,293 @@
+"""From a seed to tokens, and to what new music keeps of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from melodia.errors import ConfigError
+from melodia.grammar import Grammar, TokenReader
+from melodia.midi.report import Finding
+from melodia.sampler.session import Context
+from melodia.tokenizer import Tokenizer
+from melodia.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from symusic.core import ScoreTick
+
+TEMPO_BARS = 8
+"""The tempo at the join is the one that prevails in this many bars before it."""
+
+
+@dataclass(frozen=True)
+class Seed:
+    """A seed, read.
+
+    Attributes:
+        ids: int32 [N], without BOS and EOS.
+        score: the seed as read, cut to what is used; not on the grid.
+        context: what new music keeps.
+        bars, notes, seconds: what is used of it.
+        findings: what was repaired, quantised or dropped.
+    """
+
+    ids: NDArray[np.int32]
+    score: ScoreTick
+    context: Context
+    bars: int
+    notes: int
+    seconds: float
+    findings: list[Finding] = field(default_factory=list)
+
+
+def read_seed(
+    source: Any,
+    tokenizer: Tokenizer,
+    *,
+    seed_bars: int | None = None,
+    seed_seconds: float | None = None,
+) -> Seed:
+    """Read a seed.
+
+    Args:
+        source: whatever `melodia.midi.read_score` takes (path, bytes, binary file, PrettyMIDI), a symusic score in
+            ticks, or token ids [N].
+        tokenizer: the model's.
+        seed_bars: use only the first bars.
+        seed_seconds: or only the first seconds, completed to a bar line.
+
+    Raises:
+        MidiError: it cannot be read.
+        TokenizerError: nothing in it can be written as tokens, or ids are not the vocabulary's.
+        GrammarError: token ids are not music.
+        ConfigError: `seed_bars` or `seed_seconds` out of range, or both.
+    """
+    from melodia.midi import bar_table, cut_score, seconds_of
+
+    if seed_bars is not None and seed_seconds is not None:
+        raise ConfigError("give `seed_bars` or `seed_seconds`, not both")
+    score, name, findings, ids = _open(source, tokenizer)
+    line: float | None = None  # the bar line at which the seed was cut, in quarter notes
+    if seed_bars is not None or seed_seconds is not None:
+        whole = bar_table(score)
+        score, cut = cut_score(score, bars=seed_bars, seconds=seed_seconds)
+        used = len(whole) if seed_bars is None else min(seed_bars, len(whole))
+        if seed_seconds is not None:
+            seconds = seconds_of(score, whole.starts)
+            used = max(1, int(np.searchsorted(seconds, seed_seconds - 1e-9, "left")))
+        if used < len(whole):
+            line = whole.line(used) / score.ticks_per_quarter
+        findings += cut
+        ids = None
+    if ids is None:
+        encoding = tokenizer.encode(score)
+        ids = encoding.ids
+        findings += encoding.findings
+    context = _context(ids, score, name, tokenizer, line, findings)
+    table = bar_table(score, round(context.seed_join * score.ticks_per_quarter))
+    return Seed(
+        ids=ids,
+        score=score,
+        context=context,
+        bars=len(table),
+        notes=sum(len(track.notes) for track in score.tracks),
+        seconds=float(seconds_of(score, np.array(round(context.seed_join * score.ticks_per_quarter)))),
+        findings=findings,
+    )
+
+
+def _open(
+    source: Any, tokenizer: Tokenizer
+) -> tuple[ScoreTick, str, list[Finding], NDArray[np.int32] | None]:
+    """The score, the name, findings, and the ids where the source is ids."""
+    from symusic.core import ScoreTick
+
+    from melodia.midi import read_score
+
+    if isinstance(source, ScoreTick):
+        return source, "<score>", [], None
+    if isinstance(source, np.ndarray) or (
+        isinstance(source, Sequence) and not isinstance(source, (str, bytes, bytearray))
+    ):
+        ids = _check_ids(np.asarray(source), tokenizer.vocabulary)
+        return tokenizer.decode(ids), "<tokens>", [], ids
+    score, report = read_score(source)
+    return score, report.path, list(report.findings), None
+
+
+def _check_ids(ids: NDArray[Any], vocabulary: Vocabulary) -> NDArray[np.int32]:
+    """Token ids of a seed, without BOS in front and EOS behind."""
+    if ids.ndim != 1 or not len(ids) or ids.dtype.kind not in "iu":
+        raise ConfigError(
+            f"token ids must be whole numbers [N], N at least 1 (received {ids.dtype} {ids.shape}); "
+            "a seed is a MIDI file, a score or token ids"
+        )
+    flat = ids.astype(np.int32)
+    if flat[0] == vocabulary.bos:
+        flat = flat[1:]
+    if len(flat) and flat[-1] == vocabulary.eos:
+        flat = flat[:-1]
+    grammar = Grammar.compile(vocabulary)
+    state = grammar.start()
+    for token in flat.tolist():
+        grammar.advance(state, token)
+    if not len(flat):
+        raise ConfigError(
+            "token ids of a seed must hold music, not BOS and EOS alone; prime with None instead"
+        )
+    return flat
+
+
+def _context(
+    ids: NDArray[np.int32],
+    score: ScoreTick,
+    name: str,
+    tokenizer: Tokenizer,
+    line: float | None,
+    findings: list[Finding],
+) -> Context:
+    """Find the join, and what prevails before it."""
+    vocabulary = tokenizer.vocabulary
+    reader = TokenReader(vocabulary)
+    notes = reader.read(ids.tolist())
+    quarter = reader.ticks_per_quarter
+    end = max(note.onset + note.duration for note in notes) if notes else reader.now
+    true_end = score.end() / score.ticks_per_quarter  # quarters
+    slip = (
+        end / quarter - true_end if tokenizer.config.scheme == "Structured" else 0.0
+    )  # silences it shortened
+    if line is not None:
+        seed_join = line
+    else:
+        seed_join = _join(score, end / quarter - slip)
+    join = round((seed_join + slip) * quarter)
+    start, metre = _bar_before(score, seed_join)
+    cycle, metre = _cycle(metre, tokenizer)
+    gone = round((seed_join - start) * quarter)
+    origin = join - gone
+    spans = [4 * quarter * top // bottom for top, bottom in (_split(part) for part in cycle)]
+    turn, at = 0, origin
+    while cycle and at < join:  # the first token bar that begins at or behind the join
+        at += spans[turn % len(cycle)]
+        turn += 1
+    turn %= max(1, len(cycle))
+    tempo, at_end = _tempo(score, seed_join)
+    if abs(tempo / at_end - 1) > 0.02:
+        findings.append(
+            Finding("note", f"tempo at the join {tempo:.4g}: it prevails in the seed's last {TEMPO_BARS} bars",
+                    detail=f"the seed itself ends at {at_end:.4g}")
+        )  # fmt: skip
+    programs = {-1 if track.is_drum else int(track.program) for track in score.tracks if len(track.notes)}
+    return Context(
+        source=name,
+        join=join,
+        origin=origin,
+        seed_join=seed_join,
+        metre=metre,
+        cycle=cycle[turn:] + cycle[:turn],
+        tempo=tempo,
+        programs=tuple(sorted(programs)),
+    )
+
+
+def _join(score: ScoreTick, end: float) -> float:
+    """Where new music begins behind a seed whose last note ends at `end`; all in quarter notes.
+
+    At the bar line, if less than a beat is missing to it; else right there, and the bar is completed.
+    """
+    from melodia.midi import bar_table
+
+    scale = score.ticks_per_quarter
+    table = bar_table(score, max(1, round(end * scale)))
+    top, bottom = int(table.numerators[-1]), int(table.denominators[-1])
+    beat = 4 / bottom * (3 if bottom >= 8 and top % 3 == 0 and top > 3 else 1)
+    line = table.end / scale
+    return line if line - end < min(beat, 1.5) - 1e-6 else end
+
+
+def _bar_before(score: ScoreTick, place: float) -> tuple[float, tuple[int, int]]:
+    """The bar line at or before a place (quarter notes), and the metre that new bars take."""
+    from melodia.midi import bar_table
+    from melodia.midi.bars import metres_of
+
+    tick = round(place * score.ticks_per_quarter)
+    table = bar_table(score, max(1, tick))
+    if tick >= table.end:
+        start = table.end
+    else:
+        start = int(table.starts[min(table.index(tick), len(table) - 1)])
+    in_force = [metre for metre in metres_of(score) if metre[0] < max(1, tick)]
+    return start / score.ticks_per_quarter, in_force[-1][1:]
+
+
+def _cycle(metre: tuple[int, int], tokenizer: Tokenizer) -> tuple[tuple[str, ...], tuple[int, int]]:
+    """The TimeSig values that write one bar of a metre, and the metre itself (another where none can)."""
+    from symusic.core import NoteTick, ScoreTick, TimeSignatureTick, TrackTick
+
+    from melodia.tokenizer.grid import to_grid
+
+    if not tokenizer.config.carries_metre:
+        return (), metre
+    top, bottom = metre
+    probe = ScoreTick(96)
+    probe.time_signatures.append(TimeSignatureTick(0, top, bottom))
+    track = TrackTick()
+    bar = 96 * 4 * top // bottom
+    track.notes.append(NoteTick(0, bar, 60, 64))
+    probe.tracks.append(track)
+    pieces = [(n, d) for _, n, d in to_grid(probe, tokenizer.config).metres]
+    if abs(sum(4 * n / d for n, d in pieces) - 4 * top / bottom) > 1e-6:
+        if len(pieces) > 1:  # equal neighbours are written once
+            pieces = pieces[:1]
+        count = round(4 * top / bottom / (4 * pieces[0][0] / pieces[0][1]))
+        pieces = pieces * max(1, count)
+        if abs(sum(4 * n / d for n, d in pieces) - 4 * top / bottom) > 1e-6:
+            pieces = pieces[:1]
+            metre = pieces[0]
+    return tuple(f"{n}/{d}" for n, d in pieces), metre
+
+
+def cycle_of(metre: tuple[int, int], tokenizer: Tokenizer) -> tuple[str, ...]:
+    """The TimeSig values that write one bar of a metre.
+
+    Raises:
+        ConfigError: no tokens can write it.
+    """
+    cycle, written = _cycle(metre, tokenizer)
+    if written != metre:
+        raise ConfigError(f"the model's tokens cannot write the metre {metre[0]}/{metre[1]}; choose another")
+    return cycle
+
+
+def _split(metre: str) -> tuple[int, int]:
+    top, _, bottom = metre.partition("/")
+    return int(top), int(bottom)
+
+
+def _tempo(score: ScoreTick, place: float) -> tuple[float, float]:
+    """The tempo that prevails in the last bars before a place, and the one at the place itself."""
+    from melodia.midi import bar_table
+    from melodia.midi.convert import tempi_of
+
+    stop = max(1, round(place * score.ticks_per_quarter))
+    tempi = [(tick, 60e6 / mspq) for tick, mspq in tempi_of(score) if tick < stop]
+    table = bar_table(score, stop)
+    begin = table.line(max(0, len(table) - TEMPO_BARS))
+    spans: dict[float, int] = {}
+    for i, (tick, tempo) in enumerate(tempi):
+        until = tempi[i + 1][0] if i + 1 < len(tempi) else stop
+        span = min(until, stop) - max(tick, begin)
+        if span > 0:
+            spans[tempo] = spans.get(tempo, 0) + span
+    half, gone = sum(spans.values()) / 2, 0
+    prevailing = tempi[-1][1]
+    for tempo in sorted(spans):
+        gone += spans[tempo]
+        if gone >= half:
+            prevailing = tempo
+            break
+    return prevailing, tempi[-1][1]

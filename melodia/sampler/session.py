@@ -1,0 +1,296 @@
+"""A session: everything that the next token depends on, as one value.
+
+A session is copied, saved and loaded; generating from one never changes it. Letters: V vocabulary, S side inputs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+from numpy.typing import NDArray
+
+from melodia.errors import CheckpointError, MelodiaError
+from melodia.grammar import GrammarState, Op, TokenReader, compile_tables
+from melodia.model import Model, State
+from melodia.model import state as states
+from melodia.side_inputs import SideInputSpec, SideInputTracker
+from melodia.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from symusic.core import ScoreTick
+
+FORMAT = "melodia-session"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Context:
+    """What new music keeps of the music before it. Ticks are grid ticks from the start of the first token.
+
+    Attributes:
+        source: name of the seed, "" for none.
+        join: where new music begins.
+        origin: the bar line at or before the join; continuations count their time from here.
+        seed_join: the join in the seed's own score, in quarter notes.
+        metre: numerator and denominator as they stand in the seed; None: the model chooses.
+        cycle: the TimeSig values of the next token bars in turn; several where no token fits the metre.
+        tempo: quarter notes a minute; None: the model chooses.
+        programs: the seed's programs, -1 for the drums; None: the model chooses.
+    """
+
+    source: str = ""
+    join: int = 0
+    origin: int = 0
+    seed_join: float = 0.0
+    metre: tuple[int, int] | None = None
+    cycle: tuple[str, ...] = ()
+    tempo: float | None = None
+    programs: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Tail:
+    """The last tokens, from a place at which no note was open: what a reader needs to go on.
+
+    Attributes:
+        offset: grid ticks of that place.
+        before: tokens that bring a new reader to that place (bar, metre, position, program).
+        ids: the tokens since.
+    """
+
+    offset: int = 0
+    before: tuple[int, ...] = ()
+    ids: tuple[int, ...] = ()
+
+    def reader(self, vocabulary: Vocabulary) -> TokenReader:
+        """A reader that stands behind the tail; its ticks count from `offset`."""
+        reader = TokenReader(vocabulary)
+        for token in (*self.before, *self.ids):
+            reader.feed(token)
+        return reader
+
+
+def tail_at(vocabulary: Vocabulary, state: GrammarState) -> Tail:
+    """The tail at a place at which no note is open."""
+    tables = compile_tables(vocabulary)
+    before: list[int] = []
+    offset = state.now
+    if tables.has_bars and state.bar >= 0:
+        offset = state.bar_start
+        before.append(vocabulary.index["Bar_None"])
+    if state.metre >= 0:
+        before.append(state.metre)
+    if tables.has_bars and state.bar >= 0:
+        before += _place(vocabulary, state)
+    if state.program >= -1:
+        before.append(vocabulary.index[f"Program_{state.program}"])
+    return Tail(offset, tuple(before))
+
+
+def _place(vocabulary: Vocabulary, state: GrammarState) -> list[int]:
+    """Tokens that move from the bar line to the present place in the bar."""
+    units = (state.now - state.bar_start) // state.unit
+    position = vocabulary.index.get(f"Position_{units}")
+    if position is not None:
+        return [position] if state.place >= 0 else []
+    tables = compile_tables(vocabulary)
+    shifts = [(value, i) for i, value in enumerate(tables.values) if tables.ops[i] == Op.TIME_SHIFT]
+    tokens = []
+    for value, token in sorted(shifts, reverse=True):
+        while 0 < value <= units:
+            tokens.append(token)
+            units -= value
+    return tokens
+
+
+@dataclass
+class Session:
+    """Where the music stands. A value: `fork` copies it, `Sampler.state` gives and takes it.
+
+    Attributes:
+        model_state: the model's state behind all tokens so far, one lane.
+        logits: float32 [V], the model's prediction of the next token.
+        grammar: the grammar's registers.
+        side: the side inputs' registers.
+        fed: how many tokens were fed, BOS included: the position of the next one in its stream of random numbers.
+        recent: the last tokens that the repetition penalty may count.
+        tail: what a reader of notes needs to go on.
+        context: what new music keeps of the music before it.
+        seed: the music before, as a score; None for none.
+        fingerprint: of the model and the vocabulary.
+    """
+
+    model_state: State
+    logits: NDArray[np.float32]
+    grammar: GrammarState
+    side: SideInputTracker
+    fed: int
+    recent: tuple[int, ...]
+    tail: Tail
+    context: Context
+    seed: ScoreTick | None
+    fingerprint: str = field(repr=False, default="")
+
+    def fork(self) -> Session:
+        """An independent copy."""
+        return replace(self, grammar=self.grammar.copy(), side=self.side.copy())
+
+    def save(self, path: str | os.PathLike[str], *, force: bool = False) -> Path:
+        """Write the session as one safetensors file whose header holds the rest as JSON.
+
+        Args:
+            path: where.
+            force: replace a file that is there.
+
+        Returns:
+            the path.
+
+        Raises:
+            CheckpointError: the file is there already (without `force`), or cannot be written.
+        """
+        from melodia.midi import midi_bytes
+
+        target = Path(path)
+        if target.exists() and not force:
+            raise CheckpointError(f"{target}: is there already; choose another name or force the replacement")
+        arrays: dict[str, NDArray[Any]] = {
+            f"model.{name}": array for name, array in states.to_numpy(self.model_state).items()
+        }
+        arrays["logits"] = self.logits
+        arrays["grammar"] = self.grammar.to_array()
+        arrays["side"] = _pack_side(self.side)
+        arrays["recent"] = np.array(self.recent, dtype=np.int64)
+        arrays["tail"] = np.array(self.tail.ids, dtype=np.int64)
+        arrays["tail_before"] = np.array(self.tail.before, dtype=np.int64)
+        if self.seed is not None:
+            arrays["seed_midi"] = np.frombuffer(midi_bytes(self.seed), dtype=np.uint8)
+        about = {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "fingerprint": self.fingerprint,
+            "fed": self.fed,
+            "tail_offset": self.tail.offset,
+            "context": asdict(self.context),
+        }
+        arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+        data = safetensors.numpy.save(arrays, metadata={"melodia": json.dumps(about)})
+        temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(4)}.tmp")
+        try:
+            with temporary.open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(target)
+        except OSError as error:
+            raise CheckpointError(
+                f"{target}: cannot be written ({error.strerror or error}); check the folder and the space on the disk"
+            ) from error
+        finally:
+            with suppress(OSError):
+                temporary.unlink()
+        return target
+
+    @classmethod
+    def load(
+        cls, path: str | os.PathLike[str], model: Model, vocabulary: Vocabulary, fingerprint: str
+    ) -> Session:
+        """Read a session that `save` wrote, for the model that it belongs to.
+
+        Raises:
+            CheckpointError: the file is missing, damaged, of a newer format, or belongs to another model.
+        """
+        try:
+            with safetensors.safe_open(str(path), framework="numpy") as file:
+                about = json.loads((file.metadata() or {}).get("melodia", "null"))
+                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
+        except (OSError, safetensors.SafetensorError, ValueError) as error:
+            raise CheckpointError(
+                f"{path}: not a session that can be read ({error}); save it again"
+            ) from error
+        if not isinstance(about, dict) or about.get("format") != FORMAT:
+            raise CheckpointError(f"{path}: is no saved session; give a file that `Session.save` wrote")
+        if about.get("format_version") != FORMAT_VERSION:
+            raise CheckpointError(
+                f"{path}: session format {about.get('format_version')!r}, and this melodia reads {FORMAT_VERSION}; "
+                "prime the seed again"
+            )
+        if about.get("fingerprint") != fingerprint:
+            raise CheckpointError(
+                f"{path}: belongs to another model; load that model, or prime the seed again with this one"
+            )
+        try:
+            return cls._unpack(about, arrays, model, vocabulary)
+        except (MelodiaError, KeyError, ValueError, TypeError, IndexError, AttributeError) as error:
+            raise CheckpointError(f"{path}: is damaged ({error}); prime the seed again") from error
+
+    @classmethod
+    def _unpack(
+        cls, about: dict[str, Any], arrays: dict[str, NDArray[Any]], model: Model, vocabulary: Vocabulary
+    ) -> Session:
+        from melodia.midi import read_score
+
+        inner = {name[6:]: array for name, array in arrays.items() if name.startswith("model.")}
+        context = dict(about["context"])
+        for name in ("metre", "cycle", "programs"):
+            if context[name] is not None:
+                context[name] = tuple(context[name])
+        seed = None
+        if "seed_midi" in arrays:
+            seed, _ = read_score(arrays["seed_midi"].tobytes())
+        if arrays["logits"].shape != (vocabulary.size,):
+            raise ValueError(f"{arrays['logits'].shape} logits for {vocabulary.size} tokens")
+        specs = model.config.side_inputs
+        return cls(
+            model_state=states.from_numpy(inner, model.initial_state(1)),
+            logits=arrays["logits"].astype(np.float32),
+            grammar=GrammarState.from_array(arrays["grammar"]),
+            side=_unpack_side(vocabulary, specs, arrays["side"]),
+            fed=int(about["fed"]),
+            recent=tuple(arrays["recent"].tolist()),
+            tail=Tail(
+                int(about["tail_offset"]),
+                tuple(arrays["tail_before"].tolist()),
+                tuple(arrays["tail"].tolist()),
+            ),
+            context=Context(**context),
+            seed=seed,
+            fingerprint=str(about["fingerprint"]),
+        )
+
+
+_SIDE_REGISTERS = ("bar", "position", "_unit", "_bar_length", "_gone", "_ordinal")
+
+
+def _pack_side(side: SideInputTracker) -> NDArray[np.int64]:
+    """The registers of the side inputs as one flat array, then (bar, position, ordinal, token) of each place."""
+    flat = [int(getattr(side, name)) for name in _SIDE_REGISTERS]
+    flat += [side.bars_total or 0, side.density or 0]
+    for bar, places in side._next.items():
+        for (position, ordinal), token in places.items():
+            flat += [bar, position, ordinal, token]
+    return np.array(flat, dtype=np.int64)
+
+
+def _unpack_side(
+    vocabulary: Vocabulary, specs: Sequence[SideInputSpec], array: NDArray[Any]
+) -> SideInputTracker:
+    """The inverse of `_pack_side`."""
+    flat = array.astype(np.int64).reshape(-1).tolist()
+    count = len(_SIDE_REGISTERS)
+    bars_total, density = flat[count : count + 2]
+    side = SideInputTracker(vocabulary, specs, bars_total=bars_total or None, density=density or None)
+    for name, value in zip(_SIDE_REGISTERS, flat, strict=False):
+        setattr(side, name, value)
+    for bar, position, ordinal, token in np.array(flat[count + 2 :], dtype=np.int64).reshape(-1, 4).tolist():
+        side._next.setdefault(bar, {})[position, ordinal] = token
+    return side
