@@ -22,6 +22,7 @@ from melodia.corpus.worker import Limits, map_files
 from melodia.errors import ConfigError, CorpusError
 from melodia.midi import read_score
 from melodia.tokenizer import Tokenizer, TokenizerConfig
+from melodia.transpose import transposition_permutation
 
 TPQ = 480
 
@@ -239,6 +240,37 @@ def test_cache_and_what_breaks_it(tmp_path, monkeypatch):
     assert build_corpus(folder, out, workers=0).verdicts["used"] == 2
     (out / "train-00000.bin").write_bytes(b"")
     assert not build_corpus(folder, out, workers=0).cached, "a damaged corpus is not taken"
+
+
+def test_byte_pairs_and_transposed_copies(tmp_path):
+    folder = tmp_path / "songs"
+    for number in range(6):
+        write(folder, f"train/{number}.mid", tune(number, bars=12))
+    write(folder, "valid/v.mid", tune(30, bars=12))
+    base = build_corpus(folder, tmp_path / "base", workers=0)
+    size = Corpus.open(tmp_path / "base").vocabulary.size + 60
+    config = TokenizerConfig(bpe_vocab_size=size)
+    summary = build_corpus(folder, tmp_path / "bpe", config, transpositions=[-2, 0, 3], workers=0)
+    corpus, plain = Corpus.open(tmp_path / "bpe"), Corpus.open(tmp_path / "base")
+    assert corpus.vocabulary.size == size
+    assert len(corpus.pieces("train")) == 18, (
+        "each training piece stands three times, in its key and two others"
+    )
+    assert len(corpus.pieces("valid")) == 1
+    assert summary.train.pieces == 6
+    assert summary.train.tokens < base.train.tokens
+    tokenizer = Tokenizer.load(tmp_path / "bpe" / "tokenizer.json")
+    for copy, shift in enumerate((0, -2, 3)):
+        for number, original in enumerate(plain.pieces("train")):
+            piece = corpus.pieces("train")[3 * number + copy]
+            ids = corpus.vocabulary.expand(piece.tokens)
+            move = transposition_permutation(plain.vocabulary, shift)
+            np.testing.assert_array_equal(ids, move[original.tokens])
+            assert (piece.notes, piece.bars, piece.row) == (original.notes, original.bars, original.row)
+    (valid,) = corpus.pieces("valid")
+    score, _ = read_score(folder / "valid" / "v.mid")
+    np.testing.assert_array_equal(valid.tokens, tokenizer.encode(score).ids)
+    assert build_corpus(folder, tmp_path / "bpe", config, transpositions=[3, -2], workers=0).cached
 
 
 def test_out_inside_the_folder_is_left_out(tmp_path):

@@ -37,6 +37,8 @@ from melodia.corpus.shards import CONSTANT_VELOCITY, Corpus, ShardWriter
 from melodia.corpus.worker import Limits, map_files
 from melodia.errors import ConfigError, CorpusError
 from melodia.tokenizer import Tokenizer, TokenizerConfig
+from melodia.transpose import transposition_permutation
+from melodia.vocabulary import Vocabulary
 
 BUILD_VERSION = 1
 """Raised when the same files and configuration give other tokens than before."""
@@ -290,10 +292,12 @@ def _write(
     velocities = np.array([kind == "Velocity" for kind in base.types])
     has_bars = "Bar_None" in base.index
     used = [index for index, row in enumerate(rows) if row.is_used]
-    moved = _Transposer(tokenizer, transpositions)
-    encode: Callable[[NDArray[np.int32]], NDArray[np.int32]] = lambda ids: ids  # noqa: E731
+    moved = _Transposer(base, transpositions)
     if config.bpe_vocab_size is not None:
-        tokenizer, encode = _train_bpe(config, [i for i in used if rows[i].split == "train"], spool, moved)
+        training = [index for index in used if rows[index].split == "train"]
+        # Pairs are learned from each piece once, in keys that go round, so that they serve all copies alike.
+        sequences = (_pick(list(moved(spool.get(index))), turn) for turn, index in enumerate(training))
+        tokenizer = tokenizer.train_bpe(sequences, config.bpe_vocab_size)
     with ShardWriter(
         out, tokenizer.vocabulary, tokenizer_json=json.dumps(tokenizer.to_dict(), separators=(",", ":"))
     ) as writer:
@@ -304,44 +308,30 @@ def _write(
             bars = None if has_bars else row.bars
             versions = moved(ids) if row.split == "train" else iter([ids])
             for count, version in enumerate(versions):
-                encoded = encode(version)
+                encoded = tokenizer.apply_bpe(version)
                 if count == 0:
                     row.tokens = len(encoded)
                 writer.add(row.split, encoded, row=index, flags=flags, bars=bars)
     return Corpus.open(out).fingerprint
 
 
+def _pick(versions: list[NDArray[np.int32]], turn: int) -> NDArray[np.int32]:
+    return versions[turn % len(versions)]
+
+
 class _Transposer:
     """Makes the transposed copies of a piece that stay inside the range of pitches."""
 
-    def __init__(self, tokenizer: Tokenizer, transpositions: Sequence[int]) -> None:
-        base = tokenizer.vocabulary
-        self.permutations: dict[int, NDArray[np.int64]] = {}
-        if transpositions:
-            from melodia.side_inputs import transposition_permutation
-
-            self.permutations = {s: np.asarray(transposition_permutation(base, s)) for s in transpositions}
-        self.pitch = np.full(base.size, -1, dtype=np.int64)
-        for token in base.ids_of("Pitch", "NoteOn"):
-            self.pitch[token] = int(base.value(token))
-        known = self.pitch[self.pitch >= 0]
-        self.low, self.high = (int(known.min()), int(known.max())) if len(known) else (0, 127)
+    def __init__(self, vocabulary: Vocabulary, transpositions: Sequence[int]) -> None:
+        self.moves = [transposition_permutation(vocabulary, shift) for shift in transpositions]
 
     def __call__(self, ids: NDArray[np.int32]) -> Iterator[NDArray[np.int32]]:
         """The piece as it is, then each copy."""
         yield ids
-        pitches = self.pitch[ids]
-        pitches = pitches[pitches >= 0]
-        for shift, permutation in self.permutations.items():
-            if len(pitches) and self.low <= pitches.min() + shift and pitches.max() + shift <= self.high:
-                yield permutation[ids].astype(np.int32)
-
-
-def _train_bpe(
-    config: TokenizerConfig, training: Sequence[int], spool: _Spool, moved: _Transposer
-) -> tuple[Tokenizer, Callable[[NDArray[np.int32]], NDArray[np.int32]]]:
-    """A tokenizer with pairs learned from the training pieces, and the function from base ids to its ids."""
-    raise ConfigError("byte pair encoding is not there yet; leave bpe_vocab_size at None")
+        for move in self.moves:
+            moved = move[ids]
+            if len(moved) and moved.min() >= 0:
+                yield moved
 
 
 def _write_build(
