@@ -178,7 +178,9 @@ def _with_fluidsynth(
         except (OSError, subprocess.TimeoutExpired) as error:
             raise BackendError(f"FluidSynth did not finish ({type(error).__name__})") from None
         said = done.stderr.decode("utf-8", "replace").strip().splitlines()
-        message = said[0][:200] if said else f"exit code {done.returncode}"
+        message = "; ".join(said[:3])[:300] if said else f"exit code {done.returncode}"
+        if "not a SoundFont" in message or "Failed to load" in message:  # it would go on with another one
+            raise BackendError(f"FluidSynth cannot use {soundfont.name} ({message})")
         if done.returncode != 0 or not sound.is_file():
             raise BackendError(f"FluidSynth failed ({message})")
         try:

@@ -266,14 +266,11 @@ class _Page:
         low, high = self.low - 0.5, self.high + 0.5
         axes.set_ylim(low, high)
         axes.fill_between([begin, end], low, high, color=LANE, linewidth=0, zorder=0)
-        for pitch in range(self.low, self.high + 1):
-            if pitch % 12 in (1, 3, 6, 8, 10):
-                axes.fill_between(
-                    [begin, end], pitch - 0.5, pitch + 0.5, color=BLACK_KEY, linewidth=0, zorder=0.5
-                )
-            if pitch % 12 == 0:
-                axes.plot([begin, end], [pitch - 0.5] * 2, color=OCTAVE, linewidth=0.6, zorder=1)
+        black = [pitch for pitch in range(self.low, self.high + 1) if pitch % 12 in (1, 3, 6, 8, 10)]
+        lanes = [[(begin, y - 0.5), (begin, y + 0.5), (end, y + 0.5), (end, y - 0.5)] for y in black]
+        axes.add_collection(PolyCollection(lanes, facecolors=BLACK_KEY, linewidths=0, zorder=0.5))
         octaves = [pitch for pitch in range(self.low, self.high + 1) if pitch % 12 == 0]
+        axes.hlines([pitch - 0.5 for pitch in octaves], begin, end, color=OCTAVE, linewidth=0.6, zorder=1)
         axes.set_yticks(octaves, [f"C{pitch // 12 - 1}" for pitch in octaves])
         self._grid(axes, system, low, high, numbers=True)
         notes = self.melodic
@@ -298,8 +295,7 @@ class _Page:
         low, high = -0.65, count - 0.35
         axes.set_ylim(low, high)
         axes.fill_between([begin, end], low, high, color="#f4f4f0", linewidth=0, zorder=0)
-        for row in range(count):
-            axes.plot([begin, end], [row, row], color="#e2e2da", linewidth=0.6, zorder=1)
+        axes.hlines(range(count), begin, end, color="#e2e2da", linewidth=0.6, zorder=1)
         names = [note_number_to_drum_name(pitch) or f"drum {pitch}" for pitch in self.drum_pitches]
         axes.set_yticks(range(count), names)
         axes.tick_params(labelsize=6.5)
