@@ -47,10 +47,10 @@ def main() -> None:
         except MelodiaError:
             failed += 1
     print(f"{arguments.folder.name}: {len(scores)} files read, {failed} not; scheme {arguments.scheme}")
-    print(
-        "| positions a beat | V | onsets moved | mean / 99 % / largest | ends moved > 0.02 | mean | merged | cut | tokens/note |"
-    )
-    print("|---|---|---|---|---|---|---|---|---|")
+    columns = ["positions a beat", "V", "onsets moved", "mean / 99 % / largest", "ends moved > 0.02", "mean"]
+    columns += ["merged", "cut", "tokens/note"]
+    print("| " + " | ".join(columns) + " |")
+    print("|" + "---|" * len(columns))
     for positions in (12, 24):
         tokenizer = Tokenizer(TokenizerConfig(arguments.scheme, positions_per_beat=positions))
         onsets, ends, counts = [], [], Counter()

@@ -63,8 +63,10 @@ def _calm(grammar: Grammar, state: GrammarState, legal: np.ndarray) -> np.ndarra
 
 
 def faults(score: Any) -> list[str]:
-    """What is wrong with a score: notes without length or that overlap one of their pitch, numbers out of range,
-    metres inside a bar, times before zero or out of order. An empty list for valid music.
+    """What is wrong with a score; an empty list for valid music.
+
+    Notes without length or that overlap one of their pitch, numbers out of range, metres inside a bar, times
+    before zero or out of order.
     """
     found = []
     sounding: dict[tuple[int, int], int] = defaultdict(int)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -108,7 +109,7 @@ class Grammar(Compiled):
             return bool(self._base_mask(state)[token])
         if not self._base_mask(state)[parts[0]]:
             return False
-        for before, part in zip(parts, parts[1:], strict=False):
+        for before, part in pairwise(parts):
             state = self._try(state, before)
             if state.kind == self._eos or not self._mask(state, True)[part]:
                 return False
