@@ -145,14 +145,16 @@ def test_velocity_pitch_and_duration():
 def test_repeated_run():
     loop = [(0, 1, 64), (1, 1, 65)] + [(2 + 0.5 * i, 0.5, 60) for i in range(9)] + [(7, 1, 60), (8, 1, 67)]
     # The nine eighths; the tenth 60 comes a full beat later.
-    assert st.repeated_run(note_table(make(loop))) == (9, 0)
+    assert st.repeated_run(note_table(make(loop)))[:2] == (9, 0)
     assert st.longest_repeated_run(make([(i, 1, 60 + i) for i in range(8)])) == 1.0
     chords = [(i, 1, p) for i in range(5, 9) for p in (60, 64, 67)]
-    assert st.repeated_run(note_table(make([(4, 1, 60), *chords]))) == (4, 1)
+    assert st.repeated_run(note_table(make([(4, 1, 60), *chords])))[:2] == (4, 1)
     # Alternating with another track does not break a run; alternating within a track does.
     assert st.longest_repeated_run(make([(i, 1, 60, 80, i % 2) for i in range(10)])) == 5.0
     assert st.longest_repeated_run(make([(i, 1, 60 + i % 2) for i in range(10)])) == 1.0
-    assert st.repeated_run(note_table(make(kicks(range(9)), drum=True))) == (0, 0), "drums repeat by trade"
+    assert st.repeated_run(note_table(make(kicks(range(9)), drum=True)))[:2] == (0, 0), (
+        "drums repeat by trade"
+    )
 
 
 def test_histograms():

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -246,13 +246,21 @@ def mean_duration(score: Any) -> float:
     return float((table.end - table.start).mean() / table.resolution) if len(table.start) else NAN
 
 
-def repeated_run(table: NoteTable) -> tuple[int, int]:
+class Run(NamedTuple):
+    """Equal onsets one after the other: how many, the bar of the first, and its and the last one's tick."""
+
+    onsets: int
+    bar: int
+    start: int
+    end: int
+
+
+def repeated_run(table: NoteTable) -> Run:
     """The longest run of equal onsets in one track: same pitches, same time since the onset before.
 
-    Returns:
-        (how many onsets, bar index of the first of them); (0, 0) without notes. A single note is a run of 1.
+    A single note is a run of 1; without pitched notes the run has 0 onsets.
     """
-    best = (0, 0)
+    best = Run(0, 0, 0, 0)
     for track in np.unique(table.track).tolist():
         part = table.select((table.track == track) & ~table.drum)
         onsets, first = np.unique(part.start, return_index=True)
@@ -266,14 +274,15 @@ def repeated_run(table: NoteTable) -> tuple[int, int]:
                 begin = i
             elif i - begin >= 2 and abs(gaps[i - 1] - gaps[i - 2]) * 24 > table.resolution:
                 begin = i - 1
-            if i - begin + 1 > best[0]:
-                best = (i - begin + 1, int(part.bar_of_note[first[begin]]))
+            if i - begin + 1 > best.onsets:
+                bar = int(part.bar_of_note[first[begin]])
+                best = Run(i - begin + 1, bar, int(onsets[begin]), int(onsets[i]))
     return best
 
 
 def longest_repeated_run(score: Any) -> float:
     """Onsets in the longest run of one pitch (or chord) repeated at one distance in one track."""
-    return float(repeated_run(note_table(score))[0])
+    return float(repeated_run(note_table(score)).onsets)
 
 
 def duration_histogram(score: Any) -> NDArray[np.float64]:
