@@ -191,8 +191,9 @@ class TestPianoroll:
         midi = tones((60, 0, 1))
         with pytest.raises(MidiError, match="no notes to draw"):
             plot_pianoroll(pretty_midi.PrettyMIDI(), tmp_path / "a.png")
-        with pytest.raises(ConfigError, match="inches"):
-            plot_pianoroll(midi, tmp_path / "a.png", size=(0, 5))
+        for size in ((0, 5), (5, 201), (150, 150), (float("nan"), 5)):
+            with pytest.raises(ConfigError, match="inches"):
+                plot_pianoroll(midi, tmp_path / "a.png", size=size)
         with pytest.raises(ConfigError, match="split_at"):
             plot_pianoroll(midi, tmp_path / "a.png", split_at=float("nan"))
         assert list(tmp_path.iterdir()) == []

@@ -81,8 +81,12 @@ def plot_pianoroll(
         MelodiaError: the file cannot be written, or is there already.
     """
     target = check_target(path, ".png", force)
-    if size is not None and not (len(size) == 2 and all(2 <= side <= 200 for side in size)):
-        raise ConfigError(f"`size` is width and height in inches, each from 2 to 200 (received {size})")
+    if size is not None and not (
+        len(size) == 2 and min(size) >= 2 and max(size) <= 200 and math.prod(size) <= 4000
+    ):
+        raise ConfigError(
+            f"`size` is width and height in inches, from 2 to 200 and at most 4000 square inches (received {size})"
+        )
     if split_at is not None and not math.isfinite(split_at):
         raise ConfigError(f"`split_at` is a time in seconds (received {split_at})")
     clock = Clock(midi)
