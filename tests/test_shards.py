@@ -139,9 +139,14 @@ def test_refuses_what_is_no_piece(tmp_path: Path, ids: list[int], message: str) 
 
 def test_an_error_leaves_the_old_corpus(tmp_path: Path) -> None:
     before = small_corpus(tmp_path).fingerprint
-    with pytest.raises(RuntimeError, match="stop"), ShardWriter(tmp_path, small_vocabulary()) as writer:
-        writer.add("train", [3])
-        raise RuntimeError("stop")
+
+    def interrupted() -> None:
+        with ShardWriter(tmp_path, small_vocabulary()) as writer:
+            writer.add("train", [3])
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        interrupted()
     corpus = Corpus.open(tmp_path)
     corpus.verify()
     assert corpus.fingerprint == before

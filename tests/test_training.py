@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
-from training_helpers import small_corpus, small_vocabulary
+from training_helpers import ENVIRONMENT, small_corpus, small_vocabulary
 
 from melodia.corpus.shards import Corpus, ShardWriter
 from melodia.errors import ConfigError, TrainingError
@@ -446,7 +446,7 @@ sys.meta_path.insert(0, Refuse())
 import melodia.training, melodia.corpus, melodia.kernels, melodia.model.checkpoint
 from melodia.training.logs import Logs
 from pathlib import Path
-from training_helpers import small_corpus
+from training_helpers import ENVIRONMENT, small_corpus
 from melodia.model import ModelConfig
 
 out = Path(sys.argv[1])
@@ -464,14 +464,7 @@ def test_training_imports_no_midi_library(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         cwd=Path(__file__).parent,
-        env=_environment(),
+        env=ENVIRONMENT,
     )
     assert run.returncode == 0, run.stderr
     assert run.stdout.strip() == "[]"
-
-
-def _environment() -> dict[str, str]:
-    import os
-
-    here = Path(__file__).resolve().parent
-    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(here.parent), str(here)])}

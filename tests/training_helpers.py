@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from melodia.corpus.shards import CONSTANT_VELOCITY, Corpus, ShardWriter
+from melodia.model import ModelConfig
+from melodia.training import TrainingConfig
 from melodia.vocabulary import Vocabulary
 
+HERE = Path(__file__).resolve().parent
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE)])}
+"""For processes that import melodia and these helpers."""
 LOW, HIGH = 40, 90
+CONFIG = TrainingConfig(
+    iterations=40,
+    batch_size=4,
+    window=16,
+    learning_rate=1e-2,
+    eval_every=7,
+    save_every=0.0,
+    threads=1,
+    device="cpu",
+)
 
 
 def small_vocabulary() -> Vocabulary:
@@ -67,3 +83,17 @@ def small_corpus(
                 flags = CONSTANT_VELOCITY
             writer.add("train" if i < pieces else "valid", ids, row=i, flags=flags)
     return Corpus.open(folder)
+
+
+def form(corpus: Corpus) -> ModelConfig:
+    """Every source of randomness, and a state of every kind of tensor."""
+    return ModelConfig(
+        kind="bidirectional",
+        vocab_size=corpus.vocabulary.size,
+        hidden_size=16,
+        dropout=0.2,
+        embedding_dropout=0.1,
+        weight_drop=0.1,
+        side_inputs=(("position", 8), ("bars_left", 9)),
+        block_starts=corpus.vocabulary.ids_of("Bar"),
+    )

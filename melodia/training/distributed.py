@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -92,20 +93,23 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
 def join(device: str = "auto") -> Iterator[World]:
     """Join the processes that torchrun started; without torchrun, a world of one.
 
-    The group is made here, and taken down again, unless the caller has made it.
+    The group that is made here lasts until the process ends, for later calls to use: torch cannot reliably
+        make a
+    second one (the processes may find one another's old addresses, and wait for ever).
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1 and not (distributed.is_available() and distributed.is_initialized()):
         yield World(device=choose_device(device))
         return
     place = choose_device(device, int(os.environ.get("LOCAL_RANK", "0")))
-    mine = not distributed.is_initialized()
     if place.type == "cuda":
         torch.cuda.set_device(place)
-    if mine:
+    if not distributed.is_initialized():
         distributed.init_process_group("nccl" if place.type == "cuda" else "gloo")
-    try:
-        yield World(distributed.get_rank(), distributed.get_world_size(), place)
-    finally:
-        if mine:
-            distributed.destroy_process_group()
+        atexit.register(_leave)
+    yield World(distributed.get_rank(), distributed.get_world_size(), place)
+
+
+def _leave() -> None:
+    if distributed.is_initialized():
+        distributed.destroy_process_group()

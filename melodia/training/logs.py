@@ -42,11 +42,14 @@ class Logs:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             kept = self._kept_rows(iteration) if iteration else []
-            self._file: TextIO = self.path.open("w", newline="", encoding="utf-8")
+            part = folder / "training.csv.part"
+            with part.open("w", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, COLUMNS)
+                writer.writeheader()
+                writer.writerows(kept)
+            part.replace(self.path)
+            self._file: TextIO = self.path.open("a", newline="", encoding="utf-8")
             self._writer = csv.DictWriter(self._file, COLUMNS)
-            self._writer.writeheader()
-            self._writer.writerows(kept)
-            self._file.flush()
         except OSError as error:
             raise self._error(error) from error
         self._board = self._open_board(folder / "tensorboard", iteration) if tensorboard else None
