@@ -198,7 +198,7 @@ class Grammar(Compiled):
         if follow & F_METRE:
             self._mask_metres(s, mask, end)
         if follow & F_SHIFT:
-            self._mask_shifts(s, mask, end, wants_note, early, strict)
+            self._mask_shifts(s, mask, end, wants_note)
         if follow & F_MICRO:
             first, last, _ = self._slice[Op.MICRO]
             row = s.rows.get(program)
@@ -292,9 +292,7 @@ class Grammar(Compiled):
         elif s.metre != NONE:
             mask[s.metre] = False
 
-    def _mask_shifts(
-        self, s: GrammarState, mask: NDArray[np.bool_], end: int, wants_note: bool, early: bool, strict: bool
-    ) -> None:
+    def _mask_shifts(self, s: GrammarState, mask: NDArray[np.bool_], end: int, wants_note: bool) -> None:
         """Time goes on inside the bar (PerTok), or up to the end and to where a note must have ended."""
         first, last, _ = self._slice[Op.TIME_SHIFT]
         furthest = s.now + self._shifts[-1] * s.unit
@@ -307,10 +305,6 @@ class Grammar(Compiled):
             silent_until = s.ends[0] + self._longest
         furthest = min(furthest, silent_until)
         high = bisect_right(self._shifts, (furthest - s.now) // s.unit)
-        low = 0
-        if early and s.has_bars:
-            low = bisect_left(self._shifts, -(-(s.bar_start + s.min_position * s.unit - s.now) // s.unit))
-        mask[first : first + low] = False
         mask[first + high : last] = False
         if len(s.ends) >= self._roomy and not s.on_off and self.vocabulary.scheme == "Structured":
             for i in range(high):

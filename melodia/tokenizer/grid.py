@@ -387,7 +387,7 @@ def _tempi(
     if not source:
         source = [(0.0, 120.0)]
         findings.add("note", "no tempo in the score: 120 assumed")
-    kept = [item for item in source if item[0] < last] or [(0.0, source[0][1])]
+    kept = [item for item in source if item[0] < last] or [(0.0, 120.0)]
     findings.add("dropped", "tempo change behind the last note", len(source) - len(kept))
     source = kept
     times = grid.snap(np.array([time for time, _ in source]))
