@@ -138,4 +138,4 @@ def _sound(midi: pretty_midi.PrettyMIDI, path: Path, force: bool) -> tuple[str, 
     from melodia.render import render_audio
 
     report = render_audio(midi, path, force=force)
-    return str(report), path
+    return report.line(), path
