@@ -24,7 +24,7 @@ using melodia::cpu::Step;
 constexpr int64_t W = Vector::width;
 constexpr int64_t backward_panel = W * Vector::backward_vectors;
 constexpr int64_t depth_block = 512;  // rows of a panel that stay in the second-level cache together
-constexpr int max_rows = 9;           // of any register tile
+constexpr int max_rows = 8;           // of any register tile
 
 #define MELODIA_INLINE inline __attribute__((always_inline))
 

@@ -9,6 +9,10 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include <algorithm>
 #include <cstdint>
 #include <optional>
@@ -52,7 +56,20 @@ inline std::optional<Tensor> checked(const std::optional<Tensor>& x, const char*
     return checked(*x, name, shape, type);
 }
 
-inline Tensor empty_like(const Tensor& x, const Shape& shape) { return torch::stable::new_empty(x, shape); }
+// An uninitialised float tensor. Large ones ask for huge pages: touching 4 KB pages for the first time costs
+// a fifth of the time of a long scan.
+inline Tensor empty_like(const Tensor& x, const Shape& shape) {
+    Tensor made = torch::stable::new_empty(x, shape);
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+    constexpr uintptr_t page = 4096, large = 4 << 20;
+    const auto begin = reinterpret_cast<uintptr_t>(made.data_ptr());
+    const uintptr_t end = begin + static_cast<uintptr_t>(made.numel()) * sizeof(float);
+    const uintptr_t first = (begin + page - 1) / page * page, last = end / page * page;
+    if (end - begin >= large)
+        madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);  // a hint only
+#endif
+    return made;
+}
 
 inline const float* floats(const Tensor& x) { return x.const_data_ptr<float>(); }
 inline const float* floats(const std::optional<Tensor>& x) { return x.has_value() ? floats(*x) : nullptr; }

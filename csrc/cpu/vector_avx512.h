@@ -8,7 +8,7 @@ namespace {
 
 struct Vector {
     static constexpr int64_t width = 16;
-    static constexpr int lstm_rows = 7, lstm_split = 1, gru_rows = 9, backward_rows = 7, backward_vectors = 4;
+    static constexpr int lstm_rows = 6, lstm_split = 1, gru_rows = 8, backward_rows = 6, backward_vectors = 4;
     static constexpr const char* name = "avx512";
     __m512 v;
 

@@ -1,0 +1,264 @@
+// The decode kernels of one instruction set, over the Vector of the header included before this one.
+// Everything stands in an unnamed namespace, as in cpu/kernels_impl.h and for the same reason.
+//
+// Each sum runs over k in ascending order in one chain, whatever M and the threads: a batch equals its sessions one
+// by one, bit for bit. The whole-number sums of int8 are the same on every instruction set.
+#pragma once
+
+#include "cells.h"
+#include "engine/kernels.h"
+
+namespace {
+
+using melodia::engine::kMaxGroups;
+using melodia::engine::kTile;
+using melodia::engine::Product;
+using melodia::engine::Weights;
+
+#define MELODIA_INLINE inline __attribute__((always_inline))
+
+constexpr int kParts = static_cast<int>(kTile / Vector::width);  // vectors in a lane group
+
+MELODIA_INLINE float from_bf16(uint16_t bits) {
+    const uint32_t wide = static_cast<uint32_t>(bits) << 16;
+    float x;
+    __builtin_memcpy(&x, &wide, 4);
+    return x;
+}
+
+// Two consecutive k of `Vector::width` rows: [width][2] bf16 -> the even and the odd k as floats.
+#if defined(__AVX512F__)
+MELODIA_INLINE void load_pair(const uint16_t* p, Vector& even, Vector& odd) {
+    const __m512i both = _mm512_loadu_si512(p);
+    even = {_mm512_castsi512_ps(_mm512_slli_epi32(both, 16))};
+    odd = {_mm512_castsi512_ps(_mm512_and_si512(both, _mm512_set1_epi32(static_cast<int>(0xFFFF0000u))))};
+}
+#elif defined(__AVX2__)
+MELODIA_INLINE void load_pair(const uint16_t* p, Vector& even, Vector& odd) {
+    const __m256i both = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    even = {_mm256_castsi256_ps(_mm256_slli_epi32(both, 16))};
+    odd = {_mm256_castsi256_ps(_mm256_and_si256(both, _mm256_set1_epi32(static_cast<int>(0xFFFF0000u))))};
+}
+#else
+MELODIA_INLINE void load_pair(const uint16_t* p, Vector& even, Vector& odd) {
+    float a[Vector::width], b[Vector::width];
+    for (int64_t k = 0; k < Vector::width; ++k) {
+        a[k] = from_bf16(p[2 * k]);
+        b[k] = from_bf16(p[2 * k + 1]);
+    }
+    even = Vector::load(a);
+    odd = Vector::load(b);
+}
+#endif
+
+// Sums of four products of unsigned by signed bytes, per 32-bit lane: acc[lane] += sum over j of x[j] w[lane][j].
+#if defined(__AVX512VNNI__)
+struct Sums {
+    __m512i v;
+    static constexpr int64_t width = 16;
+    static MELODIA_INLINE Sums zero() { return {_mm512_setzero_si512()}; }
+    MELODIA_INLINE void add(uint32_t x, const int8_t* w) {
+        v = _mm512_dpbusd_epi32(v, _mm512_set1_epi32(static_cast<int>(x)), _mm512_loadu_si512(w));
+    }
+    MELODIA_INLINE void store(int32_t* p) const { _mm512_storeu_si512(p, v); }
+};
+#elif defined(__AVX2__)
+struct Sums {
+    __m256i v;
+    static constexpr int64_t width = 8;
+    static MELODIA_INLINE Sums zero() { return {_mm256_setzero_si256()}; }
+    // In 16 bits, because a sum of two products of bytes saturates there.
+    MELODIA_INLINE void add(uint32_t x, const int8_t* w) {
+        const __m128i xs = _mm_set1_epi32(static_cast<int>(x));
+        const __m256i wide_x = _mm256_cvtepu8_epi16(xs);
+        const __m256i low = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(w)));
+        const __m256i high = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(w + 16)));
+        const __m256i a = _mm256_madd_epi16(wide_x, low), b = _mm256_madd_epi16(wide_x, high);
+        const __m256i pairs = _mm256_hadd_epi32(a, b);  // 128-bit halves interleave: lanes 0 1 4 5 2 3 6 7
+        v = _mm256_add_epi32(v, _mm256_permute4x64_epi64(pairs, 0xD8));
+    }
+    MELODIA_INLINE void store(int32_t* p) const { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v); }
+};
+#else
+struct Sums {
+    int32_t v[4];
+    static constexpr int64_t width = 4;
+    static MELODIA_INLINE Sums zero() { return {{0, 0, 0, 0}}; }
+    MELODIA_INLINE void add(uint32_t x, const int8_t* w) {
+        for (int lane = 0; lane < 4; ++lane)
+            for (int j = 0; j < 4; ++j)
+                v[lane] += static_cast<int32_t>((x >> (8 * j)) & 0xFF) * static_cast<int32_t>(w[4 * lane + j]);
+    }
+    MELODIA_INLINE void store(int32_t* p) const {
+        for (int lane = 0; lane < 4; ++lane) p[lane] = v[lane];
+    }
+};
+#endif
+
+template <int M, int NV>
+MELODIA_INLINE void finish(const Product& p, Vector (&sums)[M][NV * kParts]) {
+#pragma GCC unroll 4
+    for (int m = 0; m < M; ++m) {
+#pragma GCC unroll 16
+        for (int n = 0; n < NV * kParts; ++n) {
+            float* out = p.out[m] + n * Vector::width;
+            (p.add ? Vector::load(out) + sums[m][n] : sums[m][n]).store(out);
+        }
+    }
+}
+
+template <int M, int NV>
+void product_fp32(const Product& p) {
+    Vector sums[M][NV * kParts];
+    const float* panel = static_cast<const float*>(p.panel);
+    const float* x[M];
+#pragma GCC unroll 4
+    for (int m = 0; m < M; ++m) {
+        x[m] = p.x[m];
+#pragma GCC unroll 16
+        for (int n = 0; n < NV * kParts; ++n) sums[m][n] = Vector::zero();
+    }
+    for (int64_t k = 0; k < p.K; ++k, panel += NV * kTile) {
+#pragma GCC unroll 16
+        for (int n = 0; n < NV * kParts; ++n) {
+            const Vector w = Vector::load(panel + n * Vector::width);
+#pragma GCC unroll 4
+            for (int m = 0; m < M; ++m) sums[m][n] = fma(Vector::broadcast(x[m] + k), w, sums[m][n]);
+        }
+    }
+    finish<M, NV>(p, sums);
+}
+
+template <int M, int NV>
+void product_bf16(const Product& p) {
+    Vector sums[M][NV * kParts];
+    const uint16_t* panel = static_cast<const uint16_t*>(p.panel);
+    const float* x[M];
+#pragma GCC unroll 4
+    for (int m = 0; m < M; ++m) {
+        x[m] = p.x[m];
+#pragma GCC unroll 16
+        for (int n = 0; n < NV * kParts; ++n) sums[m][n] = Vector::zero();
+    }
+    for (int64_t k = 0; k < p.K; k += 2, panel += 2 * NV * kTile) {
+#pragma GCC unroll 16
+        for (int n = 0; n < NV * kParts; ++n) {
+            Vector even, odd;
+            load_pair(panel + 2 * n * Vector::width, even, odd);
+#pragma GCC unroll 4
+            for (int m = 0; m < M; ++m) {
+                sums[m][n] = fma(Vector::broadcast(x[m] + k), even, sums[m][n]);
+                sums[m][n] = fma(Vector::broadcast(x[m] + k + 1), odd, sums[m][n]);
+            }
+        }
+    }
+    finish<M, NV>(p, sums);
+}
+
+template <int M, int NV>
+void product_int8(const Product& p) {
+    constexpr int parts = NV * static_cast<int>(kTile / Sums::width);
+    Sums sums[M][parts];
+    const int8_t* panel = static_cast<const int8_t*>(p.panel);
+    const uint8_t* x[M];
+#pragma GCC unroll 4
+    for (int m = 0; m < M; ++m) {
+        x[m] = p.x_u8[m];
+#pragma GCC unroll 16
+        for (int n = 0; n < parts; ++n) sums[m][n] = Sums::zero();
+    }
+    for (int64_t k = 0; k < p.K; k += 4, panel += 4 * NV * kTile) {
+        uint32_t quad[M];
+#pragma GCC unroll 4
+        for (int m = 0; m < M; ++m) __builtin_memcpy(&quad[m], x[m] + k, 4);
+#pragma GCC unroll 16
+        for (int n = 0; n < parts; ++n) {
+#pragma GCC unroll 4
+            for (int m = 0; m < M; ++m) sums[m][n].add(quad[m], panel + 4 * n * Sums::width);
+        }
+    }
+    int32_t whole[NV * kTile];
+    for (int m = 0; m < M; ++m) {
+        for (int n = 0; n < parts; ++n) sums[m][n].store(whole + n * Sums::width);
+        for (int64_t n = 0; n < NV * kTile; ++n) {
+            const float sum = static_cast<float>(whole[n] - p.offset[n]) * (p.scale[n] * p.x_scale[m]);
+            p.out[m][n] = p.add ? p.out[m][n] + sum : sum;
+        }
+    }
+}
+
+template <int M, int NV>
+MELODIA_INLINE void product_of(Weights weights, const Product& p) {
+    if (weights == Weights::fp32)
+        product_fp32<M, NV>(p);
+    else if (weights == Weights::bf16)
+        product_bf16<M, NV>(p);
+    else
+        product_int8<M, NV>(p);
+}
+
+template <int M>
+MELODIA_INLINE void product_of(Weights weights, const Product& p) {
+    switch (p.NV) {
+        case 1: return product_of<M, 1>(weights, p);
+        case 2: return product_of<M, 2>(weights, p);
+        case 3: return product_of<M, 3>(weights, p);
+        default: return product_of<M, 4>(weights, p);
+    }
+}
+
+void product(Weights weights, const Product& p) {
+    switch (p.M) {
+        case 1: return product_of<1>(weights, p);
+        case 2: return product_of<2>(weights, p);
+        case 3: return product_of<3>(weights, p);
+        default: return product_of<4>(weights, p);
+    }
+}
+
+void lstm(const float* gates, const float* c, float* c_out, float* h_out) {
+    for (int64_t k = 0; k < kTile; k += Vector::width) {
+        const auto unit = melodia::lstm_forward(
+            Vector::load(gates + k), Vector::load(gates + kTile + k), Vector::load(gates + 2 * kTile + k),
+            Vector::load(gates + 3 * kTile + k), Vector::load(c + k));
+        unit.c.store(c_out + k);
+        unit.h.store(h_out + k);
+    }
+}
+
+void gru(const float* gates_x, const float* gates_h, const float* h, float* h_out) {
+    for (int64_t k = 0; k < kTile; k += Vector::width) {
+        const auto unit = melodia::gru_forward(
+            Vector::load(gates_x + k) + Vector::load(gates_h + k),
+            Vector::load(gates_x + kTile + k) + Vector::load(gates_h + kTile + k),
+            Vector::load(gates_x + 2 * kTile + k), Vector::load(gates_h + 2 * kTile + k), Vector::load(h + k));
+        unit.h.store(h_out + k);
+    }
+}
+
+float quantise(const float* x, int64_t K, uint8_t* out) {
+    float top = 0.0f;
+    for (int64_t k = 0; k < K; ++k) {
+        const float size = x[k] < 0.0f ? -x[k] : x[k];
+        top = size > top ? size : top;
+    }
+    const float scale = top > 0.0f ? top / 127.0f : 1.0f, inverse = 1.0f / scale;
+    for (int64_t k = 0; k < K; ++k) {
+        // Adding 1.5 * 2^23 rounds to the nearest whole number, ties to even; it lands in the low bits.
+        const float shifted = x[k] * inverse + 12582912.0f;
+        int32_t bits;
+        __builtin_memcpy(&bits, &shifted, 4);
+        out[k] = static_cast<uint8_t>(bits - 0x4B400000 + 128);
+    }
+    return scale;
+}
+
+void add(const float* row, int64_t n, float* out) {
+    for (int64_t k = 0; k < n; ++k) out[k] += row[k];
+}
+
+constexpr melodia::engine::Kernels table() {
+    return {Vector::name, product, lstm, gru, quantise, add};
+}
+
+}  // namespace
