@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from melodia.decode import Choice, choose
-from melodia.grammar import Grammar, NoteEvent, Op
+from melodia.grammar import Grammar, NoteEvent
 from melodia.sampler.continuation import Event, TimeMap
 from melodia.sampler.plan import Plan, TokenClasses
 from melodia.sampler.request import Request
-from melodia.sampler.session import Context, Session, Tail, tail_at
+from melodia.sampler.session import Context, Session, Tail, half_described, tail_at
 
 
 class Lane:
@@ -105,6 +105,7 @@ class Lane:
             recent=tuple(self._recent[-1024:]),
             tail=Tail(self._tail_offset, self._tail_before, tuple(self._tail_ids)),
             context=self.plan.context_now(),
+            ids=None,
         )
 
     def result(self) -> tuple[tuple[NoteEvent, ...], TimeMap]:
@@ -150,10 +151,7 @@ class Lane:
         state, vocabulary = self.session.grammar, self.classes.vocabulary
         if not self.tokens:
             return
-        last = self.tokens[-1]
-        op = self.classes.tables.ops[vocabulary.expansions.get(last, (last,))[-1]]
-        quiet = (Op.DURATION, Op.NOTE_OFF, Op.DRUM_OFF, Op.TIME_SHIFT, Op.TEMPO, Op.TIME_SIGNATURE)
-        if op in quiet and not (state.on_off and state.ends):
+        if not half_described(vocabulary, self.tokens[-1]) and not (state.on_off and state.ends):
             tail = tail_at(vocabulary, state)
             self._tail_offset, self._tail_before, self._tail_ids = tail.offset, tail.before, []
 

@@ -94,6 +94,8 @@ class Plan:
         self.cycle = () if request.metre_changes or not classes.has_metres else context.cycle
         self.first: int | None = None
         self.last: int | None = None
+        self._line = 0  # the bar line before the first full bar
+        self._length = 0  # of the bars from there
         self._turn = 0
         self._bar = -1
         self._unseeded = state.notes == 0
@@ -105,7 +107,9 @@ class Plan:
         state.max_bars = -1
         state.min_bars = _NEVER
         if state.bar >= 0:
-            self._bar = self.bar_at(state)[0]
+            self._bar, start, _ = self.bar_at(state)
+            if start == context.join and not self._awaits_metre(state):
+                self._enter_bar(state, self._bar, start)
             self._settle(state, 0)
 
     # -- what the caller asks at every token ----------------------------------------------------------------------
@@ -146,7 +150,7 @@ class Plan:
         index, start, _ = self.bar_at(s)
         if index != self._bar and not self._awaits_metre(s):
             self._bar = index
-            self._enter_bar(s, start)
+            self._enter_bar(s, index, start)
         self._settle(s, count)
 
     @property
@@ -159,16 +163,18 @@ class Plan:
     def end(self, s: GrammarState) -> int:
         """The bar line behind the last bar, or behind the present one if the last is not known."""
         index, start, end = self.bar_at(s)
-        if self.last is None or self.last <= index:
+        if self.last is None or self.first is None:
             return end
-        return start + (self.last - index + 1) * (end - start)
+        if not self.request.metre_changes:
+            bars = max(0, self.last - self.first + 1) // max(1, len(self.cycle))
+            return self._line + bars * self._length
+        return end if self.last <= index else start + (self.last - index + 1) * (end - start)
 
     def known_end(self, s: GrammarState) -> int | None:
         """The final bar line, where it is certain."""
-        if self.last is None or self.first is None:
+        if self.last is None or (self.request.metre_changes and self._bar < self.last):
             return None
-        fixed = not self.request.metre_changes and len(self.cycle) <= 1 and self._bar >= self.first
-        return self.end(s) if fixed or self._bar >= self.last else None
+        return self.end(s)
 
     def bars_done(self, ended: str) -> int:
         """Full bars from the join to the end; a metre that is written in several pieces counts once."""
@@ -214,7 +220,8 @@ class Plan:
                 wanted &= ~classes.inner_metre
         if not s.has_bars and not self.request.silent_bars:
             _, start, end = self.bar_at(s)
-            wanted &= ~(classes.shift & (s.now + classes.moves * s.unit >= 2 * end - start))
+            limit = end if self._unseeded and not s.notes else 2 * end - start
+            wanted &= ~(classes.shift & (s.now + classes.moves * s.unit >= limit))
         if self.last is not None and self._bar >= self.last:
             wanted &= ~classes.inner_bar
             if not s.has_bars:
@@ -278,11 +285,11 @@ class Plan:
         start = self.context.origin + index * length
         return index, start, start + length
 
-    def _enter_bar(self, s: GrammarState, start: int) -> None:
+    def _enter_bar(self, s: GrammarState, index: int, start: int) -> None:
         """A new bar has begun: it must hold a note, unless it may be silent or something sounds into it."""
         if start < self.context.join:
             return
-        is_first = self.first is None
+        is_first = self.first is None or index == self.first
         if not is_first and (self.request.silent_bars or (self._turn - 1) % max(1, len(self.cycle))):
             return
         sounds = bool(s.ends) if s.on_off else any(end > start for end in s.ends)
@@ -298,14 +305,14 @@ class Plan:
         if start < join < end and s.has_bars and s.now < join:
             s.min_position = -(-(join - start) // s.unit)
         if self.first is None and end > join:
-            self.first = index if start >= join else index + 1
-            self._change_to_metre(start if start >= join else end)
+            self.first, self._line = (index, start) if start >= join else (index + 1, end)
+            self._length = self._bar_ticks(s)
+            self._change_to_metre(self._line)
         if self.first is not None and self.last is None:
             self.last = self._find_last(s, index, count)
-            if self.last is not None:
-                s.min_bars = self.last + 1 if self.classes.has_metres else 0
-            elif self.request.may_end:
-                s.min_bars = self.first + 1 if self.classes.has_metres else 0
+            if self.last is not None or self.request.may_end:
+                asked = self.first if self.request.may_end else self.last
+                s.min_bars = asked + 1 if self.classes.has_metres and asked is not None else 0
 
     def _find_last(self, s: GrammarState, index: int, count: int) -> int | None:
         request, first, pieces = self.request, self.first, max(1, len(self.cycle))

@@ -196,7 +196,7 @@ class Sampler:
             if append:
                 seed = self._appended(seed)
             read = read_seed(seed, self.tokenizer, seed_bars=seed_bars, seed_seconds=seed_seconds)
-            if append and self._session is not None and self._session.seed is not None:
+            if append and self._session is not None:
                 self._session, nll = self._feed(self._session, read)
             else:
                 self._session, nll = self._feed_from_start(read.ids, read.context, read.score, density)
@@ -352,6 +352,7 @@ class Sampler:
             tail=Tail(),
             context=context,
             seed=score,
+            ids=ids.astype(np.int32),
             fingerprint=self._fingerprint,
         )
         whole = np.concatenate([[self.vocabulary.bos], ids]).astype(np.int64)
@@ -366,7 +367,7 @@ class Sampler:
         sides = side_inputs(
             self.vocabulary, whole, self.model.config.side_inputs, density=session.side.density
         )
-        session.context, session.seed = seed.context, seed.score
+        session.context, session.seed, session.ids = seed.context, seed.score, seed.ids
         return self._advance(session, Grammar.compile(self.vocabulary), whole[done + 1 :], sides[done + 1 :])
 
     def _advance(
@@ -407,10 +408,12 @@ class Sampler:
         more = np.asarray(seed) if not isinstance(seed, (str, bytes, os.PathLike)) else np.zeros(0)
         if more.ndim != 1 or more.dtype.kind not in "iu":
             raise ConfigError("`append` takes token ids; encode the music with the sampler's tokenizer")
-        present = self.state.seed
+        present = self.state.ids
         if present is None:
-            return more.astype(np.int64)
-        return np.concatenate([self.tokenizer.encode(present).ids, more]).astype(np.int64)
+            raise ConfigError(
+                "`append` goes on from a seed, and the session has moved on from its own; prime anew"
+            )
+        return np.concatenate([present, more]).astype(np.int64)
 
     def _continuations(self, lanes: list[Lane], wall: float) -> list[Continuation]:
         results = [(lane, *lane.result()) for lane in lanes]

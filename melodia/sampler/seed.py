@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from melodia.errors import ConfigError
+from melodia.errors import ConfigError, TokenizerError
 from melodia.grammar import Grammar, TokenReader
 from melodia.midi.report import Finding
-from melodia.sampler.session import Context
+from melodia.sampler.session import Context, half_described
 from melodia.tokenizer import Tokenizer
 from melodia.vocabulary import Vocabulary
 
@@ -126,20 +126,22 @@ def _check_ids(ids: NDArray[Any], vocabulary: Vocabulary) -> NDArray[np.int32]:
             f"token ids must be whole numbers [N], N at least 1 (received {ids.dtype} {ids.shape}); "
             "a seed is a MIDI file, a score or token ids"
         )
-    flat = ids.astype(np.int32)
+    flat = ids.astype(np.int64)
     if flat[0] == vocabulary.bos:
         flat = flat[1:]
     if len(flat) and flat[-1] == vocabulary.eos:
         flat = flat[:-1]
     grammar = Grammar.compile(vocabulary)
     state = grammar.start()
-    for token in flat.tolist():
+    whole = 0  # behind the last token at which no note is half described
+    for place, token in enumerate(flat.tolist()):
         grammar.advance(state, token)
-    if not len(flat):
-        raise ConfigError(
-            "token ids of a seed must hold music, not BOS and EOS alone; prime with None instead"
-        )
-    return flat
+        if not half_described(vocabulary, token):
+            whole = place + 1
+    flat = flat[:whole]
+    if not vocabulary.notes_of_token[flat].any():
+        raise TokenizerError("the token ids of the seed hold no note; give more of them, or prime with None")
+    return flat.astype(np.int32)
 
 
 def _context(

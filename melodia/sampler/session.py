@@ -80,6 +80,14 @@ class Tail:
         return reader
 
 
+def half_described(vocabulary: Vocabulary, token: int) -> bool:
+    """Whether a note, a bar or a change of program is only begun behind a token."""
+    tables = compile_tables(vocabulary)
+    op = tables.ops[vocabulary.expansions.get(token, (token,))[-1]]
+    begun = {Op.BAR, Op.PROGRAM, Op.DRUM, Op.PITCH, Op.MICRO, Op.POSITION}
+    return op in begun or (op == Op.VELOCITY and not tables.on_off)
+
+
 def tail_at(vocabulary: Vocabulary, state: GrammarState) -> Tail:
     """The tail at a place at which no note is open."""
     tables = compile_tables(vocabulary)
@@ -127,6 +135,7 @@ class Session:
         tail: what a reader of notes needs to go on.
         context: what new music keeps of the music before it.
         seed: the music before, as a score; None for none.
+        ids: int32 [N], the tokens of the seed, as long as nothing else was fed.
         fingerprint: of the model and the vocabulary.
     """
 
@@ -139,6 +148,7 @@ class Session:
     tail: Tail
     context: Context
     seed: ScoreTick | None
+    ids: NDArray[np.int32] | None = None
     fingerprint: str = field(repr=False, default="")
 
     def fork(self) -> Session:
@@ -172,6 +182,8 @@ class Session:
         arrays["recent"] = np.array(self.recent, dtype=np.int64)
         arrays["tail"] = np.array(self.tail.ids, dtype=np.int64)
         arrays["tail_before"] = np.array(self.tail.before, dtype=np.int64)
+        if self.ids is not None:
+            arrays["ids"] = self.ids
         if self.seed is not None:
             arrays["seed_midi"] = np.frombuffer(midi_bytes(self.seed), dtype=np.uint8)
         about = {
@@ -264,6 +276,7 @@ class Session:
             ),
             context=Context(**context),
             seed=seed,
+            ids=arrays["ids"].astype(np.int32) if "ids" in arrays else None,
             fingerprint=str(about["fingerprint"]),
         )
 
