@@ -63,8 +63,10 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
     ),
     "gaps": lambda: fill(b"\xff\xff\xff\x7f\x90\x3c\x40\x7f\x80\x3c\0", 240_000),
     "gaps just under the limit": lambda: fill(b"\x87\xbf\x7f\x90\x3c\x40\x7f\x80\x3c\0", 240_000),
-    "tiny bars": lambda: header(division=32767)
-    + chunk(b"\0\xff\x58\4\1\5\x18\x08" + b"\x8f\xff\x7f\x90\x3c\x40\x7f\x80\x3c\0" * 100_000),
+    "tiny bars": lambda: (
+        header(division=32767)
+        + chunk(b"\0\xff\x58\4\1\5\x18\x08" + b"\x8f\xff\x7f\x90\x3c\x40\x7f\x80\x3c\0" * 100_000)
+    ),
     "long deltas": lambda: fill(b"\xff\xff\xff\xff\xff\x7f\xb0\x07\x40", 199_000),
     "data bytes above 127": lambda: fill(b"\0\x90\x3c\xc0", 199_000),
     "end marks": lambda: fill(b"\0\xff\x2f\0" + NOTE, 190_000),

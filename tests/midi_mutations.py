@@ -17,7 +17,9 @@ def _places(data: bytes, word: bytes) -> list[int]:
 def _bytes(data: bytearray, rng: random.Random) -> None:
     for _ in range(rng.choice((1, 1, 2, 5, 30))):
         at = rng.randrange(len(data))
-        data[at] = rng.choice((0, 0x7F, 0x80, 0xFF, 0xF0, 0xF7, rng.randrange(256), data[at] ^ (1 << rng.randrange(8))))
+        data[at] = rng.choice(
+            (0, 0x7F, 0x80, 0xFF, 0xF0, 0xF7, rng.randrange(256), data[at] ^ (1 << rng.randrange(8)))
+        )
 
 
 def _delete(data: bytearray, rng: random.Random) -> None:
@@ -44,7 +46,9 @@ def _lie_about_length(data: bytearray, rng: random.Random) -> None:
     if places:
         at = rng.choice(places) + 4
         value = int.from_bytes(data[at : at + 4], "big")
-        value = rng.choice((0, 1, value - 1, value + 1, value + 7, value * 2, 0xFFFFFFFF, rng.randrange(1 << 32)))
+        value = rng.choice(
+            (0, 1, value - 1, value + 1, value + 7, value * 2, 0xFFFFFFFF, rng.randrange(1 << 32))
+        )
         data[at : at + 4] = (value & 0xFFFFFFFF).to_bytes(4, "big")
 
 
@@ -94,7 +98,7 @@ def _wrap(data: bytearray, rng: random.Random) -> None:
 
 def _chunks(data: bytearray, rng: random.Random) -> None:
     """Shuffle, drop or repeat whole chunks."""
-    places = [at for at in _places(bytes(data), b"MTrk")]
+    places = _places(bytes(data), b"MTrk")
     if len(places) > 1:
         parts = [bytes(data[a:b]) for a, b in zip(places, [*places[1:], len(data)], strict=True)]
         rng.shuffle(parts)

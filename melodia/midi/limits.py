@@ -11,8 +11,8 @@ from melodia.errors import ConfigError
 class Limits:
     """Bounds of one read. The defaults keep every file under 500 MB of memory and a few seconds.
 
-    A file over `size`, `events`, `messages`, `tracks` or `notes` is refused; silence and notes that are too long are
-    shortened, music after `quarters` or `bars` is cut, and the report says so.
+    A file over `size`, `events`, `messages`, `tracks` or `notes` is refused; silence and notes that are too
+    long are shortened, music after `quarters` or `bars` is cut, and the report says so.
 
     Attributes:
         size: bytes of the file.

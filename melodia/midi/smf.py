@@ -21,6 +21,7 @@ from melodia.midi.report import Findings
 
 TRACK_NAME, END_OF_TRACK, TEMPO, TIME_SIGNATURE, KEY_SIGNATURE = 0x03, 0x2F, 0x51, 0x58, 0x59
 
+_KNOWN_METAS = {0x20, 0x21, END_OF_TRACK, TEMPO, 0x54, TIME_SIGNATURE, KEY_SIGNATURE, 0x7F}
 _SYSTEM_DATA = {0xF1: 1, 0xF2: 2, 0xF3: 1}  # data bytes of the system messages that have any
 _RESYNC_WINDOW = 1 << 16  # positions tried after damage
 _RESYNC_TOTAL = 1 << 19  # positions tried in one file
@@ -175,6 +176,9 @@ class _Parser:
                         position = self._overrun(position, at, end, f"{word} longer than its track")
                         continue
                     start, size = min(start, end), 0
+                elif kind > 0x0F and kind not in _KNOWN_METAS and not self._follows(start + size, end, 3):
+                    position = self._damage(position, end, "meta event of unknown kind and length skipped")
+                    continue
                 elif status == 0xF0 and size and data[start + size - 1] != 0xF7:
                     size = self._sysex_size(start, size, end)
                 self.metas.append((len(positions), kind, start, start + size))

@@ -1,0 +1,252 @@
+"""Writing: round trips, nothing lost on a failure."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+from pathlib import Path
+
+import mido
+import pretty_midi
+import pytest
+import symusic
+from midi_cases import CASES, GOOD
+
+from melodia.errors import MidiError
+from melodia.midi import midi_bytes, read_midi, read_score, to_pretty_midi, write_midi
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def content(score):
+    """Everything that a round trip must keep."""
+    tracks = [
+        (
+            track.is_drum,
+            track.program,
+            track.name,
+            sorted((n.time, n.pitch, n.duration, n.velocity) for n in track.notes),
+            sorted((c.time, c.number, c.value) for c in track.controls),
+            sorted((b.time, b.value) for b in track.pitch_bends),
+        )
+        for track in score.tracks
+    ]
+    return (
+        score.ticks_per_quarter,
+        tracks,
+        [(t.time, t.mspq) for t in score.tempos],
+        [(s.time, s.numerator, s.denominator) for s in score.time_signatures],
+        [(k.time, k.key, k.tonality) for k in score.key_signatures],
+    )
+
+
+def rich_score():
+    """Two parts and drums, with changes of tempo, metre and key, pedal and bends."""
+    score = symusic.Score(480)
+    for program, drum, name in (
+        (0, False, "Klavier links"),
+        (0, False, "rechts"),
+        (73, False, ""),
+        (0, True, "Drums"),
+    ):
+        track = symusic.Track(name=name, program=program, is_drum=drum, ttype="tick")
+        for step in range(20):
+            track.notes.append(symusic.Note(step * 130, 129, 40 + step * 3, 1 + step * 6, ttype="tick"))
+            track.notes.append(symusic.Note(step * 130, 130, 39, 100, ttype="tick"))
+        track.controls.append(symusic.ControlChange(0, 64, 127, ttype="tick"))
+        track.controls.append(symusic.ControlChange(700, 64, 0, ttype="tick"))
+        track.pitch_bends.append(symusic.PitchBend(20, -8192, ttype="tick"))
+        track.pitch_bends.append(symusic.PitchBend(30, 8191, ttype="tick"))
+        score.tracks.append(track)
+    for tick, mspq in ((0, 512_345), (960, 333_333)):
+        score.tempos.append(symusic.Tempo(tick, mspq=mspq, ttype="tick"))
+    for tick, top, bottom in ((0, 3, 4), (1440, 6, 8)):
+        score.time_signatures.append(symusic.TimeSignature(tick, top, bottom, ttype="tick"))
+    for tick, key, mode in ((0, -3, 1), (1440, 7, 0)):
+        score.key_signatures.append(symusic.KeySignature(tick, key, mode, ttype="tick"))
+    return score
+
+
+def test_round_trip_is_exact():
+    score = rich_score()
+    data = midi_bytes(score)
+    again, report = read_score(data)
+    assert content(again) == content(score)
+    assert report.clean
+    assert midi_bytes(again) == data
+
+
+def test_others_read_what_is_written():
+    score = rich_score()
+    data = midi_bytes(score)
+    expected = sorted((n.time, n.pitch, n.duration, n.velocity) for t in score.tracks for n in t.notes)
+    theirs = symusic.Score.from_midi(data)
+    assert (
+        sorted((n.time, n.pitch, n.duration, n.velocity) for t in theirs.tracks for n in t.notes) == expected
+    )
+    parsed = mido.MidiFile(file=io.BytesIO(data))
+    assert sum(message.type == "note_on" for track in parsed.tracks for message in track) == len(expected)
+    assert parsed.length == pytest.approx(to_pretty_midi(score).get_end_time(), abs=1e-6)
+
+
+def test_round_trip_through_pretty_midi():
+    score = rich_score()
+    again, _ = read_score(to_pretty_midi(score))
+    for before, after in zip(content(score)[1], content(again)[1], strict=True):
+        assert before == after
+    assert content(again)[3:4] == content(score)[3:4]
+    assert [(key.time, key.tonality) for key in again.key_signatures] == [(0, 1), (1440, 0)]
+    assert again.key_signatures[1].key == -5  # PrettyMIDI has one name for C sharp and D flat major
+
+
+def test_round_trip_of_samples(samples_dir):
+    paths = sorted(samples_dir.glob("*.mid"))
+    if not paths:
+        pytest.skip("needs the files of midi_samples")
+    for path in paths:
+        score, report = read_score(path)
+        assert report.clean, report.lines()
+        again, _ = read_score(midi_bytes(score))
+        assert content(again) == content(score)
+
+
+def test_every_readable_case_is_written():
+    for case in CASES.values():
+        if case.notes:
+            score, _ = read_score(case.data)
+            assert read_score(midi_bytes(score))[1].notes == case.notes
+
+
+def test_more_tracks_than_channels():
+    score = symusic.Score(96)
+    for index in range(40):
+        track = symusic.Track(name=str(index), program=index % 20, is_drum=index == 7, ttype="tick")
+        track.notes.append(symusic.Note(0, 96, 60, 64, ttype="tick"))
+        score.tracks.append(track)
+    again, report = read_score(midi_bytes(score))
+    assert [(t.program, t.is_drum, t.name) for t in again.tracks] == [
+        (t.program, t.is_drum, t.name) for t in score.tracks
+    ]
+    assert report.clean
+
+
+def test_huge_ticks_do_not_make_a_huge_table():
+    score = symusic.Score(32767)
+    track = symusic.Track(program=0, is_drum=False, ttype="tick")
+    track.notes.append(symusic.Note(2**30 - 32767, 32767, 60, 64, ttype="tick"))
+    score.tracks.append(track)
+    midi = to_pretty_midi(score)
+    assert midi.resolution < 130
+    assert midi.instruments[0].notes[0].end == pytest.approx(2**30 / 32767 / 2)
+
+
+def test_written_file(tmp_path):
+    path = write_midi(rich_score(), tmp_path / "new.mid")
+    assert path == tmp_path / "new.mid"
+    assert path.read_bytes() == midi_bytes(rich_score())
+    assert names(tmp_path) == ["new.mid"]
+
+
+def test_pretty_midi_is_written(tmp_path):
+    midi = read_midi(GOOD)
+    assert isinstance(midi, pretty_midi.PrettyMIDI)
+    path = write_midi(midi, tmp_path / "new.mid")
+    assert read_score(path)[1].notes == 8
+
+
+def test_nothing_is_overwritten(tmp_path):
+    path = tmp_path / "old.mid"
+    path.write_bytes(b"old")
+    with pytest.raises(MidiError, match=r"old.mid: is there already; choose another name"):
+        write_midi(rich_score(), path)
+    assert path.read_bytes() == b"old"
+    write_midi(rich_score(), path, force=True)
+    assert read_score(path)[1].notes == 160
+    assert names(tmp_path) == ["old.mid"]
+
+
+def test_nothing_is_overwritten_in_a_race(tmp_path, monkeypatch):
+    path = tmp_path / "old.mid"
+    real = os.fsync
+
+    def appears(descriptor):
+        path.write_bytes(b"old")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", appears)
+    with pytest.raises(MidiError, match="is there already"):
+        write_midi(rich_score(), path)
+    assert path.read_bytes() == b"old"
+    assert names(tmp_path) == ["old.mid"]
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EDQUOT])
+def test_full_disk_leaves_the_old_file(tmp_path, monkeypatch, code):
+    path = tmp_path / "old.mid"
+    path.write_bytes(b"old")
+
+    def full(_descriptor):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(MidiError, match=r"cannot be written .*free space"):
+        write_midi(rich_score(), path, force=True)
+    assert path.read_bytes() == b"old"
+    assert names(tmp_path) == ["old.mid"]
+
+
+def test_full_device():
+    if not Path("/dev/full").exists():
+        pytest.skip("needs /dev/full")
+    with pytest.raises(MidiError, match=r"/dev/full: is there already"):
+        write_midi(rich_score(), "/dev/full")
+
+
+def test_unwritable_folder(tmp_path):
+    with pytest.raises(MidiError, match=r"cannot be written \(No such file or directory\)"):
+        write_midi(rich_score(), tmp_path / "missing" / "new.mid")
+    file = tmp_path / "file"
+    file.write_bytes(b"")
+    with pytest.raises(MidiError, match=r"cannot be written \(Not a directory\)"):
+        write_midi(rich_score(), file / "new.mid")
+    with pytest.raises(MidiError, match="is a directory"):
+        write_midi(rich_score(), tmp_path, force=True)
+
+
+def test_read_only_folder(tmp_path, monkeypatch):
+    folder = tmp_path / "locked"
+    folder.mkdir()
+    folder.chmod(0o500)
+    if os.access(folder, os.W_OK):  # root may write everywhere
+
+        def denied(*_args, **_options):
+            raise PermissionError(errno.EACCES, "Permission denied")
+
+        monkeypatch.setattr(Path, "open", denied)
+    with pytest.raises(MidiError, match=r"cannot be written \(Permission denied\)"):
+        write_midi(rich_score(), folder / "new.mid")
+    folder.chmod(0o700)
+
+
+@pytest.mark.parametrize("what", [None, 3, "score"])
+def test_not_music(what, tmp_path):
+    with pytest.raises(MidiError, match="written from a score or a PrettyMIDI"):
+        write_midi(what, tmp_path / "new.mid")
+    assert names(tmp_path) == []
+
+
+def test_broken_pretty_midi(tmp_path):
+    midi = pretty_midi.PrettyMIDI()
+    part = pretty_midi.Instrument(0)
+    part.notes = [pretty_midi.Note(200, 60, 0.0, 1.0)]
+    midi.instruments = [part]
+    with pytest.raises(MidiError, match="cannot be written as MIDI"):
+        write_midi(midi, tmp_path / "new.mid")
+    assert names(tmp_path) == []
+
+
+def test_same_score_same_bytes():
+    assert midi_bytes(rich_score()) == midi_bytes(rich_score())
