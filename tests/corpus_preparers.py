@@ -15,6 +15,8 @@ def make(note="x"):
         name = path.name
         if name.startswith("sleep"):
             time.sleep(60.0)
+        while name.startswith("spin"):
+            pass
         if name.startswith("hungry"):
             hoard = [np.ones(1 << 24) for _ in range(64)]  # 8 GB
             return {"verdict": "used", "reason": str(len(hoard))}, np.zeros(0, dtype=np.int32)

@@ -318,9 +318,9 @@ def test_nothing_usable_names_the_commonest_reasons(tmp_path):
 def test_the_pool_outlives_bad_files(tmp_path, monkeypatch):
     """Stuck, hungry, crashing and failing files get their verdict, and all the others their tokens."""
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
-    names = ["a", "sleep", "bb", "hungry", "ccc", "crash", "raise", "dddd"]
+    names = ["a", "sleep", "spin", "bb", "hungry", "ccc", "crash", "raise", "dddd"]
     paths = [tmp_path / name for name in names]
-    limits = Limits(seconds=1.5, memory=300 << 20)
+    limits = Limits(seconds=1.5, patience=2.0, memory=300 << 20)
     results = {
         names[result.index]: result
         for result in map_files(
@@ -329,7 +329,8 @@ def test_the_pool_outlives_bad_files(tmp_path, monkeypatch):
     }
     assert set(results) == set(names)
     reasons = {name: result.row["reason"] for name, result in results.items()}
-    assert reasons["sleep"] == "time limit (1.5 s)"
+    assert reasons["sleep"] == "time limit (1.5 s)", "asleep: the wall clock"
+    assert reasons["spin"] == "time limit (1.5 s)", "busy: the processor's clock"
     assert reasons["hungry"] == "memory limit (300 MB)"
     assert "exit status 7" in reasons["crash"]
     assert "KeyError" in reasons["raise"]

@@ -105,6 +105,7 @@ def build_corpus(
     key: dict[str, Any] = {
         "build_version": BUILD_VERSION,
         "tokenizer": config.to_dict(),
+        "vocabulary": Tokenizer(replace(config, bpe_vocab_size=None)).vocabulary.fingerprint,
         "valid_share": valid_share,
         "min_notes": min_notes,
         "transpositions": copies,

@@ -3,7 +3,7 @@
 `map_files` hands paths to child processes, each started as `python -m melodia.corpus.worker`, so that neither
 the caller's `__main__` nor its threads matter. A thread of the parent waits for each child; when a file takes
 too long the child is killed, the file gets its verdict, and a fresh child takes the next one. A child bounds
-its own memory (RLIMIT_AS where the system has it) and its own time (SIGALRM), so that it ends even if the
+its own memory (RLIMIT_AS) and time (SIGPROF, SIGALRM) where the system can, so that it ends even if the
 parent has died. Messages are a length, a JSON header, and raw int32 tokens.
 """
 
@@ -41,11 +41,13 @@ class Limits:
     """What one file may take.
 
     Attributes:
-        seconds: wall-clock time.
+        seconds: processor time, so that a busy machine does not change verdicts.
+        patience: wall-clock time may be this many times `seconds`.
         memory: bytes on top of what an idle worker has.
     """
 
     seconds: float = 10.0
+    patience: float = 4.0
     memory: int = 500 << 20
 
 
@@ -235,7 +237,7 @@ class _Pool:
             return self.next - 1
 
     def _start(self) -> _Child:
-        child = _Child({**self.setup, "seconds": self.limits.seconds})
+        child = _Child({**self.setup, "seconds": self.limits.seconds, "patience": self.limits.patience})
         with self.lock:
             self.children.add(child)
         if self.stopping.is_set():
@@ -254,7 +256,7 @@ class _Pool:
                 if child is None:
                     child = self._start()
                 path = os.fsencode(self.paths[index]).hex()
-                answer = child.ask({"path": path}, self.limits.seconds)
+                answer = child.ask({"path": path}, self.limits.seconds * self.limits.patience)
                 if answer is None:
                     expired = child.expired
                     code = self._finish(child)
@@ -282,7 +284,7 @@ def _map_here(paths: Sequence[Path], arguments: dict[str, Any], prepare: str) ->
 
 def _death(expired: bool, code: int, limits: Limits) -> dict[str, Any]:
     """The verdict of a file that its worker did not survive."""
-    if expired or code == -14:  # SIGALRM
+    if expired or code in (-27, -14):  # SIGPROF, SIGALRM: the child's own clocks
         reason = f"time limit ({limits.seconds:g} s)"
     elif code == -9:
         reason = f"memory limit ({limits.memory >> 20} MB)"
@@ -325,12 +327,13 @@ def _bound_memory(extra: int) -> None:
         return
 
 
-def _alarm(seconds: float) -> None:
-    """End this process after so many seconds; 0 calls it off. Only where the system has it."""
+def _alarm(processor: float, wall: float) -> None:
+    """End this process after so many seconds of either clock; 0 calls it off. Only where the system has it."""
     import signal
 
     if hasattr(signal, "setitimer"):
-        signal.setitimer(signal.ITIMER_REAL, seconds)
+        signal.setitimer(signal.ITIMER_PROF, processor)
+        signal.setitimer(signal.ITIMER_REAL, wall)
 
 
 def main() -> int:
@@ -352,13 +355,13 @@ def main() -> int:
     send(outgoing, {"ready": True})
     while (request := receive(incoming)) is not None:
         path = Path(os.fsdecode(bytes.fromhex(request[0]["path"])))
-        _alarm(setup["seconds"] + 5.0)
+        _alarm(setup["seconds"], setup["seconds"] * setup["patience"] + 5.0)
         try:
             row, tokens = _attempt(prepare, path)
         except MemoryError:
             row = {"verdict": "failed", "reason": f"memory limit ({setup['memory'] >> 20} MB)", "spent": True}
             tokens = np.zeros(0, dtype=np.int32)
-        _alarm(0.0)
+        _alarm(0.0, 0.0)
         send(outgoing, row, np.asarray(tokens, dtype="<i4").tobytes())
     return 0
 
