@@ -337,7 +337,7 @@ def test_first_predictions_are_nearly_uniform_and_gates_begin_open() -> None:
     tokens, _ = music(model, 4, 50)
     with torch.no_grad():
         nll = nn.functional.cross_entropy(model(tokens)[0].flatten(0, 1), tokens.flatten())
-    assert abs(nll.item() - torch.tensor(300.0).log().item()) < 0.3
+    assert abs(nll.item() - torch.tensor(300.0).log().item()) < 0.5
     lstm = model.stack.levels[0].cells[0]
     assert (lstm.bias_ih + lstm.bias_hh).view(4, -1).mean(dim=1).tolist() == [0, 1, 0, 0]
     gate = lstm.weight_hh.view(4, 128, 128)[2]

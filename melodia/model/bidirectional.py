@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from melodia.model.inputs import TokenInput
-from melodia.model.layers import NO_DROPOUT, Dropper, RecurrentLayer
+from melodia.model.layers import HIDDEN_VARIANCE, NO_DROPOUT, Dropper, RecurrentLayer
 from melodia.model.state import State
 
 
@@ -129,11 +129,12 @@ class BlockEncoder(nn.Module):
         pairs = zip(self.forward_layers, self.backward_layers, strict=True)
         return [(f, b) for f, b in pairs if isinstance(f, RecurrentLayer) and isinstance(b, RecurrentLayer)]
 
-    def initialise(self, generator: torch.Generator) -> None:
-        """Draw the weights; s_0 begins at 0."""
+    def initialise(self, generator: torch.Generator, input_variance: float) -> None:
+        """Draw the weights, the token input having the given variance; s_0 begins at 0."""
         for forward, backward in self.pairs:
-            forward.initialise(generator)
-            backward.initialise(generator)
+            forward.initialise(generator, input_variance)
+            backward.initialise(generator, input_variance)
+            input_variance = HIDDEN_VARIANCE if self.norms is None else 1.0
 
     def initial_state(self, batch: int) -> State:
         """Zeros for every forward layer; backward layers keep none."""

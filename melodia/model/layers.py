@@ -18,6 +18,8 @@ from melodia import kernels
 from melodia.model.state import State
 
 GATES = {"lstm": 4, "gru": 3}
+HIDDEN_VARIANCE = 1 / 9
+"""What an output of a cell varies by, roughly, while its weights are fresh; LayerNorm makes it 1."""
 
 
 class RecurrentLayer(nn.Module):
@@ -39,21 +41,24 @@ class RecurrentLayer(nn.Module):
         self.bias_hh = nn.Parameter(torch.empty(gates))
 
     @torch.no_grad()
-    def initialise(self, generator: torch.Generator) -> None:
+    def initialise(self, generator: torch.Generator, input_variance: float) -> None:
         """Draw the weights such that a gradient travels through a bar from the start.
 
-        W_hh is orthogonal gate by gate, so that what is fed back neither grows nor dies; W_ih is uniform with
-        variance 1 / D, so that gates see inputs of the variance that the input has; the forget gate's bias is
-        1, so that an LSTM begins by remembering. A GRU's update gate, z, gets the same 1: it is what a GRU
-        remembers with.
+        W_hh is orthogonal gate by gate, so that what is fed back neither grows nor dies. W_ih is uniform with
+        variance 1 / (D input_variance), so that gates begin neither shut nor saturated. The forget gate's bias
+        is 1: an LSTM begins by remembering; and so is that of the update gate z, with which a GRU remembers.
+
+        Args:
+            generator: where the numbers come from.
+            input_variance: what a number of this layer's input varies by.
         """
         for weight in self.weight_hh.chunk(GATES[self.cell]):
             nn.init.orthogonal_(weight, generator=generator)
-        bound = math.sqrt(3 / self.input_size)
+        bound = math.sqrt(3 / (self.input_size * input_variance))
         self.weight_ih.uniform_(-bound, bound, generator=generator)
         self.bias_ih.zero_()
         self.bias_hh.zero_()
-        self.bias_ih[self.hidden_size : 2 * self.hidden_size] = 1.0  # both: LSTM f, GRU z
+        self.bias_ih[self.hidden_size : 2 * self.hidden_size] = 1.0  # LSTM f, GRU z
 
     def initial_state(self, batch: int) -> State:
         """Zeros: (h,) of a GRU, (h, c) of an LSTM, each [B, H]."""
@@ -115,9 +120,9 @@ class SingleLevel(nn.Module):
         """The level's layers."""
         return (self.layer,)
 
-    def initialise(self, generator: torch.Generator) -> None:
+    def initialise(self, generator: torch.Generator, input_variance: float) -> None:
         """Draw the weights."""
-        self.layer.initialise(generator)
+        self.layer.initialise(generator, input_variance)
 
     def initial_state(self, batch: int) -> State:
         """Zeros [B, H]."""
@@ -154,10 +159,10 @@ class PairLevel(nn.Module):
         return (self.lstm, self.gru)
 
     @torch.no_grad()
-    def initialise(self, generator: torch.Generator) -> None:
-        """Draw the weights; the gate begins at one half, the projection keeps the variance of its input."""
-        self.lstm.initialise(generator)
-        self.gru.initialise(generator)
+    def initialise(self, generator: torch.Generator, input_variance: float) -> None:
+        """Draw the weights; the gate begins near one half, the projection keeps the variance of its input."""
+        self.lstm.initialise(generator, input_variance)
+        self.gru.initialise(generator, input_variance)
         if self.projection is not None:
             self.projection.initialise(generator)
 

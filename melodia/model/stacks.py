@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from melodia.model.config import ModelConfig
-from melodia.model.layers import Dropper, Level, PairLevel, SingleLevel
+from melodia.model.layers import HIDDEN_VARIANCE, Dropper, Level, PairLevel, SingleLevel
 from melodia.model.state import State
 
 
@@ -36,10 +36,11 @@ class Stack(nn.Module):
         """The first level, whose input the caller provides as gates."""
         return self._levels[0]
 
-    def initialise(self, generator: torch.Generator) -> None:
-        """Draw the weights."""
+    def initialise(self, generator: torch.Generator, input_variance: float) -> None:
+        """Draw the weights; the first level's input has the given variance."""
         for level in self._levels:
-            level.initialise(generator)
+            level.initialise(generator, input_variance)
+            input_variance = HIDDEN_VARIANCE if self.norms is None else 1.0
 
     def initial_state(self, batch: int) -> State:
         """Zeros: one tuple per level."""
