@@ -62,7 +62,7 @@ def to_grid(score: ScoreTick, config: TokenizerConfig) -> GridScore:
     findings = Findings()
     scale = config.ticks_per_quarter / score.ticks_per_quarter
     columns = _note_columns(score, scale, findings)
-    end = float(columns["end"].max()) if len(columns["end"]) else 0.0
+    end = max(1.0, float(columns["end"].max(initial=0.0)))
     metres = _metres(score, scale, end, config, findings)
     grid = _Grid(metres, config)
     notes, moved = _snap_notes(columns, grid, config, findings)

@@ -29,7 +29,7 @@ GRAPHS: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "TSD": {
         "BOS": ("TimeSig",),
-        "TimeSig": ("Tempo", "Program", *_NOTES, "TimeShift"),
+        "TimeSig": ("Tempo", "Program", *_NOTES, "TimeShift", "EOS"),
         "Tempo": ("Program", *_NOTES, "TimeShift", "EOS"),
         "TimeShift": ("TimeShift", "TimeSig", "Tempo", "Program", *_NOTES, "EOS"),
         "Program": _NOTES,
