@@ -255,7 +255,7 @@ def continue_held_out(corpus: Corpus, summary: TrainingSummary, out: Path) -> tu
     sampler = Sampler.load(summary.checkpoint)
     paths: list[Path] = []
     notes: list[str] = []
-    for number in range(min(SAMPLES, len(pieces))):
+    for number in range(SAMPLES):
         piece = pieces[number * len(pieces) // SAMPLES]
         name = Path(rows[piece.row].path).stem if 0 <= piece.row < len(rows) else "piece"
         try:

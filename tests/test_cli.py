@@ -1,0 +1,212 @@
+"""The command line as a user meets it: exit codes, messages, files. One tiny model is trained for all tests."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from melodia.cli import main
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def some_pieces(tmp_path_factory: pytest.TempPathFactory, samples_dir: Path) -> Path:
+    """A folder with a few pieces, a duplicate, and a file that is no MIDI."""
+    folder = tmp_path_factory.mktemp("pieces")
+    files = sorted(samples_dir.glob("*.mid"))
+    assert len(files) >= 8
+    for path in files[:6]:
+        (folder / path.name).write_bytes(path.read_bytes())
+    (folder / "again.mid").write_bytes(files[0].read_bytes())
+    (folder / "text.mid").write_text("not MIDI")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory, some_pieces: Path) -> Path:
+    """A model trained for a moment by the command itself."""
+    out = tmp_path_factory.mktemp("model") / "out"
+    cache = tmp_path_factory.mktemp("cache")
+    arguments = [
+        "--size",
+        "tiny",
+        "--epochs",
+        "0.2",
+        "--threads",
+        "1",
+        "--batch-size",
+        "4",
+        "--cache",
+        str(cache),
+    ]
+    assert main(["train", str(some_pieces), "--out", str(out), *arguments]) == 0
+    return out / "best"
+
+
+@pytest.fixture
+def seed(samples_dir: Path) -> Path:
+    return sorted(samples_dir.glob("*prelude*.mid"))[0]
+
+
+def test_train_leaves_checkpoint_logs_and_three_samples(model: Path) -> None:
+    out = model.parent
+    assert {"model.safetensors", "config.json", "tokenizer.json"} <= {path.name for path in model.iterdir()}
+    assert (out / "training.csv").stat().st_size > 0
+    assert len(list((out / "samples").glob("*.mid"))) == 3
+    assert len(list((out / "samples").glob("*.png"))) == 3
+
+
+def test_generate_writes_the_same_bytes_for_the_same_random_seed(
+    model: Path, seed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(name: str, random_seed: int) -> Path:
+        out = tmp_path / name
+        arguments = ["--seed", str(seed), "--seed-bars", "2", "--bars", "2", "--model", str(model)]
+        assert main(["generate", *arguments, "--out", str(out), "--random-seed", str(random_seed)]) == 0
+        return out
+
+    first, again, other = run("a.mid", 7), run("b.mid", 7), run("c.mid", 8)
+    assert digest(first) == digest(again) != digest(other)
+    said = capsys.readouterr().out
+    assert "random seed 7" in said
+    assert "tokens/s" in said
+    assert "times faster than real time" in said
+    assert f"wrote {first}" in said
+
+
+def test_generate_makes_picture_sound_and_several_samples(model: Path, seed: Path, tmp_path: Path) -> None:
+    arguments = [
+        "--seed",
+        str(seed),
+        "--seed-bars",
+        "1",
+        "--bars",
+        "1",
+        "--model",
+        str(model),
+        "--num-samples",
+        "2",
+    ]
+    assert main(["generate", *arguments, "--out", str(tmp_path / "x.mid"), "--plot", "--audio"]) == 0
+    names = {"x-1.mid", "x-1.png", "x-1.wav", "x-2.mid", "x-2.png", "x-2.wav"}
+    assert {path.name for path in tmp_path.iterdir()} == names
+    assert (tmp_path / "x-1.png").read_bytes().startswith(b"\x89PNG")
+    assert digest(tmp_path / "x-1.mid") != digest(tmp_path / "x-2.mid")
+
+
+def test_generate_from_nothing(model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "new.mid"
+    assert (
+        main(["generate", "--model", str(model), "--bars", "2", "--out", str(out), "--random-seed", "1"]) == 0
+    )
+    assert main(["inspect", str(out)]) == 0
+
+
+def test_a_file_that_is_there_is_kept_unless_forced(
+    model: Path, seed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "kept.mid"
+    out.write_bytes(b"mine")
+    arguments = ["generate", "--seed", str(seed), "--bars", "1", "--model", str(model), "--out", str(out)]
+    assert main(arguments) == 1
+    assert out.read_bytes() == b"mine"
+    assert "--force" in capsys.readouterr().err
+    assert main([*arguments, "--force"]) == 0
+    assert out.read_bytes().startswith(b"MThd")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["generate", "--bars", "2", "--seconds", "3"], "--bars"),
+        (["generate", "--seed-bars", "2"], "--seed"),
+        (["generate", "--temperature", "0"], "temperature"),
+        (["generate", "--top-p", "1.5"], "top_p"),
+        (["generate", "--bars", "nine"], "bars"),
+        (["generate", "--unknown"], "--unknown"),
+        (["train", "x", "--out", "y", "--minutes", "1", "--epochs", "1"], "--minutes"),
+        (["train"], "CORPUS"),
+        (["sing"], "sing"),
+    ],
+)
+def test_wrong_usage_exits_with_two(
+    arguments: list[str], word: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert word in captured.err
+    assert "Traceback" not in captured.err
+
+
+def test_failures_exit_with_one_and_one_line(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nothing = tmp_path / "empty.mid"
+    nothing.write_bytes(b"")
+    empty_folder = tmp_path / "folder"
+    empty_folder.mkdir()
+    out = str(tmp_path / "out.mid")
+    for arguments in (
+        ["inspect", str(nothing)],
+        ["inspect", str(tmp_path / "missing.mid")],
+        ["inspect", str(tmp_path)],
+        ["generate", "--seed", str(nothing), "--model", str(model), "--out", out],
+        ["generate", "--model", str(tmp_path / "no-model"), "--out", out],
+        ["generate", "--out", out],
+        ["train", str(empty_folder), "--out", str(tmp_path / "m"), "--cache", str(tmp_path / "c")],
+        ["train", str(tmp_path / "nowhere"), "--out", str(tmp_path / "m"), "--cache", str(tmp_path / "c")],
+    ):
+        assert main(arguments) == 1, arguments
+        message = capsys.readouterr().err
+        assert message.startswith("melodia: "), arguments
+        assert message.count("\n") == 1, message
+    assert not Path(out).exists()
+
+
+def test_inspect_as_json(seed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", "--json", str(seed)]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["notes"] > 100
+    assert report["time_signatures"]
+
+
+def test_info_says_what_runs_and_why(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info"]) == 0
+    text = capsys.readouterr().out
+    assert "backend: " in text
+    assert "torch " in text
+
+
+def test_compare_prints_a_table_and_goes_on_where_it_was(
+    some_pieces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["compare", str(some_pieces), "--out", str(tmp_path / "table"), "--kinds", "gru,parallel"]
+    arguments += ["--size", "tiny", "--epochs", "0.1", "--threads", "1", "--cache", str(tmp_path / "cache")]
+    assert main(arguments) == 0
+    table = capsys.readouterr().out
+    for word in ("| gru |", "| parallel |", "Kneser-Ney", "nats/token"):
+        assert word in table
+    rows = json.loads((tmp_path / "table" / "comparison.json").read_text())["rows"]
+    sizes = [row["parameters"] for row in rows if row["hidden_size"]]
+    assert max(sizes) / min(sizes) < 1.03
+    assert main(arguments) == 0
+    assert "trained already" in capsys.readouterr().err
+
+
+def test_importing_melodia_is_cheap() -> None:
+    code = (
+        "import sys, melodia; print(sorted({'torch', 'miditok', 'matplotlib', 'symusic'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=os.environ, check=True
+    )
+    assert done.stdout.strip() == "[]"
