@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from melodia.decode import SamplingConfig, apply_filters, choose, filters
+from melodia.decode import SamplingConfig, apply_filters, choose, filters, gumbel
 from melodia.errors import ConfigError, GrammarError, MelodiaError
 
 torch = pytest.importorskip("torch")
@@ -120,44 +120,37 @@ def test_the_choice_follows_softmax_of_the_filtered_logits() -> None:
     logits = np.log(vector(0.4, 0.3, 0.2, 0.1))
     config = SamplingConfig(temperature=0.7, top_k=3)
     draws = 20_000
-    tokens = [
-        choose(logits, None, (), config, random_seed=5, session=1, position=i).token for i in range(draws)
-    ]
+    noise = gumbel(5, 1, 0, 4, count=draws)
+    tokens = [choose(logits, None, (), config, row).token for row in noise]
     expected = np.array([0.4, 0.3, 0.2, 0.0]) ** (1 / 0.7)
+    expected[3] = 0
     expected *= draws / expected.sum()
     counts = np.bincount(tokens, minlength=4)
     assert counts[3] == 0
     assert ((counts[:3] - expected[:3]) ** 2 / expected[:3]).sum() < 18.4  # chi-square, 2 degrees: p = 0.0001
 
 
-def test_the_choice_is_the_same_for_the_same_place_and_ignores_the_others() -> None:
-    logits = 0.1 * draw_logits(3)
-    where = {"random_seed": 8, "session": 2, "position": 30}
-    config = SamplingConfig()
-    first = choose(logits, None, (), config, **where)
-    assert choose(logits, None, (), config, **where) == first
-    tokens = {
-        choose(logits, None, (), config, random_seed=8, session=s, position=30).token for s in range(40)
-    }
-    assert len(tokens) > 5
-
-
 def test_greedy_takes_the_lowest_of_equal_ids_and_honours_mask_and_penalty() -> None:
     logits, greedy = vector(1, 5, 5, 4.9), SamplingConfig(greedy=True)
-    where = {"random_seed": 0, "session": 0, "position": 0}
-    assert choose(logits, None, (), greedy, **where).token == 1
-    assert choose(logits, np.array([True, False, False, True]), (), greedy, **where).token == 3
+    assert choose(logits, None, (), greedy, None).token == 1
+    assert choose(logits, np.array([True, False, False, True]), (), greedy, None).token == 3
     penalised = SamplingConfig(greedy=True, repetition_penalty=1.5)
-    assert choose(logits, None, (1, 2, 1), penalised, **where).token == 3
+    assert choose(logits, None, (1, 2, 1), penalised, None).token == 3
+
+
+def test_equal_scores_go_to_the_lowest_id_and_sampling_needs_noise() -> None:
+    assert choose(vector(2, 2, 2), None, (), SamplingConfig(), np.array([0.0, 1.0, 1.0])).token == 1
+    with pytest.raises(ConfigError, match="needs noise"):
+        choose(vector(2, 2, 2), None, (), SamplingConfig(), None)
 
 
 def test_nll_is_the_models_and_entropy_the_filtered() -> None:
     logits = np.log(vector(0.5, 0.25, 0.125, 0.125))
-    choice = choose(logits, None, (), SamplingConfig(top_k=2), random_seed=1, session=0, position=0)
+    choice = choose(logits, None, (), SamplingConfig(top_k=2), gumbel(1, 0, 0, 4)[0])
     assert choice.nll == pytest.approx(-np.log([0.5, 0.25][choice.token]), abs=1e-6)
     assert choice.entropy == pytest.approx(-(2 / 3) * np.log(2 / 3) - (1 / 3) * np.log(1 / 3), abs=1e-6)
-    masked = choose(logits, np.array([False, False, True, False]), (), SamplingConfig(),
-                    random_seed=1, session=0, position=0)  # fmt: skip
+    only = np.array([False, False, True, False])
+    masked = choose(logits, only, (), SamplingConfig(), gumbel(1, 0, 0, 4)[0])
     assert (masked.token, masked.entropy) == (2, 0.0)
     assert masked.nll == pytest.approx(np.log(8), abs=1e-6)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from melodia.decode import gumbel, philox4x32_10, uniform
+from melodia.decode import Noise, gumbel, philox4x32_10, uniform
 from melodia.errors import ConfigError
 
 # Random123's kat_vectors for philox4x32 with 10 rounds: counter, key, answer.
@@ -34,7 +34,7 @@ def test_a_batch_of_counters_is_the_counters_one_by_one() -> None:
 
 def test_the_counter_is_laid_out_as_documented() -> None:
     seed, session, position = 0x0123456789ABCDEF, 0xFFFFFFFE, 0xFEDCBA9876543210
-    numbers = uniform(seed, session, position, 11)
+    numbers = uniform(seed, session, position, 11)[0]
     for lane in range(11):
         counter = np.array([lane // 4, 0x76543210, 0xFEDCBA98, session], dtype=np.uint32)
         word = int(philox4x32_10(counter, (0x89ABCDEF, 0x01234567))[lane % 4])
@@ -42,7 +42,7 @@ def test_the_counter_is_laid_out_as_documented() -> None:
 
 
 def test_lanes_do_not_depend_on_how_many_there_are() -> None:
-    assert (uniform(5, 1, 2, 1000)[:7] == uniform(5, 1, 2, 7)).all()
+    assert (uniform(5, 1, 2, 1000)[:, :7] == uniform(5, 1, 2, 7)).all()
 
 
 @pytest.mark.parametrize("other", [(6, 1, 2), (5, 2, 2), (5, 1, 3), (5 + 2**32, 1, 2), (5, 1, 2 + 2**32)])
@@ -78,3 +78,12 @@ def test_bad_sessions_and_positions_are_refused() -> None:
         uniform(1, 2**32, 0, 4)
     with pytest.raises(ConfigError, match="`position`"):
         uniform(1, 0, -1, 4)
+
+
+def test_positions_in_a_row_are_the_positions_one_by_one() -> None:
+    together = uniform(9, 4, 2**32 - 2, 10, count=5)  # across the low word's end
+    for i in range(5):
+        assert (uniform(9, 4, 2**32 - 2 + i, 10)[0] == together[i]).all()
+    noise = Noise(9, 4, 10)
+    for position in (0, 1, 31, 32, 500, 3, 2**64 - 1):
+        assert (noise.at(position) == gumbel(9, 4, position, 10)[0]).all()

@@ -14,7 +14,7 @@ from melodia.decode import SamplingConfig
 from melodia.errors import CheckpointError, ConfigError, GrammarError, MelodiaError
 from melodia.midi import midi_bytes, to_pretty_midi
 from melodia.model import KINDS
-from melodia.sampler import Event, Sampler, Session
+from melodia.sampler import Event, Sampler, Session, feeding, plan
 from melodia.sampler import sampler as sampler_module
 from melodia.tokenizer import Tokenizer, TokenizerConfig
 
@@ -99,7 +99,7 @@ def test_a_seed_read_in_chunks_is_the_seed_read_at_once(kind: str, monkeypatch: 
     sampler.prime(make_seed(scale(4)))
     whole, report = sampler.state, sampler.prime_report
     made = tokens_of(sampler)
-    monkeypatch.setattr(sampler_module, "CHUNK", 7)
+    monkeypatch.setattr(feeding, "CHUNK", 7)
     sampler.prime(make_seed(scale(4)))
     np.testing.assert_allclose(sampler.state.logits, whole.logits, atol=1e-4)
     assert sampler.prime_report is not None
@@ -296,7 +296,7 @@ def test_bars_left_counts_down_to_one() -> None:
 def test_music_from_nothing(scheme: str) -> None:
     sampler = tiny_sampler(scheme)
     sampler.prime(None)
-    made = sampler.generate(bars=3, random_seed=3)
+    made = sampler.generate(bars=3, max_polyphony=6, random_seed=3)
     check_continuation(sampler, made)
     assert made.report.bars == 3
     assert made.seed is None
@@ -339,6 +339,20 @@ def test_pitch_range_and_polyphony(sampler: Sampler) -> None:
     assert all(60 <= note[2] <= 72 for note in notes)
     for _, onset, _, _, _ in notes:
         assert sum(other[1] <= onset < other[3] for other in notes) <= 2
+
+
+def test_a_bar_does_not_go_on_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    sampler = tiny_sampler()
+    import torch
+
+    with torch.no_grad():
+        sampler.model.head.bias[list(sampler.vocabulary.ids_of("Bar"))] -= 30
+    monkeypatch.setattr(plan, "BAR_TOKENS", 50)
+    sampler.prime(make_seed(scale(2)))
+    made = sampler.generate(bars=3, random_seed=1)
+    assert made.report.tokens < 3 * 70
+    assert any("left" in finding.what for finding in made.report.findings)
+    check_continuation(sampler, made, bars=3)
 
 
 def test_greedy_needs_no_random_seed(sampler: Sampler) -> None:

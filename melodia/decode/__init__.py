@@ -7,10 +7,11 @@ engines reproduce token for token.
 
 from melodia.decode.config import SamplingConfig
 from melodia.decode.filters import Choice, apply_filters, choose, token_nll
-from melodia.decode.philox import gumbel, philox4x32_10, uniform
+from melodia.decode.philox import Noise, gumbel, philox4x32_10, uniform
 
 __all__ = [
     "Choice",
+    "Noise",
     "SamplingConfig",
     "apply_filters",
     "choose",

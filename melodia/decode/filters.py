@@ -27,8 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from melodia.decode.config import SamplingConfig
-from melodia.decode.philox import gumbel
-from melodia.errors import GrammarError, MelodiaError
+from melodia.errors import ConfigError, GrammarError, MelodiaError
 
 MASS_UNIT = 2.0**36
 
@@ -144,10 +143,7 @@ def choose(
     legal: NDArray[np.bool_] | None,
     recent: Iterable[int],
     config: SamplingConfig,
-    *,
-    random_seed: int,
-    session: int,
-    position: int,
+    noise: NDArray[np.float64] | None,
 ) -> Choice:
     """Filter the logits and draw a token.
 
@@ -156,24 +152,22 @@ def choose(
         legal: bool [V] from the grammar, or None for no mask.
         recent: ids that the repetition penalty counts.
         config: the settings.
-        random_seed: the random number that fixes the song.
-        session: which of the independent streams of that random number.
-        position: the index of the token in its session.
+        noise: Gumbel noise of this place, float64 [V] (`philox.Noise`); None for a greedy choice.
 
     Raises:
-        MelodiaError, GrammarError, ConfigError: as in `apply_filters` and `philox.uniform`.
+        MelodiaError, GrammarError: as in `apply_filters`.
 
     >>> logits = np.log(np.array([0.7, 0.2, 0.1], dtype=np.float32))
-    >>> choose(logits, None, (), SamplingConfig(greedy=True), random_seed=1, session=0, position=0).token
+    >>> choose(logits, None, (), SamplingConfig(greedy=True), None).token
     0
     """
     filtered = apply_filters(logits, legal, recent, config)
     if config.greedy:
         token = int(np.argmax(filtered))
         return Choice(token, token_nll(logits, token), 0.0)
-    scores = filtered.astype(np.float64)
-    scores += gumbel(random_seed, session, position, len(logits))
-    token = int(np.argmax(scores))
+    if noise is None:
+        raise ConfigError("a choice that is not greedy needs noise; give that of its place")
+    token = int(np.argmax(filtered + noise))  # in double
     return Choice(token, token_nll(logits, token), entropy(filtered))
 
 

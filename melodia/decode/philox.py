@@ -57,17 +57,18 @@ def philox4x32_10(counter: NDArray[np.integer[Any]], key: tuple[int, int]) -> ND
     return np.stack([x0, x1, x2, x3], axis=-1).astype(np.uint32)
 
 
-def uniform(random_seed: int, session: int, position: int, lanes: int) -> NDArray[np.float64]:
-    """Uniform numbers, one for each lane, strictly between 0 and 1.
+def uniform(random_seed: int, session: int, position: int, lanes: int, count: int = 1) -> NDArray[np.float64]:
+    """Uniform numbers, one for each lane of `count` positions in a row, strictly between 0 and 1.
 
     Args:
         random_seed: 0 <= random_seed < 2**64.
         session: 0 <= session < 2**32; independent streams of one random seed.
-        position: 0 <= position < 2**64; the index of the token in its session.
+        position: 0 <= position < 2**64; the index of the first token in its session.
         lanes: how many numbers; lane i gets the same number whatever `lanes` is.
+        count: positions.
 
     Returns:
-        float64 [lanes].
+        float64 [count, lanes].
 
     Raises:
         ConfigError: a value lies outside its limits.
@@ -75,22 +76,51 @@ def uniform(random_seed: int, session: int, position: int, lanes: int) -> NDArra
     check_random_seed(random_seed)
     if not 0 <= session < 2**32:
         raise ConfigError(f"`session` must be within 0 and 2**32 - 1 (received {session})")
-    if not 0 <= position < 2**64:
+    if not 0 <= position <= 2**64 - count:
         raise ConfigError(f"`position` must be within 0 and 2**64 - 1 (received {position})")
-    counter = np.empty(((lanes + 3) // 4, 4), dtype=np.uint32)
-    counter[:, 0] = np.arange(len(counter))
-    counter[:, 1:] = (position & 0xFFFFFFFF, position >> 32, session)
+    counter = np.empty((count, (lanes + 3) // 4, 4), dtype=np.uint32)
+    counter[:, :, 0] = np.arange(counter.shape[1])
+    positions = np.array([(place & 0xFFFFFFFF, place >> 32) for place in range(position, position + count)])
+    counter[:, :, 1:3] = positions[:, None]
+    counter[:, :, 3] = session
     words = philox4x32_10(counter, (random_seed & 0xFFFFFFFF, random_seed >> 32))
-    return (words.reshape(-1)[:lanes].astype(np.float64) + 0.5) * 2.0**-32
+    return (words.reshape(count, -1)[:, :lanes].astype(np.float64) + 0.5) * 2.0**-32
 
 
-def gumbel(random_seed: int, session: int, position: int, lanes: int) -> NDArray[np.float64]:
-    """Gumbel noise, one for each lane: argmax(logits + noise) draws from softmax(logits). float64 [lanes].
+def gumbel(random_seed: int, session: int, position: int, lanes: int, count: int = 1) -> NDArray[np.float64]:
+    """Gumbel noise: argmax(logits + noise) draws from softmax(logits). Arguments and result as of `uniform`.
 
     Raises:
         ConfigError: as in `uniform`.
     """
-    return -np.log(-np.log(uniform(random_seed, session, position, lanes)))
+    return -np.log(-np.log(uniform(random_seed, session, position, lanes, count)))
+
+
+class Noise:
+    """The Gumbel noise of one stream, made for many positions at a time. It holds numbers, not a state.
+
+    Args:
+        random_seed, session, lanes: as in `uniform`.
+
+    >>> bool((Noise(5, 0, 7).at(100) == gumbel(5, 0, 100, 7)[0]).all())
+    True
+    """
+
+    AHEAD = 32
+
+    def __init__(self, random_seed: int, session: int, lanes: int) -> None:
+        self._of = (random_seed, session)
+        self._lanes = lanes
+        self._first = -1
+        self._block = np.zeros((0, lanes))
+
+    def at(self, position: int) -> NDArray[np.float64]:
+        """The noise of a position, float64 [lanes]."""
+        if not 0 <= position - self._first < len(self._block):
+            count = min(self.AHEAD, 2**64 - position)
+            self._block = gumbel(*self._of, position, self._lanes, count)
+            self._first = position
+        return self._block[position - self._first]
 
 
 def check_random_seed(random_seed: int) -> None:

@@ -11,12 +11,16 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from melodia.decode import Choice, choose
+from melodia.decode import Choice, Noise, choose
 from melodia.grammar import Grammar, NoteEvent
+from melodia.midi.report import Finding
 from melodia.sampler.continuation import Event, TimeMap
-from melodia.sampler.plan import Plan, TokenClasses
+from melodia.sampler.plan import BAR_TOKENS, Plan, TokenClasses
 from melodia.sampler.request import Request
 from melodia.sampler.session import Context, Session, Tail, half_described, tail_at
+
+RECENT = 1024
+"""Most tokens back that the repetition penalty can count."""
 
 
 class Lane:
@@ -50,21 +54,23 @@ class Lane:
         self._tail_ids = list(session.tail.ids)
         self._reader = session.tail.reader(classes.vocabulary)
         self._recent = list(session.recent)
+        self._noise = Noise(request.random_seed, request.session, classes.vocabulary.size)
         self.session.side.bars_total = self.plan.bars_total
 
     def choose(self) -> Choice | None:
         """Draw the next token from the session's logits; None if it ends the piece."""
         session, request = self.session, self.request
         legal = self.plan.restrict(session.grammar, self.grammar.mask(session.grammar))
-        recent = [t for t in self._recent[-request.sampling.repetition_window :] if self.classes.pitch[t]]
+        recent: list[int] = []
+        if request.sampling.repetition_penalty != 1.0:
+            window = self._recent[-request.sampling.repetition_window :]
+            recent = [token for token in window if self.classes.pitch[token]]
         choice = choose(
             session.logits,
             legal,
             recent,
             request.sampling,
-            random_seed=request.random_seed,
-            session=request.session,
-            position=session.fed,
+            None if request.sampling.greedy else self._noise.at(session.fed),
         )
         if self.plan.ends(session.grammar, choice.token):
             self._stop(choice.token)
@@ -84,6 +90,8 @@ class Lane:
         side = session.side.advance(token)
         session.fed += 1
         self._recent.append(token)
+        if len(self._recent) > 2 * RECENT:
+            del self._recent[:-RECENT]
         self._tail_ids.append(token)
         found = [
             note._replace(onset=note.onset + self._offset, duration=max(1, note.duration))
@@ -102,7 +110,7 @@ class Lane:
         self._rest()
         return replace(
             self.session.fork(),
-            recent=tuple(self._recent[-1024:]),
+            recent=tuple(self._recent[-RECENT:]),
             tail=Tail(self._tail_offset, self._tail_before, tuple(self._tail_ids)),
             context=self.plan.context_now(),
             ids=None,
@@ -113,6 +121,13 @@ class Lane:
         notes = [self._cut(note, self.end) for note in self.notes if note.onset < self.end]
         notes.sort(key=lambda note: (note.onset, note.program if note.program >= 0 else 128, note.pitch))
         return tuple(notes), self._map(self.end)
+
+    def findings(self) -> list[Finding]:
+        """What is worth knowing of the new music."""
+        crowded = self.plan.crowded
+        if not crowded:
+            return []
+        return [Finding("note", f"bar left because it grew to {BAR_TOKENS} tokens", crowded)]
 
     def final_session(self) -> Session:
         """The session behind the end: what comes next begins at the final bar line."""

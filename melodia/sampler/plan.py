@@ -19,6 +19,9 @@ from melodia.sampler.request import Request
 from melodia.sampler.session import Context
 from melodia.vocabulary import Vocabulary
 
+BAR_TOKENS = 2048
+"""A bar that holds so many new tokens is left as soon as it can be: no model, however bad, stays in a bar for ever."""
+
 _NEVER = 1 << 40
 _EPSILON = 1e-6
 
@@ -60,6 +63,8 @@ class TokenClasses:
             self.moves[token] = self.moves[list(parts)].sum()
             self.pitch[token] = self.pitch[list(parts)].any()
         self.has_metres = bool(tables.metres)
+        kinds = [kind for kind in dict.fromkeys(vocabulary.types) if kind != "BPE"]
+        self.bar_kind = kinds.index("Bar") if "Bar" in kinds else -1
 
     def metre_id(self, name: str) -> int:
         """The TimeSig token of a metre such as "3/4"."""
@@ -83,6 +88,7 @@ class Plan:
         last: index of the last bar; None while it is not known.
         tempi: (tick, quarter notes a minute), the first at the origin.
         metres: (tick, numerator, denominator), the first at the origin.
+        crowded: bars that were left because they grew to `BAR_TOKENS`.
     """
 
     def __init__(
@@ -98,6 +104,8 @@ class Plan:
         self._length = 0  # of the bars from there
         self._turn = 0
         self._bar = -1
+        self._bar_tokens = 0
+        self.crowded = 0
         self._unseeded = state.notes == 0
         tempo = request.tempo or context.tempo
         self.tempi: list[tuple[int, float]] = [] if tempo is None else [(context.origin, tempo)]
@@ -148,8 +156,11 @@ class Plan:
         if self.classes.tempo[token] and (not self.tempi or self.request.tempo_changes):
             self.tempi.append((s.now, classes.tables.values[token] / 100))
         index, start, _ = self.bar_at(s)
+        self._bar_tokens += 1
         if index != self._bar and not self._awaits_metre(s):
             self._bar = index
+            self.crowded += self._bar_tokens > BAR_TOKENS
+            self._bar_tokens = 0
             self._enter_bar(s, index, start)
         self._settle(s, count)
 
@@ -218,6 +229,10 @@ class Plan:
                 wanted[token] = True
             elif len(self.cycle) > 1:
                 wanted &= ~classes.inner_metre
+        if self._bar_tokens >= BAR_TOKENS:
+            away = wanted & (classes.bar if s.has_bars else classes.shift)
+            if away.any():
+                return away
         if not s.has_bars and not self.request.silent_bars:
             _, start, end = self.bar_at(s)
             limit = end if self._unseeded and not s.notes else 2 * end - start
@@ -261,12 +276,7 @@ class Plan:
 
     def _awaits_metre(self, s: GrammarState) -> bool:
         """Whether a Bar has come and its TimeSig has not: the bar's length is not known yet."""
-        return bool(s.has_bars) and s.bar >= 0 and s.kind == self._bar_kind
-
-    @property
-    def _bar_kind(self) -> int:
-        kinds = [kind for kind in dict.fromkeys(self.classes.vocabulary.types) if kind != "BPE"]
-        return kinds.index("Bar")
+        return bool(s.has_bars) and s.bar >= 0 and s.kind == self.classes.bar_kind
 
     def _bar_ticks(self, s: GrammarState) -> int:
         """Length of the bars behind the join."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import secrets
 from dataclasses import dataclass, field
+from typing import Any
 
 from melodia.decode import SamplingConfig
 from melodia.decode.philox import check_random_seed
@@ -123,3 +125,19 @@ def check_metre(metre: object) -> tuple[int, int]:
     if not 1 <= top <= 64 or bottom not in (1, 2, 4, 8, 16, 32):
         raise ConfigError(f"a metre is such as (3, 4) or (6, 8) (received {top}/{bottom})")
     return top, bottom
+
+
+def request_of(settings: dict[str, Any]) -> Request:
+    """A request from keyword arguments; the settings of the choice may stand one by one."""
+    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "repetition_window", "greedy")
+    single = {name: settings.pop(name) for name in names if name in settings}
+    if single and settings.get("sampling") is not None:
+        raise ConfigError(f"give `sampling` or {', '.join(f'`{name}`' for name in single)}, not both")
+    if single:
+        settings["sampling"] = SamplingConfig(**single)
+    settings = {name: value for name, value in settings.items() if value is not None}
+    settings.setdefault("random_seed", secrets.randbits(32))
+    try:
+        return Request(**settings)
+    except TypeError as error:
+        raise ConfigError(f"unknown settings of a generation ({error})") from error

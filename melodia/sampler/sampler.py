@@ -8,10 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import secrets
 import time
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cached_property, partial
@@ -30,19 +28,17 @@ from melodia.grammar import Constraints, Grammar
 from melodia.grammar.state import NONE
 from melodia.model import Model
 from melodia.model.checkpoint import Checkpoint, load_checkpoint
-from melodia.sampler.continuation import Continuation, Event
+from melodia.sampler.continuation import Continuation
+from melodia.sampler.feeding import Reader, feed_from_start, feed_rest
 from melodia.sampler.lane import Lane
 from melodia.sampler.loop import Loop
 from melodia.sampler.plan import TokenClasses
 from melodia.sampler.report import GenerationReport, PrimeReport
-from melodia.sampler.request import Request
+from melodia.sampler.request import Request, request_of
 from melodia.sampler.seed import Seed, cycle_of, read_seed
-from melodia.sampler.session import Context, Session, Tail, tail_at
-from melodia.side_inputs import SideInputTracker, side_inputs
+from melodia.sampler.session import Context, Session
+from melodia.sampler.stream import Stream
 from melodia.tokenizer import Tokenizer
-
-CHUNK = 512
-"""Tokens of a seed that the model reads at once."""
 
 _Backend = Callable[[], AbstractContextManager[None]]
 
@@ -190,16 +186,18 @@ class Sampler:
             if append or seed_bars is not None or seed_seconds is not None:
                 raise ConfigError("`append`, `seed_bars` and `seed_seconds` need a seed")
             nothing = np.zeros(0, np.int32)
-            self._session, nll = self._feed_from_start(nothing, Context(), None, density)
+            self._session, nll = feed_from_start(self._reader(), nothing, Context(), None, density)
             report = PrimeReport("", 0, 0, 0.0, 0, nll, 0.0, (0, 0), (), False, time.perf_counter() - began)
         else:
             if append:
                 seed = self._appended(seed)
             read = read_seed(seed, self.tokenizer, seed_bars=seed_bars, seed_seconds=seed_seconds)
             if append and self._session is not None:
-                self._session, nll = self._feed(self._session, read)
+                self._session, nll = feed_rest(self._reader(), self._session, read)
             else:
-                self._session, nll = self._feed_from_start(read.ids, read.context, read.score, density)
+                self._session, nll = feed_from_start(
+                    self._reader(), read.ids, read.context, read.score, density
+                )
             report = _prime_report(read, nll, time.perf_counter() - began)
         self.prime_report = report
         return report
@@ -266,7 +264,7 @@ class Sampler:
         """
         if isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < 1:
             raise ConfigError(f"`num_samples` must be a whole number, at least 1 (received {num_samples!r})")
-        request = _request(settings)
+        request = request_of(settings)
         if request.endless:
             raise ConfigError("`endless` music has no end to wait for; use `stream`")
         start = state if state is not None else self.state
@@ -296,7 +294,7 @@ class Sampler:
         >>> next(stream).velocity > 0
         True
         """
-        request = _request(settings)
+        request = request_of(settings)
         lane = self._lane(state if state is not None else self.state, request)
         return Stream(Loop(self.model, [lane], self._backend), lane)
 
@@ -336,72 +334,8 @@ class Sampler:
             self._grammars[constraints] = Grammar.compile(self.vocabulary, constraints)
         return Lane(start, self._classes, self._grammars[constraints], request, context)
 
-    def _feed_from_start(
-        self, ids: NDArray[np.int32], context: Context, score: Any, density: int | None
-    ) -> tuple[Session, float]:
-        """The session behind BOS and ids [N], and the mean NLL of the ids."""
-        specs = self.model.config.side_inputs
-        grammar = Grammar.compile(self.vocabulary)
-        session = Session(
-            model_state=self.model.initial_state(1),
-            logits=np.zeros(self.vocabulary.size, np.float32),
-            grammar=grammar.start(),
-            side=SideInputTracker(self.vocabulary, specs, density=density),
-            fed=0,
-            recent=(),
-            tail=Tail(),
-            context=context,
-            seed=score,
-            ids=ids.astype(np.int32),
-            fingerprint=self._fingerprint,
-        )
-        whole = np.concatenate([[self.vocabulary.bos], ids]).astype(np.int64)
-        sides = side_inputs(self.vocabulary, whole, specs, density=density)
-        return self._advance(session, grammar, whole, sides)
-
-    def _feed(self, start: Session, seed: Seed) -> tuple[Session, float]:
-        """A session that stands before the last tokens of a seed, moved on to its end."""
-        session = start.fork()
-        done = session.fed - 1  # all but BOS
-        whole = np.concatenate([[self.vocabulary.bos], seed.ids]).astype(np.int64)
-        sides = side_inputs(
-            self.vocabulary, whole, self.model.config.side_inputs, density=session.side.density
-        )
-        session.context, session.seed, session.ids = seed.context, seed.score, seed.ids
-        return self._advance(session, Grammar.compile(self.vocabulary), whole[done + 1 :], sides[done + 1 :])
-
-    def _advance(
-        self, session: Session, grammar: Grammar, ids: NDArray[np.int64], sides: NDArray[np.int32]
-    ) -> tuple[Session, float]:
-        """Feed tokens [N] with their side inputs [N, S] in chunks, at batch speed."""
-        total, before = 0.0, session.logits
-        with torch.inference_mode(), self._backend():
-            state = session.model_state
-            for start in range(0, len(ids), CHUNK):
-                chunk = ids[start : start + CHUNK]
-                tokens = torch.from_numpy(chunk)[None].to(self._device)
-                side = None
-                if self.model.config.side_inputs:
-                    side = torch.from_numpy(sides[start : start + CHUNK].astype(np.int64))[None].to(
-                        self._device
-                    )
-                logits, state = self.model(tokens, side, state)
-                rows = logits[0].float().cpu()
-                predictions = torch.cat([torch.from_numpy(before)[None], rows[:-1]])
-                nll = torch.nn.functional.cross_entropy(
-                    predictions, torch.from_numpy(chunk), reduction="none"
-                )
-                total += float(nll.sum()) if session.fed + start else float(nll[1:].sum())
-                before = rows[-1].numpy().copy()
-        for token in ids.tolist():
-            grammar.advance(session.grammar, token, check=False)
-            session.side.advance(token)
-        counted = len(ids) - (session.fed == 0)
-        session.model_state, session.logits = state, before
-        session.fed += len(ids)
-        session.recent = (*session.recent, *ids[-1024:].tolist())[-1024:]
-        session.tail = tail_at(self.vocabulary, session.grammar) if session.grammar.bar >= 0 else Tail()
-        return session, total / counted if counted else 0.0
+    def _reader(self) -> Reader:
+        return Reader(self.model, self.vocabulary, self._backend, self._fingerprint)
 
     def _appended(self, seed: Any) -> NDArray[np.int64]:
         """The ids of the present seed with more behind them."""
@@ -441,6 +375,7 @@ class Sampler:
                 backend=f"{self._backend_report.runs} on {self._device}",
                 backend_reason=self._backend_report.why,
                 sampling=lane.request.sampling,
+                findings=lane.findings(),
             )
             made.append(
                 Continuation(
@@ -456,42 +391,6 @@ class Sampler:
                 )
             )
         return made
-
-
-class Stream(Iterator[Event]):
-    """Events as they are produced; made by `Sampler.stream`.
-
-    Notes come in the order of their tokens: by onset, as soon as their length is known. A note that would sound over
-    the final bar line is cut there; only where the length is asked in tokens, or metre or tempo may change, is that
-    line not known beforehand.
-    """
-
-    def __init__(self, loop: Loop, lane: Lane) -> None:
-        self._loop = loop
-        self._lane = lane
-        self._waiting: deque[Event] = deque()
-        self._heard = 0
-
-    @property
-    def random_seed(self) -> int:
-        """The random seed that gives this stream again."""
-        return self._lane.request.random_seed
-
-    @property
-    def state(self) -> Session:
-        """The session behind the last event: an endless stream from it goes on as this one does."""
-        return self._loop.snapshot(self._lane)
-
-    def __next__(self) -> Event:
-        while not self._waiting:
-            if not self._loop.live:
-                raise StopIteration
-            for lane, notes in self._loop.step():
-                self._waiting.extend(lane.event(note) for note in notes)
-                self._heard += len(notes)
-            if not self._loop.live:
-                self._waiting.extend(self._lane.event(note) for note in self._lane.notes[self._heard :])
-        return self._waiting.popleft()
 
 
 def check_device(device: str) -> torch.device:
@@ -519,22 +418,6 @@ def bundled_model() -> Path:
             "this melodia comes without a model; train one with `melodia train FOLDER --out DIR` and name it"
         )
     return folder
-
-
-def _request(settings: dict[str, Any]) -> Request:
-    """A request from keyword arguments; the settings of the choice may stand one by one."""
-    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "repetition_window", "greedy")
-    single = {name: settings.pop(name) for name in names if name in settings}
-    if single and settings.get("sampling") is not None:
-        raise ConfigError(f"give `sampling` or {', '.join(f'`{name}`' for name in single)}, not both")
-    if single:
-        settings["sampling"] = SamplingConfig(**single)
-    settings = {name: value for name, value in settings.items() if value is not None}
-    settings.setdefault("random_seed", secrets.randbits(32))
-    try:
-        return Request(**settings)
-    except TypeError as error:
-        raise ConfigError(f"unknown settings of a generation ({error})") from error
 
 
 def _prime_report(seed: Seed, nll: float, wall: float) -> PrimeReport:

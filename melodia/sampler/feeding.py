@@ -1,0 +1,123 @@
+"""Feeding a seed to the model, at batch speed.
+
+Letters: N tokens, V vocabulary, S side inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional as F
+
+from melodia.grammar import Grammar
+from melodia.model import Model
+from melodia.sampler.lane import RECENT
+from melodia.sampler.seed import Seed
+from melodia.sampler.session import Context, Session, Tail, tail_at
+from melodia.side_inputs import SideInputTracker, side_inputs
+from melodia.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from symusic.core import ScoreTick
+
+CHUNK = 512
+"""Tokens of a seed that the model reads at once."""
+
+
+class Reader(NamedTuple):
+    """What reads: a model, its vocabulary, the context its kernels run in, and the fingerprint of its sessions."""
+
+    model: Model
+    vocabulary: Vocabulary
+    backend: Callable[[], AbstractContextManager[None]]
+    fingerprint: str
+
+
+def feed_from_start(
+    reader: Reader,
+    ids: NDArray[np.int32],
+    context: Context,
+    score: ScoreTick | None,
+    density: int | None,
+) -> tuple[Session, float]:
+    """Feed BOS and a seed.
+
+    Args:
+        reader: what reads.
+        ids: [N], without BOS; may be empty.
+        context: what new music keeps.
+        score: the seed as a score.
+        density: see `melodia.side_inputs`.
+
+    Returns:
+        the session behind the seed, and the mean NLL of its tokens in nats.
+    """
+    model, vocabulary = reader.model, reader.vocabulary
+    specs = model.config.side_inputs
+    session = Session(
+        model_state=model.initial_state(1),
+        logits=np.zeros(vocabulary.size, np.float32),
+        grammar=Grammar.compile(vocabulary).start(),
+        side=SideInputTracker(vocabulary, specs, density=density),
+        fed=0,
+        recent=(),
+        tail=Tail(),
+        context=context,
+        seed=score,
+        ids=ids.astype(np.int32),
+        fingerprint=reader.fingerprint,
+    )
+    whole = np.concatenate([[vocabulary.bos], ids]).astype(np.int64)
+    return _advance(reader, session, whole, side_inputs(vocabulary, whole, specs, density=density))
+
+
+def feed_rest(reader: Reader, start: Session, seed: Seed) -> tuple[Session, float]:
+    """Move a session that stands inside a seed on to its end.
+
+    Returns:
+        the session, and the mean NLL of the tokens that were fed, in nats.
+    """
+    session = start.fork()
+    whole = np.concatenate([[reader.vocabulary.bos], seed.ids]).astype(np.int64)
+    specs = reader.model.config.side_inputs
+    sides = side_inputs(reader.vocabulary, whole, specs, density=session.side.density)
+    session.context, session.seed, session.ids = seed.context, seed.score, seed.ids
+    return _advance(reader, session, whole[start.fed :], sides[start.fed :])
+
+
+def _advance(
+    reader: Reader, session: Session, ids: NDArray[np.int64], sides: NDArray[np.int32]
+) -> tuple[Session, float]:
+    """Feed tokens [N] with their side inputs [N, S] in chunks; changes the session."""
+    model = reader.model
+    device = next(model.parameters()).device
+    total, before = 0.0, torch.from_numpy(session.logits)
+    state = session.model_state
+    with torch.inference_mode(), reader.backend():
+        for start in range(0, len(ids), CHUNK):
+            chunk = torch.from_numpy(ids[start : start + CHUNK])
+            side = None
+            if model.config.side_inputs:
+                rows = sides[start : start + CHUNK].astype(np.int64)
+                side = torch.from_numpy(rows)[None].to(device)
+            logits, state = model(chunk[None].to(device), side, state)
+            after = logits[0].float().cpu()
+            nll = F.cross_entropy(torch.cat([before[None], after[:-1]]), chunk, reduction="none")
+            first = 0 if session.fed + start else 1  # nothing foretells BOS
+            total += float(nll[first:].sum())
+            before = after[-1]
+    grammar = Grammar.compile(reader.vocabulary)
+    for token in ids.tolist():
+        grammar.advance(session.grammar, token, check=False)
+        session.side.advance(token)
+    counted = len(ids) - (session.fed == 0)
+    session.model_state, session.logits = state, before.numpy().copy()
+    session.fed += len(ids)
+    session.recent = (*session.recent, *ids[-RECENT:].tolist())[-RECENT:]
+    session.tail = tail_at(reader.vocabulary, session.grammar) if session.grammar.bar >= 0 else Tail()
+    return session, total / counted if counted else 0.0
