@@ -216,6 +216,20 @@ def test_join_with_controllers():
     assert [(b.time, b.value) for b in result.tracks[0].pitch_bends] == [(0, 127), (1920, 0), (1930, 64)]
 
 
+def test_join_lifts_pedals_and_ends_bends():
+    seed = make((0, QUARTERS[:4]), (1, QUARTERS[:4]))
+    for tick, number, value in ((0, 64, 127), (5, 67, 90), (0, 7, 100), (9, 67, 10)):
+        seed.tracks[0].controls.append(symusic.ControlChange(tick, number, value, ttype="tick"))
+    seed.tracks[1].pitch_bends.append(symusic.PitchBend(5, 300, ttype="tick"))
+    result, findings = join(seed, make((0, [(0, 10, 60)])), 1920)
+    assert [(c.number, c.value) for c in result.tracks[0].controls if c.time == 1920] == [(64, 0)]
+    assert [(b.time, b.value) for b in result.tracks[1].pitch_bends] == [(5, 300), (1920, 0)]
+    assert findings == [
+        Finding("note", "pedals lifted at the join", 1),
+        Finding("note", "pitch bends ended at the join", 1),
+    ]
+
+
 def test_join_at_the_very_start_is_the_continuation():
     result, _ = join(make((0, QUARTERS)), make((0, QUARTERS[:2])), 0)
     assert parts(result) == [(0, QUARTERS[:2])]

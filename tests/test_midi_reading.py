@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import doctest
+import importlib
 import io
 import json
 import os
+import subprocess
+import sys
 import warnings
 
 import numpy as np
 import pretty_midi
 import pytest
 import symusic
-from midi_cases import EOT, GOOD, SCALE, TRACK, header, note, smf, vlq
+from midi_cases import EOT, GOOD, SCALE, TRACK, note, smf, vlq
 
 from melodia.errors import ConfigError, MidiError
 from melodia.midi import Finding, Limits, key_name, read_midi, read_score
@@ -100,6 +104,14 @@ def test_open_as_text(tmp_path):
     path.write_text("x")
     with path.open() as file:
         assert "binary mode" in refusal(file)
+
+
+def test_closed_file(tmp_path):
+    path = tmp_path / "good.mid"
+    path.write_bytes(GOOD)
+    with path.open("rb") as file:
+        pass
+    assert "cannot be read" in refusal(file)
 
 
 def test_not_a_source():
@@ -215,7 +227,7 @@ def test_controllers_go_with_their_notes():
     )
     score, report = read_score(data)
     first, second = score.tracks
-    assert [(c.time, c.number, c.value) for c in first.controls] == [(0, 10, 16), (0, 64, 127)]
+    assert [(c.time, c.number, c.value) for c in first.controls] == [(0, 64, 127), (0, 10, 16)]
     assert [(c.time, c.number, c.value) for c in second.controls] == [(480, 64, 0)]
     assert [(b.time, b.value) for b in second.pitch_bends] == [(480, (0x41 << 7 | 1) - 8192)]
     assert Finding("not carried", "controllers of channels without notes", 1) in report.findings
@@ -387,7 +399,19 @@ def test_read_midi_gives_pretty_midi(samples_dir):
         np.testing.assert_allclose(ours.get_tempo_changes(), theirs.get_tempo_changes(), rtol=1e-6)
 
 
-def test_header_of_score_is_symusic():
+def test_score_is_symusic():
     score, _ = read_score(GOOD)
     assert isinstance(score, type(symusic.Score(480)))
-    assert header()[:4] == b"MThd"
+
+
+@pytest.mark.parametrize("name", ["bars", "report", "timeline"])
+def test_docstring_examples(name):
+    outcome = doctest.testmod(importlib.import_module(f"melodia.midi.{name}"))
+    assert outcome.attempted
+    assert not outcome.failed
+
+
+def test_importing_costs_nothing():
+    code = "import sys, melodia.midi; print(sorted({'symusic', 'pretty_midi', 'numpy'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -34,7 +34,7 @@ _SIGNATURES: list[tuple[bytes, str, str]] = [
     (b"fLaC", "FLAC audio, not MIDI", "audio must be transcribed to MIDI first"),
     (b"\x7fELF", "a program, not MIDI", ""),
 ]
-_REMEDY = "give a Standard MIDI File (.mid)"
+REMEDY = "give a Standard MIDI File (.mid)"
 
 
 @dataclass(frozen=True)
@@ -163,13 +163,13 @@ def _no_header(data: bytes, name: str, findings: Findings) -> Header:
         )
     for magic, fault, remedy in _SIGNATURES:
         if data.startswith(magic):
-            raise MidiError(f"{name}: is {fault}; {remedy or _REMEDY}")
+            raise MidiError(f"{name}: is {fault}; {remedy or REMEDY}")
     if data[:4] == b"RIFF":
         kind = data[8:12].decode("latin-1")
         if kind == "WAVE":
             raise MidiError(f"{name}: is WAV audio, not MIDI; audio must be transcribed to MIDI first")
         if kind != "RMID":
-            raise MidiError(f"{name}: is a RIFF file of kind {kind!r}, not MIDI; {_REMEDY}")
+            raise MidiError(f"{name}: is a RIFF file of kind {kind!r}, not MIDI; {REMEDY}")
     if data[257:262] == b"ustar":
         raise MidiError(f"{name}: is a tar archive, not MIDI; unpack it first")
     first_chunk = data.find(b"MTrk", 0, _SEARCH)
@@ -197,9 +197,9 @@ def _no_header(data: bytes, name: str, findings: Findings) -> Header:
             kind = "MusicXML"
         elif re.search(rb"^X:\s*\d", head, re.MULTILINE) and re.search(rb"^K:", head, re.MULTILINE):
             kind = "ABC text"
-        raise MidiError(f"{name}: is {kind}, not MIDI; {_REMEDY}")
+        raise MidiError(f"{name}: is {kind}, not MIDI; {REMEDY}")
     raise MidiError(
-        f"{name}: is not MIDI (no MThd header in the first {min(len(data), _SEARCH):,} bytes); {_REMEDY}"
+        f"{name}: is not MIDI (no MThd header in the first {min(len(data), _SEARCH):,} bytes); {REMEDY}"
     )
 
 
@@ -277,7 +277,7 @@ class ChunkWalk:
             self._left -= 1
             if self._left < 0:
                 raise MidiError(
-                    f"{self.name}: has more than {_MOST_CHUNKS:,} chunks, more than any piece of music; {_REMEDY}"
+                    f"{self.name}: has more than {_MOST_CHUNKS:,} chunks, more than any piece of music; {REMEDY}"
                 )
             position = self.position
             name = data[position : position + 4]

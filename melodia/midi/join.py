@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from symusic.core import ScoreTick, TrackTick
+from symusic.core import ControlChangeTick, PitchBendTick, ScoreTick, TrackTick
 
 from melodia.errors import ConfigError
 from melodia.midi.bars import BarTable, bar_table
@@ -14,6 +14,8 @@ from melodia.midi.convert import seconds_of
 from melodia.midi.report import Finding, Findings
 
 __all__ = ["bar_table", "cut_score", "end_on_bar", "join", "window"]
+
+_PEDALS = (64, 66, 67)  # sustain, sostenuto, soft
 
 _Columns = dict[str, NDArray[Any]]
 
@@ -162,8 +164,8 @@ def join(
 
     The continuation's tick 0 comes to lie at `at_tick`. Its notes go to the seed's first track of the same
     program (the drums to the drums), or to a new track. Seed notes that begin at `at_tick` or later are
-    dropped; those that still sound go on until they end or the continuation strikes their pitch. Tempo,
-    metre and key of the seed go on.
+    dropped; those that still sound go on until they end or the continuation strikes their pitch. Pedals are
+    lifted and bends ended at the join. Tempo, metre and key of the seed go on.
 
     Args:
         seed: what stands before; its resolution is kept.
@@ -182,6 +184,7 @@ def join(
         continuation = continuation.resample(resolution, 1)
     result = seed.copy()
     _clear_after(result, at_tick, findings)
+    _release(result, at_tick, findings)
     homes: dict[tuple[bool, int], int] = {}
     for index, track in enumerate(result.tracks):
         homes.setdefault((track.is_drum, 0 if track.is_drum else track.program), index)
@@ -224,6 +227,22 @@ def _clear_after(score: ScoreTick, tick: int, findings: Findings) -> None:
             if len(events) and (columns["time"] > tick).any():
                 kept = columns["time"] <= tick
                 setattr(track, name, type(events).from_numpy(*(values[kept] for values in columns.values())))
+
+
+def _release(score: ScoreTick, tick: int, findings: Findings) -> None:
+    """Lift pedals that are down at a tick and let bends go back (in place): nobody would do it later."""
+    for track in score.tracks:
+        value: dict[int, int] = {}
+        for control in sorted(track.controls, key=lambda control: control.time):
+            value[control.number] = control.value
+        for number in _PEDALS:
+            if value.get(number, 0) >= 64:
+                track.controls.append(ControlChangeTick(tick, number, 0))
+                findings.add("note", "pedals lifted at the join")
+        bends = sorted(track.pitch_bends, key=lambda bend: bend.time)
+        if bends and bends[-1].value:
+            track.pitch_bends.append(PitchBendTick(tick, 0))
+            findings.add("note", "pitch bends ended at the join")
 
 
 def _append(score: ScoreTick, index: int, track: TrackTick, at_tick: int, findings: Findings) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from pathlib import Path
 from typing import IO, TYPE_CHECKING, Union
 
 import numpy as np
@@ -14,7 +13,7 @@ from symusic.core import ScoreTick
 from melodia.errors import MidiError
 from melodia.midi.assemble import assemble
 from melodia.midi.bars import bar_count
-from melodia.midi.container import DEFAULT_DIVISION
+from melodia.midi.container import DEFAULT_DIVISION, REMEDY
 from melodia.midi.limits import Limits
 from melodia.midi.repair import pair_notes
 from melodia.midi.report import Findings, ReadReport
@@ -49,12 +48,15 @@ def read_score(source: Source, *, limits: Limits | None = None) -> tuple[ScoreTi
     limits = limits or Limits()
     if isinstance(source, (str, os.PathLike)):
         name = show_path(source)
-        data = _read_file(Path(source), name, limits)
+        data = _read_file(source, name, limits)
     elif isinstance(source, (bytes, bytearray, memoryview)):
         name, data = "<bytes>", bytes(source)
     elif hasattr(source, "read"):
         name = show_path(getattr(source, "name", "<file object>"))
-        data = source.read(limits.size + 1)
+        try:
+            data = source.read(limits.size + 1)
+        except (OSError, ValueError) as error:  # ValueError: the file is closed
+            raise MidiError(f"{name}: cannot be read ({error}); open the file again") from None
         if not isinstance(data, bytes):
             raise MidiError(f"{name}: is open as text; open it in binary mode ('rb')")
     else:
@@ -101,19 +103,23 @@ def too_large(name: str, size: int, limits: Limits) -> MidiError:
     )
 
 
-def _read_file(path: Path, name: str, limits: Limits) -> bytes:
+def _read_file(path: str | os.PathLike[str], name: str, limits: Limits) -> bytes:
     try:
-        with open(path, "rb", opener=_open_without_waiting) as file:
-            status = os.fstat(file.fileno())
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        try:
+            status = os.fstat(descriptor)
             if stat.S_ISDIR(status.st_mode):
                 raise IsADirectoryError
             if not stat.S_ISREG(status.st_mode):
-                raise MidiError(
-                    f"{name}: is a device, pipe or socket, not a file; give a Standard MIDI File (.mid)"
-                )
+                raise MidiError(f"{name}: is a device, pipe or socket, not a file; {REMEDY}")
             if status.st_size > limits.size:
                 raise too_large(name, status.st_size, limits)
-            return file.read(limits.size + 1)
+            data = os.read(descriptor, status.st_size + 1)
+            while len(data) <= limits.size and (more := os.read(descriptor, 1 << 16)):
+                data += more
+            return data
+        finally:
+            os.close(descriptor)
     except FileNotFoundError:
         raise MidiError(f"{name}: no such file; check the path") from None
     except IsADirectoryError:
@@ -125,10 +131,6 @@ def _read_file(path: Path, name: str, limits: Limits) -> bytes:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise MidiError(f"{name}: cannot be read ({reason}); check the path and the disk") from None
-
-
-def _open_without_waiting(path: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def _finish(

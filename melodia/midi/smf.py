@@ -424,23 +424,20 @@ def _ordinary_lengths(content: NDArray[np.uint8]) -> bytes:
         N bytes. An ordinary event is a delta time of up to four bytes, a status of two data bytes or none
         (running status), and two data bytes.
     """
-    size = len(content)
     low = content < 0x80
-    two = low.copy()
+    high = ~low
+    two = low.copy()  # two data bytes stand here
     two[:-1] &= low[1:]
-    two[-1] = False  # two data bytes stand here
-    status = ~low & ((content < 0xC0) | ((content >> 4) == 0xE))
+    two[-1] = False
+    status = high & ((content < 0xC0) | ((content >> 4) == 0xE))
     status[:-1] &= two[1:]
     status[-1] = False
-    body = np.zeros(size, np.uint8)  # length without the delta time
-    body[two] = 2
-    body[status] = 3
-    lengths = np.zeros(size, np.uint8)
-    lengths[:-1] = np.where(low[:-1] & (body[1:] > 0), body[1:] + 1, 0)
+    lengths = two.view(np.uint8) * 3 + status.view(np.uint8) * 4  # with a delta time of one byte before it
+    lengths[:-1] = lengths[1:] * low[:-1]
     longer = lengths
     for _ in range(3):
         previous = longer
-        longer = np.zeros(size, np.uint8)
-        longer[:-1] = np.where(~low[:-1] & (previous[1:] > 0), previous[1:] + 1, 0)
+        longer = np.zeros_like(lengths)
+        longer[:-1] = (previous[1:] + (previous[1:] > 0)) * high[:-1]
         lengths = lengths | longer
     return lengths.tobytes()
