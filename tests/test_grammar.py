@@ -375,6 +375,28 @@ def test_a_state_is_a_value(scheme: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("register", "value"),
+    [
+        ("kind", 99),
+        ("kind", -1),
+        ("metre", 3),
+        ("tempo", 3),
+        ("program", 300),
+        ("unit", 0),
+        ("on_off", 1),
+        ("bar", -5),
+    ],
+)
+def test_a_state_of_another_vocabulary_is_refused(register: str, value: int) -> None:
+    walk = Walk(line=f"{START} Pitch_60 Velocity_63 Duration_1.0.12")
+    array = walk.state.to_array()
+    assert np.array_equal(walk.grammar.restore(array).to_array(), array)
+    array[REGISTERS.index(register)] = value
+    with pytest.raises(GrammarError, match="another vocabulary"):
+        walk.grammar.restore(array)
+
+
+@pytest.mark.parametrize(
     "numbers", [[], [1, 2], [0] * (len(REGISTERS) + 1), [0] * len(REGISTERS) + [0, 500, 1]]
 )
 def test_arrays_that_are_no_state(numbers: list[int]) -> None:

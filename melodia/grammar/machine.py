@@ -9,6 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,6 +84,28 @@ class Grammar(Compiled):
             require_note_in_bar=0,
             min_position=0,
         )
+
+    def restore(self, array: NDArray[np.integer[Any]]) -> GrammarState:
+        """A state that `GrammarState.to_array` saved, checked against this grammar.
+
+        Raises:
+            GrammarError: the array is no state, or one of another vocabulary.
+        """
+        state, tables = GrammarState.from_array(array), self.tables
+        fits = (
+            (state.has_bars, state.on_off) == (int(tables.has_bars), int(tables.on_off))
+            and 0 <= state.kind < len(self.types)
+            and (state.metre == NONE or state.metre in tables.metres)
+            and (state.tempo == NONE or self._slice[Op.TEMPO][0] <= state.tempo < self._slice[Op.TEMPO][1])
+            and (state.program == NONE or state.program in self._program_token)
+            and (state.pitch == NONE or 0 <= state.pitch <= 127)
+            and state.unit > 0
+            and state.bar_length >= state.unit
+            and state.bar >= -1
+        )
+        if not fits:
+            raise GrammarError("the saved state belongs to another vocabulary; prime the sampler again")
+        return state
 
     def ended(self, state: GrammarState) -> bool:
         """Whether EOS has come; then only PAD may follow."""
