@@ -1,0 +1,44 @@
+"""Continue a song in several ways, each from the same primed state.
+
+    python examples/continue_song.py MODEL SEED.mid OUT_FOLDER
+
+MODEL is a folder that `melodia train` wrote.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from melodia import Sampler
+from melodia.midi import write_midi
+
+WAYS = {
+    "plain": {"temperature": 0.95, "top_p": 0.98},
+    "careful": {"temperature": 0.8, "min_p": 0.05},
+    "in-three": {"temperature": 0.95, "top_p": 0.98, "metre": (3, 4)},
+}
+
+
+def main() -> None:
+    """Parse the arguments and do what the module says."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model", type=Path)
+    parser.add_argument("seed", type=Path)
+    parser.add_argument("out", type=Path)
+    arguments = parser.parse_args()
+
+    sampler = Sampler.load(arguments.model)
+    print(*sampler.prime(arguments.seed, seed_bars=8).lines(), sep="\n")
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    for name, settings in WAYS.items():
+        continuation = sampler.generate(bars=8, random_seed=1, **settings)
+        path = arguments.out / f"{arguments.seed.stem}-{name}.mid"
+        write_midi(continuation.joined_score, path, force=True)
+        print(f"{path}: {continuation.report.lines()[0]}, {continuation.report.nll:.2f} nats a token")
+
+
+if __name__ == "__main__":
+    main()

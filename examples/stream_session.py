@@ -1,0 +1,45 @@
+"""Music that does not end: hear notes as they are made, save the session, go on from the file later.
+
+    python examples/stream_session.py MODEL SEED.mid SESSION_FILE
+
+MODEL is a folder that `melodia train` wrote. Run it twice: the second time it goes on where the first one stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from pathlib import Path
+
+from melodia import Sampler
+
+NOTES = 24
+
+
+def main() -> None:
+    """Parse the arguments and do what the module says."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model", type=Path)
+    parser.add_argument("seed", type=Path)
+    parser.add_argument("session", type=Path)
+    arguments = parser.parse_args()
+
+    sampler = Sampler.load(arguments.model)
+    if arguments.session.exists():
+        sampler.load_state(arguments.session)
+        print(f"going on from {arguments.session}")
+    else:
+        sampler.prime(arguments.seed)
+
+    stream = sampler.stream(endless=True, temperature=0.95, top_p=0.98, random_seed=7)
+    for event in itertools.islice(stream, NOTES):
+        program = "drums" if event.program < 0 else f"program {event.program}"
+        print(f"{event.onset:8.2f} s  pitch {event.pitch:3}  for {event.duration:.2f} s  {program}")
+    stream.state.save(arguments.session, force=True)
+    print(f"saved {arguments.session}")
+
+
+if __name__ == "__main__":
+    main()
