@@ -24,9 +24,7 @@ def main() -> None:
     """Measure and print a table."""
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent.parent / "midi_samples"
     scores = [read_score(path)[0] for path in sorted(folder.rglob("*.mid"))[:40]]
-    print(
-        "| scheme | V | tokens | compile | advance | mask and advance | side inputs, one token | side inputs, whole piece |"
-    )
+    print("| scheme | V | tokens | compile | advance | mask and advance | side inputs by token | by piece |")
     print("|---|---|---|---|---|---|---|---|")
     for scheme in SCHEMES:
         tokenizer = Tokenizer(TokenizerConfig(scheme))
