@@ -9,7 +9,6 @@ import re
 import resource
 import shutil
 import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -134,68 +133,62 @@ def test_linux_exchanges_names_in_one_step(tmp_path: Path) -> None:
     assert not folders._exchange(tmp_path / "a", tmp_path / "nothing")
 
 
-DYING = """
-import os, shutil, sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-from melodia.model import folders
-from test_checkpoint import DEATHS, make, save, torch
-
-def count(owner, name):
-    function = getattr(owner, name)
-    def step(*args, **keywords):
-        global left
-        left -= 1
-        if left < 0:
-            os._exit(9)
-        return function(*args, **keywords)
-    setattr(owner, name, step)
-
-model = make("lstm", dtype=torch.float32)
-for name in ("fsync", "mkdir"):
-    count(os, name)
-for name in ("rename", "write_bytes", "write_text", "mkdir"):
-    count(Path, name)
-count(shutil, "rmtree")
-count(folders, "_exchange")
-exchange = folders._exchange
-for way in ("exchange", "renames"):
-    folders._exchange = exchange if way == "exchange" else lambda first, second: False
-    for n in range(DEATHS):
-        child = os.fork()
-        if not child:
-            left = n
-            save(Path(sys.argv[2]) / way / str(n), model)
-            os._exit(0)
-        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-"""
-DEATHS = 20  # more than the steps of a save, which the test checks
+class Died(BaseException):
+    """Stands for SIGKILL: from here on nothing that the process does reaches the disk."""
 
 
-def test_death_at_any_step_leaves_the_old_or_the_new(tmp_path: Path) -> None:
-    """A process dies before its n-th step of writing, for every n: what loads afterwards is one of the two."""
+def die_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every call that changes the disk, from the given one on, raise instead, those of the clean-up too."""
+    left = [step]
+
+    def count(owner: object, name: str) -> None:
+        function = getattr(owner, name)
+
+        def counted(*args: object, **keywords: object) -> object:
+            left[0] -= 1
+            if left[0] < 0:
+                raise Died
+            return function(*args, **keywords)
+
+        monkeypatch.setattr(owner, name, counted)
+
+    count(os, "fsync")
+    for name in ("rename", "write_bytes", "write_text", "mkdir"):
+        count(Path, name)
+    count(shutil, "rmtree")
+    count(folders, "_exchange")
+
+
+@pytest.mark.parametrize("exchange", SWAPS, ids=["exchange", "two renames"])
+def test_death_at_any_step_leaves_the_old_or_the_new(
+    exchange: Callable[[Path, Path], bool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folders, "_exchange", exchange)
+    monkeypatch.setattr(folders, "_alive", lambda process: False)
     old, new = make("gru", dtype=torch.float32), make("lstm", dtype=torch.float32)
     save(tmp_path / "old", old)
-    for way in ("exchange", "renames"):
-        for n in range(DEATHS):
-            shutil.copytree(tmp_path / "old", tmp_path / way / str(n))
-    command = [sys.executable, "-c", DYING, str(Path(__file__).parent), str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    codes = [int(code) for code in done.stdout.split()]
-    for way, exits in (("exchange", codes[:DEATHS]), ("renames", codes[DEATHS:])):
-        assert exits[0] == 9
-        assert exits[-1] == 0, "enough steps to reach the end"
-        kinds = []
-        for n in range(DEATHS):
-            loaded = load_checkpoint(tmp_path / way / str(n))
-            kinds.append(loaded.config.kind)
-            assert same_weights(loaded.model, old if loaded.config.kind == "gru" else new)
-        assert kinds == sorted(kinds), "first the old one, from some step on the new one"
-        assert (kinds[0], kinds[-1]) == ("gru", "lstm")
-        for n in range(0, DEATHS, 3):  # and the next writer clears away what was left
-            save(tmp_path / way / str(n), new)
-            assert same_weights(load_checkpoint(tmp_path / way / str(n)).model, new)
-            assert not list((tmp_path / way).glob(f".{n}.*"))
+    kinds = []
+    for step in range(100):
+        folder = tmp_path / str(step) / "model"
+        shutil.copytree(tmp_path / "old", folder)
+        with monkeypatch.context() as patch:
+            die_at(step, patch)
+            try:
+                save(folder, new)
+                died = False
+            except Died:
+                died = True
+        loaded = load_checkpoint(folder)
+        kinds.append(loaded.config.kind)
+        assert same_weights(loaded.model, old if loaded.config.kind == "gru" else new)
+        save(folder, new)  # and the next writer clears away what was left
+        assert same_weights(load_checkpoint(folder).model, new)
+        assert names(folder.parent) == {"model"}
+        if not died:
+            break
+    assert step > 10
+    assert kinds == sorted(kinds), "first the old one, from some step on the new one"
+    assert (kinds[0], kinds[-1]) == ("gru", "lstm")
 
 
 @pytest.mark.parametrize("limit", [200, 5000])
@@ -270,7 +263,7 @@ def test_what_cannot_be_saved_is_refused(tmp_path: Path) -> None:
     model = make("gru", dtype=torch.float32)
     with pytest.raises(CheckpointError, match=r"the vocabulary has 23 tokens and the model 9"):
         save(tmp_path / "model", make("gru", vocab_size=9))
-    with pytest.raises(CheckpointError, match="weights can be stored as fp32, bf16, fp16 .*int8"):
+    with pytest.raises(CheckpointError, match=r"weights can be stored as fp32, bf16, fp16 .*int8"):
         save(tmp_path / "model", model, weights="int8")
     with pytest.raises(CheckpointError, match="cannot be written as JSON"):
         save(tmp_path / "model", model, training={"nll": float("nan")})
@@ -281,6 +274,22 @@ def test_what_cannot_be_saved_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"head.bias has weights too large for fp16"):
         save(tmp_path / "model", model, weights="fp16")
     assert names(tmp_path) == set()
+
+
+def test_a_checkpoint_that_is_replaced_while_it_is_read_loads_as_the_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = save(tmp_path / "model", make("gru"))
+    new, read = make("lstm", dtype=torch.float32), checkpoint._read_bytes
+
+    def replace_first(path: Path) -> bytes:
+        if path.name == "model.safetensors":
+            monkeypatch.setattr(checkpoint, "_read_bytes", read)
+            save(folder, new)
+        return read(path)
+
+    monkeypatch.setattr(checkpoint, "_read_bytes", replace_first)
+    assert same_weights(load_checkpoint(folder).model, new)
 
 
 # -- reading what is not as it should be
@@ -307,7 +316,7 @@ def test_nothing_there(tmp_path: Path) -> None:
 def test_a_missing_file_is_named(name: str, tmp_path: Path) -> None:
     folder = save(tmp_path / "model", make("gru"))
     (folder / name).unlink()
-    with pytest.raises(CheckpointError, match=f"{re.escape(name)} is missing"):
+    with pytest.raises(CheckpointError, match=re.escape(f"{name} is missing")):
         load_checkpoint(folder)
 
 

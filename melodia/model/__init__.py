@@ -2,7 +2,9 @@
 
 from melodia.model.checkpoint import Checkpoint, is_checkpoint, load_checkpoint, save_checkpoint
 from melodia.model.config import KINDS, SIZES, ModelConfig
+from melodia.model.convert import load_torch_rnn
 from melodia.model.model import Model
+from melodia.model.sizes import match_parameters, parameter_count, summary
 from melodia.model.state import State
 from melodia.model.walk import LayerView
 
@@ -16,5 +18,9 @@ __all__ = [
     "State",
     "is_checkpoint",
     "load_checkpoint",
+    "load_torch_rnn",
+    "match_parameters",
+    "parameter_count",
     "save_checkpoint",
+    "summary",
 ]

@@ -275,7 +275,7 @@ class BlockReader(nn.Module):
             return summary, tokens, state
         lengths = queue.new_full((B,), T) if lengths is None else lengths
         total = queue + lengths
-        place = torch.arange(int(total.max()), device=tokens.device).expand(B, -1)  # [B, N]
+        place = torch.arange(max(1, int(total.max())), device=tokens.device).expand(B, -1)  # [B, N]
         everything = _join(waiting, tokens, queue, place)
         everything_side = _join(waiting_side, side, queue, place) if side is not None else None
         starts = find_starts(everything, total, self.opens, self.block_max)
@@ -286,13 +286,13 @@ class BlockReader(nn.Module):
         )
         current = torch.where(read[:, None] > 0, summary, self.encoder.start)
         time = torch.arange(T, device=tokens.device)
-        row = blocks.row.gather(1, (queue[:, None] + time).clamp(max=max(place.shape[1] - 1, 0)))  # [B, T]
+        row = blocks.row.gather(1, (queue[:, None] + time).clamp(max=place.shape[1] - 1))  # [B, T]
 
         lanes = torch.arange(B, device=tokens.device)
         last = torch.where(blocks.counts > 0, B - 1 + blocks.counts.cumsum(0), lanes)
         queue = total - blocks.finished
         slots = torch.arange(self.block_max, device=tokens.device)
-        tail = (blocks.finished[:, None] + slots).clamp(max=max(place.shape[1] - 1, 0))
+        tail = (blocks.finished[:, None] + slots).clamp(max=place.shape[1] - 1)
         live = slots < queue[:, None]
         waiting = everything.gather(1, tail).where(live, 0).int()
         if everything_side is not None:

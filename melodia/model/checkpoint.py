@@ -148,7 +148,26 @@ def load_checkpoint(folder: str | Path, *, device: torch.device | str = "cpu") -
     Raises:
         CheckpointError: there is none, or it is damaged, foreign or of a newer format.
     """
-    path = stored_folder(Path(folder))
+    while True:
+        before = _identity(Path(folder))
+        try:
+            return _load(stored_folder(Path(folder)), device)
+        except CheckpointError:
+            if _identity(Path(folder)) == before:
+                raise  # else it was replaced while it was read: read the new one
+
+
+def _identity(folder: Path) -> tuple[int, int] | None:
+    """What tells one writing of a checkpoint from the next."""
+    try:
+        status = (stored_folder(folder) / CONFIG).stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns
+
+
+def _load(path: Path, device: torch.device | str) -> Checkpoint:
+    """See `load_checkpoint`."""
     config_json = _read_config(path)
     try:
         config = ModelConfig.from_dict(config_json["model"])
