@@ -233,6 +233,12 @@ def test_controllers_go_with_their_notes():
     assert Finding("not carried", "controllers of channels without notes", 1) in report.findings
 
 
+def test_controllers_of_silent_channels_only():
+    score, report = read_score(smf(b"\x00\xb3\x07\x40" + TRACK))
+    assert len(score.tracks[0].controls) == 0
+    assert Finding("not carried", "controllers of channels without notes", 1) in report.findings
+
+
 def test_what_is_not_carried_is_said():
     events = (
         b"\x00\xff\x05\x02la\x00\xff\x06\x01A\x00\xf0\x02\x01\xf7\x00\xff\x7f\x01\x00\x00\xd0\x20\x00\xa0\x3c\x20"

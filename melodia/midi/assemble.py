@@ -149,6 +149,8 @@ def _add_controllers(
         (kept,) = (~homeless).nonzero()
         first, second, control = first.take(kept), second.take(kept), control.take(kept)
         owner, tick = owner.take(kept), tick.take(kept)
+        if not len(kept):
+            return
 
     # Of several values of one controller at one tick only the last can be heard. Ticks ascend already, but
     # where a track is given the controllers of another one.
