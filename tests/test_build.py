@@ -116,8 +116,10 @@ def test_missing_and_broken_libraries_are_reasons_not_crashes(
 
 
 @pytest.mark.skipif(native.reason() is not None, reason=f"no native library: {native.reason()}")
-def test_unknown_instruction_set() -> None:
+def test_unknown_instruction_set(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not native.set_instruction_set("mmx")
+    monkeypatch.setenv("MELODIA_CPU", "mmx")
+    assert native._load.__wrapped__() == (None, "MELODIA_CPU=mmx is unknown, or this processor cannot run it")
 
 
 def test_info() -> None:

@@ -44,6 +44,9 @@ def _load() -> tuple[ctypes.CDLL | None, str | None]:
         library = ctypes.CDLL(str(LIBRARY))
         library.melodia_cpu_name.restype = ctypes.c_char_p
         library.melodia_cpu_set.argtypes = [ctypes.c_char_p]
+        wish = os.environ.get("MELODIA_CPU")
+        if wish and library.melodia_cpu_set(wish.encode()) != 0:
+            return None, f"MELODIA_CPU={wish} is unknown, or this processor cannot run it"
         native_ops.register()
     except Exception as error:  # whatever is wrong with the library must not break the fallback
         return None, f"the native library does not load: {error}"
