@@ -410,6 +410,25 @@ def test_gradients_equal_finite_differences(name: str) -> None:
     torch.testing.assert_close((values[0] - values[1]) / 2e-5, expected, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", ZOO)
+def test_cuda_equals_the_cpu(name: str) -> None:
+    model = make(name)
+    tokens, side = music(model, 3, 40)
+    lengths = torch.tensor([40, 11, 25])
+    results = []
+    for device in ("cpu", "cuda"):
+        model = model.to(device)
+        model.zero_grad()
+        inputs = [None if x is None else x.to(device) for x in (tokens, side)]
+        logits, end = model(*inputs, None, lengths.to(device))
+        after, _ = model.step(inputs[0][:, 0], cut(inputs[1], slice(None), 0), end)
+        (logits.tanh().sum() + after.tanh().sum()).backward()
+        results.append([logits, after, *(parameter.grad for parameter in model.parameters())])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one.cpu(), other.cpu(), rtol=1e-9, atol=1e-9)
+
+
 def test_float32_steps_follow_the_scan_for_a_long_time() -> None:
     model = make("bilstm-gru", dtype=torch.float32)
     tokens, _ = music(model, 2, 1000)

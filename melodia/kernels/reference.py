@@ -71,9 +71,13 @@ def lstm_scan(
     """Run an LSTM cell over T steps.
 
     Args:
-        lengths: how many steps of each sequence count; at t >= lengths[b] the state stays and the output is
-            0.
-            None: all T.
+        gates_x: the input's share of the gates.
+        h: the hidden state before the first step.
+        c: the cell state before the first step.
+        weight_hh: the recurrent weights.
+        bias_hh: the recurrent bias.
+        lengths: how many steps of each sequence count; at t >= lengths[b] the state stays and the output
+            is 0. None: all T.
 
     Returns:
         output [T, B, H], h_n [B, H], c_n [B, H].
@@ -101,9 +105,12 @@ def gru_scan(
     """Run a GRU cell over T steps.
 
     Args:
-        lengths: how many steps of each sequence count; at t >= lengths[b] the state stays and the output is
-            0.
-            None: all T.
+        gates_x: the input's share of the gates.
+        h: the hidden state before the first step.
+        weight_hh: the recurrent weights.
+        bias_hh: the recurrent bias.
+        lengths: how many steps of each sequence count; at t >= lengths[b] the state stays and the output
+            is 0. None: all T.
 
     Returns:
         output [T, B, H], h_n [B, H].
@@ -134,6 +141,8 @@ def pair_scan(
     lengths: Tensor | None = None,  # [B] int64
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Run an LSTM and a GRU side by side over T steps; neither sees the other.
+
+    The arguments are those of `lstm_scan` and of `gru_scan`; `lengths` is common to both.
 
     Returns:
         out_lstm [T, B, H], out_gru [T, B, H], h_lstm_n [B, H], c_lstm_n [B, H], h_gru_n [B, H].

@@ -62,7 +62,7 @@ class Blocks:
 
 
 def find_starts(tokens: Tensor, lengths: Tensor, opens: Tensor | None, block_max: int) -> Tensor:
-    """Which tokens begin a block, where the first token of every lane does.
+    """Which tokens begin a block, given that the first token of every lane does.
 
     Args:
         tokens: [B, N].
