@@ -1,9 +1,9 @@
-"""Builds melodia: Python, and one native library of operators where it can be built.
+"""Builds melodia: Python, and two native libraries where they can be built.
 
-The library goes through torch's stable ABI and uses no Python ABI, so one binary serves every Python and every
-torch from 2.10 on. The environment decides, never the presence of a GPU:
+The operators go through torch's stable ABI, the engine needs no torch, and neither uses the Python ABI, so one
+binary serves every Python and every torch from 2.10 on. The environment decides, never the presence of a GPU:
 
-    MELODIA_NATIVE=auto  (default) build when compiler, ninja and torch are there; else say so and stay pure
+    MELODIA_NATIVE=auto  (default) build when compiler, ninja and (operators) torch are there; else say so
     MELODIA_NATIVE=1     build, or fail with the reason
     MELODIA_NATIVE=0     pure Python
     CXX                  the C++ compiler (default: the first of c++, g++, clang++)
@@ -32,6 +32,7 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 LIBRARY = "melodia/kernels/libmelodia_ops.so"  # the name that melodia/kernels/native.py loads
+ENGINE = "melodia/engine/libmelodia_engine.so"  # the name that melodia/engine/native.py loads
 FACTS = "melodia/kernels/native_build.json"  # what was built and how, or why not
 OLDEST_TORCH = (2, 10)
 TORCH_TARGET_VERSION = "0x020a000000000000"  # 2.10: no newer symbol is used
@@ -48,15 +49,27 @@ X86_SOURCES: dict[str, list[str]] = {
     "csrc/cpu/kernels_avx2.cpp": ["-mavx2", "-mfma"],
     "csrc/cpu/kernels_avx512.cpp": ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mfma"],
 }
+ENGINE_SOURCES: dict[str, list[str]] = {
+    "csrc/engine/api.cpp": [],
+    "csrc/engine/dispatch.cpp": [],
+    "csrc/engine/engine.cpp": [],
+    "csrc/engine/kernels_portable.cpp": [],
+    "csrc/engine/plan.cpp": [],
+    "csrc/engine/team.cpp": [],
+}
+ENGINE_X86_SOURCES: dict[str, list[str]] = {
+    "csrc/engine/kernels_avx2.cpp": ["-mavx2", "-mfma"],
+    "csrc/engine/kernels_avx512.cpp": [*X86_SOURCES["csrc/cpu/kernels_avx512.cpp"], "-mavx512vnni"],
+}
 
 
 class Toolchain(NamedTuple):
-    """Where the tools of the native build are."""
+    """Where the tools of the native build are; without torch only the engine is built."""
 
     compiler: list[str]
     ninja: str
-    torch: Path
-    torch_version: str
+    torch: Path | None
+    torch_version: str  # or why there is none
 
 
 def find_toolchain() -> Toolchain | str:
@@ -74,9 +87,14 @@ def find_toolchain() -> Toolchain | str:
         ninja = shutil.which("ninja", path=BIN_DIR)
     if ninja is None:
         return "ninja was not found; `pip install ninja` first"
+    return Toolchain(compiler, ninja, *find_torch())
+
+
+def find_torch() -> tuple[Path | None, str]:
+    """torch's folder and version, or None and the sentence that says why the operators are not built."""
     spec = importlib.util.find_spec("torch")
     if spec is None or not spec.submodule_search_locations:
-        return (
+        return None, (
             "torch is not visible to the build; install torch first, then melodia with `--no-build-isolation` "
             "(an isolated build would compile against another torch than the one you run)"
         )
@@ -84,8 +102,8 @@ def find_toolchain() -> Toolchain | str:
     found = re.search(r"__version__ = '((\d+)\.(\d+)[^']*)'", (torch / "version.py").read_text())
     if found is None or (int(found[2]), int(found[3])) < OLDEST_TORCH:
         received = found[1] if found else "unknown"
-        return f"the native library needs torch >= 2.10 to build (received {received})"
-    return Toolchain(compiler, ninja, torch, found[1])
+        return None, f"the native library needs torch >= 2.10 to build (received {received})"
+    return torch, found[1]
 
 
 def decide() -> Toolchain | str:
@@ -96,8 +114,9 @@ def decide() -> Toolchain | str:
     if wish == "0":
         return "MELODIA_NATIVE=0 asked for pure Python"
     tools = find_toolchain()
-    if wish == "1" and isinstance(tools, str):
-        raise SystemExit(f"MELODIA_NATIVE=1 asks for the native library, but {tools}")
+    missing = tools if isinstance(tools, str) else tools.torch_version if tools.torch is None else None
+    if wish == "1" and missing is not None:
+        raise SystemExit(f"MELODIA_NATIVE=1 asks for the native library, but {missing}")
     return tools
 
 
@@ -106,8 +125,8 @@ def must_build() -> bool:
     return os.environ.get("MELODIA_NATIVE", "auto").strip() == "1"
 
 
-def ninja_file(tools: Toolchain, sources: dict[str, list[str]], library: Path) -> str:
-    """The text of build.ninja: an object per source, one shared library."""
+def ninja_file(tools: Toolchain, libraries: dict[Path, dict[str, list[str]]]) -> str:
+    """The text of build.ninja: an object per source, a shared library per name."""
     flags = [
         "-std=c++17",
         "-O3",
@@ -117,16 +136,16 @@ def ninja_file(tools: Toolchain, sources: dict[str, list[str]], library: Path) -
         "-Wall",
         "-Wextra",
     ]
-    flags += ["-Wno-maybe-uninitialized"]  # gcc 12 warns about its own AVX-512 header
+    flags += ["-Wno-maybe-uninitialized", "-Wno-uninitialized"]  # gcc 12 warns about its own AVX-512 header
     flags += ["-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-pthread"]
-    flags += [f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}", f"-I{ROOT / 'csrc'}"]
-    flags += [f"-isystem{tools.torch / 'include'}", *shlex.split(os.environ.get("CXXFLAGS", ""))]
-    link = [f"-L{tools.torch / 'lib'}", "-ltorch_cpu", "-pthread"]
-    link += (
-        ["-undefined", "dynamic_lookup"]
-        if sys.platform == "darwin"
-        else ["-Wl,--as-needed", "-Wl,-z,defs", "-lc10"]
-    )
+    flags += [f"-I{ROOT / 'csrc'}", *shlex.split(os.environ.get("CXXFLAGS", ""))]
+    link = ["-pthread", *(["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else ["-Wl,-z,defs"])]
+    torch_flags, torch_link = [], []
+    if tools.torch is not None:
+        torch_flags = [f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}", f"-isystem{tools.torch / 'include'}"]
+        torch_link = [f"-L{tools.torch / 'lib'}", "-ltorch_cpu"]
+        if sys.platform != "darwin":
+            torch_link = ["-Wl,--as-needed", *torch_link, "-lc10"]
 
     def quoted(words: list[str]) -> str:
         return " ".join(shlex.quote(word).replace("$", "$$") for word in words)
@@ -144,14 +163,18 @@ def ninja_file(tools: Toolchain, sources: dict[str, list[str]], library: Path) -
         "  depfile = $out.d",
         "  deps = gcc",
         "rule link",
-        "  command = $cxx -shared $in -o $out $ldflags",
+        "  command = $cxx -shared $in -o $out $ldflags $extra",
     ]
-    objects = []
-    for source, extra in sources.items():
-        objects.append(path(Path(source).with_suffix(".o").name))
-        lines += [f"build {objects[-1]}: compile {path(ROOT / source)}", f"  extra = {quoted(extra)}"]
-    lines += [f"build {path(library)}: link {' '.join(objects)}", f"default {path(library)}", ""]
-    return "\n".join(lines)
+    for library, sources in libraries.items():
+        with_torch = library.name == Path(LIBRARY).name
+        objects = []
+        for source, extra in sources.items():
+            objects.append(path(Path(source).with_suffix(".o").as_posix().replace("/", "_")))
+            words = quoted([*extra, *(torch_flags if with_torch else [])])
+            lines += [f"build {objects[-1]}: compile {path(ROOT / source)}", f"  extra = {words}"]
+        lines += [f"build {path(library)}: link {' '.join(objects)}"]
+        lines += [f"  extra = {quoted(torch_link if with_torch else [])}", f"default {path(library)}"]
+    return "\n".join([*lines, ""])
 
 
 def replace_file(source: Path, target: Path) -> None:
@@ -174,27 +197,45 @@ class BuildNative(build_ext):
         """Build into the build folder, then in place where setuptools asks for it (editable installs)."""
         work = Path(self.build_temp).resolve()
         work.mkdir(parents=True, exist_ok=True)
-        library = work / Path(LIBRARY).name
         tools = decide()
-        reason = tools if isinstance(tools, str) else self.compile(tools, work, library)
-        facts: dict[str, str | None] = {"reason": reason, "platform": platform.platform()}
+        x86 = platform.machine().lower() in ("x86_64", "amd64")
+        libraries = {
+            LIBRARY: SOURCES | (X86_SOURCES if x86 else {}),
+            ENGINE: ENGINE_SOURCES | (ENGINE_X86_SOURCES if x86 else {}),
+        }
+        reasons = dict.fromkeys(libraries, tools if isinstance(tools, str) else None)
         if not isinstance(tools, str):
-            facts |= {"compiler": self.compiler_version(tools), "torch": tools.torch_version}
+            if tools.torch is None:
+                reasons[LIBRARY] = tools.torch_version
+            wanted = {work / Path(name).name: libraries[name] for name in libraries if reasons[name] is None}
+            (work / "build.ninja").write_text(ninja_file(tools, wanted))
+            for name in libraries:
+                if reasons[name] is None:
+                    reasons[name] = self.compile(tools, work, Path(name).name)
+        facts = {
+            "reason": reasons[LIBRARY],
+            "engine_reason": reasons[ENGINE],
+            "platform": platform.platform(),
+        }
+        if not isinstance(tools, str):
+            facts |= {"compiler": self.compiler_version(tools)}
+            facts |= {"torch": None if tools.torch is None else tools.torch_version}
         note = work / Path(FACTS).name
         note.write_text(json.dumps(facts, indent=1) + "\n")
         place = ROOT if self.inplace or self.editable_mode else Path(self.build_lib)
-        if reason is None:
-            replace_file(library, place / LIBRARY)
+        for name, reason in reasons.items():
+            if reason is None:
+                replace_file(work / Path(name).name, place / name)
         replace_file(note, place / FACTS)
-        self.say("native library built" if reason is None else f"installing pure Python: {reason}")
+        if all(reasons.values()):
+            self.say(f"installing pure Python: {reasons[LIBRARY]}")
+        for name, what in ((LIBRARY, "native library"), (ENGINE, "engine")):
+            if not all(reasons.values()):
+                self.say(f"no {what}: {reasons[name]}" if reasons[name] else f"{what} built")
 
-    def compile(self, tools: Toolchain, work: Path, library: Path) -> str | None:
-        """Run ninja; None, or the reason why there is no library."""
-        sources = dict(SOURCES)
-        if platform.machine().lower() in ("x86_64", "amd64"):
-            sources |= X86_SOURCES
-        (work / "build.ninja").write_text(ninja_file(tools, sources, library))
-        command = [tools.ninja, "-C", str(work)]
+    def compile(self, tools: Toolchain, work: Path, library: str) -> str | None:
+        """Run ninja for one library; None, or the reason why there is none."""
+        command = [tools.ninja, "-C", str(work), str(work / library)]
         if os.environ.get("MAX_JOBS"):
             command += ["-j", os.environ["MAX_JOBS"]]
         done = subprocess.run(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
@@ -225,7 +266,7 @@ class BuildNative(build_ext):
         """What the command leaves behind."""
         return [
             str(Path(self.build_lib) / name)
-            for name in (LIBRARY, FACTS)
+            for name in (LIBRARY, ENGINE, FACTS)
             if (Path(self.build_lib) / name).exists()
         ]
 
@@ -249,7 +290,11 @@ class Wheel(bdist_wheel):
 
 setup(
     ext_modules=[
-        Extension("melodia.kernels.libmelodia_ops", sources=[*SOURCES, *X86_SOURCES], optional=True)
+        Extension(
+            "melodia.kernels.libmelodia_ops",
+            sources=[*SOURCES, *X86_SOURCES, *ENGINE_SOURCES, *ENGINE_X86_SOURCES],
+            optional=True,
+        )
     ],
     cmdclass={"build_ext": BuildNative, "bdist_wheel": Wheel},
 )

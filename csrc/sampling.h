@@ -129,7 +129,9 @@ class Chooser {
         float top = -std::numeric_limits<float>::infinity();
         for (const Candidate& c : candidates_) top = std::max(top, c.logit);
         const double threshold = double(top) + std::log(p);
-        std::erase_if(candidates_, [&](const Candidate& c) { return double(c.logit) < threshold; });
+        candidates_.erase(std::remove_if(candidates_.begin(), candidates_.end(),
+                                         [&](const Candidate& c) { return double(c.logit) < threshold; }),
+                          candidates_.end());
     }
 
     int32_t draw(uint64_t random_seed, uint32_t session, uint64_t position) const {

@@ -2,10 +2,11 @@
 //
 // Included by objects that are compiled for one instruction set: no header of the C++ standard library.
 //
-// A weight matrix [rows, K] is packed into panels of NV * 16 rows, k outermost, so that a product needs no sum
-// across lanes: fp32 [K][NV * 16], bf16 [K / 2][NV * 16][2], int8 [K / 4][NV * 16][4]. K is padded with zeros to a
-// multiple of 4. The panel of a recurrent layer is a tile of 16 units with all their gates (NV = 4 for LSTM, 3
-// for GRU), so that the cell is applied where its sums are made; the panel of the head is 64 tokens (NV = 4).
+// A weight matrix [rows, K] is packed into panels of NV * 16 rows, k outermost, so that a product needs no
+// sum across lanes: fp32 [K][NV * 16], bf16 [K / 2][NV * 16][2], int8 [K / 4][NV * 16][4]. K is padded with
+// zeros to a multiple of 4. The panel of a recurrent layer is a tile of 16 units with all their gates (NV = 4
+// for LSTM, 3 for GRU), so that the cell is applied where its sums are made; the panel of the head is 64
+// tokens (NV = 4).
 #pragma once
 
 #include <stdint.h>
@@ -14,22 +15,22 @@ namespace melodia::engine {
 
 enum class Weights : int32_t { fp32, bf16, int8 };
 
-constexpr int64_t kTile = 16;     // units in a tile, floats in a lane group
-constexpr int64_t kMaxRows = 4;   // sessions that one pass over a panel serves
-constexpr int64_t kMaxGroups = 4; // NV at most
+constexpr int64_t kTile = 16;      // units in a tile, floats in a lane group
+constexpr int64_t kMaxRows = 4;    // sessions that one pass over a panel serves
+constexpr int64_t kMaxGroups = 4;  // NV at most
 
 // out[m][0 .. NV * 16) (+)= sum over k of x[m][k] * panel[k][0 .. NV * 16)
 struct Product {
-    int64_t K;                    // padded
-    int64_t M;                    // sessions, at most kMaxRows
-    int64_t NV;                   // 1 to kMaxGroups
-    const void* panel;            // as packed
-    const float* scale;           // [NV * 16] of each row, int8 only
-    const int32_t* offset;        // [NV * 16] 128 * sum of the row, int8 only
-    const float* const* x;        // [M] of [K]
-    const uint8_t* const* x_u8;   // [M] of [K], int8 only: round(x / x_scale) + 128
-    const float* x_scale;         // [M], int8 only
-    float* const* out;            // [M] of [NV * 16]
+    int64_t K;                   // padded
+    int64_t M;                   // sessions, at most kMaxRows
+    int64_t NV;                  // 1 to kMaxGroups
+    const void* panel;           // as packed
+    const float* scale;          // [NV * 16] of each row, int8 only
+    const int32_t* offset;       // [NV * 16] 128 * sum of the row, int8 only
+    const float* const* x;       // [M] of [K]
+    const uint8_t* const* x_u8;  // [M] of [K], int8 only: round(x / x_scale) + 128
+    const float* x_scale;        // [M], int8 only
+    float* const* out;           // [M] of [NV * 16]
     bool add;
 };
 

@@ -1,8 +1,8 @@
 // The decode kernels of one instruction set, over the Vector of the header included before this one.
 // Everything stands in an unnamed namespace, as in cpu/kernels_impl.h and for the same reason.
 //
-// Each sum runs over k in ascending order in one chain, whatever M and the threads: a batch equals its sessions one
-// by one, bit for bit. The whole-number sums of int8 are the same on every instruction set.
+// Each sum runs over k in ascending order in one chain, whatever M and the threads: a batch equals its
+// sessions one by one, bit for bit. The whole-number sums of int8 are the same on every instruction set.
 #pragma once
 
 #include "cells.h"
@@ -51,7 +51,8 @@ MELODIA_INLINE void load_pair(const uint16_t* p, Vector& even, Vector& odd) {
 }
 #endif
 
-// Sums of four products of unsigned by signed bytes, per 32-bit lane: acc[lane] += sum over j of x[j] w[lane][j].
+// Sums of four products of unsigned by signed bytes, per 32-bit lane: acc[lane] += sum over j of x[j]
+// w[lane][j].
 #if defined(__AVX512VNNI__)
 struct Sums {
     __m512i v;
@@ -78,20 +79,6 @@ struct Sums {
         v = _mm256_add_epi32(v, _mm256_permute4x64_epi64(pairs, 0xD8));
     }
     MELODIA_INLINE void store(int32_t* p) const { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v); }
-};
-#else
-struct Sums {
-    int32_t v[4];
-    static constexpr int64_t width = 4;
-    static MELODIA_INLINE Sums zero() { return {{0, 0, 0, 0}}; }
-    MELODIA_INLINE void add(uint32_t x, const int8_t* w) {
-        for (int lane = 0; lane < 4; ++lane)
-            for (int j = 0; j < 4; ++j)
-                v[lane] += static_cast<int32_t>((x >> (8 * j)) & 0xFF) * static_cast<int32_t>(w[4 * lane + j]);
-    }
-    MELODIA_INLINE void store(int32_t* p) const {
-        for (int lane = 0; lane < 4; ++lane) p[lane] = v[lane];
-    }
 };
 #endif
 
@@ -155,6 +142,15 @@ void product_bf16(const Product& p) {
     finish<M, NV>(p, sums);
 }
 
+template <int NV>
+MELODIA_INLINE void finish_int8(const Product& p, int m, const int32_t* whole) {
+    for (int64_t n = 0; n < NV * kTile; ++n) {
+        const float sum = static_cast<float>(whole[n] - p.offset[n]) * (p.scale[n] * p.x_scale[m]);
+        p.out[m][n] = p.add ? p.out[m][n] + sum : sum;
+    }
+}
+
+#if defined(__AVX2__)
 template <int M, int NV>
 void product_int8(const Product& p) {
     constexpr int parts = NV * static_cast<int>(kTile / Sums::width);
@@ -180,12 +176,26 @@ void product_int8(const Product& p) {
     int32_t whole[NV * kTile];
     for (int m = 0; m < M; ++m) {
         for (int n = 0; n < parts; ++n) sums[m][n].store(whole + n * Sums::width);
-        for (int64_t n = 0; n < NV * kTile; ++n) {
-            const float sum = static_cast<float>(whole[n] - p.offset[n]) * (p.scale[n] * p.x_scale[m]);
-            p.out[m][n] = p.add ? p.out[m][n] + sum : sum;
-        }
+        finish_int8<NV>(p, m, whole);
     }
 }
+#else
+template <int M, int NV>
+void product_int8(const Product& p) {
+    for (int m = 0; m < M; ++m) {
+        const int8_t* panel = static_cast<const int8_t*>(p.panel);
+        int32_t whole[NV * kTile] = {};
+        for (int64_t k = 0; k < p.K; k += 4, panel += 4 * NV * kTile) {
+            for (int64_t n = 0; n < NV * kTile; ++n) {
+                const int8_t* w = panel + 4 * n;
+                const uint8_t* x = p.x_u8[m] + k;
+                whole[n] += x[0] * w[0] + x[1] * w[1] + x[2] * w[2] + x[3] * w[3];
+            }
+        }
+        finish_int8<NV>(p, m, whole);
+    }
+}
+#endif
 
 template <int M, int NV>
 MELODIA_INLINE void product_of(Weights weights, const Product& p) {
@@ -200,27 +210,50 @@ MELODIA_INLINE void product_of(Weights weights, const Product& p) {
 template <int M>
 MELODIA_INLINE void product_of(Weights weights, const Product& p) {
     switch (p.NV) {
-        case 1: return product_of<M, 1>(weights, p);
-        case 2: return product_of<M, 2>(weights, p);
-        case 3: return product_of<M, 3>(weights, p);
-        default: return product_of<M, 4>(weights, p);
+        case 1:
+            return product_of<M, 1>(weights, p);
+        case 2:
+            return product_of<M, 2>(weights, p);
+        case 3:
+            return product_of<M, 3>(weights, p);
+        default:
+            return product_of<M, 4>(weights, p);
     }
 }
 
+// As many sessions at once as there are registers for their sums.
+#if defined(__AVX512F__)
 void product(Weights weights, const Product& p) {
     switch (p.M) {
-        case 1: return product_of<1>(weights, p);
-        case 2: return product_of<2>(weights, p);
-        case 3: return product_of<3>(weights, p);
-        default: return product_of<4>(weights, p);
+        case 1:
+            return product_of<1>(weights, p);
+        case 2:
+            return product_of<2>(weights, p);
+        case 3:
+            return product_of<3>(weights, p);
+        default:
+            return product_of<4>(weights, p);
     }
 }
+#else
+void product(Weights weights, const Product& p) {
+    Product one = p;
+    one.M = 1;
+    for (int64_t m = 0; m < p.M; ++m) {
+        one.x = p.x + m;
+        one.x_u8 = p.x_u8 + m;
+        one.x_scale = p.x_scale + m;
+        one.out = p.out + m;
+        product_of<1>(weights, one);
+    }
+}
+#endif
 
 void lstm(const float* gates, const float* c, float* c_out, float* h_out) {
     for (int64_t k = 0; k < kTile; k += Vector::width) {
-        const auto unit = melodia::lstm_forward(
-            Vector::load(gates + k), Vector::load(gates + kTile + k), Vector::load(gates + 2 * kTile + k),
-            Vector::load(gates + 3 * kTile + k), Vector::load(c + k));
+        const auto unit = melodia::lstm_forward(Vector::load(gates + k), Vector::load(gates + kTile + k),
+                                                Vector::load(gates + 2 * kTile + k),
+                                                Vector::load(gates + 3 * kTile + k), Vector::load(c + k));
         unit.c.store(c_out + k);
         unit.h.store(h_out + k);
     }
@@ -228,10 +261,11 @@ void lstm(const float* gates, const float* c, float* c_out, float* h_out) {
 
 void gru(const float* gates_x, const float* gates_h, const float* h, float* h_out) {
     for (int64_t k = 0; k < kTile; k += Vector::width) {
-        const auto unit = melodia::gru_forward(
-            Vector::load(gates_x + k) + Vector::load(gates_h + k),
-            Vector::load(gates_x + kTile + k) + Vector::load(gates_h + kTile + k),
-            Vector::load(gates_x + 2 * kTile + k), Vector::load(gates_h + 2 * kTile + k), Vector::load(h + k));
+        const auto unit =
+            melodia::gru_forward(Vector::load(gates_x + k) + Vector::load(gates_h + k),
+                                 Vector::load(gates_x + kTile + k) + Vector::load(gates_h + kTile + k),
+                                 Vector::load(gates_x + 2 * kTile + k), Vector::load(gates_h + 2 * kTile + k),
+                                 Vector::load(h + k));
         unit.h.store(h_out + k);
     }
 }
@@ -257,8 +291,6 @@ void add(const float* row, int64_t n, float* out) {
     for (int64_t k = 0; k < n; ++k) out[k] += row[k];
 }
 
-constexpr melodia::engine::Kernels table() {
-    return {Vector::name, product, lstm, gru, quantise, add};
-}
+constexpr melodia::engine::Kernels table() { return {Vector::name, product, lstm, gru, quantise, add}; }
 
 }  // namespace

@@ -1,0 +1,168 @@
+#include "engine/team.h"
+
+#include <algorithm>
+
+#if defined(__linux__)
+#include <sched.h>
+#endif
+#if !defined(_WIN32)
+#include <pthread.h>
+#endif
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace melodia::engine {
+namespace {
+
+using std::chrono::microseconds;
+
+constexpr microseconds kSleepAfter{300};  // a mate without work
+constexpr microseconds kStall{60};        // longer than any tile takes
+constexpr microseconds kShortest{10'000}, kLongest{1'000'000};
+
+inline void pause() {
+#if defined(__x86_64__)
+    _mm_pause();
+#elif defined(__aarch64__)
+    asm volatile("yield");
+#endif
+}
+
+std::atomic<int> forks{0};
+
+void count_forks() {
+#if !defined(_WIN32)
+    static const int once = pthread_atfork(nullptr, nullptr, [] { forks.fetch_add(1); });
+    (void)once;
+#endif
+}
+
+}  // namespace
+
+int allowed_cores() {
+#if defined(__linux__)
+    cpu_set_t set;
+    if (sched_getaffinity(0, sizeof set, &set) == 0) return std::max(1, CPU_COUNT(&set));
+#endif
+    return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+}
+
+Team::Team(int threads)
+    : threads_(std::max(1, std::min(threads, allowed_cores()))),
+      ranges_(new Range[threads_]),
+      forks_((count_forks(), forks.load())),
+      alone_for_(kShortest) {
+    alone_until_ = calm_since_ = Clock::now();
+    for (int t = 1; t < threads_; ++t) mates_.emplace_back([this, t] { mate(t); });
+}
+
+Team::~Team() {
+    if (forks.load() != forks_) {  // a child: its copies of the threads never ran
+        for (std::thread& thread : mates_) thread.detach();
+        return;
+    }
+    stop_.store(true);
+    phase_.fetch_add(1);
+    {
+        std::lock_guard<std::mutex> lock(sleep_mutex_);
+        wake_.notify_all();
+    }
+    for (std::thread& thread : mates_) thread.join();
+}
+
+int Team::active() {
+    if (threads_ == 1 || forks.load(std::memory_order_relaxed) != forks_) return 1;
+    if (!stalled_) return threads_;
+    if (Clock::now() < alone_until_) return 1;
+    stalled_ = false;
+    calm_since_ = Clock::now();
+    return threads_;
+}
+
+void Team::run(int64_t tiles, Call call, void* context) {
+    const int active = tiles > 1 ? this->active() : 1;
+    if (active == 1) {
+        for (int64_t tile = 0; tile < tiles; ++tile) call(context, tile);
+        return;
+    }
+    call_ = call;
+    context_ = context;
+    done_.store(0, std::memory_order_relaxed);
+    for (int t = 0; t < threads_; ++t) {
+        const uint64_t begin = static_cast<uint64_t>(tiles * t / threads_);
+        const uint64_t end = static_cast<uint64_t>(tiles * (t + 1) / threads_);
+        ranges_[t].word.store(end << 32 | begin, std::memory_order_release);
+    }
+    phase_.fetch_add(1);
+    if (sleepers_.load() > 0) {
+        std::lock_guard<std::mutex> lock(sleep_mutex_);
+        wake_.notify_all();
+    }
+    work_off(0);
+    wait(tiles);
+}
+
+void Team::work_off(int thread) {
+    for (int i = 0; i < threads_; ++i) {
+        std::atomic<uint64_t>& word = ranges_[(thread + i) % threads_].word;
+        for (;;) {
+            uint64_t seen = word.load(std::memory_order_relaxed);
+            if ((seen & 0xFFFFFFFF) >= seen >> 32) break;
+            seen = word.fetch_add(
+                1, std::memory_order_acq_rel);  // a range that was filled again is fine as well
+            if ((seen & 0xFFFFFFFF) >= seen >> 32) break;
+            call_(context_, static_cast<int64_t>(seen & 0xFFFFFFFF));
+            done_.fetch_add(1, std::memory_order_release);
+        }
+    }
+}
+
+void Team::wait(int64_t tiles) {
+    if (done_.load(std::memory_order_acquire) == tiles) return;
+    for (int i = 0; i < 200; ++i) {
+        pause();
+        if (done_.load(std::memory_order_acquire) == tiles) return;
+    }
+    const Clock::time_point begin = Clock::now();
+    bool late = false;
+    while (done_.load(std::memory_order_acquire) != tiles) {
+        if (late) {
+            std::this_thread::yield();  // the mate may need this core
+        } else {
+            for (int i = 0; i < 20; ++i) pause();
+            late = Clock::now() - begin > kStall;
+        }
+    }
+    if (!late) return;
+    const Clock::time_point now = Clock::now();
+    if (now - calm_since_ > 4 * alone_for_) alone_for_ = std::max(kShortest, alone_for_ / 4);
+    stalled_ = true;
+    stalls_.fetch_add(1, std::memory_order_relaxed);
+    alone_until_ = now + alone_for_;
+    alone_for_ = std::min(kLongest, 2 * alone_for_);
+}
+
+void Team::mate(int thread) {
+    uint64_t seen = 0;
+    for (;;) {
+        uint64_t now = phase_.load(std::memory_order_acquire);
+        if (now == seen) {
+            const Clock::time_point begin = Clock::now();
+            for (int i = 1; (now = phase_.load(std::memory_order_acquire)) == seen; ++i) {
+                pause();
+                if (i % 64 == 0 && Clock::now() - begin > kSleepAfter) {
+                    std::unique_lock<std::mutex> lock(sleep_mutex_);
+                    sleepers_.fetch_add(1);
+                    wake_.wait(lock, [&] { return phase_.load() != seen; });
+                    sleepers_.fetch_sub(1);
+                }
+            }
+        }
+        seen = now;
+        if (stop_.load()) return;
+        work_off(thread);
+    }
+}
+
+}  // namespace melodia::engine

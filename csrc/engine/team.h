@@ -1,0 +1,77 @@
+// Threads that work through the tiles of a phase, and live as long as the engine.
+//
+// The caller takes part. Each thread has a range of the tiles, the same one every time (its weights stay in
+// its core's cache), and takes from the others' ranges when its own is empty. Waiting threads spin, then
+// sleep. A mate that holds a tile and does not run (the machine is busy with something else) costs the caller
+// one wait; after it the caller works alone for a while that grows with every such wait, from 10 ms to 1 s.
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+namespace melodia::engine {
+
+class Team {
+  public:
+    // threads: with the caller; at least 1, at most as many as cores that this process may use.
+    explicit Team(int threads);
+    ~Team();
+    Team(const Team&) = delete;
+    Team& operator=(const Team&) = delete;
+
+    int threads() const { return threads_; }
+    // How often a mate was waited for in vain, for reports and tests.
+    int64_t stalls() const { return stalls_.load(std::memory_order_relaxed); }
+
+    // For one caller at a time: work(tile) for each of 0 .. tiles - 1, in any order, on any thread.
+    template <class Work>
+    void run(int64_t tiles, Work& work) {
+        run(tiles, [](void* context, int64_t tile) { (*static_cast<Work*>(context))(tile); }, &work);
+    }
+
+    std::mutex& mutex() { return mutex_; }
+
+  private:
+    using Call = void (*)(void*, int64_t);
+    using Clock = std::chrono::steady_clock;
+
+    struct alignas(64) Range {
+        std::atomic<uint64_t> word{0};  // end of the range << 32 | next tile
+    };
+
+    void run(int64_t tiles, Call call, void* context);
+    void work_off(int thread);
+    void mate(int thread);
+    void wait(int64_t tiles);
+    int active();
+
+    const int threads_;
+    std::mutex mutex_;  // of the caller
+    Call call_ = nullptr;
+    void* context_ = nullptr;
+    std::unique_ptr<Range[]> ranges_;
+    alignas(64) std::atomic<int64_t> done_{0};
+    alignas(64) std::atomic<uint64_t> phase_{0};
+    alignas(64) std::atomic<int> sleepers_{0};
+    std::atomic<bool> stop_{false};
+    std::mutex sleep_mutex_;
+    std::condition_variable wake_;
+    std::vector<std::thread> mates_;
+    int forks_;  // of this process, when the team was made: threads do not survive a fork
+
+    std::atomic<int64_t> stalls_{0};
+    bool stalled_ = false;
+    std::chrono::microseconds alone_for_;
+    Clock::time_point alone_until_, calm_since_;
+};
+
+// Cores that this process may use.
+int allowed_cores();
+
+}  // namespace melodia::engine
