@@ -289,7 +289,7 @@ def test_minutes(corpus: Corpus, tmp_path: Path) -> None:
     assert 0.9 < summary.seconds < 6
     assert summary.iterations > 10
     assert record.plan.seconds == pytest.approx(1.8)
-    assert record.steps[0].learning_rate < 5e-3  # warming up, or already past it on a slow machine
+    assert record.steps[0].learning_rate <= 1e-2 / 20  # warming up, however slow the machine
     assert record.steps[-1].learning_rate < 2e-3
     assert len(record.validations) >= 2
     assert record.steps[3].eta < 1.8

@@ -17,9 +17,8 @@ class TrainingConfig:
     """How to train. Exactly one of `minutes`, `epochs` and `iterations` is the budget.
 
     With a budget of epochs or iterations the run is a function of its inputs: on the CPU with a fixed number
-        of
-    threads the same weights come out, bit for bit, interrupted or not. With minutes the learning rate follows
-    the clock.
+    of threads the same weights come out, bit for bit, interrupted or not. With minutes the learning rate
+    follows the clock.
 
     Attributes:
         minutes: budget of wall-clock time, evaluation and saving included.
@@ -42,8 +41,8 @@ class TrainingConfig:
         hide_density: share of piece passes that do not say how dense the piece is.
         ema: decay of the averaged weights, per iteration; 0 keeps none. The averaged weights are what is
             validated and saved.
-        eval_every: iterations between two validations; None: a twentieth of the budget, stretched where
-            validation would cost over a tenth of the time (only with a budget of minutes).
+        eval_every: iterations between two validations; None: a twentieth of the budget, or so
+            rarely that they take about a tenth of the time.
         patience: validations without a better result after which training ends; None: never.
         save_every: seconds between two savings of the state to resume from.
         precision: "float32", or "bfloat16" for matrix products on a GPU.

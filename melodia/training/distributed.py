@@ -64,6 +64,38 @@ class World:
         """This process's lanes of a tensor [B, …]: [B / size, …]."""
         return tensor.chunk(self.size)[self.rank] if self.size > 1 else tensor
 
+    def share_bytes(self, data: bytes | None) -> bytes | None:
+        """Give the first process's bytes (or None) to all: only it need see the disk."""
+        if self.size == 1:
+            return data
+        told = 0.0
+        if self.leads:
+            told = -1.0 if data is None else float(len(data))
+        length = int(self.sum([told])[0])
+        if length < 0:
+            return None
+        if data is not None:
+            buffer = torch.frombuffer(bytearray(data), dtype=torch.uint8).to(self.device)
+        else:
+            buffer = torch.empty(length, dtype=torch.uint8, device=self.device)
+        distributed.broadcast(buffer, 0)
+        return buffer.cpu().numpy().tobytes()
+
+    def check_same(self, what: str, fingerprint: str) -> None:
+        """Refuse to train when the processes hold different things.
+
+        Args:
+            what: for the message.
+            fingerprint: at least 12 hexadecimal digits.
+
+        Raises:
+            TrainingError: it is another one than the first process's.
+        """
+        mine = float(int(fingerprint[:12], 16))
+        first = self.sum([mine if self.leads else 0.0])[0]
+        if self.sum([float(mine != first)])[0]:
+            raise TrainingError(f"the processes do not hold the same {what}; give all of them the same files")
+
     def barrier(self) -> None:
         """Wait for all processes."""
         if self.size > 1:
@@ -94,8 +126,7 @@ def join(device: str = "auto") -> Iterator[World]:
     """Join the processes that torchrun started; without torchrun, a world of one.
 
     The group that is made here lasts until the process ends, for later calls to use: torch cannot reliably
-        make a
-    second one (the processes may find one another's old addresses, and wait for ever).
+    make a second one (the processes may find one another's old addresses, and wait for ever).
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1 and not (distributed.is_available() and distributed.is_initialized()):

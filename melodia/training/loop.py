@@ -1,9 +1,7 @@
 """Training: teacher forcing over windows of whole pieces, with carried state, validation and saving.
 
-`train` is the only entry. One iteration reads one window of every lane, sums the loss over all scored targets
-of all processes, divides by their number, and takes one step of AdamW. What an iteration does depends on the
-saved state
-alone: the noise of dropout is seeded by (random seed, iteration, rank), the stream's place is a few integers.
+`train` is the only entry. A `Learner` makes the updates; what stands here is the schedule around them: the budget
+and the learning rate, validations and the best weights, saving and resuming, and what the caller is told.
 """
 
 from __future__ import annotations
@@ -31,7 +29,14 @@ from melodia.training.learner import Learner, make_model
 from melodia.training.logs import Logs
 from melodia.training.meter import Clock, Meter, Validated, ratio
 from melodia.training.progress import Plan, Progress, Step, TrainingSummary, Validation
-from melodia.training.resume import TrainingState, check_same_run, read_state, write_state
+from melodia.training.resume import (
+    TrainingState,
+    check_same_run,
+    parse_state,
+    read_bytes,
+    saved_model,
+    write_state,
+)
 from melodia.training.streams import Preparer
 from melodia.training.watch import Watch, corpus_warnings
 
@@ -40,7 +45,11 @@ BEST, RESUME = "best", "resume"
 VALIDATIONS = 20
 """Into how many parts a budget is cut by validations, if the config does not say."""
 VALIDATION_SHARE = 0.1
-"""With a budget of minutes, validations come so rarely that they take at most this share of the time."""
+"""Validations come so rarely that they take about this share of the time at most."""
+VALIDATION_COST = 0.3
+"""What validating a token costs, in units of what training on one does."""
+WARMUP_ITERATIONS = 20
+"""With a budget of minutes, the learning rate rises over at least so many iterations."""
 LOG_EVERY = 20
 GPU_REPORT_EVERY = 20
 
@@ -88,12 +97,13 @@ def train(
             )  # fmt: skip
     progress = progress if progress is not None and world.leads else Progress()
     folder = Path(out)
+    world.check_same("corpus", corpus.fingerprint)
     with _threads(config.threads):
         saved = _look(folder, world, resume, force)
         if saved is not None:
             init = None
             if model_config is None:
-                model_config = ModelConfig.from_dict(saved.values["identity"]["model"])
+                model_config = saved_model(saved, folder)
         learner = Learner(corpus, make_model(corpus, model_config, config.random_seed, init), config, world)
         run = _Run(corpus, learner, folder, progress, saved)
         try:
@@ -123,8 +133,7 @@ class _Run:
         self.held_out = corpus.pieces("valid")
         self.plain = Preparer(corpus.vocabulary, learner.model.config.side_inputs)
         self.total = learner.iterations()
-        every = math.ceil(self.total / VALIDATIONS) if self.total is not None else None
-        self.eval_every = self.config.eval_every or every
+        self.eval_every = self.config.eval_every or self._validation_interval()
         self.validated, self.watch, self.meter = Validated(), Watch(), Meter()
         self.finished: str | None = None
         self.identity = {
@@ -156,8 +165,10 @@ class _Run:
             raise TrainingError(
                 f"{self.out / RESUME} does not fit this training ({error!r}); begin anew with --force"
             ) from error
-        if self.finished == "budget" and not self._over(elapsed):
-            self.finished = None  # the budget has grown
+        patience = self.config.patience
+        patient = patience is None or self.watch.without_progress < patience
+        if patient and not self._over(elapsed):
+            self.finished = None  # the budget or the patience has grown since it ended
         return elapsed
 
     def _save(self, now: float) -> None:
@@ -219,7 +230,7 @@ class _Run:
         now = self.clock.elapsed() if self.world.leads else 0.0
         update = self.learner.update(
             [now, float(interrupt.wanted)],
-            lambda signals: self.config.learning_rate_at(self._fraction(signals[0], ahead=1)),
+            lambda signals: self._rate(signals[0]),
         )
         self.rate = update.rate
         self.pending.append(update.losses)
@@ -267,6 +278,15 @@ class _Run:
             )
 
     # -- validation -----------------------------------------------------------------------------------------
+
+    def _validation_interval(self) -> int | None:
+        """Iterations between two validations, from sizes alone, so that it is the same on every machine."""
+        if self.total is None:
+            return None
+        stream = self.learner.stream
+        steps = stream.steps_per_epoch / stream.windows_per_epoch * self.config.batch_size  # of an iteration
+        dear = self.held_out.tokens * VALIDATION_COST / (VALIDATION_SHARE * steps)
+        return math.ceil(max(self.total / VALIDATIONS, min(dear, self.total / 2)))
 
     def _validation_due(self, now: float) -> bool:
         if self.eval_every is not None:
@@ -354,6 +374,12 @@ class _Run:
             return min(1.0, (self.learner.iteration + ahead) / self.total)
         return min(1.0, now / self._deadline())
 
+    def _rate(self, now: float) -> float:
+        """The learning rate of the next update. By the clock a slow machine could leap over the warm-up."""
+        rate = self.config.learning_rate_at(self._fraction(now, ahead=1))
+        rise = (self.learner.iteration + 1) / WARMUP_ITERATIONS
+        return rate if self.total is not None else rate * min(1.0, rise)
+
     def _over(self, now: float) -> bool:
         return self.learner.iteration >= self.total if self.total is not None else now >= self._deadline()
 
@@ -432,10 +458,10 @@ class _Run:
 def _look(out: Path, world: World, resume: bool, force: bool) -> TrainingState | None:
     """What lies in the folder already: the state to go on from, or what must not be overwritten."""
     if resume:
-        return read_state(out / RESUME, world.device)
-    holds = [name for name in (BEST, RESUME) if (out / name).exists()]
-    world.barrier()  # nobody writes before all have looked
-    if holds and not force:
+        data = world.share_bytes(read_bytes(out / RESUME) if world.leads else None)
+        return None if data is None else parse_state(out / RESUME, data, world.device)
+    holds = world.leads and any((out / name).exists() for name in (BEST, RESUME))
+    if world.sum([float(holds)])[0] and not force:
         raise TrainingError(
             f"{out} holds a training already; go on with it (--resume), replace it (--force) "
             "or choose another folder"

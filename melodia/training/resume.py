@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from melodia.errors import TrainingError
+from melodia.errors import ConfigError, TrainingError
+from melodia.model import ModelConfig
 
 FORMAT_VERSION = 1
 FILE = "state.safetensors"
@@ -65,27 +67,57 @@ def write_state(folder: Path, tensors: dict[str, Tensor], values: dict[str, Any]
         ) from error
 
 
-def read_state(folder: Path, device: torch.device) -> TrainingState | None:
-    """Read the folder's state onto the device; None if there is none.
+def read_bytes(folder: Path) -> bytes | None:
+    """The folder's state as it lies on the disk; None if there is none.
 
     Raises:
         TrainingError: it cannot be read.
     """
-    path = folder / FILE
-    if not path.exists():
-        return None
     try:
-        with safe_open(path, framework="pt", device=str(device)) as source:
-            values = json.loads((source.metadata() or {})["melodia"])
-            tensors = {name: source.get_tensor(name) for name in source.keys()}  # noqa: SIM118 (no mapping)
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise TrainingError(f"{path} is damaged ({error}); delete it to train from the beginning") from error
+        return (folder / FILE).read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise TrainingError(f"cannot read {folder / FILE}: {error.strerror or error}") from error
+
+
+def parse_state(folder: Path, data: bytes, device: torch.device) -> TrainingState:
+    """The state from its bytes, its tensors on the device.
+
+    Raises:
+        TrainingError: it is damaged, or of another format.
+    """
+    path = folder / FILE
+    try:
+        size = int.from_bytes(data[:8], "little")
+        values = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["melodia"])
+        tensors = {name: tensor.to(device) for name, tensor in from_bytes(data).items()}
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise TrainingError(f"{path} is damaged ({error}); begin anew with --force") from error
     if values.get("format_version") != FORMAT_VERSION:
         raise TrainingError(
             f"{path} has format {values.get('format_version')!r}, this melodia reads {FORMAT_VERSION}; "
-            "delete it to train from the beginning"
+            "begin anew with --force"
         )
     return TrainingState(tensors, values)
+
+
+def read_state(folder: Path, device: torch.device) -> TrainingState | None:
+    """The folder's state; None if there is none. Raises as `read_bytes` and `parse_state` do."""
+    data = read_bytes(folder)
+    return None if data is None else parse_state(folder, data, device)
+
+
+def saved_model(saved: TrainingState, out: Path) -> ModelConfig:
+    """The form of the model that was in training.
+
+    Raises:
+        TrainingError: the state does not say.
+    """
+    try:
+        return ModelConfig.from_dict(saved.values["identity"]["model"])
+    except (KeyError, TypeError, ConfigError) as error:
+        raise TrainingError(f"{out} holds a damaged state ({error}); begin anew with --force") from error
 
 
 def sync_folder(folder: Path) -> None:

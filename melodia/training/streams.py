@@ -134,6 +134,10 @@ class LaneStream:
         rank: which process this is.
         world_size: how many there are; B must be a multiple.
 
+    Attributes:
+        windows_per_epoch: how many windows all pieces make.
+        steps_per_epoch: how many steps all pieces have.
+
     Raises:
         TrainingError: there is nothing to train on, or the lanes cannot be shared out.
     """
@@ -161,22 +165,15 @@ class LaneStream:
             raise TrainingError(
                 "the corpus has no piece to train on; see its manifest for what became of the files"
             )
+        steps = pieces.lengths[self._usable] + 1
+        self.windows_per_epoch = int((-(-steps // window)).sum())
+        self.steps_per_epoch = int(steps.sum())
         self._own = range(rank * lanes // world_size, (rank + 1) * lanes // world_size)
         self._taken = 0
         self._place = np.zeros((lanes, 3), np.int64)  # epoch, piece, offset; offset -1: needs a piece
         self._place[:, 2] = -1
         self._order: tuple[int, NDArray[np.int64]] = (-1, self._usable)
         self._passages: dict[int, Passage] = {}
-
-    @property
-    def windows_per_epoch(self) -> int:
-        """How many windows all pieces make."""
-        return int((-(-(self.pieces.lengths[self._usable] + 1) // self.window)).sum())
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """How many steps all pieces have."""
-        return int((self.pieces.lengths[self._usable] + 1).sum())
 
     def position(self) -> dict[str, Any]:
         """Where the stream stands, as a JSON-ready value: before the next batch."""
