@@ -57,6 +57,14 @@ def test_there_and_back(name: str, tmp_path: Path) -> None:
     assert torch.equal(loaded.model(tokens, side)[0], model(tokens, side)[0])
 
 
+def test_the_folder_of_a_training_stands_for_its_best_checkpoint(tmp_path: Path) -> None:
+    model = make("gru", dtype=torch.float32)
+    best = save(tmp_path / "out" / "best", model)
+    loaded = load_checkpoint(tmp_path / "out")
+    assert loaded.path == best
+    assert same_weights(model, loaded.model)
+
+
 @pytest.mark.parametrize(
     ("weights", "tolerance", "factor"), [("fp32", 0.0, 1), ("bf16", 2**-8, 2), ("fp16", 2**-10, 2)]
 )

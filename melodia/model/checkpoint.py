@@ -39,6 +39,7 @@ WEIGHTS, CONFIG, VOCABULARY, TOKENIZER = (
     "vocabulary.json",
     "tokenizer.json",
 )
+BEST = "best"  # the checkpoint inside the folder of a training
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 MAX_JSON = 64 << 20  # bytes; a vocabulary of a million tokens is smaller
 
@@ -145,15 +146,22 @@ def save_checkpoint(
 def load_checkpoint(folder: str | Path, *, device: torch.device | str = "cpu") -> Checkpoint:
     """Read a checkpoint.
 
+    Args:
+        folder: the checkpoint, or the folder of a training that holds it in `best`.
+        device: where the model goes.
+
     Raises:
         CheckpointError: there is none, or it is damaged, foreign or of a newer format.
     """
+    folder = Path(folder)
+    if not (stored_folder(folder) / CONFIG).exists() and is_checkpoint(folder / BEST):
+        folder = folder / BEST
     while True:
-        before = _identity(Path(folder))
+        before = _identity(folder)
         try:
-            return _load(stored_folder(Path(folder)), device)
+            return _load(stored_folder(folder), device)
         except CheckpointError:
-            if _identity(Path(folder)) == before:
+            if _identity(folder) == before:
                 raise  # else it was replaced while it was read: read the new one
 
 
