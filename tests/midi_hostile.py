@@ -9,8 +9,8 @@ import random
 import resource
 import sys
 import time
-from pathlib import Path
 from collections.abc import Callable
+from pathlib import Path
 
 from midi_cases import GOOD, chunk, header, vlq
 
