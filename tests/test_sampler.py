@@ -273,7 +273,8 @@ def test_the_model_may_end_the_piece_only_where_it_is_allowed_to() -> None:
 
 def test_bars_left_counts_down_to_one() -> None:
     """The model hears how many bars are left, so that it can end on purpose."""
-    sampler = tiny_sampler(sides=("bars_left",))
+    tiny = tiny_sampler(sides=("bars_left",))
+    sampler = Sampler(tiny.model, tiny.tokenizer, backend="reference")  # whose model.step can be listened to
     sampler.prime(make_seed(scale(2)))
     heard: list[int] = []
     step = sampler.model.step

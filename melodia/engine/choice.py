@@ -24,7 +24,15 @@ def choose(
     session: int,
     position: int,
 ) -> Choice:
-    """Filter the logits [V] and draw a token; see `melodia.decode.choose`."""
+    """Filter the logits [V] and draw a token; see `melodia.decode.choose`.
+
+    Args:
+        logits, legal, recent, config: as there.
+        random_seed, session, position: whose noise; see `melodia.decode.philox`.
+
+    Raises:
+        MelodiaError, GrammarError: as there.
+    """
     logits = np.ascontiguousarray(logits, np.float32)
     legal = None if legal is None else np.ascontiguousarray(legal, np.bool_)
     ids = (ctypes.c_int32 * len(recent))(*recent)

@@ -57,6 +57,9 @@ def _load() -> tuple[ctypes.CDLL | None, str | None]:
         _declare(library)
     except (OSError, AttributeError) as error:
         return None, f"the engine does not load: {error}"
+    wish = os.environ.get("MELODIA_CPU")
+    if wish and library.melodia_engine_instruction_set().decode() != wish:
+        return None, f"MELODIA_CPU={wish} is unknown to the engine, or this processor cannot run it"
     return library, None
 
 

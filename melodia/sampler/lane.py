@@ -11,6 +11,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from melodia import engine
 from melodia.decode import Choice, Noise, choose
 from melodia.grammar import Grammar, NoteEvent
 from melodia.midi.report import Finding
@@ -57,21 +58,27 @@ class Lane:
         self._noise = Noise(request.random_seed, request.session, classes.vocabulary.size)
         self.session.side.bars_total = self.plan.bars_total
 
-    def choose(self) -> Choice | None:
-        """Draw the next token from the session's logits; None if it ends the piece."""
+    def choose(self, *, compiled: bool = False) -> Choice | None:
+        """Draw the next token from the session's logits, in compiled code or not; None if it ends the piece."""
         session, request = self.session, self.request
         legal = self.plan.restrict(session.grammar, self.grammar.mask(session.grammar))
         recent: list[int] = []
         if request.sampling.repetition_penalty != 1.0:
             window = self._recent[-request.sampling.repetition_window :]
             recent = [token for token in window if self.classes.pitch[token]]
-        choice = choose(
-            session.logits,
-            legal,
-            recent,
-            request.sampling,
-            None if request.sampling.greedy else self._noise.at(session.fed),
-        )
+        if compiled:
+            choice = engine.choose(
+                session.logits,
+                legal,
+                recent,
+                request.sampling,
+                random_seed=request.random_seed,
+                session=request.session,
+                position=session.fed,
+            )
+        else:
+            noise = None if request.sampling.greedy else self._noise.at(session.fed)
+            choice = choose(session.logits, legal, recent, request.sampling, noise)
         if self.plan.ends(session.grammar, choice.token):
             self._stop(choice.token)
             return None

@@ -37,6 +37,7 @@ from melodia.sampler.report import GenerationReport, PrimeReport
 from melodia.sampler.request import Request, request_of
 from melodia.sampler.seed import Seed, cycle_of, read_seed
 from melodia.sampler.session import Context, Session
+from melodia.sampler.steppers import Runner
 from melodia.sampler.stream import Stream
 from melodia.tokenizer import Tokenizer
 
@@ -53,10 +54,12 @@ class Sampler:
     Args:
         model: on its device.
         tokenizer: the one that made the model's corpus.
-        backend: of the kernels; "auto" leaves the choice to `melodia.kernels`.
+        backend: "auto": the engine where it is there and the model is on the CPU; else "reference" or "native".
+        weights: of the engine: "fp32", "bf16" or "int8"; the last two are faster and a little less exact.
 
     Raises:
         TokenizerError: model and tokenizer do not fit.
+        BackendError: the backend or the weights that were asked for cannot run here.
 
     >>> from melodia.model import Model, ModelConfig
     >>> tokenizer = Tokenizer()
@@ -67,7 +70,9 @@ class Sampler:
     (2, 3)
     """
 
-    def __init__(self, model: Model, tokenizer: Tokenizer, *, backend: str = "auto") -> None:
+    def __init__(
+        self, model: Model, tokenizer: Tokenizer, *, backend: str = "auto", weights: str = "fp32"
+    ) -> None:
         if model.config.vocab_size != tokenizer.vocabulary.size:
             raise TokenizerError(
                 f"the tokenizer has {tokenizer.vocabulary.size} tokens and the model {model.config.vocab_size}; "
@@ -80,22 +85,26 @@ class Sampler:
         self.prime_report: PrimeReport | None = None
         self._device = next(model.parameters()).device
         self._backend: _Backend = nullcontext if backend == "auto" else partial(kernels.use_backend, backend)
-        with self._backend():
-            self._backend_report = kernels.backend_report()
+        self._runner = Runner(self.model, backend, self._backend, weights)
         self._classes = TokenClasses(self.vocabulary)
         self._grammars: dict[Constraints, Grammar] = {}
         self._session: Session | None = None
 
     @classmethod
     def load(
-        cls, path: str | os.PathLike[str] | None = None, device: str = "auto", backend: str = "auto"
+        cls,
+        path: str | os.PathLike[str] | None = None,
+        device: str = "auto",
+        backend: str = "auto",
+        weights: str = "fp32",
     ) -> Sampler:
         """Load a checkpoint.
 
         Args:
             path: a checkpoint folder; None: the model that comes with melodia, where one does.
             device: "cpu", "cuda", "cuda:1", or "auto": cuda where there is one.
-            backend: of the kernels: "auto", "reference" or "native".
+            backend: "auto", "reference" or "native".
+            weights: of the engine: "fp32", "bf16" or "int8".
 
         Raises:
             CheckpointError: there is none, or it is damaged.
@@ -109,7 +118,7 @@ class Sampler:
             raise CheckpointError(
                 f"{folder}: its tokenizer and its vocabulary differ; its files come from different checkpoints"
             )
-        sampler = cls(checkpoint.model, tokenizer, backend=backend)
+        sampler = cls(checkpoint.model, tokenizer, backend=backend, weights=weights)
         sampler.checkpoint = checkpoint
         return sampler
 
@@ -270,7 +279,7 @@ class Sampler:
         start = state if state is not None else self.state
         began = time.perf_counter()
         lanes = [self._lane(start, replace(request, session=request.session + k)) for k in range(num_samples)]
-        loop = Loop(self.model, lanes, self._backend)
+        loop = self._loop(lanes)
         while loop.live:
             loop.step()
         wall = time.perf_counter() - began
@@ -296,7 +305,7 @@ class Sampler:
         """
         request = request_of(settings)
         lane = self._lane(state if state is not None else self.state, request)
-        return Stream(Loop(self.model, [lane], self._backend), lane)
+        return Stream(self._loop([lane]), lane)
 
     # -- inside ---------------------------------------------------------------------------------------------------
 
@@ -309,6 +318,9 @@ class Sampler:
             flat = tensor.detach().reshape(-1)
             digest.update(flat[:: max(1, flat.numel() // 256)].float().cpu().numpy().tobytes())
         return digest.hexdigest()[:32]
+
+    def _loop(self, lanes: list[Lane]) -> Loop:
+        return Loop(self._runner.stepper([lane.session.model_state for lane in lanes]), lanes)
 
     def _lane(self, start: Session, request: Request) -> Lane:
         if start.fingerprint != self._fingerprint:
@@ -372,8 +384,8 @@ class Sampler:
                 ended=lane.ended,
                 random_seed=lane.request.random_seed,
                 session=lane.request.session,
-                backend=f"{self._backend_report.runs} on {self._device}",
-                backend_reason=self._backend_report.why,
+                backend=f"{self._runner.runs} on {self._device}",
+                backend_reason=self._runner.why,
                 sampling=lane.request.sampling,
                 findings=lane.findings(),
             )
