@@ -55,14 +55,18 @@ class TrainedFolder:
         training: how training ended; its `checkpoint` is what `Sampler.load` takes.
         samples: the files of the continuations of held-out pieces.
         notes: remarks, such as why a sample could not be made.
+        leads: False in all processes but the first; they have nothing to report.
     """
 
     training: TrainingSummary
     samples: list[Path] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    leads: bool = True
 
     def lines(self) -> list[str]:
         """The report as lines of text."""
+        if not self.leads:
+            return []
         summary = self.training
         lines = [
             f"trained {summary.iterations} iterations ({summary.epochs:.2f} epochs) in {summary.seconds:.0f} s, "
@@ -234,7 +238,7 @@ def train_folder(
             corpus, model, config, out, progress=reporter, resume=resume, init=init, force=force, world=world
         )
         samples, notes = ([], []) if not world.leads else continue_held_out(corpus, summary, Path(out))
-    return TrainedFolder(summary, samples, notes)
+    return TrainedFolder(summary, samples, notes, world.leads)
 
 
 def continue_held_out(corpus: Corpus, summary: TrainingSummary, out: Path) -> tuple[list[Path], list[str]]:
