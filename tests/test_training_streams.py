@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from training_helpers import HIGH, LOW, small_corpus, small_vocabulary
+from training_helpers import HIGH, LOW, small_corpus, small_vocabulary, tune
 
 from melodia.corpus.shards import CONSTANT_VELOCITY, Corpus, ShardWriter
 from melodia.errors import TrainingError
@@ -252,3 +254,40 @@ def test_nothing_to_train_on(tmp_path: Path) -> None:
         writer.add("valid", [3])
     with pytest.raises(TrainingError, match="no piece to train on"):
         stream(Corpus.open(tmp_path))
+
+
+READER = """
+import sys
+from melodia.corpus.shards import Corpus
+from melodia.side_inputs import SideInputSpec
+from melodia.training.config import TrainingConfig
+from melodia.training.streams import LaneStream, Preparer
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096
+
+corpus = Corpus.open(sys.argv[1])
+preparer = Preparer(corpus.vocabulary, [SideInputSpec("position", 8)], TrainingConfig(iterations=1))
+stream = LaneStream(corpus.pieces("train"), preparer, lanes=4, window=20_000, random_seed=0)
+steps = [stream.next().lengths.sum() for _ in range(40)]
+before = resident()
+while stream.position()["taken"] < len(corpus.pieces("train")):
+    steps.append(stream.next().lengths.sum())
+print(sum(steps), resident() - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc to measure memory")
+def test_memory_stays_flat_over_a_corpus_that_would_not_fit(tmp_path: Path) -> None:
+    """320 MB of tokens pass through; what the process holds grows by a tenth of that at most."""
+    v = small_vocabulary()
+    ids = tune(v, np.random.default_rng(0), 12_000)
+    with ShardWriter(tmp_path, v, shard_tokens=1 << 24) as writer:
+        for _ in range(800):
+            writer.add("train", ids)
+    run = [sys.executable, "-c", READER, str(tmp_path)]
+    steps, growth = subprocess.run(run, capture_output=True, text=True, check=True).stdout.split()
+    assert 2 * int(steps) > 300_000_000
+    assert int(growth) < 32_000_000
