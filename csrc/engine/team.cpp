@@ -2,9 +2,6 @@
 
 #include <algorithm>
 
-#if defined(__linux__)
-#include <sched.h>
-#endif
 #if !defined(_WIN32)
 #include <pthread.h>
 #endif
@@ -20,6 +17,7 @@ using std::chrono::microseconds;
 constexpr microseconds kSleepAfter{300};  // a mate without work
 constexpr microseconds kStall{60};        // longer than any tile takes
 constexpr microseconds kShortest{10'000}, kLongest{1'000'000};
+constexpr int kUseless = 96;  // phases without a mate
 
 inline void pause() {
 #if defined(__x86_64__)
@@ -54,6 +52,10 @@ Team::Team(int threads)
       forks_((count_forks(), forks.load())),
       alone_for_(kShortest) {
     alone_until_ = calm_since_ = Clock::now();
+#if defined(__linux__)
+    CPU_ZERO(&allowed_);
+    sched_getaffinity(0, sizeof allowed_, &allowed_);
+#endif
     for (int t = 1; t < threads_; ++t) mates_.emplace_back([this, t] { mate(t); });
 }
 
@@ -94,16 +96,21 @@ void Team::run(int64_t tiles, Call call, void* context) {
         const uint64_t end = static_cast<uint64_t>(tiles * (t + 1) / threads_);
         ranges_[t].word.store(end << 32 | begin, std::memory_order_release);
     }
+#if defined(__linux__)
+    caller_core_.store(sched_getcpu(), std::memory_order_relaxed);
+#endif
     phase_.fetch_add(1);
     if (sleepers_.load() > 0) {
         std::lock_guard<std::mutex> lock(sleep_mutex_);
         wake_.notify_all();
     }
-    work_off(0);
+    useless_ = work_off(0) == tiles ? useless_ + 1 : 0;
     wait(tiles);
+    if (useless_ >= kUseless) shed();
 }
 
-void Team::work_off(int thread) {
+int64_t Team::work_off(int thread) {
+    int64_t count = 0;
     for (int i = 0; i < threads_; ++i) {
         std::atomic<uint64_t>& word = ranges_[(thread + i) % threads_].word;
         for (;;) {
@@ -114,8 +121,10 @@ void Team::work_off(int thread) {
             if ((seen & 0xFFFFFFFF) >= seen >> 32) break;
             call_(context_, static_cast<int64_t>(seen & 0xFFFFFFFF));
             done_.fetch_add(1, std::memory_order_release);
+            ++count;
         }
     }
+    return count;
 }
 
 void Team::wait(int64_t tiles) {
@@ -134,13 +143,28 @@ void Team::wait(int64_t tiles) {
             late = Clock::now() - begin > kStall;
         }
     }
-    if (!late) return;
+    if (late) shed();
+}
+
+void Team::shed() {
+    useless_ = 0;
     const Clock::time_point now = Clock::now();
     if (now - calm_since_ > 4 * alone_for_) alone_for_ = std::max(kShortest, alone_for_ / 4);
     stalled_ = true;
     stalls_.fetch_add(1, std::memory_order_relaxed);
     alone_until_ = now + alone_for_;
     alone_for_ = std::min(kLongest, 2 * alone_for_);
+}
+
+// The caller is busy for certain; where it runs is no place for a mate.
+void Team::keep_off_caller() {
+#if defined(__linux__)
+    const int core = caller_core_.load(std::memory_order_relaxed);
+    if (core < 0 || core >= CPU_SETSIZE || sched_getcpu() != core) return;
+    cpu_set_t others = allowed_;
+    CPU_CLR(core, &others);
+    if (CPU_COUNT(&others) > 0) sched_setaffinity(0, sizeof others, &others);
+#endif
 }
 
 void Team::mate(int thread) {
@@ -161,6 +185,7 @@ void Team::mate(int thread) {
         }
         seen = now;
         if (stop_.load()) return;
+        keep_off_caller();
         work_off(thread);
     }
 }

@@ -15,6 +15,10 @@
 #include <thread>
 #include <vector>
 
+#if defined(__linux__)
+#include <sched.h>
+#endif
+
 namespace melodia::engine {
 
 class Team {
@@ -26,7 +30,7 @@ class Team {
     Team& operator=(const Team&) = delete;
 
     int threads() const { return threads_; }
-    // How often a mate was waited for in vain, for reports and tests.
+    // How often mates were sent away because they did not run, for reports and tests.
     int64_t stalls() const { return stalls_.load(std::memory_order_relaxed); }
 
     // For one caller at a time: work(tile) for each of 0 .. tiles - 1, in any order, on any thread.
@@ -46,7 +50,9 @@ class Team {
     };
 
     void run(int64_t tiles, Call call, void* context);
-    void work_off(int thread);
+    int64_t work_off(int thread);  // how many tiles it did
+    void shed();
+    void keep_off_caller();
     void mate(int thread);
     void wait(int64_t tiles);
     int active();
@@ -67,6 +73,11 @@ class Team {
 
     std::atomic<int64_t> stalls_{0};
     bool stalled_ = false;
+    int useless_ = 0;  // phases in a row to which no mate came
+    std::atomic<int> caller_core_{-1};
+#if defined(__linux__)
+    cpu_set_t allowed_;
+#endif
     std::chrono::microseconds alone_for_;
     Clock::time_point alone_until_, calm_since_;
 };
