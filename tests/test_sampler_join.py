@@ -17,6 +17,7 @@ from sampler_helpers import (
 )
 from symusic.core import ControlChangeTick, TempoTick, TimeSignatureTick
 
+from melodia.errors import ConfigError
 from melodia.midi import midi_bytes, read_score
 from melodia.sampler import Sampler
 
@@ -169,6 +170,15 @@ def test_the_seed_stays_off_the_grid_as_it_was(sampler: Sampler) -> None:
     check_continuation(sampler, made, bars=1)
     before = [note for note in notes_of(made.joined_score) if note[1] < 8]
     assert before == notes_of(seed)
+
+
+def test_a_note_just_before_the_cut_belongs_to_what_was_cut_off(sampler: Sampler) -> None:
+    seed = make_seed([*scale(1), *[(4 + onset - 0.01, 1, 70, 0) for onset in range(4)]])
+    report = sampler.prime(seed, seed_bars=1)
+    assert report.notes == 4
+    assert any(finding.kind == "dropped" and "at the cut" in finding.what for finding in report.findings)
+    with pytest.raises(ConfigError, match="the first 1 bars of <score> hold no note"):
+        sampler.prime(make_seed([(5, 1, 60, 0)]), seed_bars=1)
 
 
 @pytest.mark.parametrize("tpq", [24, 96, 100, 220, 1023, 32767])

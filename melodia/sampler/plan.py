@@ -102,7 +102,8 @@ class Plan:
         self.last: int | None = None
         self._line = 0  # the bar line before the first full bar
         self._length = 0  # of the bars from there
-        self._turn = 0
+        self._base: int | None = None  # the first token bar that begins at or behind the join
+        self._turn = 0  # how many token bars have begun since
         self._bar = -1
         self._bar_tokens = 0
         self.crowded = 0
@@ -150,7 +151,8 @@ class Plan:
         """
         classes = self.classes
         if classes.metre[token] or classes.inner_metre[token]:
-            self._turn += 1
+            if s.has_bars:
+                self._turn += 1
             if not self.cycle:
                 self._note_metre(s)
         if self.classes.tempo[token] and (not self.tempi or self.request.tempo_changes):
@@ -201,7 +203,8 @@ class Plan:
 
     def context_now(self) -> Context:
         """The context from which another plan would go on at this place."""
-        turn = self._turn % len(self.cycle) if self.cycle else 0
+        begun = self._turn if self.classes.tables.has_bars else self._bar + 1 - (self._base or 0)
+        turn = max(0, begun) % len(self.cycle) if self.cycle else 0
         tempo = self.tempi[-1][1] if self.tempi else None
         metre = self.metres[-1][1:] if self.metres else None
         cycle = self.cycle[turn:] + self.cycle[:turn]
@@ -223,12 +226,14 @@ class Plan:
             if prelude is not None:
                 wanted = prelude
         if self.cycle:
-            token = classes.metre_id(self.cycle[self._turn % len(self.cycle)])
+            token = self._metre_at(self._turn if s.has_bars else s.bar - (self._base or s.bar))
             if wanted[token]:
                 wanted[:] = False
                 wanted[token] = True
             elif len(self.cycle) > 1:
                 wanted &= ~classes.inner_metre
+                if not s.has_bars:  # a metre can only be written at the bar line: stop there
+                    wanted &= ~((classes.moves > 0) & (s.now + classes.moves * s.unit > s.bar_end))
         if self._bar_tokens >= BAR_TOKENS:
             away = wanted & (classes.bar if s.has_bars else classes.shift)
             if away.any():
@@ -252,6 +257,8 @@ class Plan:
         landing = s.now + classes.moves * s.unit
         length = self._bar_ticks(s)
         limit = join + length if join == origin else origin + 2 * length
+        if len(self.cycle) > 1:
+            limit = max(join, s.bar_end) + 1
         there = shifts & (landing >= join) & (landing < limit)
         if there.any():
             return there
@@ -300,7 +307,9 @@ class Plan:
         if start < self.context.join:
             return
         is_first = self.first is None or index == self.first
-        if not is_first and (self.request.silent_bars or (self._turn - 1) % max(1, len(self.cycle))):
+        if not is_first and (
+            self.request.silent_bars or (index - (self.first or 0)) % max(1, len(self.cycle))
+        ):
             return
         sounds = bool(s.ends) if s.on_off else any(end > start for end in s.ends)
         if (is_first or not sounds) and self.bar_at(s)[2] == s.bar_end:
@@ -315,7 +324,7 @@ class Plan:
         if start < join < end and s.has_bars and s.now < join:
             s.min_position = -(-(join - start) // s.unit)
         if self.first is None and end > join:
-            self.first, self._line = (index, start) if start >= join else (index + 1, end)
+            self._find_first(s, index, start, end)
             self._length = self._bar_ticks(s)
             self._change_to_metre(self._line)
         if self.first is not None and self.last is None:
@@ -323,6 +332,23 @@ class Plan:
             if self.last is not None or self.request.may_end:
                 asked = self.first if self.request.may_end else self.last
                 s.min_bars = asked + 1 if self.classes.has_metres and asked is not None else 0
+
+    def _find_first(self, s: GrammarState, index: int, start: int, end: int) -> None:
+        """The first full bar: behind the token bar of the join, where its metre takes several, behind all of them."""
+        context = self.context
+        self._base = index if start >= context.join else index + 1
+        first, line = (index, start) if start >= context.join else (index + 1, end)
+        if self.completes and context.metre is not None and len(self.cycle) > 1:
+            top, bottom = context.metre
+            whole = context.origin + 4 * self.classes.tables.ticks_per_quarter * top // bottom
+            while line < whole:
+                line += self.classes.tables.bar_lengths[self._metre_at(first - self._base)]
+                first += 1
+        self.first, self._line = first, line
+
+    def _metre_at(self, turn: int) -> int:
+        """The TimeSig token of a bar, counted from the first token bar behind the join."""
+        return self.classes.metre_id(self.cycle[turn % len(self.cycle)])
 
     def _find_last(self, s: GrammarState, index: int, count: int) -> int | None:
         request, first, pieces = self.request, self.first, max(1, len(self.cycle))

@@ -64,7 +64,7 @@ def read_seed(
         MidiError: it cannot be read.
         TokenizerError: nothing in it can be written as tokens, or ids are not the vocabulary's.
         GrammarError: token ids are not music.
-        ConfigError: `seed_bars` or `seed_seconds` out of range, or both.
+        ConfigError: `seed_bars` or `seed_seconds` out of range, or both; or what they leave holds no note.
     """
     from melodia.midi import bar_table, cut_score, seconds_of
 
@@ -79,10 +79,18 @@ def read_seed(
         if seed_seconds is not None:
             seconds = seconds_of(score, whole.starts)
             used = max(1, int(np.searchsorted(seconds, seed_seconds - 1e-9, "left")))
-        if used < len(whole):
-            line = whole.line(used) / score.ticks_per_quarter
         findings += cut
         ids = None
+        if used < len(whole):
+            line = whole.line(used) / score.ticks_per_quarter
+            late = _drop_from(
+                score, (line - 0.5 / tokenizer.config.positions_per_beat) * score.ticks_per_quarter
+            )
+            if late:
+                findings.append(Finding("dropped", "seed note that begins at the cut", late))
+        if not any(len(track.notes) for track in score.tracks):
+            part = f"{seed_bars} bars" if seed_bars is not None else f"{seed_seconds:g} seconds"
+            raise ConfigError(f"the first {part} of {name} hold no note; use more of it")
     if ids is None:
         encoding = tokenizer.encode(score)
         ids = encoding.ids
@@ -117,6 +125,19 @@ def _open(
         return tokenizer.decode(ids), "<tokens>", [], ids
     score, report = read_score(source)
     return score, report.path, list(report.findings), None
+
+
+def _drop_from(score: ScoreTick, tick: float) -> int:
+    """Remove the notes that begin at a tick or later (in place); how many."""
+    count = 0
+    for track in score.tracks:
+        columns = track.notes.numpy()
+        keep = columns["time"] < tick
+        if not keep.all():
+            count += int((~keep).sum())
+            names = ("time", "duration", "pitch", "velocity")
+            track.notes = type(track.notes).from_numpy(*(columns[name][keep] for name in names))
+    return count
 
 
 def _check_ids(ids: NDArray[Any], vocabulary: Vocabulary) -> NDArray[np.int32]:
