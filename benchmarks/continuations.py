@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from melodia.corpus.discover import find_midi_files
+from melodia.decode.config import TEMPERATURE, TOP_P
 from melodia.errors import MelodiaError
 from melodia.evaluation.collapse import collapse_report
 from melodia.evaluation.comparison import compare_sets
@@ -84,8 +85,8 @@ def main() -> int:
     parser.add_argument("--seed-bars", type=int, default=16)
     parser.add_argument("--bars", type=int, default=16)
     parser.add_argument("--pieces", type=int, default=100)
-    parser.add_argument("--temperature", type=float, default=0.95)
-    parser.add_argument("--top-p", type=float, default=0.98)
+    parser.add_argument("--temperature", type=float, default=TEMPERATURE)
+    parser.add_argument("--top-p", type=float, default=TOP_P)
     arguments = parser.parse_args()
     try:
         sampler = Sampler.load(arguments.model)

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import typer
 
+from melodia.decode.config import TEMPERATURE, TOP_P
+
 _SEED = "The seed: a MIDI file to continue (not a random number; that is --random-seed)."
 
 
@@ -21,10 +23,12 @@ def generate(
     seconds: float | None = typer.Option(None, help="Length in seconds, rounded up to a bar line."),
     tokens: int | None = typer.Option(None, min=1, help="Length in tokens, completed to a bar line."),
     num_samples: int = typer.Option(1, min=1, help="Number of different continuations."),
-    temperature: float = typer.Option(0.95, help="Divides the logits: below 1 is safer, above 1 wilder."),
+    temperature: float = typer.Option(
+        TEMPERATURE, help="Divides the logits: below 1 is safer, above 1 wilder."
+    ),
     top_k: int | None = typer.Option(None, help="Keep the K likeliest tokens."),
     top_p: float | None = typer.Option(
-        0.98, help="Keep the smallest set of tokens with this probability (1 = all)."
+        TOP_P, help="Keep the smallest set of tokens with this probability (1 = all)."
     ),
     min_p: float | None = typer.Option(None, help="Keep tokens at least this share of the likeliest one."),
     repetition_penalty: float = typer.Option(1.0, help="Above 1, recent tokens become less likely."),

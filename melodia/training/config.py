@@ -62,7 +62,7 @@ class TrainingConfig:
     iterations: int | None = None
     batch_size: int = 16
     window: int = 256
-    learning_rate: float = 3e-3
+    learning_rate: float = 6e-3
     final_learning_rate: float = 0.02
     warmup: float = 0.02
     beta1: float = 0.9

@@ -14,6 +14,7 @@ from melodia import kernels
 from melodia.corpus.build import build_corpus
 from melodia.corpus.manifest import MANIFEST, CorpusSummary, read_manifest
 from melodia.corpus.shards import Corpus
+from melodia.decode.config import TEMPERATURE, TOP_P
 from melodia.errors import ConfigError, MelodiaError
 from melodia.model.config import ModelConfig
 from melodia.side_inputs import NAMES, default_specs
@@ -264,7 +265,9 @@ def continue_held_out(corpus: Corpus, summary: TrainingSummary, out: Path) -> tu
         name = Path(rows[piece.row].path).stem if 0 <= piece.row < len(rows) else "piece"
         try:
             sampler.prime(piece.tokens, seed_bars=SAMPLE_SEED_BARS)
-            continuation = sampler.generate(bars=SAMPLE_BARS, random_seed=number)
+            continuation = sampler.generate(
+                bars=SAMPLE_BARS, temperature=TEMPERATURE, top_p=TOP_P, random_seed=number
+            )
             path = folder / f"{number + 1}-{name}.mid"
             paths.append(write_midi(continuation.joined, path, force=True))
             picture = path.with_suffix(".png")
