@@ -1,0 +1,55 @@
+"""The commands and the Python of the README run as they stand, but for the minutes they take."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY
+
+from melodia.cli import main
+
+PIECES = ("frere_jacques", "greensleeves", "petzold_minuet_g_major", "sakura")
+SHORTER = {"--minutes 20": "--minutes 0.05 --size tiny", "--minutes 5": "--minutes 0.02 --size tiny"}
+
+
+def blocks(language: str) -> list[str]:
+    """The README's code blocks in a language ("" for commands)."""
+    text = (REPOSITORY / "README.md").read_text("utf-8")
+    return [body for name, body in re.findall(r"^```(\w*)\n(.*?)^```", text, re.M | re.S) if name == language]
+
+
+@pytest.mark.slow
+def test_the_commands_and_the_python_of_the_readme_run(
+    tmp_path: Path, samples_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "my-midi-folder").mkdir()
+    for name in PIECES:
+        shutil.copy(samples_dir / f"{name}.mid", tmp_path / "my-midi-folder")
+    shutil.copy(samples_dir / "greensleeves.mid", tmp_path / "song.mid")
+    commands = [line for block in blocks("") for line in block.splitlines() if line.startswith("melodia ")]
+    assert len(commands) >= 5
+    for command in commands:
+        for long, short in SHORTER.items():
+            command = command.replace(long, short)
+        assert main(shlex.split(command)[1:]) == 0, command
+    assert {"song-continued.mid", "song-continued.png", "song-continued.wav"} <= {
+        p.name for p in tmp_path.iterdir()
+    }
+    (tmp_path / "song-continued.mid").unlink()
+    (program,) = blocks("python")
+    exec(compile(program, "README.md", "exec"), {})
+    assert (tmp_path / "song-continued.mid").read_bytes().startswith(b"MThd")
+
+
+def test_make_targets_of_the_readme_exist() -> None:
+    makefile = (REPOSITORY / "Makefile").read_text("utf-8")
+    targets = {word for block in blocks("") for word in re.findall(r"^make ([\w-]+)", block, re.M)}
+    assert targets >= {"demo", "test", "lint"}
+    for target in targets:
+        assert re.search(rf"^{target}:", makefile, re.M), target
