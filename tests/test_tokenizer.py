@@ -436,6 +436,6 @@ def test_corpus_sample(data_dir: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_corpus_whole(data_dir: Path, scheme: str) -> None:
-    for name, data in _corpus_files(data_dir, 1 if scheme == "REMI" else 7):
+def test_corpus_share(data_dir: Path, scheme: str) -> None:
+    for name, data in _corpus_files(data_dir, 3 if scheme == "REMI" else 20):
         _check_file(name, data, scheme, 10**9)
