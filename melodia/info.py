@@ -25,6 +25,7 @@ class Info:
         backend_runs: what runs float32 calls on the CPU.
         backend_why: the reason, in a sentence.
         instruction_set: what the native library uses on this processor, or None without it.
+        engine: what the compiled decoder uses on this processor, or why there is none.
         native_build: what the build of the native library noted.
         cpu: name of the processor.
         cpu_features: instruction sets that matter here and that the processor has.
@@ -42,6 +43,7 @@ class Info:
     backend_runs: str
     backend_why: str
     instruction_set: str | None
+    engine: str
     native_build: dict[str, Any]
     cpu: str
     cpu_features: list[str]
@@ -62,6 +64,7 @@ class Info:
             f"melodia {self.melodia}, Python {self.python}, {self.system}",
             packages,
             f"backend: {self.backend_runs}{asked}: {self.backend_why}",
+            f"engine for generating on the CPU: {self.engine}",
             f"processor: {self.cpu}, {self.cores} cores, {self.threads} threads, {' '.join(self.cpu_features)}",
             f"CUDA devices: {', '.join(self.cuda) or 'none'}",
             *(f"{name}={value}" for name, value in self.environment.items()),
@@ -76,7 +79,7 @@ def collect() -> Info:
     """
     import torch
 
-    from melodia import __version__
+    from melodia import __version__, engine
     from melodia.kernels import backend_report, native
 
     report = backend_report()
@@ -90,6 +93,7 @@ def collect() -> Info:
         backend_runs=report.runs,
         backend_why=report.why,
         instruction_set=report.instruction_set,
+        engine=engine.instruction_set() or f"none: {engine.reason()}",
         native_build=native.build_facts(),
         cpu=cpu,
         cpu_features=features,
