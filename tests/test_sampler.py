@@ -324,6 +324,28 @@ def test_a_new_metre_begins_with_the_first_full_bar(sampler: Sampler) -> None:
     assert made._map.end / made.score.ticks_per_quarter == 4 + 6
 
 
+@pytest.mark.parametrize("scheme", ["REMI", "TSD", "MIDILike", "PerTok"])
+@pytest.mark.parametrize("metre", [(4, 4), (13, 8)])
+def test_a_new_metre_of_several_pieces(scheme: str, metre: tuple[int, int]) -> None:
+    sampler = tiny_sampler(scheme)
+    sampler.prime(make_seed(scale(2, metre)[:-5], metre))
+    made = sampler.generate(bars=3, metre=(15, 16), random_seed=1)
+    tpq = made.score.ticks_per_quarter
+    metres = [(t.time / tpq, t.numerator, t.denominator) for t in made.score.time_signatures]
+    line = 4 * metre[0] / metre[1]
+    assert metres == [(0.0, *metre), (line, 15, 16)]
+    assert made._map.end / tpq == line + 3 * 15 / 4
+    after = sampler.generate(bars=2, random_seed=1, state=made.state)
+    assert after.report.metre == (15, 16)
+    assert after._map.end / tpq == 2 * 15 / 4
+    stream = sampler.stream(endless=True, metre=(15, 16), random_seed=1)
+    list(itertools.islice(stream, 15))
+    snapshot = stream.state
+    rest = list(itertools.islice(stream, 15))
+    again = sampler.stream(endless=True, metre=(15, 16), random_seed=1, state=snapshot)
+    assert list(itertools.islice(again, 15)) == rest
+
+
 def test_metre_and_tempo_may_be_freed() -> None:
     sampler = tiny_sampler(sides=())
     sampler.prime(make_seed(scale(2)))

@@ -18,7 +18,7 @@ from melodia.midi.report import Finding
 from melodia.sampler.continuation import Event, TimeMap
 from melodia.sampler.plan import BAR_TOKENS, Plan, TokenClasses
 from melodia.sampler.request import Request
-from melodia.sampler.session import Context, Session, Tail, half_described, tail_at
+from melodia.sampler.session import Session, Tail, half_described, tail_at
 
 RECENT = 1024
 """Most tokens back that the repetition penalty can count."""
@@ -36,14 +36,18 @@ class Lane:
     """
 
     def __init__(
-        self, session: Session, classes: TokenClasses, grammar: Grammar, request: Request, context: Context
+        self,
+        session: Session,
+        classes: TokenClasses,
+        grammar: Grammar,
+        request: Request,
+        cycle: tuple[str, ...] | None = None,
     ) -> None:
         self.session = session.fork()
-        self.session.context = context
         self.request = request
         self.grammar = grammar
         self.classes = classes
-        self.plan = Plan(classes, context, request, self.session.grammar)
+        self.plan = Plan(classes, session.context, request, self.session.grammar, cycle)
         self.tokens: list[int] = []
         self.nll: list[float] = []
         self.entropy: list[float] = []
@@ -145,6 +149,7 @@ class Lane:
             context,
             join=self.end,
             origin=self.end,
+            anchor=self.end,
             seed_join=context.seed_join + (times.end - times.join) / times.ticks_per_quarter,
             programs=context.programs or tuple(sorted({note.program for note in self.notes})),
         )

@@ -12,9 +12,10 @@ from math import ceil
 import numpy as np
 from numpy.typing import NDArray
 
-from melodia.errors import GrammarError
 from melodia.grammar import GrammarState, Op, compile_tables
 from melodia.grammar.state import NONE
+from melodia.grammar.tables import MICRO_RESOLUTION
+from melodia.sampler.metres import Metres
 from melodia.sampler.request import Request
 from melodia.sampler.session import Context
 from melodia.vocabulary import Vocabulary
@@ -39,6 +40,7 @@ class TokenClasses:
         inner_shift: BPE tokens with a time shift behind their beginning.
         pitch: tokens that begin notes: what the repetition penalty counts.
         moves: int64 [V], by how many grid units the token's time shifts move on.
+        micro: int64 [V], by how many ticks a MicroTiming token moves a note off its grid point.
     """
 
     def __init__(self, vocabulary: Vocabulary) -> None:
@@ -51,6 +53,8 @@ class TokenClasses:
         self.position = ops == Op.POSITION
         self.shift = ops == Op.TIME_SHIFT
         self.pitch = (ops == Op.PITCH) | (ops == Op.DRUM)
+        micro = ops == Op.MICRO
+        self.micro = np.where(micro, np.array(tables.values), 0).astype(np.int64)
         self.moves = np.where(self.shift, np.array(tables.values), 0).astype(np.int64)
         self.begins_bar = self.bar.copy()
         self.inner_bar, self.inner_metre, self.inner_shift = np.zeros((3, vocabulary.size), dtype=bool)
@@ -66,12 +70,9 @@ class TokenClasses:
         kinds = [kind for kind in dict.fromkeys(vocabulary.types) if kind != "BPE"]
         self.bar_kind = kinds.index("Bar") if "Bar" in kinds else -1
 
-    def metre_id(self, name: str) -> int:
-        """The TimeSig token of a metre such as "3/4"."""
-        token = self.vocabulary.index.get(f"TimeSig_{name}")
-        if token is None:
-            raise GrammarError(f"no token for the time signature {name}; choose another metre")
-        return token
+    def metres(self, cycle: tuple[str, ...], anchor: int) -> Metres:
+        """The metre of TimeSig values such as ("3/4",), counted from a bar line."""
+        return Metres.of(cycle, anchor, self.vocabulary, self.tables)
 
     def nearest_tempo(self, tempo: float) -> int:
         """The Tempo token nearest to a tempo, by ratio."""
@@ -83,6 +84,13 @@ class TokenClasses:
 class Plan:
     """The plan of one lane.
 
+    Args:
+        classes: of the vocabulary.
+        context: what is kept of the music before.
+        request: what is wanted.
+        state: where the grammar stands; registers are set.
+        cycle: the TimeSig values that write one bar of `request.metre`; None: as before.
+
     Attributes:
         first: index of the first full bar behind the join; None until it is reached.
         last: index of the last bar; None while it is not known.
@@ -92,18 +100,29 @@ class Plan:
     """
 
     def __init__(
-        self, classes: TokenClasses, context: Context, request: Request, state: GrammarState
+        self,
+        classes: TokenClasses,
+        context: Context,
+        request: Request,
+        state: GrammarState,
+        cycle: tuple[str, ...] | None = None,
     ) -> None:
         self.classes = classes
         self.context = context
         self.request = request
-        self.cycle = () if request.metre_changes or not classes.has_metres else context.cycle
+        free = request.metre_changes or not classes.has_metres
+        self._cycle = () if free else cycle if cycle is not None else context.cycle
+        self._before = classes.metres(() if free else context.cycle, context.anchor)
+        self._after = (
+            None if self._cycle != context.cycle else self._before
+        )  # known from the first new bar on
+        self._change = context.join
+        if self._before.pieces > 1 and self.completes:
+            self._change = self._before.anchor + self._before.length
         self.first: int | None = None
         self.last: int | None = None
         self._line = 0  # the bar line before the first full bar
         self._length = 0  # of the bars from there
-        self._base: int | None = None  # the first token bar that begins at or behind the join
-        self._turn = 0  # how many token bars have begun since
         self._bar = -1
         self._bar_tokens = 0
         self.crowded = 0
@@ -150,11 +169,8 @@ class Plan:
             count: new tokens so far.
         """
         classes = self.classes
-        if classes.metre[token] or classes.inner_metre[token]:
-            if s.has_bars:
-                self._turn += 1
-            if not self.cycle:
-                self._note_metre(s)
+        if (classes.metre[token] or classes.inner_metre[token]) and not self._cycle:
+            self._note_metre(s)
         if self.classes.tempo[token] and (not self.tempi or self.request.tempo_changes):
             self.tempi.append((s.now, classes.tables.values[token] / 100))
         index, start, _ = self.bar_at(s)
@@ -179,7 +195,7 @@ class Plan:
         if self.last is None or self.first is None:
             return end
         if not self.request.metre_changes:
-            bars = max(0, self.last - self.first + 1) // max(1, len(self.cycle))
+            bars = max(0, self.last - self.first + 1) // self.pieces
             return self._line + bars * self._length
         return end if self.last <= index else start + (self.last - index + 1) * (end - start)
 
@@ -194,7 +210,12 @@ class Plan:
         if self.first is None:
             return 0
         last = self.last if ended == "length" and self.last is not None else self._bar
-        return max(0, last - self.first + 1) // max(1, len(self.cycle))
+        return max(0, last - self.first + 1) // self.pieces
+
+    @property
+    def pieces(self) -> int:
+        """Token bars in one of the new bars."""
+        return max(1, len(self._cycle))
 
     @property
     def completes(self) -> bool:
@@ -203,14 +224,15 @@ class Plan:
 
     def context_now(self) -> Context:
         """The context from which another plan would go on at this place."""
-        begun = self._turn if self.classes.tables.has_bars else self._bar + 1 - (self._base or 0)
-        turn = max(0, begun) % len(self.cycle) if self.cycle else 0
         tempo = self.tempi[-1][1] if self.tempi else None
         metre = self.metres[-1][1:] if self.metres else None
-        cycle = self.cycle[turn:] + self.cycle[:turn]
+        if self._after is None:  # the metre that was asked for has not begun
+            cycle, anchor, metre = self.context.cycle, self.context.anchor, self.context.metre
+        else:
+            cycle, anchor = self._cycle, self._after.anchor
         if not cycle and metre is not None and self.classes.has_metres:
             cycle = (f"{metre[0]}/{metre[1]}",)
-        return replace(self.context, tempo=tempo, metre=metre, cycle=cycle)
+        return replace(self.context, tempo=tempo, metre=metre, cycle=cycle, anchor=anchor)
 
     # -- inside ---------------------------------------------------------------------------------------------------
 
@@ -218,22 +240,28 @@ class Plan:
         classes, join = self.classes, self.context.join
         if s.has_bars and (s.bar < 0 or (s.bar_end <= join and not self._awaits_metre(s))):
             return legal & classes.bar
-        if not s.has_bars and s.now < join:
-            return self._shifts_to_join(s, legal)
         wanted = legal.copy()
+        if join <= s.now < join + MICRO_RESOLUTION:
+            wanted &= s.now + classes.micro >= join
+        metres = self._metres_at(s.bar_start)
+        if metres.tokens:
+            token = metres.token_at(s.bar_start)
+            if wanted[token]:
+                wanted[:] = False
+                wanted[token] = True
+                return wanted
+            if metres.pieces > 1:
+                wanted &= ~classes.inner_metre
+            if not s.has_bars:
+                wanted &= ~classes.metre
+                if self._metres_at(s.bar_end).token_at(s.bar_end) != s.metre:  # it is written at the bar line
+                    wanted &= ~((classes.moves > 0) & (s.now + classes.moves * s.unit > s.bar_end))
+        if not s.has_bars and s.now < join:
+            return self._shifts_to_join(s, wanted)
         if self._unseeded and s.tempo == NONE and s.notes == 0:
             prelude = self._prelude(wanted)
             if prelude is not None:
                 wanted = prelude
-        if self.cycle:
-            token = self._metre_at(self._turn if s.has_bars else s.bar - (self._base or s.bar))
-            if wanted[token]:
-                wanted[:] = False
-                wanted[token] = True
-            elif len(self.cycle) > 1:
-                wanted &= ~classes.inner_metre
-                if not s.has_bars:  # a metre can only be written at the bar line: stop there
-                    wanted &= ~((classes.moves > 0) & (s.now + classes.moves * s.unit > s.bar_end))
         if self._bar_tokens >= BAR_TOKENS:
             away = wanted & (classes.bar if s.has_bars else classes.shift)
             if away.any():
@@ -257,8 +285,6 @@ class Plan:
         landing = s.now + classes.moves * s.unit
         length = self._bar_ticks(s)
         limit = join + length if join == origin else origin + 2 * length
-        if len(self.cycle) > 1:
-            limit = max(join, s.bar_end) + 1
         there = shifts & (landing >= join) & (landing < limit)
         if there.any():
             return there
@@ -282,8 +308,13 @@ class Plan:
         return None
 
     def _awaits_metre(self, s: GrammarState) -> bool:
-        """Whether a Bar has come and its TimeSig has not: the bar's length is not known yet."""
-        return bool(s.has_bars) and s.bar >= 0 and s.kind == self.classes.bar_kind
+        """Whether a bar has begun and its TimeSig has not come: the bar's length is not known yet."""
+        if s.has_bars:
+            return s.bar >= 0 and s.kind == self.classes.bar_kind
+        if s.bar < 0 or s.now != s.bar_start or not self.classes.has_metres:
+            return False
+        metres = self._metres_at(s.bar_start)
+        return bool(metres.tokens) and metres.token_at(s.bar_start) != s.metre
 
     def _bar_ticks(self, s: GrammarState) -> int:
         """Length of the bars behind the join."""
@@ -307,9 +338,7 @@ class Plan:
         if start < self.context.join:
             return
         is_first = self.first is None or index == self.first
-        if not is_first and (
-            self.request.silent_bars or (index - (self.first or 0)) % max(1, len(self.cycle))
-        ):
+        if not is_first and (self.request.silent_bars or (index - (self.first or 0)) % self.pieces):
             return
         sounds = bool(s.ends) if s.on_off else any(end > start for end in s.ends)
         if (is_first or not sounds) and self.bar_at(s)[2] == s.bar_end:
@@ -324,7 +353,7 @@ class Plan:
         if start < join < end and s.has_bars and s.now < join:
             s.min_position = -(-(join - start) // s.unit)
         if self.first is None and end > join:
-            self._find_first(s, index, start, end)
+            self._find_first(index, start, end)
             self._length = self._bar_ticks(s)
             self._change_to_metre(self._line)
         if self.first is not None and self.last is None:
@@ -333,25 +362,26 @@ class Plan:
                 asked = self.first if self.request.may_end else self.last
                 s.min_bars = asked + 1 if self.classes.has_metres and asked is not None else 0
 
-    def _find_first(self, s: GrammarState, index: int, start: int, end: int) -> None:
-        """The first full bar: behind the token bar of the join, where its metre takes several, behind all of them."""
-        context = self.context
-        self._base = index if start >= context.join else index + 1
-        first, line = (index, start) if start >= context.join else (index + 1, end)
-        if self.completes and context.metre is not None and len(self.cycle) > 1:
-            top, bottom = context.metre
-            whole = context.origin + 4 * self.classes.tables.ticks_per_quarter * top // bottom
-            while line < whole:
-                line += self.classes.tables.bar_lengths[self._metre_at(first - self._base)]
-                first += 1
-        self.first, self._line = first, line
+    def _find_first(self, index: int, start: int, end: int) -> None:
+        """The first full bar: behind the token bar of the join, or, in a metre of several, behind all of them."""
+        if start >= self._change:
+            self.first, self._line = index, start
+            return
+        more = 0
+        if self._before.pieces > 1 and self.completes:
+            more, end = self._before.bars_until(end, self._change)
+        self.first, self._line = index + 1 + more, end
 
-    def _metre_at(self, turn: int) -> int:
-        """The TimeSig token of a bar, counted from the first token bar behind the join."""
-        return self.classes.metre_id(self.cycle[turn % len(self.cycle)])
+    def _metres_at(self, tick: int) -> Metres:
+        """The metre of the bar that begins at a tick."""
+        if tick < self._change:
+            return self._before
+        if self._after is None:
+            self._after = self.classes.metres(self._cycle, tick)
+        return self._after
 
     def _find_last(self, s: GrammarState, index: int, count: int) -> int | None:
-        request, first, pieces = self.request, self.first, max(1, len(self.cycle))
+        request, first, pieces = self.request, self.first, self.pieces
         assert first is not None
 
         def whole(bar: int) -> int:

@@ -326,17 +326,15 @@ class Sampler:
         if start.fingerprint != self._fingerprint:
             raise CheckpointError("the session belongs to another model; prime the seed again with this one")
         context = start.context
-        if request.metre is not None:
-            context = replace(
-                context, cycle=cycle_of(request.metre, self.tokenizer), metre=context.metre or request.metre
-            )
+        cycle = cycle_of(request.metre, self.tokenizer) if request.metre is not None else context.cycle
+        metres = () if request.metre_changes else (*context.cycle, *cycle)
         fresh = start.grammar.tempo == NONE and start.grammar.notes == 0
         programs = request.programs or (None if request.any_program else context.programs)
         constraints = Constraints(
             programs=programs,
             pitch_range=request.pitch_range,
-            time_signatures=tuple(sorted(set(context.cycle))) or None if not request.metre_changes else None,
-            allow_metre_changes=request.metre_changes or bool(context.cycle),
+            time_signatures=tuple(sorted(set(metres))) or None,
+            allow_metre_changes=request.metre_changes or bool(metres),
             allow_tempo=request.tempo_changes or fresh,
             allow_tempo_changes=request.tempo_changes,
             max_polyphony=request.max_polyphony,
@@ -344,7 +342,7 @@ class Sampler:
         )
         if constraints not in self._grammars:
             self._grammars[constraints] = Grammar.compile(self.vocabulary, constraints)
-        return Lane(start, self._classes, self._grammars[constraints], request, context)
+        return Lane(start, self._classes, self._grammars[constraints], request, cycle)
 
     def _reader(self) -> Reader:
         return Reader(self.model, self.vocabulary, self._backend, self._fingerprint)

@@ -192,12 +192,6 @@ def _context(
     cycle, metre = _cycle(metre, tokenizer)
     gone = round((seed_join - start) * quarter)
     origin = join - gone
-    spans = [4 * quarter * top // bottom for top, bottom in (_split(part) for part in cycle)]
-    turn, at = 0, origin
-    while cycle and at < join:  # the first token bar that begins at or behind the join
-        at += spans[turn % len(cycle)]
-        turn += 1
-    turn %= max(1, len(cycle))
     tempo, at_end = _tempo(score, seed_join)
     if abs(tempo / at_end - 1) > 0.02:
         findings.append(
@@ -211,7 +205,8 @@ def _context(
         origin=origin,
         seed_join=seed_join,
         metre=metre,
-        cycle=cycle[turn:] + cycle[:turn],
+        cycle=cycle,
+        anchor=origin,
         tempo=tempo,
         programs=tuple(sorted(programs)),
     )
@@ -284,11 +279,6 @@ def cycle_of(metre: tuple[int, int], tokenizer: Tokenizer) -> tuple[str, ...]:
     if written != metre:
         raise ConfigError(f"the model's tokens cannot write the metre {metre[0]}/{metre[1]}; choose another")
     return cycle
-
-
-def _split(metre: str) -> tuple[int, int]:
-    top, _, bottom = metre.partition("/")
-    return int(top), int(bottom)
 
 
 def _tempo(score: ScoreTick, place: float) -> tuple[float, float]:

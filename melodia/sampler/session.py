@@ -43,7 +43,9 @@ class Context:
         origin: the bar line at or before the join; continuations count their time from here.
         seed_join: the join in the seed's own score, in quarter notes.
         metre: numerator and denominator as they stand in the seed; None: the model chooses.
-        cycle: the TimeSig values of the next token bars in turn; several where no token fits the metre.
+        cycle: the TimeSig values that write one bar; several where no token fits the metre; none: the model
+            chooses.
+        anchor: a bar line from which the cycle counts.
         tempo: quarter notes a minute; None: the model chooses.
         programs: the seed's programs, -1 for the drums; None: the model chooses.
     """
@@ -54,6 +56,7 @@ class Context:
     seed_join: float = 0.0
     metre: tuple[int, int] | None = None
     cycle: tuple[str, ...] = ()
+    anchor: int = 0
     tempo: float | None = None
     programs: tuple[int, ...] | None = None
 
