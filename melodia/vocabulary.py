@@ -50,7 +50,9 @@ class Vocabulary:
             raise TokenizerError("the vocabulary names a token twice; rebuild the corpus or the checkpoint")
         for name in SPECIAL_TYPES:
             if f"{name}_None" not in self.index:
-                raise TokenizerError(f"the vocabulary has no {name} token; rebuild the corpus or the checkpoint")
+                raise TokenizerError(
+                    f"the vocabulary has no {name} token; rebuild the corpus or the checkpoint"
+                )
 
     @property
     def size(self) -> int:
@@ -93,7 +95,9 @@ class Vocabulary:
     @cached_property
     def notes_of_token(self) -> NDArray[np.int32]:
         """How many notes each token begins [V]: 1 for a pitch, more for BPE tokens that hold several."""
-        base = np.array([kind in ("Pitch", "PitchDrum", "NoteOn", "DrumOn") for kind in self.types], dtype=np.int32)
+        base = np.array(
+            [kind in ("Pitch", "PitchDrum", "NoteOn", "DrumOn") for kind in self.types], dtype=np.int32
+        )
         for token, expansion in self.expansions.items():
             base[token] = sum(int(base[part]) for part in expansion)
         return base
@@ -134,4 +138,6 @@ class Vocabulary:
                 expansions={int(token): tuple(parts) for token, parts in data.get("expansions", {}).items()},
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise TokenizerError(f"not a vocabulary ({error!r}); rebuild the corpus or the checkpoint") from error
+            raise TokenizerError(
+                f"not a vocabulary ({error!r}); rebuild the corpus or the checkpoint"
+            ) from error
