@@ -27,7 +27,8 @@ class SamplingConfig:
         repetition_penalty: >= 1; the logits of recent tokens are divided (where positive) or multiplied
             (where negative) by it. The sampler counts pitches only: bar lines must repeat.
         repetition_window: how many tokens back count as recent, >= 1.
-        greedy: take the likeliest token; no random numbers.
+        greedy: take the likeliest token; no random numbers. Such music soon repeats one bar for ever: it is for
+            tests and comparisons.
 
     Raises:
         ConfigError: a value lies outside its limits, or `greedy` stands beside a filter that it makes
