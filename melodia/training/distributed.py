@@ -7,11 +7,15 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 
 import torch
 from torch import Tensor, distributed, nn
 
 from melodia.errors import TrainingError
+
+PATIENCE = timedelta(hours=12)
+"""How long a process waits for the others: one may be reading a large folder of MIDI files."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +140,7 @@ def join(device: str = "auto") -> Iterator[World]:
     if place.type == "cuda":
         torch.cuda.set_device(place)
     if not distributed.is_initialized():
-        distributed.init_process_group("nccl" if place.type == "cuda" else "gloo")
+        distributed.init_process_group("nccl" if place.type == "cuda" else "gloo", timeout=PATIENCE)
         atexit.register(_leave)
     yield World(distributed.get_rank(), distributed.get_world_size(), place)
 
