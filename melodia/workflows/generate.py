@@ -111,8 +111,11 @@ def generate_files(
     notes: list[str] = []
     for path, continuation in zip(paths, continuations, strict=True):
         joined = seed is not None and not continuation_only
+        score = continuation.joined_score if joined else continuation.score
+        written.append(write_midi(score, path, force=force))
+        if not (plot or audio):
+            continue
         midi = continuation.joined if joined else continuation.midi
-        written.append(write_midi(midi, path, force=force))
         if plot:
             split_at = continuation.joined_at if joined else None
             written.append(_plot(midi, path.with_suffix(".png"), split_at, seed, force))

@@ -269,7 +269,7 @@ def continue_held_out(corpus: Corpus, summary: TrainingSummary, out: Path) -> tu
                 bars=SAMPLE_BARS, temperature=TEMPERATURE, top_p=TOP_P, random_seed=number
             )
             path = folder / f"{number + 1}-{name}.mid"
-            paths.append(write_midi(continuation.joined, path, force=True))
+            paths.append(write_midi(continuation.joined_score, path, force=True))
             picture = path.with_suffix(".png")
             plot_pianoroll(
                 continuation.joined, picture, split_at=continuation.joined_at, title=name, force=True
