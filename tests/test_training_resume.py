@@ -195,6 +195,7 @@ def test_interrupted_by_hand(
         def warned(self, text: str) -> None:
             self.warnings.append(text)
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background begins with it ignored
     press = Press()
     config = dataclasses.replace(CONFIG, save_every=1e6)
     with pytest.raises(KeyboardInterrupt):
