@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 
 from melodia.errors import ConfigError
 from melodia.grammar.tables import Op, Tables, compile_tables
+from melodia.key_finding import FADE, KEYS, NOTE, find_key
 from melodia.transpose import transposition_permutation as transposition_permutation
 from melodia.vocabulary import Vocabulary
 
-NAMES = ("position", "bars_left", "lookback1", "lookback2", "density")
+NAMES = ("position", "bars_left", "lookback1", "lookback2", "density", "key")
 DENSITY_EDGES = (4.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0)
 """Notes a bar at which the density bucket goes up by one, from 1 to 8."""
 
@@ -37,7 +38,8 @@ class SideInputSpec:
             "bars_left": 0 if the length is not given, else how many bars are left with this one;
             "lookback1", "lookback2": 1 + the token that came next at the same place one (two) bars ago, 0 if
             that bar had no such place. A place is a position and how many tokens stood there already;
-            "density": 0 if not given, else the piece's notes a bar as a bucket, 1 to 8.
+            "density": 0 if not given, else the piece's notes a bar as a bucket, 1 to 8;
+            "key": 1 + the key that the bars before this one are in (`melodia.key_finding`), 0 if none.
         size: values lie in 0 to size - 1; larger ones are clipped ("position", "bars_left"). Lookbacks need
             V + 1.
 
@@ -51,7 +53,7 @@ class SideInputSpec:
     def __post_init__(self) -> None:
         if self.name not in NAMES:
             raise ConfigError(f"side input must be one of {', '.join(NAMES)} (received {self.name!r})")
-        least = 9 if self.name == "density" else 2
+        least = {"density": 9, "key": KEYS + 1}.get(self.name, 2)
         if self.size < least:
             raise ConfigError(
                 f"side input {self.name} needs a size of at least {least} (received {self.size})"
@@ -63,7 +65,7 @@ def default_specs(vocabulary: Vocabulary, names: Sequence[str] = NAMES) -> tuple
     tables = compile_tables(vocabulary)
     units = [bar // unit for bar, unit in zip(tables.bar_lengths, tables.units, strict=True) if unit]
     bar = max(units, default=tables.default_bar // tables.default_unit)
-    sizes = {"position": bar, "bars_left": 33, "density": 9}
+    sizes = {"position": bar, "bars_left": 33, "density": 9, "key": KEYS + 1}
     return tuple(SideInputSpec(name, sizes.get(name, vocabulary.size + 1)) for name in names)
 
 
@@ -103,7 +105,35 @@ def side_inputs(
             out[:, column] = density
         elif spec.name.startswith("lookback"):
             out[:, column] = _lookback(tokens, bars, positions, int(spec.name[-1]))
+        elif spec.name == "key":
+            out[:, column] = _keys(vocabulary, tokens)[np.maximum(bars, 0)]
     return out
+
+
+def _keys(vocabulary: Vocabulary, tokens: NDArray[np.int64]) -> NDArray[np.int64]:
+    """For each bar, 1 + the key of the bars before it, 0 if there is none: int64 [bars]."""
+    base = _base(vocabulary, tokens)[0]
+    tables = compile_tables(vocabulary)
+    bars = np.maximum(_follow(tables, base)[0], 0)
+    struck = np.array(tables.ops)[base] == Op.PITCH
+    count = int(bars[-1]) + 1 if len(bars) else 1
+    classes = np.zeros((count, 12), dtype=np.int64)
+    np.add.at(classes, (bars[struck], np.array(tables.values)[base[struck]] % 12), NOTE)
+    keys = np.zeros(count, dtype=np.int64)
+    weights = np.zeros(12, dtype=np.int64)
+    for bar in range(1, count):
+        weights = (weights + classes[bar - 1]) * FADE[0] // FADE[1]
+        keys[bar] = find_key(weights.tolist()) + 1
+    return keys
+
+
+def _base(vocabulary: Vocabulary, tokens: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The base tokens of tokens, and where each token's last part stands among them."""
+    if not vocabulary.expansions:
+        return tokens, np.arange(len(tokens))
+    parts = [vocabulary.expansions.get(token, (token,)) for token in tokens.tolist()]
+    last = np.cumsum([len(part) for part in parts], dtype=np.int64) - 1
+    return np.array([token for part in parts for token in part], dtype=np.int64), last
 
 
 def _lookback(
@@ -130,11 +160,7 @@ def bars_and_positions(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The bar (-1 before the first) and the place in it (grid units) behind each token: two int64 [T]."""
     tokens = np.asarray(ids, dtype=np.int64).reshape(-1)
-    if not vocabulary.expansions:
-        return _follow(compile_tables(vocabulary), tokens)
-    parts = [vocabulary.expansions.get(token, (token,)) for token in tokens.tolist()]
-    last = np.cumsum([len(part) for part in parts], dtype=np.int64) - 1
-    base = np.array([token for part in parts for token in part], dtype=np.int64)
+    base, last = _base(vocabulary, tokens)
     bars, positions = _follow(compile_tables(vocabulary), base)
     return bars[last], positions[last]
 
@@ -174,6 +200,9 @@ def _follow_time(
     return np.where(begun, bars, -1), gone % lengths[section] // units[section]
 
 
+_REGISTERS = ("bar", "position", "_unit", "_bar_length", "_gone", "_ordinal", "_key")
+
+
 class SideInputTracker:
     """Side inputs token by token; the rows are those of `side_inputs`.
 
@@ -203,13 +232,45 @@ class SideInputTracker:
         self._gone = 0  # grid ticks since the bar line
         self._ordinal = -1
         self._next: dict[int, dict[tuple[int, int], int]] = {}
+        self._weights = [0] * 12  # of the pitch classes
+        self._key = 0
 
     def copy(self) -> SideInputTracker:
         """An independent copy."""
         new = object.__new__(SideInputTracker)
         new.__dict__.update(self.__dict__)
         new._next = {bar: dict(places) for bar, places in self._next.items()}
+        new._weights = list(self._weights)
         return new
+
+    def to_array(self) -> NDArray[np.int64]:
+        """The registers as one flat array, then (bar, position, ordinal, token) of each place looked back at."""
+        flat = [int(getattr(self, name)) for name in _REGISTERS]
+        flat += [self.bars_total or 0, self.density or 0, *self._weights]
+        for bar, places in self._next.items():
+            for (position, ordinal), token in places.items():
+                flat += [bar, position, ordinal, token]
+        return np.array(flat, dtype=np.int64)
+
+    @classmethod
+    def from_array(
+        cls, vocabulary: Vocabulary, specs: Sequence[SideInputSpec], array: NDArray[np.integer[Any]]
+    ) -> SideInputTracker:
+        """The inverse of `to_array`; raises ConfigError on an array of another form."""
+        flat = np.asarray(array, dtype=np.int64).reshape(-1).tolist()
+        count = len(_REGISTERS)
+        header = count + 2 + 12
+        if len(flat) < header or (len(flat) - header) % 4:
+            raise ConfigError(f"not the state of side inputs: {len(flat)} numbers; save it again")
+        bars_total, density = flat[count : count + 2]
+        side = cls(vocabulary, specs, bars_total=bars_total or None, density=density or None)
+        for name, value in zip(_REGISTERS, flat, strict=False):
+            setattr(side, name, value)
+        side._weights = flat[count + 2 : header]
+        for i in range(header, len(flat), 4):
+            bar, position, ordinal, token = flat[i : i + 4]
+            side._next.setdefault(bar, {})[position, ordinal] = token
+        return side
 
     def advance(self, token: int) -> NDArray[np.int32]:
         """Take one more token; the side inputs for predicting the next: int32 [S]."""
@@ -232,6 +293,8 @@ class SideInputTracker:
             return min(max(self.bars_total - max(self.bar, 0), 1), spec.size - 1)
         if spec.name == "density":
             return self.density or 0
+        if spec.name == "key":
+            return self._key
         distance = int(spec.name[-1])
         if self.bar < distance:
             return 0
@@ -242,8 +305,10 @@ class SideInputTracker:
         tables = self._tables
         op, value = tables.ops[token], tables.values[token]
         if op == Op.BAR:
-            self.bar += 1
+            self._next_bar()
             self.position = self._gone = 0
+        elif op == Op.PITCH:
+            self._weights[value % 12] += NOTE
         elif op == Op.TIME_SIGNATURE:
             self._unit, self._bar_length = tables.units[token], tables.bar_lengths[token]
             self.bar = max(self.bar, 0)
@@ -254,8 +319,14 @@ class SideInputTracker:
             self.bar = max(self.bar, 0)
             while not tables.has_bars and self._gone >= self._bar_length:
                 self._gone -= self._bar_length
-                self.bar += 1
+                self._next_bar()
             self.position = self._gone // self._unit
+
+    def _next_bar(self) -> None:
+        self.bar += 1
+        if self.bar > 0:
+            self._weights = [weight * FADE[0] // FADE[1] for weight in self._weights]
+            self._key = find_key(self._weights) + 1
 
 
 def bars_total(ids: NDArray[np.integer[Any]] | Sequence[int], vocabulary: Vocabulary) -> int:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from melodia.errors import ConfigError
 from melodia.grammar import Constraints
+from melodia.key_finding import find_key
 from melodia.midi import read_score
 from melodia.side_inputs import (
     NAMES,
@@ -227,3 +228,46 @@ def test_transposition(scheme: str, samples_dir: Path) -> None:
     before = [(n.pitch, n.time) for t in tokenizer_of(scheme).decode(ids).tracks for n in t.notes]
     after = [(n.pitch - 5, n.time) for t in tokenizer_of(scheme).decode(up[ids]).tracks for n in t.notes]
     assert before == after
+
+
+def test_the_key_of_the_bars_before() -> None:
+    def bar(*pitches: int) -> str:
+        notes = [f"Position_{6 * i} {'Program_0 ' * (i == 0)}Pitch_{p} {NOTE}" for i, p in enumerate(pitches)]
+        return "Bar TimeSig_4/4 " + " ".join(notes)
+
+    first = bar(60, 62, 64, 65, 67, 60)  # C major
+    again = "Bar TimeSig_4/4 " + " ".join(
+        f"Position_{6 * i} Pitch_{p} {NOTE}" for i, p in enumerate((62, 64, 66, 67, 69, 62))
+    )
+    line = " ".join([first, again, again, again, again, "Bar TimeSig_4/4 Bar TimeSig_4/4"])
+    ids = ids_of("REMI", line)
+    keys = table("REMI", line)["key"]
+    bars = np.cumsum(ids == tokenizer_of("REMI").vocabulary.index["Bar_None"]) - 1
+    of_bar = [set(keys[bars == bar].tolist()) for bar in range(7)]
+    assert of_bar[0] == {0}, "nothing has been heard"
+    assert of_bar[1] == {1 + 0}, "C major"
+    assert of_bar[4] == of_bar[5] == of_bar[6] == {1 + 2}, (
+        "D major has taken over, and silence leaves it there"
+    )
+
+
+def test_the_key_moves_with_the_music() -> None:
+    weights = [9, 0, 5, 1, 6, 4, 0, 8, 0, 5, 1, 3]
+    found = [find_key([weights[(i - shift) % 12] for i in range(12)]) for shift in range(12)]
+    assert found == list(range(12))
+    minor = [9, 0, 4, 7, 0, 4, 0, 8, 5, 0, 3, 2]
+    assert find_key(minor) == 12
+
+
+def test_the_tracker_as_an_array() -> None:
+    vocabulary = tokenizer_of("REMI").vocabulary
+    specs = default_specs(vocabulary)
+    tracker = SideInputTracker(vocabulary, specs, bars_total=2, density=3)
+    ids = ids_of("REMI", REMI)
+    for token in ids[:15]:
+        tracker.advance(int(token))
+    twin = SideInputTracker.from_array(vocabulary, specs, tracker.to_array())
+    for token in ids[15:]:
+        assert twin.advance(int(token)).tolist() == tracker.advance(int(token)).tolist()
+    with pytest.raises(ConfigError, match="not the state of side inputs"):
+        SideInputTracker.from_array(vocabulary, specs, tracker.to_array()[:-1])

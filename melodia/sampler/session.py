@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import secrets
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -23,14 +22,14 @@ from melodia.errors import CheckpointError, MelodiaError
 from melodia.grammar import GrammarState, Op, TokenReader, compile_tables
 from melodia.model import Model, State
 from melodia.model import state as states
-from melodia.side_inputs import SideInputSpec, SideInputTracker
+from melodia.side_inputs import SideInputTracker
 from melodia.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from symusic.core import ScoreTick
 
 FORMAT = "melodia-session"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -181,7 +180,7 @@ class Session:
         }
         arrays["logits"] = self.logits
         arrays["grammar"] = self.grammar.to_array()
-        arrays["side"] = _pack_side(self.side)
+        arrays["side"] = self.side.to_array()
         arrays["recent"] = np.array(self.recent, dtype=np.int64)
         arrays["tail"] = np.array(self.tail.ids, dtype=np.int64)
         arrays["tail_before"] = np.array(self.tail.before, dtype=np.int64)
@@ -269,7 +268,7 @@ class Session:
             model_state=states.from_numpy(inner, model.initial_state(1)),
             logits=arrays["logits"].astype(np.float32),
             grammar=GrammarState.from_array(arrays["grammar"]),
-            side=_unpack_side(vocabulary, specs, arrays["side"]),
+            side=SideInputTracker.from_array(vocabulary, specs, arrays["side"]),
             fed=int(about["fed"]),
             recent=tuple(arrays["recent"].tolist()),
             tail=Tail(
@@ -282,31 +281,3 @@ class Session:
             ids=arrays["ids"].astype(np.int32) if "ids" in arrays else None,
             fingerprint=str(about["fingerprint"]),
         )
-
-
-_SIDE_REGISTERS = ("bar", "position", "_unit", "_bar_length", "_gone", "_ordinal")
-
-
-def _pack_side(side: SideInputTracker) -> NDArray[np.int64]:
-    """The registers of the side inputs as one flat array, then (bar, position, ordinal, token) of each place."""
-    flat = [int(getattr(side, name)) for name in _SIDE_REGISTERS]
-    flat += [side.bars_total or 0, side.density or 0]
-    for bar, places in side._next.items():
-        for (position, ordinal), token in places.items():
-            flat += [bar, position, ordinal, token]
-    return np.array(flat, dtype=np.int64)
-
-
-def _unpack_side(
-    vocabulary: Vocabulary, specs: Sequence[SideInputSpec], array: NDArray[Any]
-) -> SideInputTracker:
-    """The inverse of `_pack_side`."""
-    flat = array.astype(np.int64).reshape(-1).tolist()
-    count = len(_SIDE_REGISTERS)
-    bars_total, density = flat[count : count + 2]
-    side = SideInputTracker(vocabulary, specs, bars_total=bars_total or None, density=density or None)
-    for name, value in zip(_SIDE_REGISTERS, flat, strict=False):
-        setattr(side, name, value)
-    for bar, position, ordinal, token in np.array(flat[count + 2 :], dtype=np.int64).reshape(-1, 4).tolist():
-        side._next.setdefault(bar, {})[position, ordinal] = token
-    return side
