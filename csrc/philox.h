@@ -39,6 +39,38 @@ MELODIA_HD Words4 noise_words(uint64_t random_seed, uint32_t session, uint64_t p
                          static_cast<uint32_t>(random_seed >> 32));
 }
 
+// noise_words of N quads at once, lane after lane: words [N][4]. For a host's vectors.
+template <int N>
+inline void noise_words_of(uint64_t random_seed, uint32_t session, uint64_t position, const uint32_t* quads,
+                           uint32_t* words) {
+    uint32_t x0[N], x1[N], x2[N], x3[N];
+    auto key0 = static_cast<uint32_t>(random_seed), key1 = static_cast<uint32_t>(random_seed >> 32);
+    for (int j = 0; j < N; ++j) {
+        x0[j] = quads[j];
+        x1[j] = static_cast<uint32_t>(position);
+        x2[j] = static_cast<uint32_t>(position >> 32);
+        x3[j] = session;
+    }
+    for (int round = 0; round < 10; ++round) {
+        for (int j = 0; j < N; ++j) {
+            const uint64_t product0 = uint64_t{0xD2511F53u} * x0[j];
+            const uint64_t product1 = uint64_t{0xCD9E8D57u} * x2[j];
+            x0[j] = static_cast<uint32_t>(product1 >> 32) ^ x1[j] ^ key0;
+            x1[j] = static_cast<uint32_t>(product1);
+            x2[j] = static_cast<uint32_t>(product0 >> 32) ^ x3[j] ^ key1;
+            x3[j] = static_cast<uint32_t>(product0);
+        }
+        key0 += 0x9E3779B9u;
+        key1 += 0xBB67AE85u;
+    }
+    for (int j = 0; j < N; ++j) {
+        words[4 * j] = x0[j];
+        words[4 * j + 1] = x1[j];
+        words[4 * j + 2] = x2[j];
+        words[4 * j + 3] = x3[j];
+    }
+}
+
 // A uniform number strictly between 0 and 1, exact in a double.
 MELODIA_HD double uniform_of(uint32_t word) { return (static_cast<double>(word) + 0.5) * 0x1p-32; }
 

@@ -1,4 +1,4 @@
-"""The engine against the model: every kind and option, weights, batches, sessions, bad input; and the choice."""
+"""The engine against the model: every kind and option, weights, batches, sessions, bad input."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from model_zoo import ZOO, make, music
 from melodia import engine
 from melodia.decode import Noise, SamplingConfig, choose
 from melodia.engine.description import describe
-from melodia.errors import BackendError, ConfigError, GrammarError, MelodiaError
+from melodia.errors import BackendError, ConfigError
 from melodia.model import Model, ModelConfig
 from melodia.model import state as states
 from melodia.sampler.steppers import Runner
@@ -255,46 +255,6 @@ def test_runner_says_what_runs_and_why() -> None:
         Runner(double, "auto", torch.inference_mode, "bf16")
     with pytest.raises(ConfigError, match="fp32, bf16, int8"):
         Runner(model, "auto", torch.inference_mode, "int4")
-
-
-# -- the choice ---------------------------------------------------------------------------------------------------
-
-
-def test_choice_is_that_of_decode() -> None:
-    generator = np.random.default_rng(0)
-    for i in range(3000):
-        V = int(generator.choice([1, 5, 63, 64, 65, 300, 512]))
-        logits = (generator.normal(size=V) * generator.choice([0.1, 1, 5])).astype(np.float32)
-        if i % 3 == 0:
-            logits = np.round(logits)  # ties
-        legal = None if i % 4 == 0 else generator.random(V) < 0.5
-        if legal is not None:
-            legal[generator.integers(V)] = True
-        settings: dict[str, Any] = {"greedy": True}
-        if i % 10:
-            settings = {
-                "temperature": float(generator.choice([1.0, 0.7, 1.3])),
-                "top_k": [None, 1, 5, 40][generator.integers(4)],
-                "top_p": [None, 0.5, 0.9, 1.0][generator.integers(4)],
-                "min_p": [None, 0.05, 0.3][generator.integers(3)],
-            }
-        config = SamplingConfig(repetition_penalty=float(generator.choice([1.0, 1.2, 2.0])), **settings)
-        recent = generator.integers(0, V, size=generator.integers(0, 20)).tolist()
-        seed = int(generator.integers(0, 2**63))
-        noise = None if config.greedy else Noise(seed, 3, V).at(i)
-        expected = choose(logits, legal, recent, config, noise)
-        got = engine.choose(logits, legal, recent, config, random_seed=seed, session=3, position=i)
-        assert got.token == expected.token
-        assert got.nll == pytest.approx(expected.nll, abs=1e-9)
-        assert got.entropy == pytest.approx(expected.entropy, abs=1e-9)
-
-
-def test_choice_from_nothing() -> None:
-    place = {"random_seed": 1, "session": 0, "position": 0}
-    with pytest.raises(GrammarError, match="no token is allowed"):
-        engine.choose(np.zeros(3, np.float32), np.zeros(3, bool), [], SamplingConfig(), **place)
-    with pytest.raises(MelodiaError, match="nan"):
-        engine.choose(np.full(3, np.nan, np.float32), None, [], SamplingConfig(), **place)
 
 
 # -- whole sequences ----------------------------------------------------------------------------------------------
