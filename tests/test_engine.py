@@ -22,7 +22,8 @@ from melodia.engine.description import describe
 from melodia.errors import BackendError, ConfigError
 from melodia.model import Model, ModelConfig
 from melodia.model import state as states
-from melodia.sampler.steppers import Runner
+from melodia.model.network import initial_state
+from melodia.sampler.runner import Runner
 
 pytestmark = pytest.mark.skipif(engine.reason() is not None, reason=f"no engine: {engine.reason()}")
 
@@ -99,19 +100,19 @@ def test_states_come_and_go() -> None:
     with torch.inference_mode():
         _, state = model(tokens)
         expected, after = model.step(torch.tensor([1, 2]), None, state)
-    runner = Runner(model, "auto", torch.inference_mode)
+    runner = Runner(model, "auto")
     assert runner.runs == "native"
-    stepper = runner.stepper([states.select(state, 0), states.select(state, 1)])
+    stepper = runner.stepper([states.to_numpy(states.select(state, lane)) for lane in range(2)])
     assert relative(stepper.feed([1, 2], []), expected.numpy()) < TOLERANCE["fp32"]
     for lane in range(2):
-        for mine, model_s in zip(
-            states.leaves(stepper.state(lane)), states.leaves(states.select(after, lane)), strict=True
-        ):
-            torch.testing.assert_close(mine, model_s, rtol=0, atol=1e-5)
-    before = states.leaves(stepper.state(1))
+        mine, theirs = stepper.state(lane), states.to_numpy(states.select(after, lane))
+        assert list(mine) == list(theirs)
+        for name in mine:
+            np.testing.assert_allclose(mine[name], theirs[name], rtol=0, atol=1e-5)
+    before = stepper.state(1)
     stepper.keep([1])
-    for kept, was in zip(states.leaves(stepper.state(0)), before, strict=True):
-        assert torch.equal(kept, was)
+    for name, kept in stepper.state(0).items():
+        assert (kept == before[name]).all()
 
 
 @pytest.mark.parametrize("name", BLOCKS)
@@ -120,8 +121,7 @@ def test_bidirectional_models(name: str) -> None:
     tokens, side = music(model, 3, 40)
     with torch.inference_mode():
         expected = model(tokens, side)[0].numpy()
-    start = model.initial_state(1)
-    stepper = Runner(model, "native", torch.inference_mode).stepper([start] * 3)
+    stepper = Runner(model, "native").stepper([initial_state(model.config)] * 3)
     for t in range(40):
         rows = [] if side is None else list(side[:, t].numpy().astype(np.int32))
         got = stepper.feed(tokens[:, t].tolist(), rows)
@@ -245,16 +245,16 @@ def test_wrong_input_is_refused_and_changes_nothing() -> None:
 
 def test_runner_says_what_runs_and_why() -> None:
     model = make("gru", dtype=torch.float32)
-    runner = Runner(model, "auto", torch.inference_mode, "int8")
+    runner = Runner(model, "auto", "int8")
     assert "int8 weights" in runner.why
     double = make("gru")
-    assert "float64" in Runner(double, "auto", torch.inference_mode).why
+    assert "float64" in Runner(double, "auto").why
     with pytest.raises(BackendError, match="float64"):
-        Runner(double, "native", torch.inference_mode)
+        Runner(double, "native")
     with pytest.raises(BackendError, match="use fp32"):
-        Runner(double, "auto", torch.inference_mode, "bf16")
+        Runner(double, "auto", "bf16")
     with pytest.raises(ConfigError, match="fp32, bf16, int8"):
-        Runner(model, "auto", torch.inference_mode, "int4")
+        Runner(model, "auto", "int4")
 
 
 # -- whole sequences ----------------------------------------------------------------------------------------------
@@ -263,10 +263,8 @@ def test_runner_says_what_runs_and_why() -> None:
 def diverges(model: Model, config: SamplingConfig, seed: int, count: int) -> tuple[int, float] | None:
     """Where the engine's tokens leave the reference's, and the gap of the scores there; None: nowhere."""
     V = model.config.vocab_size
-    start = model.initial_state(1)
-    reference = Runner(model, "auto", torch.inference_mode)
-    engine_stepper = reference.stepper([start])
-    state, noise = start, Noise(seed, 0, V)
+    engine_stepper = Runner(model, "native").stepper([initial_state(model.config)])
+    state, noise = model.initial_state(1), Noise(seed, 0, V)
     logits = mine = np.zeros(V, np.float32)
     recent: list[int] = []
     for position in range(count):

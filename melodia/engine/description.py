@@ -5,72 +5,89 @@ The form is that of csrc/engine/plan.cpp. Letters: V vocabulary, S side inputs, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from melodia.model import Model
-from melodia.model.layers import PairLevel, RecurrentLayer
+from melodia.model.config import COMBINES as JOINS
+from melodia.model.network import GATES, Network, cell_prefix, level_cells
+
+if TYPE_CHECKING:
+    from melodia.model.model import Model
 
 WEIGHTS = ("fp32", "bf16", "int8")
-COMBINES = ("single", "concat", "sum", "gated")
+COMBINES = ("single", *JOINS)
 MAGIC, VERSION = 0x4D454C4F44494131, 1
+NORM_EPS = 1e-5
+"""Of torch's LayerNorm."""
 TABLE_BYTES = 96 << 20
 """Up to this size the input's products with W_ih stand in tables; beyond it they are made at every token."""
 
 
-@torch.no_grad()
-def describe(model: Model, weights: str = "fp32") -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+def describe(model: Network | Model, weights: str = "fp32") -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """The two rows of a model.
 
     Args:
-        model: of any kind. Of a bidirectional one: everything but its encoder, whose summary the caller provides.
+        model: of any kind, as arrays or torch's. Of a bidirectional one: everything but its encoder, whose summary
+            the caller provides.
         weights: "fp32", "bf16" or "int8".
+
+    >>> from melodia.model import Model, ModelConfig
+    >>> ints, floats = describe(Model(ModelConfig("gru", vocab_size=10, hidden_size=4, gru_layers=1)))
+    >>> ints[2:6].tolist()  # weights, V, H, D
+    [0, 10, 4, 4]
     """
-    config = model.config
-    bottom = model.stack.bottom.cells
+    network = model if isinstance(model, Network) else Network.of(model)
+    config, tensors = network.config, network.tensors
     D, H = config.embedding_size, config.hidden_size
-    context = 0 if model.reader is None else 2 * model.reader.encoder.hidden_size
-    sources = [model.input.weight, *model.input.side]
-    rows = sum(table.shape[0] for table in sources)
-    folded = 4 * rows * sum(layer.weight_ih.shape[0] for layer in bottom) <= TABLE_BYTES
+    context = 2 * (config.encoder_hidden_size or 0)
+    levels = level_cells(config)
+    sources = [tensors["input.weight"], *(tensors[f"input.side.{i}"] for i in range(len(config.side_inputs)))]
+    rows = sum(len(table) for table in sources)
+    folded = 4 * rows * sum(GATES[cell] * H for cell in levels[0]) <= TABLE_BYTES
     sizes = [spec.size for spec in config.side_inputs]
     ints = [MAGIC, VERSION, WEIGHTS.index(weights), config.vocab_size, H, D, context, int(folded)]
-    ints += [len(sizes), *sizes, len(model.stack.levels)]
-    tensors: list[Tensor] = []
+    ints += [len(sizes), *sizes, len(levels)]
+    parts: list[NDArray[Any]] = []
     if folded:
-        for layer in bottom:
-            weight = layer.weight_ih[:, :D].double()
-            tensors += [(table.double() @ weight.T).float() for table in sources]
+        stacked = np.concatenate(sources).astype(
+            np.float64
+        )  # rounded once, so that every machine has the same
+        for cell in levels[0]:
+            weight = tensors[f"{cell_prefix(0, levels[0], cell)}.weight_ih"][:, :D]
+            parts.append((stacked @ weight.T.astype(np.float64)).astype(np.float32))
     else:
-        tensors += sources
-    for index, level in enumerate(model.stack.levels):
-        pair = isinstance(level, PairLevel)
-        cells: Sequence[RecurrentLayer] = level.cells  # type: ignore[assignment]
+        parts += sources
+    for index, cells in enumerate(levels):
+        pair = len(cells) > 1
         ints += [
-            COMBINES.index(level.combine) if pair else 0,
-            int(not pair and cells[0].cell == "gru"),
-            int(model.stack.residual and index > 0),
-            int(model.stack.norms is not None),
+            COMBINES.index(config.combine) if pair and config.combine is not None else 0,
+            int(cells == ("gru",)),
+            int(config.residual and index > 0),
+            int(config.layer_norm),
         ]
-        for layer in cells:
+        for cell in cells:
+            prefix = cell_prefix(index, cells, cell)
+            weight = tensors[f"{prefix}.weight_ih"]
             if index == 0:
-                tensors += [] if folded else [layer.weight_ih[:, :D]]
-                tensors += [layer.weight_ih[:, D:]] if context else []
+                parts += [] if folded else [weight[:, :D]]
+                parts += [weight[:, D:]] if context else []
             else:
-                tensors.append(layer.weight_ih)
-            tensors += [layer.weight_hh, layer.bias_ih, layer.bias_hh]
-        if isinstance(level, PairLevel) and level.projection is not None:
-            tensors += [level.projection.weight, level.projection.bias]
-        if model.stack.norms is not None:
-            norm = model.stack.norms[index]
-            tensors += [norm.weight, norm.bias, torch.tensor([norm.eps])]  # type: ignore[list-item]
-    ints.append(int(model.head.projection is not None))
-    if model.head.projection is not None:
-        tensors.append(model.head.projection.weight)
-    tensors += [model.input.weight if model.head.weight is None else model.head.weight, model.head.bias]
-    flat = [tensor.detach().float().cpu().reshape(-1).numpy() for tensor in tensors]
-    return np.array(ints, np.int64), np.concatenate(flat)
+                parts.append(weight)
+            parts += [tensors[f"{prefix}.{name}"] for name in ("weight_hh", "bias_ih", "bias_hh")]
+        if pair and config.combine != "sum":
+            parts += _weight_and_bias(tensors, f"stack.levels.{index}.projection")
+        if config.layer_norm:
+            parts += _weight_and_bias(tensors, f"stack.norms.{index}")
+            parts.append(np.array([NORM_EPS], np.float32))
+    projection = tensors.get("head.projection.weight")
+    ints.append(int(projection is not None))
+    parts += [] if projection is None else [projection]
+    parts += [tensors["input.weight" if config.tie_weights else "head.weight"], tensors["head.bias"]]
+    return np.array(ints, np.int64), np.concatenate([part.reshape(-1) for part in parts])
+
+
+def _weight_and_bias(tensors: Mapping[str, NDArray[Any]], prefix: str) -> list[NDArray[Any]]:
+    return [tensors[f"{prefix}.weight"], tensors[f"{prefix}.bias"]]

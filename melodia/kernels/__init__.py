@@ -10,7 +10,6 @@ it cannot run a call. Nothing else ever changes the backend, and `backend_report
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from melodia.errors import BackendError, ConfigError
+from melodia import backends
+from melodia.errors import BackendError
 from melodia.kernels import native, native_ops, reference
 
 __all__ = [
@@ -32,8 +32,6 @@ __all__ = [
     "set_backend",
     "use_backend",
 ]
-
-BACKENDS = ("auto", "reference", "native")
 
 
 @dataclass(frozen=True)
@@ -53,15 +51,6 @@ class BackendReport:
     instruction_set: str | None
 
 
-def _validated(backend: str, origin: str) -> str:
-    if backend not in BACKENDS:
-        raise ConfigError(f"{origin} must be one of {', '.join(BACKENDS)} (received {backend!r})")
-    return backend
-
-
-_chosen = _validated(os.environ.get("MELODIA_BACKEND", "").strip().lower() or "auto", "MELODIA_BACKEND")
-
-
 def set_backend(backend: str) -> None:
     """Choose the backend of this process.
 
@@ -72,11 +61,10 @@ def set_backend(backend: str) -> None:
         ConfigError: for another word.
         BackendError: "native" was asked for and is not there; the message carries the reason.
     """
-    global _chosen
-    _validated(backend, "the backend")
+    backends.validated(backend, "the backend")
     if backend == "native":
         _require_native()
-    _chosen = backend
+    backends.choose(backend)
 
 
 @contextmanager
@@ -87,7 +75,7 @@ def use_backend(backend: str) -> Iterator[None]:
     ...     backend_report().runs
     'reference'
     """
-    before = _chosen
+    before = backends.chosen()
     set_backend(backend)
     try:
         yield
@@ -99,14 +87,15 @@ def backend_report() -> BackendReport:
     """Which backend runs, and why; never raises."""
     reason = native.reason()
     isa = native.instruction_set()
-    if _chosen == "reference":
-        return BackendReport(_chosen, "reference", "the reference backend was asked for", isa)
+    chosen = backends.chosen()
+    if chosen == "reference":
+        return BackendReport(chosen, "reference", "the reference backend was asked for", isa)
     if reason is None:
         why = f"the native library is loaded ({isa}); calls other than float32 on the CPU go to the reference"
-        if _chosen == "native":
+        if chosen == "native":
             why = f"the native backend was asked for and is loaded ({isa})"
-        return BackendReport(_chosen, "native", why, isa)
-    return BackendReport(_chosen, "reference", reason, isa)
+        return BackendReport(chosen, "native", why, isa)
+    return BackendReport(chosen, "reference", reason, isa)
 
 
 def _require_native() -> None:
@@ -117,10 +106,13 @@ def _require_native() -> None:
         )
 
 
-@torch.compiler.assume_constant_result
 def _native_reason() -> str | None:
     """`native.reason`, which a compiled graph may take for a constant: the library is loaded once or never."""
     return native.reason()
+
+
+# What torch.compiler.assume_constant_result does, without importing the compiler, which takes a second.
+_native_reason._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _unfit(tensors: tuple[Tensor, ...]) -> str | None:
@@ -137,9 +129,10 @@ def _unfit(tensors: tuple[Tensor, ...]) -> str | None:
 
 def _native_runs(*tensors: Tensor) -> bool:
     """Whether this call goes to the native backend; raises where it must and cannot."""
-    if _chosen == "reference":
+    chosen = backends.chosen()
+    if chosen == "reference":
         return False
-    if _chosen == "native":
+    if chosen == "native":
         _require_native()
         unfit = _unfit(tensors)
         if unfit is not None:

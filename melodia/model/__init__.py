@@ -1,26 +1,58 @@
-"""The models: configuration, layers, the hybrid stacks, states and checkpoints."""
+"""The models: configuration, layers, the hybrid stacks, states and checkpoints.
 
-from melodia.model.checkpoint import Checkpoint, is_checkpoint, load_checkpoint, save_checkpoint
-from melodia.model.config import KINDS, SIZES, ModelConfig
-from melodia.model.convert import load_torch_rnn
-from melodia.model.model import Model
-from melodia.model.sizes import match_parameters, parameter_count, summary
-from melodia.model.state import State
-from melodia.model.walk import LayerView
+Names are loaded when they are first used: `config`, `network`, `stored` and `folders` need no torch.
+"""
 
-__all__ = [
-    "KINDS",
-    "SIZES",
-    "Checkpoint",
-    "LayerView",
-    "Model",
-    "ModelConfig",
-    "State",
-    "is_checkpoint",
-    "load_checkpoint",
-    "load_torch_rnn",
-    "match_parameters",
-    "parameter_count",
-    "save_checkpoint",
-    "summary",
-]
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from melodia.model.checkpoint import Checkpoint as Checkpoint
+    from melodia.model.checkpoint import load_checkpoint as load_checkpoint
+    from melodia.model.checkpoint import save_checkpoint as save_checkpoint
+    from melodia.model.config import KINDS as KINDS
+    from melodia.model.config import SIZES as SIZES
+    from melodia.model.config import ModelConfig as ModelConfig
+    from melodia.model.convert import load_torch_rnn as load_torch_rnn
+    from melodia.model.model import Model as Model
+    from melodia.model.network import Network as Network
+    from melodia.model.sizes import match_parameters as match_parameters
+    from melodia.model.sizes import parameter_count as parameter_count
+    from melodia.model.sizes import summary as summary
+    from melodia.model.state import State as State
+    from melodia.model.stored import StoredCheckpoint as StoredCheckpoint
+    from melodia.model.stored import is_checkpoint as is_checkpoint
+    from melodia.model.stored import read_checkpoint as read_checkpoint
+    from melodia.model.walk import LayerView as LayerView
+
+_HOME = {
+    "Checkpoint": "checkpoint",
+    "load_checkpoint": "checkpoint",
+    "save_checkpoint": "checkpoint",
+    "KINDS": "config",
+    "SIZES": "config",
+    "ModelConfig": "config",
+    "load_torch_rnn": "convert",
+    "Model": "model",
+    "Network": "network",
+    "match_parameters": "sizes",
+    "parameter_count": "sizes",
+    "summary": "sizes",
+    "State": "state",
+    "StoredCheckpoint": "stored",
+    "is_checkpoint": "stored",
+    "read_checkpoint": "stored",
+    "LayerView": "walk",
+}
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value

@@ -5,8 +5,7 @@
     vocabulary.json     what each token id stands for
     tokenizer.json      the tokenizer, as it saves itself
 
-A checkpoint is written whole or not at all (`folders`). Reading one runs nothing from it and believes nothing
-of it: files that are missing, damaged, foreign or of a newer format end in a CheckpointError that names them.
+A checkpoint is written whole or not at all (`folders`), and read by `stored`, with torch or without.
 """
 
 from __future__ import annotations
@@ -19,29 +18,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import safetensors.torch
 import torch
-from torch import Tensor
 
 import melodia
-from melodia.errors import CheckpointError, ConfigError, TokenizerError
+from melodia.errors import CheckpointError
 from melodia.model.config import ModelConfig
 from melodia.model.folders import replace_folder, stored_folder
 from melodia.model.model import Model
+from melodia.model.stored import (
+    CONFIG,
+    FORMAT,
+    FORMAT_VERSION,
+    TOKENIZER,
+    VOCABULARY,
+    WEIGHTS,
+    is_checkpoint,
+    read_checkpoint,
+    read_config,
+)
 from melodia.vocabulary import Vocabulary
 
-FORMAT = "melodia-checkpoint"
-FORMAT_VERSION = 1
-WEIGHTS, CONFIG, VOCABULARY, TOKENIZER = (
-    "model.safetensors",
-    "config.json",
-    "vocabulary.json",
-    "tokenizer.json",
-)
-BEST = "best"  # the checkpoint inside the folder of a training
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-MAX_JSON = 64 << 20  # bytes; a vocabulary of a million tokens is smaller
 
 
 @dataclass(frozen=True)
@@ -144,7 +142,7 @@ def save_checkpoint(
 
 
 def load_checkpoint(folder: str | Path, *, device: torch.device | str = "cpu") -> Checkpoint:
-    """Read a checkpoint.
+    """Read a checkpoint as a torch model; `melodia.model.stored.read_checkpoint` does without torch.
 
     Args:
         folder: the checkpoint, or the folder of a training that holds it in `best`.
@@ -153,64 +151,16 @@ def load_checkpoint(folder: str | Path, *, device: torch.device | str = "cpu") -
     Raises:
         CheckpointError: there is none, or it is damaged, foreign or of a newer format.
     """
-    folder = Path(folder)
-    if not (stored_folder(folder) / CONFIG).exists() and is_checkpoint(folder / BEST):
-        folder = folder / BEST
-    while True:
-        before = _identity(folder)
-        try:
-            return _load(stored_folder(folder), device)
-        except CheckpointError:
-            if _identity(folder) == before:
-                raise  # else it was replaced while it was read: read the new one
-
-
-def _identity(folder: Path) -> tuple[int, int] | None:
-    """What tells one writing of a checkpoint from the next."""
-    try:
-        status = (stored_folder(folder) / CONFIG).stat()
-    except OSError:
-        return None
-    return status.st_ino, status.st_mtime_ns
-
-
-def _load(path: Path, device: torch.device | str) -> Checkpoint:
-    """See `load_checkpoint`."""
-    config_json = _read_config(path)
-    try:
-        config = ModelConfig.from_dict(config_json["model"])
-        training, fingerprint = dict(config_json["training"]), str(config_json["corpus_fingerprint"])
-        stored = config_json["weights"]
-        size, checksum = stored["bytes"], stored["crc32"]
-        vocabulary = Vocabulary.from_dict(_read_json(path / VOCABULARY))
-    except ConfigError as error:
-        raise CheckpointError(f"{path / CONFIG} does not describe a model: {error}") from error
-    except TokenizerError as error:
-        raise CheckpointError(f"{path / VOCABULARY}: {error}") from error
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{path / CONFIG} is damaged ({error!r}); restore it or train again") from error
-    if vocabulary.size != config.vocab_size:
-        raise CheckpointError(
-            f"{path}: the vocabulary has {vocabulary.size} tokens and the model {config.vocab_size}; "
-            "its files come from different checkpoints"
-        )
-    data = _read_bytes(path / WEIGHTS)
-    if len(data) != size or zlib.crc32(data) != checksum:
-        raise CheckpointError(
-            f"{path / WEIGHTS} is damaged or of another checkpoint: its {len(data)} bytes are not the {size} "
-            f"that {CONFIG} describes; restore it or train again"
-        )
-    model = _unpack(data, config, path / WEIGHTS).to(device)
-    return Checkpoint(model, config, vocabulary, _read_json(path / TOKENIZER), training, fingerprint, path)
-
-
-def is_checkpoint(folder: str | Path) -> bool:
-    """Whether the folder is a checkpoint of some version; does not read its weights."""
-    try:
-        _read_config(stored_folder(Path(folder)))
-    except CheckpointError:
-        return False
-    return True
+    stored = read_checkpoint(folder)
+    return Checkpoint(
+        stored.network.to_torch().to(device),
+        stored.config,
+        stored.vocabulary,
+        stored.tokenizer_json,
+        stored.training,
+        stored.corpus_fingerprint,
+        stored.path,
+    )
 
 
 def _pack(model: Model, dtype: torch.dtype) -> bytes:
@@ -221,82 +171,6 @@ def _pack(model: Model, dtype: torch.dtype) -> bytes:
         if not torch.isfinite(tensors[name]).all() and torch.isfinite(tensor).all():
             raise CheckpointError(f"{name} has weights too large for fp16; store them as bf16 or fp32")
     return safetensors.torch.save(tensors)
-
-
-def _unpack(data: bytes, config: ModelConfig, path: Path) -> Model:
-    """The model from its weights; before they are known to fit, nothing larger than them is allocated."""
-    try:
-        tensors: dict[str, Tensor] = safetensors.torch.load(data)
-    except (safetensors.SafetensorError, ValueError, KeyError) as error:
-        raise CheckpointError(
-            f"{path} is not a safetensors file ({error}); restore it or train again"
-        ) from error
-    with torch.device("meta"):
-        expected = {name: tensor.shape for name, tensor in Model(config).state_dict().items()}
-    received = {name: tensor.shape for name, tensor in tensors.items()}
-    for name in [*expected, *received]:
-        if expected.get(name) != received.get(name):
-            want, got = (
-                tuple(shapes[name]) if name in shapes else "nothing" for shapes in (expected, received)
-            )
-            raise CheckpointError(
-                f"{path} does not fit the model that {CONFIG} describes: {name} should be {want} and is {got}"
-            )
-    if any(not tensor.is_floating_point() for tensor in tensors.values()):
-        raise CheckpointError(
-            f"{path} holds whole numbers where weights should be; restore it or train again"
-        )
-    model = Model(config, random_seed=None)
-    model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, assign=True)
-    return model.eval()
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    """config.json, its format and version checked."""
-    if not path.is_dir():
-        raise CheckpointError(
-            f"there is no checkpoint at {path}; train one, or name the folder that holds {CONFIG}"
-        )
-    config = _read_json(path / CONFIG)
-    if config.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{path / CONFIG} is not a melodia checkpoint's; name a folder that melodia wrote"
-        )
-    version = config.get("format_version")
-    if not isinstance(version, int) or version < 1:
-        raise CheckpointError(
-            f"{path / CONFIG} is damaged (format_version {version!r}); restore it or train again"
-        )
-    if version > FORMAT_VERSION:
-        raise CheckpointError(
-            f"{path} has format version {version}, and this melodia ({melodia.__version__}) reads up to "
-            f"{FORMAT_VERSION}; update melodia"
-        )
-    return config
-
-
-def _read_bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path} is missing; restore it or train again") from error
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        if path.stat().st_size > MAX_JSON:
-            raise CheckpointError(f"{path} has more than {MAX_JSON >> 20} MB; it is not melodia's")
-    except OSError:
-        pass  # reading says what is wrong
-    try:
-        data = json.loads(_read_bytes(path))
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not valid JSON ({error}); restore it or train again") from error
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{path} holds no JSON object; restore it or train again")
-    return data
 
 
 def _to_json(data: dict[str, Any]) -> str:
@@ -317,7 +191,7 @@ def _refuse_foreign(folder: Path) -> None:
         raise CheckpointError(
             f"{folder} holds something other than a checkpoint; choose another or an empty folder"
         )
-    others = present - set(_read_config(path).get("files", [])) - {WEIGHTS, CONFIG, VOCABULARY, TOKENIZER}
+    others = present - set(read_config(path).get("files", [])) - {WEIGHTS, CONFIG, VOCABULARY, TOKENIZER}
     if others:
         raise CheckpointError(
             f"{folder} holds other files besides its checkpoint ({', '.join(sorted(others))}), which would be "

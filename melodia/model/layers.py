@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from melodia import kernels
+from melodia.model.network import GATES
 from melodia.model.state import State
 
-GATES = {"lstm": 4, "gru": 3}
 HIDDEN_VARIANCE = 1 / 9
 """What an output of a cell varies by, roughly, while its weights are fresh; LayerNorm makes it 1."""
 

@@ -5,18 +5,15 @@ Letters: N tokens, V vocabulary, S side inputs.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch.nn import functional as F
 
 from melodia.grammar import Grammar
-from melodia.model import Model
+from melodia.model.network import initial_state
 from melodia.sampler.lane import RECENT
+from melodia.sampler.runner import Runner
 from melodia.sampler.seed import Seed
 from melodia.sampler.session import Context, Session, Tail, tail_at
 from melodia.side_inputs import SideInputTracker, side_inputs
@@ -30,11 +27,10 @@ CHUNK = 512
 
 
 class Reader(NamedTuple):
-    """What reads: a model, its vocabulary, the context its kernels run in, and the fingerprint of its sessions."""
+    """What reads: whatever runs the model, its vocabulary, and the fingerprint of its sessions."""
 
-    model: Model
+    runner: Runner
     vocabulary: Vocabulary
-    backend: Callable[[], AbstractContextManager[None]]
     fingerprint: str
 
 
@@ -57,10 +53,10 @@ def feed_from_start(
     Returns:
         the session behind the seed, and the mean NLL of its tokens in nats.
     """
-    model, vocabulary = reader.model, reader.vocabulary
-    specs = model.config.side_inputs
+    vocabulary, config = reader.vocabulary, reader.runner.config
+    specs = config.side_inputs
     session = Session(
-        model_state=model.initial_state(1),
+        model_state=initial_state(config),
         logits=np.zeros(vocabulary.size, np.float32),
         grammar=Grammar.compile(vocabulary).start(),
         side=SideInputTracker(vocabulary, specs, density=density),
@@ -72,7 +68,7 @@ def feed_from_start(
         ids=ids.astype(np.int32),
         fingerprint=reader.fingerprint,
     )
-    whole = np.concatenate([[vocabulary.bos], ids]).astype(np.int64)
+    whole = np.concatenate([[vocabulary.bos], ids]).astype(np.int32)
     return _advance(reader, session, whole, side_inputs(vocabulary, whole, specs, density=density))
 
 
@@ -83,41 +79,40 @@ def feed_rest(reader: Reader, start: Session, seed: Seed) -> tuple[Session, floa
         the session, and the mean NLL of the tokens that were fed, in nats.
     """
     session = start.fork()
-    whole = np.concatenate([[reader.vocabulary.bos], seed.ids]).astype(np.int64)
-    specs = reader.model.config.side_inputs
+    whole = np.concatenate([[reader.vocabulary.bos], seed.ids]).astype(np.int32)
+    specs = reader.runner.config.side_inputs
     sides = side_inputs(reader.vocabulary, whole, specs, density=session.side.density)
     session.context, session.seed, session.ids = seed.context, seed.score, seed.ids
     return _advance(reader, session, whole[start.fed :], sides[start.fed :])
 
 
 def _advance(
-    reader: Reader, session: Session, ids: NDArray[np.int64], sides: NDArray[np.int32]
+    reader: Reader, session: Session, ids: NDArray[np.int32], sides: NDArray[np.int32]
 ) -> tuple[Session, float]:
     """Feed tokens [N] with their side inputs [N, S] in chunks; changes the session."""
-    model = reader.model
-    device = next(model.parameters()).device
-    total, before = 0.0, torch.from_numpy(session.logits)
-    state = session.model_state
-    with torch.inference_mode(), reader.backend():
-        for start in range(0, len(ids), CHUNK):
-            chunk = torch.from_numpy(ids[start : start + CHUNK])
-            side = None
-            if model.config.side_inputs:
-                rows = sides[start : start + CHUNK].astype(np.int64)
-                side = torch.from_numpy(rows)[None].to(device)
-            logits, state = model(chunk[None].to(device), side, state)
-            after = logits[0].float().cpu()
-            nll = F.cross_entropy(torch.cat([before[None], after[:-1]]), chunk, reduction="none")
-            first = 0 if session.fed + start else 1  # nothing foretells BOS
-            total += float(nll[first:].sum())
-            before = after[-1]
+    stepper = reader.runner.stepper([session.model_state])
+    total, before = 0.0, session.logits
+    for start in range(0, len(ids), CHUNK):
+        chunk = ids[start : start + CHUNK]
+        after = stepper.read(chunk, sides[start : start + CHUNK])
+        nll = _nll(np.concatenate([before[None], after[:-1]]), chunk)
+        first = 0 if session.fed + start else 1  # nothing foretells BOS
+        total += float(nll[first:].sum())
+        before = after[-1].copy()
     grammar = Grammar.compile(reader.vocabulary)
     for token in ids.tolist():
         grammar.advance(session.grammar, token, check=False)
         session.side.advance(token)
     counted = len(ids) - (session.fed == 0)
-    session.model_state, session.logits = state, before.numpy().copy()
+    session.model_state, session.logits = stepper.state(0), before
     session.fed += len(ids)
     session.recent = (*session.recent, *ids[-RECENT:].tolist())[-RECENT:]
     session.tail = tail_at(reader.vocabulary, session.grammar) if session.grammar.bar >= 0 else Tail()
     return session, total / counted if counted else 0.0
+
+
+def _nll(logits: NDArray[np.float32], ids: NDArray[np.int32]) -> NDArray[np.float64]:
+    """-log probability of each token [T] under its logits [T, V], in nats."""
+    most = logits.max(axis=1)
+    sums = np.exp(logits - most[:, None]).sum(axis=1, dtype=np.float64)
+    return np.log(sums) + most - logits[np.arange(len(ids)), ids]

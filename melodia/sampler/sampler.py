@@ -8,26 +8,23 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 import melodia
-from melodia import kernels
 from melodia.decode import SamplingConfig
 from melodia.errors import CheckpointError, ConfigError, TokenizerError
 from melodia.grammar import Constraints, Grammar
 from melodia.grammar.state import NONE
-from melodia.model import Model
-from melodia.model.checkpoint import Checkpoint, load_checkpoint
+from melodia.model.network import Network
+from melodia.model.stored import StoredCheckpoint, read_checkpoint
 from melodia.sampler.continuation import Continuation
 from melodia.sampler.feeding import Reader, feed_from_start, feed_rest
 from melodia.sampler.lane import Lane
@@ -35,13 +32,15 @@ from melodia.sampler.loop import Loop
 from melodia.sampler.plan import TokenClasses
 from melodia.sampler.report import GenerationReport, PrimeReport
 from melodia.sampler.request import Request, request_of
+from melodia.sampler.runner import Runner
 from melodia.sampler.seed import Seed, cycle_of, read_seed
 from melodia.sampler.session import Context, Session
-from melodia.sampler.steppers import Runner
 from melodia.sampler.stream import Stream
 from melodia.tokenizer import Tokenizer
 
-_Backend = Callable[[], AbstractContextManager[None]]
+if TYPE_CHECKING:
+    from melodia.model.config import ModelConfig
+    from melodia.model.model import Model
 
 
 class Sampler:
@@ -52,7 +51,8 @@ class Sampler:
     value: keep it, save it, set it; `Continuation.state` goes on behind a continuation.
 
     Args:
-        model: on its device.
+        model: a torch model on its device, or arrays (`melodia.model.Network`), which need no torch where the engine
+            is there.
         tokenizer: the one that made the model's corpus.
         backend: "auto": the engine where it is there and the model is on the CPU; else "reference" or "native".
         weights: of the engine: "fp32", "bf16" or "int8"; the last two are faster and a little less exact.
@@ -71,21 +71,18 @@ class Sampler:
     """
 
     def __init__(
-        self, model: Model, tokenizer: Tokenizer, *, backend: str = "auto", weights: str = "fp32"
+        self, model: Model | Network, tokenizer: Tokenizer, *, backend: str = "auto", weights: str = "fp32"
     ) -> None:
         if model.config.vocab_size != tokenizer.vocabulary.size:
             raise TokenizerError(
                 f"the tokenizer has {tokenizer.vocabulary.size} tokens and the model {model.config.vocab_size}; "
                 "use the tokenizer of the model's own checkpoint"
             )
-        self.model = model.eval()
         self.tokenizer = tokenizer
         self.vocabulary = tokenizer.vocabulary
-        self.checkpoint: Checkpoint | None = None
+        self.checkpoint: StoredCheckpoint | None = None
         self.prime_report: PrimeReport | None = None
-        self._device = next(model.parameters()).device
-        self._backend: _Backend = nullcontext if backend == "auto" else partial(kernels.use_backend, backend)
-        self._runner = Runner(self.model, backend, self._backend, weights)
+        self._runner = Runner(model if isinstance(model, Network) else model.eval(), backend, weights)
         self._classes = TokenClasses(self.vocabulary)
         self._grammars: dict[Constraints, Grammar] = {}
         self._session: Session | None = None
@@ -112,15 +109,28 @@ class Sampler:
             ConfigError: no such device or backend.
         """
         folder = Path(path) if path is not None else bundled_model()
-        checkpoint = load_checkpoint(folder, device=check_device(device))
+        device = check_device(device)
+        checkpoint = read_checkpoint(folder)
         tokenizer = Tokenizer.from_dict(checkpoint.tokenizer_json)
         if tokenizer.vocabulary.fingerprint != checkpoint.vocabulary.fingerprint:
             raise CheckpointError(
                 f"{folder}: its tokenizer and its vocabulary differ; its files come from different checkpoints"
             )
-        sampler = cls(checkpoint.model, tokenizer, backend=backend, weights=weights)
+        network = checkpoint.network
+        model = network if device == "cpu" else network.to_torch().to(device)
+        sampler = cls(model, tokenizer, backend=backend, weights=weights)
         sampler.checkpoint = checkpoint
         return sampler
+
+    @property
+    def model(self) -> Model:
+        """The model in torch. Where it was loaded without, torch is imported now."""
+        return self._runner.model
+
+    @property
+    def config(self) -> ModelConfig:
+        """The model's configuration."""
+        return self._runner.config
 
     # -- the session ----------------------------------------------------------------------------------------------
 
@@ -152,7 +162,7 @@ class Sampler:
         Raises:
             CheckpointError: the file is missing, damaged, or belongs to another model.
         """
-        self._session = Session.load(path, self.model, self.vocabulary, self._fingerprint)
+        self._session = Session.load(path, self.config, self.vocabulary, self._fingerprint)
         return self._session.fork()
 
     def fork(self) -> Sampler:
@@ -313,10 +323,10 @@ class Sampler:
     def _fingerprint(self) -> str:
         """What tells this model and vocabulary from others: a hash that samples every weight tensor."""
         digest = hashlib.sha256(self.vocabulary.fingerprint.encode())
-        digest.update(json.dumps(self.model.config.to_dict(), sort_keys=True).encode())
-        for tensor in self.model.state_dict().values():
-            flat = tensor.detach().reshape(-1)
-            digest.update(flat[:: max(1, flat.numel() // 256)].float().cpu().numpy().tobytes())
+        digest.update(json.dumps(self.config.to_dict(), sort_keys=True).encode())
+        for tensor in self._runner.network.tensors.values():
+            flat = tensor.reshape(-1)
+            digest.update(flat[:: max(1, flat.size // 256)].tobytes())
         return digest.hexdigest()[:32]
 
     def _loop(self, lanes: list[Lane]) -> Loop:
@@ -345,7 +355,7 @@ class Sampler:
         return Lane(start, self._classes, self._grammars[constraints], request, cycle)
 
     def _reader(self) -> Reader:
-        return Reader(self.model, self.vocabulary, self._backend, self._fingerprint)
+        return Reader(self._runner, self.vocabulary, self._fingerprint)
 
     def _appended(self, seed: Any) -> NDArray[np.int64]:
         """The ids of the present seed with more behind them."""
@@ -382,7 +392,7 @@ class Sampler:
                 ended=lane.ended,
                 random_seed=lane.request.random_seed,
                 session=lane.request.session,
-                backend=f"{self._runner.runs} on {self._device}",
+                backend=f"{self._runner.runs} on {self._runner.device}",
                 backend_reason=self._runner.why,
                 sampling=lane.request.sampling,
                 findings=lane.findings(),
@@ -403,17 +413,38 @@ class Sampler:
         return made
 
 
-def check_device(device: str) -> torch.device:
+def check_device(device: str) -> str:
     """The device of a name, "auto" included; raises ConfigError where it is not there."""
+    if device == "cpu" or (device == "auto" and not _may_have_cuda()):
+        return "cpu"
+    import torch
+
     if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return "cuda" if torch.cuda.is_available() else "cpu"
     try:
         chosen = torch.device(device)
         torch.empty(1, device=chosen)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"`device` {device!r} cannot be used ({reason}); use cpu, cuda or auto") from error
-    return chosen
+    return str(chosen)
+
+
+def _may_have_cuda() -> bool:
+    """Whether torch is worth asking for a GPU: importing it takes seconds."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1"):
+        return False
+    if sys.platform == "darwin":
+        return False
+    return not sys.platform.startswith("linux") or any(Path(path).exists() for path in _GPU_FILES)
+
+
+_GPU_FILES = (
+    "/dev/nvidiactl",
+    "/dev/nvidia0",
+    "/dev/dxg",
+    "/dev/kfd",
+)  # NVIDIA's, Windows' under Linux, AMD's
 
 
 def bundled_model() -> Path:

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from melodia.errors import CheckpointError, MelodiaError
 from melodia.grammar import GrammarState, Op, TokenReader, compile_tables
-from melodia.model import Model, State
-from melodia.model import state as states
+from melodia.model.config import ModelConfig
+from melodia.model.network import ModelState, checked_state
 from melodia.side_inputs import SideInputTracker
 from melodia.vocabulary import Vocabulary
 
@@ -128,7 +128,7 @@ class Session:
     """Where the music stands. A value: `fork` copies it, `Sampler.state` gives and takes it.
 
     Attributes:
-        model_state: the model's state behind all tokens so far, one lane.
+        model_state: the model's state behind all tokens so far, as arrays.
         logits: float32 [V], the model's prediction of the next token.
         grammar: the grammar's registers.
         side: the side inputs' registers.
@@ -141,7 +141,7 @@ class Session:
         fingerprint: of the model and the vocabulary.
     """
 
-    model_state: State
+    model_state: ModelState
     logits: NDArray[np.float32]
     grammar: GrammarState
     side: SideInputTracker
@@ -175,9 +175,7 @@ class Session:
         target = Path(path)
         if target.exists() and not force:
             raise CheckpointError(f"{target}: is there already; choose another name or force the replacement")
-        arrays: dict[str, NDArray[Any]] = {
-            f"model.{name}": array for name, array in states.to_numpy(self.model_state).items()
-        }
+        arrays: dict[str, NDArray[Any]] = {f"model.{name}": part for name, part in self.model_state.items()}
         arrays["logits"] = self.logits
         arrays["grammar"] = self.grammar.to_array()
         arrays["side"] = self.side.to_array()
@@ -216,7 +214,7 @@ class Session:
 
     @classmethod
     def load(
-        cls, path: str | os.PathLike[str], model: Model, vocabulary: Vocabulary, fingerprint: str
+        cls, path: str | os.PathLike[str], config: ModelConfig, vocabulary: Vocabulary, fingerprint: str
     ) -> Session:
         """Read a session that `save` wrote, for the model that it belongs to.
 
@@ -243,13 +241,17 @@ class Session:
                 f"{path}: belongs to another model; load that model, or prime the seed again with this one"
             )
         try:
-            return cls._unpack(about, arrays, model, vocabulary)
+            return cls._unpack(about, arrays, config, vocabulary)
         except (MelodiaError, KeyError, ValueError, TypeError, IndexError, AttributeError) as error:
             raise CheckpointError(f"{path}: is damaged ({error}); prime the seed again") from error
 
     @classmethod
     def _unpack(
-        cls, about: dict[str, Any], arrays: dict[str, NDArray[Any]], model: Model, vocabulary: Vocabulary
+        cls,
+        about: dict[str, Any],
+        arrays: dict[str, NDArray[Any]],
+        config: ModelConfig,
+        vocabulary: Vocabulary,
     ) -> Session:
         from melodia.midi import read_score
 
@@ -263,9 +265,9 @@ class Session:
             seed, _ = read_score(arrays["seed_midi"].tobytes())
         if arrays["logits"].shape != (vocabulary.size,):
             raise ValueError(f"{arrays['logits'].shape} logits for {vocabulary.size} tokens")
-        specs = model.config.side_inputs
+        specs = config.side_inputs
         return cls(
-            model_state=states.from_numpy(inner, model.initial_state(1)),
+            model_state=checked_state(config, inner),
             logits=arrays["logits"].astype(np.float32),
             grammar=GrammarState.from_array(arrays["grammar"]),
             side=SideInputTracker.from_array(vocabulary, specs, arrays["side"]),

@@ -1,25 +1,23 @@
-"""What runs the model under the loop: torch (the reference), or the engine with its own choice of tokens.
+"""What runs the model under the loop: the engine, or torch (`torch_stepper`). No torch is imported here.
 
-Letters: B live lanes, V vocabulary, S side inputs, E units of a block encoder in each direction.
+Letters: B live lanes, T time, V vocabulary, S side inputs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
-from typing import Protocol
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from melodia import engine, kernels
-from melodia.engine.description import WEIGHTS, describe
-from melodia.errors import BackendError, ConfigError
-from melodia.model import Model, State
-from melodia.model import state as states
+from melodia import engine
+from melodia.model.config import ModelConfig
+from melodia.model.network import ModelState, initial_state
 
-Backend = Callable[[], AbstractContextManager[None]]
+if TYPE_CHECKING:
+    from melodia.sampler.torch_stepper import TorchEncoder
+
 Rows = NDArray[np.float32]
 
 
@@ -33,161 +31,83 @@ class Stepper(Protocol):
         """One token for each lane, [B], and its side inputs, [B] of [S] -> logits [B, V]."""
         ...
 
+    def read(self, tokens: NDArray[np.int32], sides: NDArray[np.int32]) -> Rows:
+        """Many tokens for the only lane, [T], and their side inputs, [T, S] -> logits [T, V]."""
+        ...
+
     def keep(self, lanes: Sequence[int]) -> None:
         """Go on with these lanes only."""
         ...
 
-    def state(self, lane: int) -> State:
+    def state(self, lane: int) -> ModelState:
         """The state of one lane."""
         ...
 
 
-class TorchStepper:
-    """The model itself, with the kernels of a backend."""
-
-    compiled = False
-
-    def __init__(self, model: Model, first: Sequence[State], backend: Backend) -> None:
-        self.model = model
-        self._backend = backend
-        self._state: State = states.stack(first)
-        self._device = states.leaves(self._state)[0].device
-
-    def feed(self, tokens: Sequence[int], sides: Sequence[NDArray[np.int32]]) -> Rows:
-        """See `Stepper.feed`."""
-        with torch.inference_mode(), self._backend():
-            ids = torch.tensor(tokens, device=self._device)
-            side = None
-            if self.model.config.side_inputs:
-                side = torch.from_numpy(np.stack(sides).astype(np.int64)).to(self._device)
-            logits, self._state = self.model.step(ids, side, self._state)
-            return logits.float().cpu().numpy()
-
-    def keep(self, lanes: Sequence[int]) -> None:
-        """See `Stepper.keep`."""
-        self._state = states.select(self._state, lanes)
-
-    def state(self, lane: int) -> State:
-        """See `Stepper.state`."""
-        return states.select(self._state, lane)
-
-
 class EngineStepper:
-    """The engine; a bidirectional model's encoder, which reads a block now and then, stays with torch."""
+    """The engine.
+
+    Args:
+        packed: the network.
+        config: its configuration.
+        first: the states that the lanes begin with.
+        encoder: what reads the blocks of a bidirectional model.
+
+    Attributes:
+        lanes: the engine's sessions, in the order of the live lanes.
+    """
 
     compiled = True
 
-    def __init__(self, model: Model, first: Sequence[State], packed: engine.Engine) -> None:
-        self.model = model
+    def __init__(
+        self,
+        packed: engine.Engine,
+        config: ModelConfig,
+        first: Sequence[ModelState],
+        encoder: TorchEncoder | None = None,
+    ) -> None:
+        self.lanes = engine.Lanes(packed, len(first))
         self._packed = packed
-        self._lanes = engine.Lanes(packed, len(first))
-        stacks = first
-        self._reader: State | None = None
-        self._summaries: list[torch.Tensor | None] = [None] * len(first)
-        if model.reader is not None:
-            stacks = [state[0] for state in first]
-            self._reader = states.stack([state[1] for state in first])
-        for lane, state in enumerate(stacks):
-            self._lanes.write(lane, np.concatenate([leaf[0].numpy() for leaf in states.leaves(state)]))
+        self._encoder = encoder
+        self._sides = bool(config.side_inputs)
+        mine = initial_state(config)
+        self._names = [name for name in mine if encoder is None or name.startswith("0.")]
+        self._sizes = [mine[name].shape[1] for name in self._names]
+        for lane, state in enumerate(first):
+            self.lanes.write(lane, np.concatenate([state[name][0] for name in self._names]))
 
     def feed(self, tokens: Sequence[int], sides: Sequence[NDArray[np.int32]]) -> Rows:
         """See `Stepper.feed`."""
-        side = np.stack(sides) if self.model.config.side_inputs else None
-        if self.model.reader is not None:
-            self._read(tokens, side)
-        return self._lanes.step(tokens, side)
+        side = np.stack(sides) if self._sides else None
+        if self._encoder is not None:
+            for lane, summary in self._encoder.feed(tokens, side):
+                self.lanes.condition(lane, summary)
+        return self.lanes.step(tokens, side)
+
+    def read(self, tokens: NDArray[np.int32], sides: NDArray[np.int32]) -> Rows:
+        """See `Stepper.read`."""
+        columns = tokens[:, None]
+        rows = sides[:, None] if self._sides else None
+        if self._encoder is None:
+            return self.lanes.advance(columns, rows)[:, 0]
+        found = []
+        for start, stop, summary in self._encoder.read(tokens, sides if self._sides else None):
+            self.lanes.condition(0, summary)
+            part = None if rows is None else rows[start:stop]
+            found.append(self.lanes.advance(columns[start:stop], part)[:, 0])
+        return np.concatenate(found)
 
     def keep(self, lanes: Sequence[int]) -> None:
         """See `Stepper.keep`."""
         kept = engine.Lanes(self._packed, len(lanes))
         for new, old in enumerate(lanes):
-            kept.write(new, self._lanes.read(old))
-        self._lanes = kept
-        if self._reader is not None:
-            self._reader = states.select(self._reader, lanes)
-            self._summaries = [None] * len(lanes)
+            kept.write(new, self.lanes.read(old))
+        self.lanes = kept
+        if self._encoder is not None:
+            self._encoder.keep(lanes)
 
-    def state(self, lane: int) -> State:
+    def state(self, lane: int) -> ModelState:
         """See `Stepper.state`."""
-        like = self.model.stack.initial_state(1)
-        flat = torch.from_numpy(self._lanes.read(lane))
-        leaves = states.leaves(like)
-        parts = flat.split([leaf.numel() for leaf in leaves])
-        stack = states.unflatten(like, [part.view_as(leaf) for part, leaf in zip(parts, leaves, strict=True)])
-        return stack if self._reader is None else (stack, states.select(self._reader, lane))
-
-    def _read(self, tokens: Sequence[int], side: NDArray[np.int32] | None) -> None:
-        """Let the encoder take the tokens, and tell the engine where a summary changed."""
-        assert self.model.reader is not None
-        with torch.inference_mode():
-            ids = torch.tensor(tokens)
-            rows = None if side is None else torch.from_numpy(side.astype(np.int64))
-            assert self._reader is not None
-            summaries, self._reader = self.model.reader.step(self.model.input, ids, rows, self._reader)
-            for lane, summary in enumerate(summaries):
-                before = self._summaries[lane]
-                if before is None or not torch.equal(before, summary):
-                    self._lanes.condition(lane, summary.numpy())
-                    self._summaries[lane] = summary
-
-
-class Runner:
-    """Chooses what runs a model, makes it, and says why.
-
-    Args:
-        model: in evaluation mode, on its device.
-        backend: "auto", "reference" or "native" as the caller asked.
-        context: gives the context in which torch's kernels run.
-        weights: of the engine: "fp32", "bf16" or "int8".
-
-    Attributes:
-        runs: "native" or "reference".
-        why: a sentence.
-
-    Raises:
-        BackendError: "native", or weights other than fp32, were asked for and the engine cannot run here.
-        ConfigError: there are no such weights.
-    """
-
-    def __init__(self, model: Model, backend: str, context: Backend, weights: str = "fp32") -> None:
-        if weights not in WEIGHTS:
-            raise ConfigError(f"`weights` must be one of {', '.join(WEIGHTS)} (received {weights!r})")
-        self._model = model
-        self._context = context
-        self._weights = weights
-        self._packed: engine.Engine | None = None
-        with context():
-            report = kernels.backend_report()
-        obstacle = self._obstacle(report.chosen)
-        if obstacle is not None and weights != "fp32":
-            raise BackendError(f"{weights} weights need the engine, but {obstacle}; use fp32")
-        if obstacle is not None and backend == "native" and model.input.weight.device.type == "cpu":
-            raise BackendError(f"the native backend was asked for, but {obstacle}; use auto or reference")
-        self._runs_engine = obstacle is None
-        self.runs = "native" if obstacle is None else report.runs
-        self.why = (
-            f"the engine is loaded ({engine.instruction_set()}, {weights} weights)"
-            if obstacle is None
-            else report.why
-            if report.runs == "reference"
-            else f"{obstacle}; {report.why}"
-        )
-
-    def _obstacle(self, chosen: str) -> str | None:
-        """Why the engine does not run; None if it does."""
-        weight = self._model.input.weight
-        if chosen == "reference":
-            return "the reference backend was asked for"
-        if weight.device.type != "cpu":
-            return f"the engine runs on the CPU (the model is on {weight.device})"
-        if weight.dtype != torch.float32:
-            return f"the engine takes float32 models (this one is {weight.dtype})"
-        return engine.reason()
-
-    def stepper(self, first: Sequence[State]) -> Stepper:
-        """What advances lanes that begin at these states, one lane each."""
-        if not self._runs_engine:
-            return TorchStepper(self._model, first, self._context)
-        if self._packed is None:
-            self._packed = engine.Engine(*describe(self._model, self._weights))
-        return EngineStepper(self._model, first, self._packed)
+        parts = np.split(self.lanes.read(lane), np.cumsum(self._sizes)[:-1])
+        state = {name: part[None] for name, part in zip(self._names, parts, strict=True)}
+        return state if self._encoder is None else state | self._encoder.state(lane)

@@ -1,0 +1,109 @@
+"""The choice of what runs a model, and the model in the form that it wants. No torch where the engine runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from melodia import backends, engine
+from melodia.engine.description import WEIGHTS, describe
+from melodia.errors import BackendError, ConfigError
+from melodia.model.config import ModelConfig
+from melodia.model.network import ModelState, Network
+from melodia.sampler.steppers import EngineStepper, Stepper
+
+if TYPE_CHECKING:
+    from melodia.model.model import Model
+
+
+class Runner:
+    """Chooses what runs a model, makes it, and says why.
+
+    Args:
+        source: a torch model in evaluation mode, on its device; or arrays, which run on the CPU.
+        backend: "auto", "reference" or "native" as the caller asked.
+        weights: of the engine: "fp32", "bf16" or "int8".
+
+    Attributes:
+        config: of the model.
+        device: where it is: "cpu", "cuda:0".
+        runs: "native" or "reference".
+        why: a sentence.
+
+    Raises:
+        BackendError: "native", or weights other than fp32, were asked for and the engine cannot run here.
+        ConfigError: there is no such backend, or there are no such weights.
+    """
+
+    def __init__(self, source: Model | Network, backend: str = "auto", weights: str = "fp32") -> None:
+        backends.validated(backend, "`backend`")
+        if weights not in WEIGHTS:
+            raise ConfigError(f"`weights` must be one of {', '.join(WEIGHTS)} (received {weights!r})")
+        self._source = source
+        self._backend = backend
+        self._weights = weights
+        self.config: ModelConfig = source.config
+        self.device = "cpu" if isinstance(source, Network) else str(source.input.weight.device)
+        obstacle = self._obstacle()
+        if obstacle is not None and weights != "fp32":
+            raise BackendError(f"{weights} weights need the engine, but {obstacle}; use fp32")
+        if obstacle is not None and backend == "native" and self.device == "cpu":
+            raise BackendError(f"the native backend was asked for, but {obstacle}; use auto or reference")
+        self._runs_engine = obstacle is None
+        if obstacle is None:
+            self.runs = "native"
+            self.why = f"the engine is loaded ({engine.instruction_set()}, {weights} weights)"
+        else:
+            self.runs, self.why = self._torch_runs(obstacle)
+
+    @cached_property
+    def network(self) -> Network:
+        """The model as arrays."""
+        return self._source if isinstance(self._source, Network) else Network.of(self._source)
+
+    @cached_property
+    def model(self) -> Model:
+        """The model in torch; made of the arrays, whose memory it shares, when first asked for."""
+        return self._source.to_torch() if isinstance(self._source, Network) else self._source
+
+    def stepper(self, first: Sequence[ModelState]) -> Stepper:
+        """What advances lanes that begin at these states, one lane each."""
+        if not self._runs_engine:
+            from melodia.sampler.torch_stepper import TorchStepper
+
+            return TorchStepper(self.model, first, self._backend)
+        encoder = None
+        if self.config.blocks:
+            from melodia.sampler.torch_stepper import TorchEncoder
+
+            encoder = TorchEncoder(self.model, first)
+        return EngineStepper(self._packed, self.config, first, encoder)
+
+    @cached_property
+    def _packed(self) -> engine.Engine:
+        return engine.Engine(*describe(self.network, self._weights))
+
+    def _obstacle(self) -> str | None:
+        """Why the engine does not run; None if it does."""
+        chosen = backends.chosen() if self._backend == "auto" else self._backend
+        if chosen == "reference":
+            return "the reference backend was asked for"
+        if not isinstance(self._source, Network):
+            weight = self._source.input.weight
+            if weight.device.type != "cpu":
+                return f"the engine runs on the CPU (the model is on {weight.device})"
+            if str(weight.dtype) != "torch.float32":
+                return f"the engine takes float32 models (this one is {weight.dtype})"
+        return engine.reason()
+
+    def _torch_runs(self, obstacle: str) -> tuple[str, str]:
+        """What torch runs, and why."""
+        from melodia import kernels
+
+        if self._backend == "auto":
+            report = kernels.backend_report()
+        else:
+            with kernels.use_backend(self._backend):
+                report = kernels.backend_report()
+        return report.runs, report.why if report.runs == "reference" else f"{obstacle}; {report.why}"
