@@ -1,0 +1,21 @@
+// cells.h for single numbers on a GPU.
+#pragma once
+
+#include "cuda/device.h"
+
+namespace melodia {
+
+MELODIA_DEVICE float clamp(float x, float low, float high) { return x < low ? low : x > high ? high : x; }
+#if defined(MELODIA_EMULATOR)
+inline float fma(float a, float b, float c) { return std::fma(a, b, c); }
+#else
+MELODIA_DEVICE float fma(float a, float b, float c) { return __fmaf_rn(a, b, c); }
+#endif
+template <class T>
+MELODIA_DEVICE T splat(float x) {
+    return x;
+}
+
+}  // namespace melodia
+
+#include "cells.h"

@@ -1,0 +1,454 @@
+// A GPU for tests: runs the kernels of csrc/cuda on the CPU, every thread of every block as a fiber.
+//
+// What it is for: showing that a barrier, a fence or an epoch is missing. So it schedules as unkindly as the
+// CUDA model allows and is no faithful picture of any chip:
+//  - any order of threads; a block or a warp may stand still until nobody else can go on (a "victim");
+//  - stores to global memory (store_data, store_relaxed) are seen late and in any order until a release;
+//  - loads of data (load_data) may see what stood there before, until an acquire;
+//  - asynchronous copies arrive only when they are waited for;
+//  - shared memory starts as NaN, and writes past its end are found.
+// Threads of a block that wait at different barriers, and a launch in which nobody can go on, are errors that
+// name the kernel, never a hang. Not modelled: bank conflicts, time, caches.
+//
+// One launch at a time, one dimension of blocks and threads. Kernels see all of this only through device.h.
+#pragma once
+
+#include <algorithm>
+#include <functional>
+#include <memory>
+#include <string>
+#include <unordered_map>
+
+#include "cuda/emulator_parts.h"
+
+namespace melodia::emulator {
+
+// The machine: one, because a kernel's code finds it without an argument.
+struct Machine {
+    Setup setup;
+    std::string error;  // of the last launch, empty if it went well
+
+    Fiber* current = nullptr;
+    unsigned threads = 0, blocks = 0;
+    std::vector<Block> resident;
+    Random random{1};
+
+    // ---- called by device.h, from inside a fiber
+    // --------------------------------------------------------------
+
+    Block& block() { return resident[current->slot]; }
+    unsigned char* shared() {
+        auto at = reinterpret_cast<uintptr_t>(block().shared.data());
+        return reinterpret_cast<unsigned char*>((at + 127) & ~uintptr_t{127});
+    }
+
+    void pause() {
+        current->paused = true;
+        yield();
+    }
+
+    uint64_t clock() const { return rounds_ + (expired_ ? uint64_t{1} << 62 : 0); }
+
+    void sync_block(const char* site) {
+        Block& b = block();
+        if (b.arrived == 0)
+            b.site = site;
+        else if (std::strcmp(b.site, site) != 0)
+            return fail("threads of block " + std::to_string(b.index) + " wait at two barriers, '" + b.site +
+                        "' and '" + site + "'");
+        ++b.arrived;
+        current->wait = Wait::block;
+        finish_block(current->slot);
+        if (current->wait == Wait::block) yield();
+    }
+
+    void sync_warp() {
+        Warp& w = block().warps[current->thread / 32];
+        ++w.arrived;
+        current->wait = Wait::warp;
+        finish_warp(current->slot, current->thread / 32);
+        if (current->wait == Wait::warp) yield();
+    }
+
+    // Every lane puts `bytes` and may read every lane's.
+    template <class F>
+    void exchange(const void* mine, unsigned size, F read) {
+        Warp& w = block().warps[current->thread / 32];
+        std::memcpy(w.box[current->thread % 32], mine, size);
+        sync_warp();
+        read(w);
+        sync_warp();
+    }
+
+    void store(void* address, const void* bytes, unsigned size) {
+        ++progress_;
+        if (!weak_) {
+            std::memcpy(address, bytes, size);
+            return;
+        }
+        Store made{static_cast<unsigned char*>(address), {}, size, block().generation};
+        std::memcpy(made.bytes, bytes, size);
+        current->stores.push_back(made);
+        ++block().pending;
+    }
+
+    void load(const void* address, void* bytes, unsigned size) {
+        std::memcpy(bytes, address, size);
+        if (!weak_) return;
+        if (!old_.empty() && random.below(2)) {
+            const auto at = reinterpret_cast<uintptr_t>(address);
+            for (unsigned k = 0; k + 2 <= size; k += 2) {
+                const auto found = old_.find(at + k);
+                if (found == old_.end()) continue;
+                const Old& old = found->second;
+                if (old.sequence > current->acquired && old.slot != current->slot)
+                    std::memcpy(static_cast<unsigned char*>(bytes) + k, &old.value, 2);
+            }
+        }
+        if (block().pending == 0) return;
+        for (const Fiber& f : fibers_of(current->slot)) {  // a block sees its own stores after its barrier
+            for (const Store& s : f.stores) {
+                if (&f != current && s.generation == block().generation) continue;
+                forward(s, static_cast<const unsigned char*>(address), static_cast<unsigned char*>(bytes),
+                        size);
+            }
+        }
+    }
+
+    // Everything this thread made or saw at its block's last barrier is visible to all.
+    void release() {
+        const uint64_t generation = block().generation;
+        for (Fiber& f : fibers_of(current->slot)) {
+            flush(f, [&](const Store& s) { return &f == current || s.generation < generation; });
+        }
+        ++progress_;
+    }
+
+    void acquire() { current->acquired = sequence_; }
+
+    // A read-modify-write happens at once.
+    template <class T>
+    T add(T* address, T value) {
+        ++progress_;
+        const T before = *address;
+        *address = before + value;
+        return before;
+    }
+
+    void copy(void* to, const void* from) {
+        Copy made{static_cast<unsigned char*>(to),
+                  static_cast<const unsigned char*>(from),
+                  {},
+                  current->group,
+                  random.below(2) == 0};
+        if (made.read) load(from, made.bytes, 16);
+        current->copies.push_back(made);
+    }
+
+    void commit() { ++current->group; }
+
+    void wait_copies(unsigned groups_left) {
+        auto& copies = current->copies;
+        size_t kept = 0;
+        for (Copy& c : copies) {
+            if (c.group + groups_left >= current->group) {
+                copies[kept++] = c;
+                continue;
+            }
+            if (!c.read) load(c.from, c.bytes, 16);
+            std::memcpy(c.to, c.bytes, 16);
+        }
+        copies.resize(kept);
+    }
+
+    void fail(const std::string& what) {
+        if (error.empty()) error = what;
+        failed_ = true;
+        yield();
+    }
+
+    // ---- called by the host
+    // -----------------------------------------------------------------------------------
+
+    // Runs body() as every thread; false and `error` if that cannot be done.
+    bool run(const char* name, unsigned grid, unsigned threads_, size_t shared_bytes, bool cooperative,
+             std::function<void()> body) {
+        error.clear();
+        threads = threads_;
+        blocks = grid;
+        if (static_cast<int64_t>(shared_bytes) > setup.shared_bytes)
+            error = "asks for " + std::to_string(shared_bytes) + " bytes of shared memory of " +
+                    std::to_string(setup.shared_bytes);
+        if (cooperative && static_cast<int64_t>(grid) > setup.resident_blocks)
+            error = "asks for " + std::to_string(grid) + " blocks at once of " +
+                    std::to_string(setup.resident_blocks);
+        if (threads == 0 || threads > 1024 || grid == 0) error = "has no such block";
+        if (error.empty()) execute(shared_bytes, std::move(body));
+        if (!error.empty()) error = std::string("kernel ") + name + ": " + error;
+        return error.empty();
+    }
+
+  private:
+    struct Range {
+        Fiber *first, *last;
+        Fiber* begin() const { return first; }
+        Fiber* end() const { return last; }
+    };
+    Range fibers_of(unsigned slot) { return {&fibers_[slot * threads], &fibers_[(slot + 1) * threads]}; }
+
+    static void forward(const Store& s, const unsigned char* address, unsigned char* bytes, unsigned size) {
+        const unsigned char *from = std::max<const unsigned char*>(s.address, address),
+                            *to = std::min<const unsigned char*>(s.address + s.size, address + size);
+        if (from < to) std::memcpy(bytes + (from - address), s.bytes + (from - s.address), to - from);
+    }
+
+    template <class F>
+    void flush(Fiber& f, F chosen) {
+        size_t kept = 0;
+        for (size_t k = 0; k < f.stores.size(); ++k) {
+            const Store s = f.stores[k];
+            bool now = chosen(s);
+            for (size_t j = 0; now && j < kept; ++j)
+                now = f.stores[j].address != s.address;  // per address in order
+            if (!now) {
+                f.stores[kept++] = s;
+                continue;
+            }
+            ++sequence_;
+            ++progress_;
+            --resident[f.slot].pending;
+            for (unsigned b = 0; b + 2 <= s.size; b += 2) {
+                uint16_t before;
+                std::memcpy(&before, s.address + b, 2);
+                old_[reinterpret_cast<uintptr_t>(s.address) + b] = {before, sequence_, f.slot};
+            }
+            std::memcpy(s.address, s.bytes, s.size);
+        }
+        f.stores.resize(kept);
+    }
+
+    void finish_block(unsigned slot) {
+        Block& b = resident[slot];
+        if (b.arrived == 0 || b.arrived + b.left < threads) return;
+        uint64_t acquired = 0;
+        for (const Fiber& f : fibers_of(slot)) acquired = std::max(acquired, f.acquired);
+        for (Fiber& f : fibers_of(slot)) {
+            f.acquired = acquired;
+            if (f.wait == Wait::block) wake(f);
+        }
+        b.arrived = 0;
+        ++b.generation;
+    }
+
+    void finish_warp(unsigned slot, unsigned warp) {
+        Warp& w = resident[slot].warps[warp];
+        const unsigned lanes = std::min(32u, threads - warp * 32);
+        if (w.arrived == 0 || w.arrived + w.left < lanes) return;
+        for (unsigned k = 0; k < lanes; ++k) {
+            Fiber& f = fibers_[slot * threads + warp * 32 + k];
+            if (f.wait == Wait::warp) wake(f);
+        }
+        w.arrived = 0;
+    }
+
+    void wake(Fiber& f) {
+        f.wait = Wait::none;
+        ++progress_;
+        if (&f != current) ready_.push_back(&f);
+    }
+
+    void yield() {
+        if (!_setjmp(current->context)) _longjmp(main_, 1);
+    }
+
+    static void enter();  // the first function of every fiber
+
+    void leave() {  // the last
+        Fiber& f = *current;
+        wait_copies(0);
+        f.wait = Wait::done;
+        ++progress_;
+        Block& b = resident[f.slot];
+        ++b.left;
+        ++b.warps[f.thread / 32].left;
+        finish_block(f.slot);
+        finish_warp(f.slot, f.thread / 32);
+        _longjmp(main_, 1);
+    }
+
+    void resume(Fiber& f) {
+        current = &f;
+        f.paused = false;
+        if (_setjmp(main_)) return;
+        if (f.started) _longjmp(f.context, 1);
+        f.started = true;
+        setcontext(&f.entry);
+    }
+
+    void start_block(unsigned slot, unsigned index, size_t shared_bytes) {
+        Block& b = resident[slot];
+        b = Block{};
+        b.index = index;
+        b.shared.assign(shared_bytes + 128 + kCanary, 0xFF);
+        b.warps.resize((threads + 31) / 32);
+        for (unsigned k = 0; k < threads; ++k) {
+            Fiber& f = fibers_[slot * threads + k];
+            f.thread = k;
+            f.slot = slot;
+            f.started = false;
+            f.wait = Wait::none;
+            f.acquired = sequence_;
+            f.stores.clear();
+            f.copies.clear();
+            auto& stack = stacks_[slot * threads + k];
+            if (!stack) stack.reset(new char[kStack]);
+            getcontext(&f.entry);
+            f.entry.uc_stack.ss_sp = stack.get();
+            f.entry.uc_stack.ss_size = kStack;
+            f.entry.uc_link = nullptr;
+            makecontext(&f.entry, &Machine::enter, 0);
+            ready_.push_back(&f);
+        }
+    }
+
+    bool canary_lives(unsigned slot, size_t shared_bytes) {
+        const Block& b = resident[slot];
+        const auto at = (reinterpret_cast<uintptr_t>(b.shared.data()) + 127) & ~uintptr_t{127};
+        const auto* p = reinterpret_cast<const unsigned char*>(at) + shared_bytes;
+        return std::all_of(p, b.shared.data() + b.shared.size(), [](unsigned char c) { return c == 0xFF; });
+    }
+
+    // Who stands still until the others cannot go on: nobody, one block, all blocks but one, a warp of every
+    // block.
+    struct Victim {
+        int kind = 0;
+        unsigned which = 0;
+        bool holds(const Fiber& f) const {
+            return kind == 1   ? f.slot == which
+                   : kind == 2 ? f.slot != which
+                   : kind == 3 ? f.thread / 32 == which
+                   : kind == 4 ? f.thread / 32 != which
+                               : false;
+        }
+    };
+
+    Victim choose() {
+        Victim v;
+        if (setup.schedule == 0) return v;
+        v.kind = static_cast<int>(random.below(5));
+        v.which = static_cast<unsigned>(random.below(v.kind <= 2 ? resident.size() : (threads + 31) / 32));
+        return v;
+    }
+
+    void execute(size_t shared_bytes, std::function<void()> body) {
+        body_ = std::move(body);
+        random.state = setup.schedule * 0x2545F4914F6CDD1Du + 1;
+        weak_ = setup.schedule % 2 == 1;
+        failed_ = expired_ = false;
+        rounds_ = progress_ = sequence_ = 0;
+        old_.clear();
+        ready_.clear();
+        const unsigned slots = static_cast<unsigned>(std::min<int64_t>(blocks, setup.resident_blocks));
+        resident.assign(slots, Block{});
+        fibers_.resize(std::max<size_t>(fibers_.size(), size_t{slots} * threads));
+        stacks_.resize(fibers_.size());
+        unsigned started = 0, finished = 0;
+        for (; started < slots; ++started) start_block(started, started, shared_bytes);
+        Victim victim = choose();
+        int stalled = 0;
+        std::vector<Fiber*> now, kept;
+        while (finished < blocks && !failed_) {
+            ++rounds_;
+            const uint64_t before = progress_;
+            now.swap(ready_);
+            ready_.clear();
+            if (setup.schedule) {
+                for (size_t k = now.size(); k > 1; --k) std::swap(now[k - 1], now[random.below(k)]);
+            }
+            kept.clear();
+            bool held = false;
+            for (Fiber* f : now) {
+                if (victim.holds(*f)) {
+                    held = true;
+                    kept.push_back(f);
+                    continue;
+                }
+                resume(*f);
+                if (failed_) break;
+                if (f->wait == Wait::none) kept.push_back(f);
+                if (f->wait != Wait::done) continue;
+                Block& b = resident[f->slot];
+                if (b.left < threads) continue;
+                ++finished;
+                for (Fiber& g : fibers_of(f->slot)) flush(g, [](const Store&) { return true; });
+                if (!canary_lives(f->slot, shared_bytes)) {
+                    error = "block " + std::to_string(b.index) + " wrote past its shared memory";
+                    failed_ = true;
+                    break;
+                }
+                if (started < blocks) start_block(f->slot, started++, shared_bytes);
+            }
+            ready_.insert(ready_.end(), kept.begin(), kept.end());
+            if (weak_ && random.below(8) == 0) drain(2);
+            stalled = progress_ == before ? stalled + 1 : 0;
+            if (setup.schedule && random.below(64) == 0) victim = choose();
+            if (stalled < 2) continue;
+            if (held) {  // those who stood still are the only ones that can go on
+                const Victim last = victim;
+                victim = random.below(2) ? Victim{} : choose();
+                if (victim.kind == last.kind && victim.which == last.which) victim = Victim{};
+                continue;
+            }
+            if (weak_ && stalled == 2) drain(1);
+            if (!ready_.empty() && stalled < kPatience) continue;
+            if (ready_.empty() || !setup.expire || expired_) {
+                failed_ = true;
+                error = describe();
+            }
+            expired_ = true;
+            stalled = 0;
+        }
+    }
+
+    void drain(uint64_t one_in) {
+        for (Fiber& f : fibers_) {
+            if (!f.stores.empty()) flush(f, [&](const Store&) { return random.below(one_in) == 0; });
+        }
+    }
+
+    std::string describe() {
+        std::string text = "deadlock: nobody can go on;";
+        for (unsigned s = 0; s < resident.size(); ++s) {
+            unsigned spins = 0, waits = 0, ended = 0;
+            for (const Fiber& f : fibers_of(s)) {
+                spins += f.wait == Wait::none;
+                ended += f.wait == Wait::done;
+                waits += f.wait == Wait::block || f.wait == Wait::warp;
+            }
+            if (ended == threads) continue;
+            text += " block " + std::to_string(resident[s].index) + ": " + std::to_string(spins) +
+                    " threads spin, " + std::to_string(waits) + " wait" +
+                    (resident[s].arrived ? std::string(" at '") + resident[s].site + "'" : "") + ", " +
+                    std::to_string(ended) + " are done;";
+        }
+        return text;
+    }
+
+    jmp_buf main_;
+    std::function<void()> body_;
+    std::vector<Fiber> fibers_;
+    std::vector<std::unique_ptr<char[]>> stacks_;
+    std::vector<Fiber*> ready_;
+    std::unordered_map<uintptr_t, Old> old_;
+    uint64_t rounds_ = 0, progress_ = 0, sequence_ = 0;
+    bool weak_ = false, failed_ = false, expired_ = false;
+};
+
+inline Machine machine;
+
+inline void Machine::enter() {
+    machine.body_();
+    machine.leave();
+}
+
+}  // namespace melodia::emulator

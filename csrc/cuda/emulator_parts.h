@@ -1,0 +1,84 @@
+// What the emulator (emulator.h) is made of: fibers, warps, blocks, stores that are under way.
+#pragma once
+
+#include <setjmp.h>
+#include <ucontext.h>
+
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+namespace melodia::emulator {
+
+// What a test chooses; melodia_emulator_configure sets it.
+struct Setup {
+    uint64_t schedule = 1;            // every number is another schedule; 0: in order, with a strong memory
+    int64_t resident_blocks = 16;     // how many blocks run at once
+    int64_t shared_bytes = 64 << 10;  // dynamic shared memory that a block may have
+    bool expire = false;              // when nobody can go on, time runs out instead (once per launch)
+};
+
+struct Random {  // splitmix64
+    uint64_t state;
+    uint64_t next() {
+        uint64_t z = (state += 0x9E3779B97F4A7C15u);
+        z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
+        z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
+        return z ^ (z >> 31);
+    }
+    uint64_t below(uint64_t n) { return next() % n; }
+};
+
+struct Store {
+    unsigned char* address;
+    unsigned char bytes[16];
+    unsigned size;
+    uint64_t generation;  // of the block's barrier when it was made
+};
+
+struct Copy {
+    unsigned char* to;
+    const unsigned char* from;
+    unsigned char bytes[16];
+    unsigned group;
+    bool read;  // the source was read when the copy was issued
+};
+
+enum class Wait { none, block, warp, done };
+
+struct Fiber {
+    jmp_buf context;
+    ucontext_t entry;
+    unsigned thread, slot;  // slot: of the block among those that are resident
+    bool started = false, paused = false;
+    Wait wait = Wait::none;
+    uint64_t acquired = 0;  // stores flushed up to here are certainly seen
+    unsigned group = 0;     // of asynchronous copies
+    std::vector<Store> stores;
+    std::vector<Copy> copies;
+};
+
+struct Warp {
+    unsigned arrived = 0, left = 0;
+    alignas(16) unsigned char box[32][64];
+};
+
+struct Block {
+    unsigned index = 0, arrived = 0, left = 0;
+    const char* site = nullptr;  // the barrier at which the first thread arrived
+    uint64_t generation = 0;
+    size_t pending = 0;  // stores of its threads that are not flushed
+    std::vector<unsigned char> shared;
+    std::vector<Warp> warps;
+};
+
+struct Old {
+    uint16_t value;
+    uint64_t sequence;
+    unsigned slot;
+};
+
+constexpr size_t kStack = 128 << 10, kCanary = 64;
+constexpr int kPatience = 200;  // rounds in which everybody spins before it counts as a deadlock
+
+}  // namespace melodia::emulator

@@ -1,0 +1,114 @@
+// The host's side of device.h: limits of the device, launches. Errors are sentences; a null pointer means
+// success.
+#pragma once
+
+#include <stdio.h>
+
+#include "cuda/device.h"
+
+namespace melodia::cuda {
+
+struct Device {
+    int64_t processors;    // streaming multiprocessors
+    int64_t shared_bytes;  // dynamic shared memory that one block may have
+    int64_t capability;    // 90 for sm_90
+};
+
+#if defined(MELODIA_EMULATOR)
+using Stream = void*;
+inline const char* device_of(Device* device) {
+    const emulator::Setup& setup = emulator::machine.setup;
+    *device = {setup.resident_blocks, setup.shared_bytes, 80};
+    return nullptr;
+}
+#else
+using Stream = cudaStream_t;
+// The current device.
+inline const char* device_of(Device* device) {
+    int index = 0, value[4] = {};
+    cudaError_t error = cudaGetDevice(&index);
+    const cudaDeviceAttr wanted[4] = {cudaDevAttrMultiProcessorCount, cudaDevAttrMaxSharedMemoryPerBlockOptin,
+                                      cudaDevAttrComputeCapabilityMajor, cudaDevAttrComputeCapabilityMinor};
+    for (int k = 0; k < 4 && error == cudaSuccess; ++k)
+        error = cudaDeviceGetAttribute(&value[k], wanted[k], index);
+    *device = {value[0], value[1], value[2] * 10 + value[3]};
+    return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+}
+#endif
+
+// How many blocks of that kernel the device holds at once: what a launch that waits across blocks may have.
+template <class... P>
+const char* resident_blocks(void (*kernel)(P...), unsigned threads, size_t shared_bytes, int64_t* blocks) {
+#if defined(MELODIA_EMULATOR)
+    (void)kernel, (void)threads, (void)shared_bytes;
+    *blocks = emulator::machine.setup.resident_blocks;
+    return nullptr;
+#else
+    int each = 0;
+    Device device{};
+    if (const char* failure = device_of(&device)) return failure;
+    cudaError_t error =
+        cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                             cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
+    if (error == cudaSuccess)
+        error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel, static_cast<int>(threads),
+                                                              shared_bytes);
+    *blocks = each * device.processors;
+    return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+#endif
+}
+
+struct Shape {
+    unsigned blocks, threads;
+    size_t shared_bytes;
+    bool cooperative;  // all blocks at once, or an error: for kernels that wait across blocks
+};
+
+// Starts `kernel` on `stream`; may be captured into a graph.
+template <class... P, class... A>
+const char* launch(const char* name, void (*kernel)(P...), const Shape& shape, Stream stream,
+                   A... arguments) {
+#if defined(MELODIA_EMULATOR)
+    (void)stream;
+    auto& machine = emulator::machine;
+    const bool done = machine.run(name, shape.blocks, shape.threads, shape.shared_bytes, shape.cooperative,
+                                  [=] { kernel(arguments...); });
+    return done ? nullptr : machine.error.c_str();
+#else
+    cudaError_t error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                             cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                             static_cast<int>(shape.shared_bytes));
+    if (error == cudaSuccess) {
+        cudaLaunchAttribute attribute{};
+        attribute.id = cudaLaunchAttributeCooperative;
+        attribute.val.cooperative = 1;
+        cudaLaunchConfig_t config{};
+        config.gridDim = dim3(shape.blocks);
+        config.blockDim = dim3(shape.threads);
+        config.dynamicSmemBytes = shape.shared_bytes;
+        config.stream = stream;
+        config.attrs = &attribute;
+        config.numAttrs = shape.cooperative ? 1 : 0;
+        error = cudaLaunchKernelEx(&config, kernel, P(arguments)...);
+    }
+    if (error == cudaSuccess) return nullptr;
+    thread_local char text[256];
+    snprintf(text, sizeof text, "kernel %s: %s", name, cudaGetErrorString(error));
+    (void)cudaGetLastError();  // a refused launch is reported once
+    return text;
+#endif
+}
+
+// Sets `bytes` of global memory to zero, in the order of the stream.
+inline const char* clear(void* at, size_t bytes, Stream stream) {
+#if defined(MELODIA_EMULATOR)
+    (void)stream;
+    std::memset(at, 0, bytes);
+    return nullptr;
+#else
+    const cudaError_t error = cudaMemsetAsync(at, 0, bytes, stream);
+    return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+#endif
+}
+
+}  // namespace melodia::cuda
