@@ -25,6 +25,9 @@ from melodia.transpose import transposition_permutation as transposition_permuta
 from melodia.vocabulary import Vocabulary
 
 NAMES = ("position", "bars_left", "lookback1", "lookback2", "density", "key")
+DEFAULTS = NAMES[:5]
+"""What models get if nothing else is asked for. The key made held-out NLL worse by 0.025 nats/token after 500
+iterations (sequential, H = 128, twice), so it has to be asked for."""
 DENSITY_EDGES = (4.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0)
 """Notes a bar at which the density bucket goes up by one, from 1 to 8."""
 

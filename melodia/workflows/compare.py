@@ -20,7 +20,7 @@ from melodia.model.checkpoint import load_checkpoint
 from melodia.model.config import KINDS, ModelConfig
 from melodia.model.model import Model
 from melodia.model.sizes import match_parameters, parameter_count
-from melodia.side_inputs import NAMES
+from melodia.side_inputs import DEFAULTS
 from melodia.training import Preparer, TrainingConfig, evaluate, train
 from melodia.workflows.train import QuietReporter, model_settings, open_corpus
 
@@ -131,7 +131,7 @@ def compare_kinds(
             )
         target = parameter_count(model_settings(corpus.vocabulary, "lstm", size))
         rows = [_ngram_row(corpus)]
-        runs = [(kind, kind, tuple(NAMES)) for kind in kinds]
+        runs = [(kind, kind, tuple(DEFAULTS)) for kind in kinds]
         if without_side_inputs:
             runs.append((f"{kinds[0]}, no side inputs", kinds[0], ()))
         for name, kind, sides in runs:

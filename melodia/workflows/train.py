@@ -17,7 +17,7 @@ from melodia.corpus.shards import Corpus
 from melodia.decode.config import TEMPERATURE, TOP_P
 from melodia.errors import ConfigError, MelodiaError
 from melodia.model.config import ModelConfig
-from melodia.side_inputs import NAMES, default_specs
+from melodia.side_inputs import DEFAULTS, NAMES, default_specs
 from melodia.tokenizer import TokenizerConfig
 from melodia.training import Progress, TrainingConfig, TrainingSummary, World, join, train
 from melodia.vocabulary import Vocabulary
@@ -145,7 +145,7 @@ def model_settings(
     kind: str,
     size: str,
     *,
-    side_inputs: Sequence[str] = NAMES,
+    side_inputs: Sequence[str] = DEFAULTS,
     **changes: Any,
 ) -> ModelConfig:
     """The configuration of a preset model for a vocabulary.
@@ -179,7 +179,7 @@ def train_folder(
     size: str = "small",
     combine: str | None = None,
     encoder: str | None = None,
-    side_inputs: Sequence[str] = NAMES,
+    side_inputs: Sequence[str] = DEFAULTS,
     scheme: str = "REMI",
     bpe: int | None = None,
     training: dict[str, Any] | None = None,
