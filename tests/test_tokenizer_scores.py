@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from grammar_helpers import content, faults, grammar_of, tokenizer_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from miditok_oracle import encode, make_oracle
 from symusic import Note, Score, Tempo, TimeSignature, Track
 
 from melodia.errors import MidiError, TokenizerError
@@ -17,6 +19,11 @@ from melodia.midi import midi_bytes, read_score
 from melodia.tokenizer import SCHEMES
 from melodia.tokenizer.config import METRES
 from melodia.tokenizer.grid import representable, to_grid
+
+
+@lru_cache(maxsize=4)
+def oracle_of(scheme: str) -> Any:
+    return make_oracle(tokenizer_of(scheme).config)
 
 
 @st.composite
@@ -56,6 +63,15 @@ def test_any_score(scheme: str, score: Any) -> None:
     assert np.array_equal(again.ids, encoding.ids[1:-1])
     lost = [f for f in again.findings if f.kind in ("repaired", "dropped", "quantised")]
     assert lost == []
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from([scheme for scheme in SCHEMES if scheme != "PerTok"]), scores())
+def test_any_score_is_written_as_miditok_does(scheme: str, score: Any) -> None:
+    score = read_score(midi_bytes(score))[0]
+    tokenizer = tokenizer_of(scheme)
+    theirs = encode(oracle_of(scheme), to_grid(score, tokenizer.config))
+    assert np.array_equal(tokenizer.encode(score).ids, theirs)
 
 
 @settings(max_examples=60, deadline=None)

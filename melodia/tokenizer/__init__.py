@@ -4,7 +4,7 @@
 - `grid`: a score on the grid, and findings for what does not fit
 - `vocabularies`: the tokens of each scheme and what may follow what
 - `bpe`: byte pairs
-- `schemes`: miditok behind a small door
+- `encoding`: from the grid to ids, those that miditok gives
 - `tokenizer`: `Tokenizer`, which ties them together
 """
 

@@ -17,6 +17,7 @@ from melodia.errors import ConfigError, TokenizerError
 from melodia.grammar.reader import NoteEvent, TokenReader
 from melodia.tokenizer.bpe import Pair, apply_pairs, learn_pairs, with_pairs
 from melodia.tokenizer.config import TokenizerConfig
+from melodia.tokenizer.encoding import Encoder
 from melodia.tokenizer.grid import to_grid
 from melodia.tokenizer.scores import build_score
 from melodia.tokenizer.vocabularies import build_vocabulary
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from symusic.core import ScoreTick
 
     from melodia.midi.report import Finding
-    from melodia.tokenizer.schemes import Miditok
 
 FORMAT_VERSION = 1
 
@@ -61,7 +61,7 @@ class Tokenizer:
         self.pairs: tuple[Pair, ...] = tuple((int(left), int(right)) for left, right in pairs)
         self.base = build_vocabulary(self.config)
         self.vocabulary: Vocabulary = with_pairs(self.base, self.pairs) if self.pairs else self.base
-        self._miditok: Miditok | None = None
+        self._encoder = Encoder(self.config, self.base)
 
     def encode(self, score: ScoreTick, *, bos: bool = False, eos: bool = False) -> Encoding:
         """The token ids of a score, and findings for all that they do not say.
@@ -74,12 +74,8 @@ class Tokenizer:
         Raises:
             TokenizerError: the score has no notes that tokens can be made of.
         """
-        if self._miditok is None:
-            from melodia.tokenizer.schemes import Miditok
-
-            self._miditok = Miditok(self.config, self.base)
         grid = to_grid(score, self.config)
-        ids = self.apply_bpe(self._miditok.encode(grid))
+        ids = self.apply_bpe(self._encoder.encode(grid))
         front = [self.vocabulary.bos] if bos else []
         behind = [self.vocabulary.eos] if eos else []
         if front or behind:
