@@ -51,6 +51,7 @@ X86_SOURCES: dict[str, list[str]] = {
 }
 ENGINE_SOURCES: dict[str, list[str]] = {
     "csrc/engine/api.cpp": [],
+    "csrc/engine/blocks.cpp": [],
     "csrc/engine/dispatch.cpp": [],
     "csrc/engine/engine.cpp": [],
     "csrc/engine/kernels_portable.cpp": [],

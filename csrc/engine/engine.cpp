@@ -37,6 +37,17 @@ Lanes::Lanes(Engine& engine, int64_t count) : engine_(engine), plan_(engine.plan
     }
     if (plan_.context > 0)
         context_ = arena_.take<float>(B_ * static_cast<int64_t>(plan_.levels[0].cells.size()) * 4 * plan_.Hp);
+    const Encoder& encoder = plan_.encoder;
+    for (const Encoder::Level& level : encoder.levels) {
+        encoder_.push_back({1, arena_.take<float>(B_ * encoder.Ep), nullptr});
+        if (level.cells[0].lstm) encoder_.back().c = arena_.take<float>(B_ * encoder.Ep);
+    }
+    if (!encoder.reads()) return;
+    blocks_.resize(static_cast<size_t>(B_));
+    for (int64_t b = 0; b < B_; ++b) {
+        blocks_[b].summary.resize(static_cast<size_t>(2 * encoder.E));
+        share(b, encoder.start);
+    }
 }
 
 void Lanes::advance(int64_t T, const int32_t* tokens, const int32_t* sides, float* logits, bool all) {
@@ -56,8 +67,9 @@ void Lanes::advance(int64_t T, const int32_t* tokens, const int32_t* sides, floa
     std::unique_lock<std::mutex> lock(engine_.team.mutex(), std::try_to_lock);
     alone_ = !lock.owns_lock();
     const int64_t steps = std::max<int64_t>(1, kChunkRows / B_);
-    for (int64_t t = 0; t < T; t += steps) {
-        const int64_t n = std::min(steps, T - t);
+    for (int64_t t = 0, n; t < T; t += n) {
+        n = std::min(steps, T - t);
+        if (plan_.encoder.reads()) n = listen(n, tokens + t * B_, sides + t * B_ * S);
         float* out = logits == nullptr ? nullptr
                      : all             ? logits + t * B_ * plan_.V
                      : t + n == T      ? logits
@@ -68,25 +80,14 @@ void Lanes::advance(int64_t T, const int32_t* tokens, const int32_t* sides, floa
 
 void Lanes::chunk(int64_t T, const int32_t* tokens, const int32_t* sides, float* logits, bool all) {
     const int64_t rows = T * B_, Hp = plan_.Hp;
-    const auto S = static_cast<int64_t>(plan_.side_sizes.size());
-    const float* x = nullptr;
-    if (!plan_.folded) {
-        float* sum = normed_.get(rows * std::max(plan_.Dp, Hp));
-        for (int64_t r = 0; r < rows; ++r) {
-            float* out = sum + r * plan_.Dp;
-            std::copy_n(plan_.embeddings[0] + tokens[r] * plan_.Dp, plan_.Dp, out);
-            for (int64_t s = 0; s < S; ++s)
-                kernels().add(plan_.embeddings[1 + s] + sides[r * S + s] * plan_.Dp, plan_.Dp, out);
-        }
-        x = sum;
-    }
+    const float* x = plan_.folded ? nullptr : embed(rows, tokens, sides, embedded_);
     const float* below = nullptr;
     for (size_t i = 0; i < plan_.levels.size(); ++i) {
         float* y = outputs_[i % 2].get(rows * Hp);
         level(i, T, tokens, sides, x, below, y);
         below = y;
         const bool last = i + 1 == plan_.levels.size();
-        x = last && logits == nullptr ? y : normalise(plan_.levels[i].norm, y, rows, normed_);
+        x = last && logits == nullptr ? y : normalise(plan_.levels[i].norm, plan_.H, y, Hp, rows, normed_);
     }
     if (logits == nullptr) return;
     const int64_t first = all ? 0 : rows - B_, wanted = rows - first;
@@ -101,70 +102,84 @@ void Lanes::chunk(int64_t T, const int32_t* tokens, const int32_t* sides, float*
     project(plan_.head, plan_.head_bias, x, stride, wanted, logits, plan_.V, plan_.V);
 }
 
-void Lanes::level(size_t index, int64_t T, const int32_t* tokens, const int32_t* sides, const float* x,
-                  const float* below, float* y) {
-    const Level& level = plan_.levels[index];
-    const Layer& layer = layers_[index];
-    const int64_t B = B_, rows = T * B, Hp = plan_.Hp, tiles = Hp / kTile, width = layer.cells * Hp;
+// The sum of the embeddings of each row, [rows][Dp].
+const float* Lanes::embed(int64_t rows, const int32_t* tokens, const int32_t* sides,
+                          Buffer<float>& out) const {
     const auto S = static_cast<int64_t>(plan_.side_sizes.size());
-    const int64_t x_stride = index == 0 ? plan_.Dp : Hp;
-    const bool joins = level.projection.count > 0;
-    const bool bottom_context = index == 0 && plan_.context > 0;
+    float* sum = out.get(rows * plan_.Dp);
+    for (int64_t r = 0; r < rows; ++r) {
+        float* row = sum + r * plan_.Dp;
+        std::copy_n(plan_.embeddings[0] + tokens[r] * plan_.Dp, plan_.Dp, row);
+        for (int64_t s = 0; s < S; ++s)
+            kernels().add(plan_.embeddings[1 + s] + sides[r * S + s] * plan_.Dp, plan_.Dp, row);
+    }
+    return sum;
+}
+
+// Runs cells of one size, independent of one another, over T steps of B rows.
+//
+// steps [T + 1][B][cells][Hp]: h before the first step, which the caller fills in, then behind each. c: for
+// each cell [B][Hp], or null of a GRU; in place. live: null, or [T] falling numbers; of step t only the first
+// live[t] rows are run, the others' c stays and their h is not made.
+void Lanes::scan(const std::vector<Cell>& cells, const Source* sources, int64_t T, int64_t B,
+                 const int64_t* live, float* steps, float* const* c) {
+    const auto count = static_cast<int64_t>(cells.size()), S = static_cast<int64_t>(plan_.side_sizes.size());
+    const int64_t Hp = cells[0].Hp, tiles = Hp / kTile, rows = T * B, width = count * Hp;
     const Kernels& table = kernels();
 
-    Codes x_codes;
-    if (level.cells[0].input.count > 0)
-        x_codes = quantise(codes_x_, scales_x_, x, x_stride, level.cells[0].input.K, rows);
     float* gates[2];
-    for (size_t k = 0; k < level.cells.size(); ++k)
-        gates[k] = gates_[k].get(rows * level.cells[k].gates * Hp);
-    float* steps = steps_.get((T + 1) * B * width);  // h before the first step, then behind each
-    std::memcpy(steps, layer.h, sizeof(float) * B * width);
+    Codes x_codes[2], h_codes;
+    for (int64_t k = 0; k < count; ++k) {
+        gates[k] = gates_[k].get(rows * cells[k].gates * Hp);
+        if (cells[k].input.count == 0) continue;
+        const Source& from = sources[k];
+        x_codes[k] = k > 0 && from.x == sources[0].x
+                         ? x_codes[0]
+                         : quantise(codes_x_[k], scales_x_[k], from.x, from.stride, cells[k].input.K, rows);
+    }
 
     // What the input says of a tile's gates, for all rows.
     auto inputs = [&](int64_t tile) {
-        for (size_t k = 0; k < level.cells.size(); ++k) {
-            const Cell& cell = level.cells[k];
+        for (int64_t k = 0; k < count; ++k) {
+            const Cell& cell = cells[k];
+            const Source& from = sources[k];
             const int64_t span = cell.width(), whole = cell.gates * Hp;
             for (int64_t r = 0; r < rows; ++r) {
                 float* out = gates[k] + r * whole + tile * span;
                 std::memcpy(out, cell.bias + tile * span, sizeof(float) * span);
                 if (!cell.tables.empty()) {
-                    table.add(cell.tables[0] + tokens[r] * whole + tile * span, span, out);
+                    table.add(cell.tables[0] + from.tokens[r] * whole + tile * span, span, out);
                     for (int64_t s = 0; s < S; ++s)
-                        table.add(cell.tables[1 + s] + sides[r * S + s] * whole + tile * span, span, out);
+                        table.add(cell.tables[1 + s] + from.sides[r * S + s] * whole + tile * span, span,
+                                  out);
                 }
-                if (bottom_context)
-                    table.add(
-                        context_ + ((r % B) * layer.cells + static_cast<int64_t>(k)) * 4 * Hp + tile * span,
-                        span, out);
+                if (from.share != nullptr)
+                    table.add(from.share + r % B * from.share_stride + tile * span, span, out);
             }
             if (cell.input.count == 0) continue;
             for (int64_t r = 0; r < rows; r += kMaxRows) {
                 float* out[kMaxRows];
                 const int64_t M = std::min(kMaxRows, rows - r);
                 for (int64_t m = 0; m < M; ++m) out[m] = gates[k] + (r + m) * whole + tile * span;
-                product(cell.input, tile, x, x_stride, x_codes, r, M, out);
+                product(cell.input, tile, from.x, from.stride, x_codes[k], r, M, out);
             }
         }
     };
 
-    Codes h_codes;
     // The recurrence of step t in a tile.
-    auto recur = [&](int64_t tile, int64_t t) {
-        for (size_t k = 0; k < level.cells.size(); ++k) {
-            const Cell& cell = level.cells[k];
+    auto recur = [&](int64_t tile, int64_t t, int64_t n) {
+        for (int64_t k = 0; k < count; ++k) {
+            const Cell& cell = cells[k];
             const int64_t span = cell.width(), whole = cell.gates * Hp;
-            const float* before = steps + t * B * width + static_cast<int64_t>(k) * Hp;
-            float* after = steps + (t + 1) * B * width + static_cast<int64_t>(k) * Hp;
-            // The codes of h are [cells][B][Hp].
-            Codes codes = h_codes;
+            const float* before = steps + t * B * width + k * Hp;
+            float* after = steps + (t + 1) * B * width + k * Hp;
+            Codes codes = h_codes;  // of h, [cells][B][Hp]
             if (codes.data != nullptr) {
-                codes.data += static_cast<int64_t>(k) * B * Hp;
-                codes.scale += static_cast<int64_t>(k) * B;
+                codes.data += k * B * Hp;
+                codes.scale += k * B;
             }
-            for (int64_t b = 0; b < B; b += kMaxRows) {
-                const int64_t M = std::min(kMaxRows, B - b);
+            for (int64_t b = 0; b < n; b += kMaxRows) {
+                const int64_t M = std::min(kMaxRows, n - b);
                 alignas(64) float inside[kMaxRows][3 * kTile];
                 float* out[kMaxRows];
                 for (int64_t m = 0; m < M; ++m) {
@@ -179,8 +194,8 @@ void Lanes::level(size_t index, int64_t T, const int32_t* tokens, const int32_t*
                     const int64_t unit = tile * kTile;
                     float* h = after + (b + m) * width + unit;
                     if (cell.lstm) {
-                        float* c = layer.c + (b + m) * Hp + unit;
-                        table.lstm(out[m], c, c, h);
+                        float* kept = c[k] + (b + m) * Hp + unit;
+                        table.lstm(out[m], kept, kept, h);
                     } else {
                         table.gru(gates[k] + (t * B + b + m) * whole + tile * span, inside[m],
                                   before + (b + m) * width + unit, h);
@@ -188,61 +203,76 @@ void Lanes::level(size_t index, int64_t T, const int32_t* tokens, const int32_t*
                 }
             }
         }
-        if (joins) return;
-        for (int64_t b = 0; b < B; ++b) {
-            const float* h = steps + ((t + 1) * B + b) * width + tile * kTile;
-            const int64_t at = (t * B + b) * Hp + tile * kTile;
-            for (int64_t j = 0; j < kTile; ++j) y[at + j] = layer.cells == 2 ? h[j] + h[Hp + j] : h[j];
-            if (level.residual) table.add(below + at, kTile, y + at);
-        }
     };
 
     int64_t input_bytes = 0, recurrent_bytes = 0;
-    for (const Cell& cell : level.cells) {
+    for (const Cell& cell : cells) {
         input_bytes += cell.input.stride * tiles * padded(rows, kMaxRows) / kMaxRows;
         recurrent_bytes += cell.recurrent.stride * tiles * padded(B, kMaxRows) / kMaxRows;
     }
     if (T > 1) run(tiles, input_bytes + 64 * rows * tiles, inputs);
     for (int64_t t = 0; t < T; ++t) {
+        const int64_t n = live == nullptr ? B : live[t];
         if (plan_.weights == Weights::int8) {
-            uint8_t* codes = codes_h_.get(layer.cells * B * Hp);
-            float* scale = scales_h_.get(layer.cells * B);
-            for (int64_t k = 0; k < layer.cells; ++k)
-                for (int64_t b = 0; b < B; ++b)
-                    scale[k * B + b] =
-                        table.quantise(steps + (t * B + b) * width + k * Hp, Hp, codes + (k * B + b) * Hp);
-            h_codes = {codes, scale};
+            h_codes = {codes_h_.get(count * B * Hp), scales_h_.get(count * B)};
+            for (int64_t k = 0; k < count; ++k)
+                for (int64_t b = 0; b < n; ++b)
+                    h_codes.scale[k * B + b] = table.quantise(steps + (t * B + b) * width + k * Hp, Hp,
+                                                              h_codes.data + (k * B + b) * Hp);
         }
         run(tiles, recurrent_bytes + (T > 1 ? 0 : input_bytes), [&](int64_t tile) {
             if (T == 1) inputs(tile);
-            recur(tile, t);
+            recur(tile, t, n);
         });
     }
-    std::memcpy(layer.h, steps + T * B * width, sizeof(float) * B * width);
-    if (!joins) return;
+}
 
-    const float* pairs = steps + B * width;  // [rows][2 Hp]
-    float* mixed = joined_.get(rows * Hp);
-    project(level.projection, level.projection_bias, pairs, width, rows, mixed, Hp, plan_.H);
+void Lanes::level(size_t index, int64_t T, const int32_t* tokens, const int32_t* sides, const float* x,
+                  const float* below, float* y) {
+    const Level& level = plan_.levels[index];
+    const Layer& layer = layers_[index];
+    const int64_t B = B_, rows = T * B, Hp = plan_.Hp, width = layer.cells * Hp;
+    float* steps = steps_.get((T + 1) * B * width);
+    std::memcpy(steps, layer.h, sizeof(float) * B * width);
+    Source sources[2];
+    for (int64_t k = 0; k < layer.cells; ++k) {
+        sources[k] = {tokens, sides, x, index == 0 ? plan_.Dp : Hp, nullptr, layer.cells * 4 * Hp};
+        if (index == 0 && plan_.context > 0) sources[k].share = context_ + k * 4 * Hp;
+    }
+    float* const c[2] = {layer.c, nullptr};  // a pair's LSTM comes first
+    scan(level.cells, sources, T, B, nullptr, steps, c);
+    std::memcpy(layer.h, steps + T * B * width, sizeof(float) * B * width);
+
+    const float* out = steps + B * width;  // [rows][cells Hp]
+    const bool joins = level.projection.count > 0;
+    float* mixed = nullptr;
+    if (joins) {
+        mixed = joined_.get(rows * Hp);
+        project(level.projection, level.projection_bias, out, width, rows, mixed, Hp, plan_.H);
+    }
     for (int64_t r = 0; r < rows; ++r) {
-        const float *h = pairs + r * width, *m = mixed + r * Hp;
-        float* out = y + r * Hp;
-        if (level.combine == Combine::concat) {
-            std::copy_n(m, Hp, out);
+        const float *h = out + r * width, *m = joins ? mixed + r * Hp : nullptr;
+        float* to = y + r * Hp;
+        if (level.combine == Combine::single) {
+            std::memcpy(to, h, sizeof(float) * Hp);
+        } else if (level.combine == Combine::sum) {
+            for (int64_t j = 0; j < Hp; ++j) to[j] = h[j] + h[Hp + j];
+        } else if (level.combine == Combine::concat) {
+            std::memcpy(to, m, sizeof(float) * Hp);
         } else {
             for (int64_t j = 0; j < Hp; ++j) {
                 const float gate = 1.0f / (1.0f + std::exp(-m[j]));
-                out[j] = h[Hp + j] + gate * (h[j] - h[Hp + j]);
+                to[j] = h[Hp + j] + gate * (h[j] - h[Hp + j]);
             }
         }
-        if (level.residual) table.add(below + r * Hp, Hp, out);
+        if (level.residual) kernels().add(below + r * Hp, Hp, to);
     }
 }
 
 // out [rows][columns of out_stride] = panels x + bias; what lies behind `columns` is left at 0.
 void Lanes::project(const Panels& panels, const float* bias, const float* x, int64_t stride, int64_t rows,
                     float* out, int64_t out_stride, int64_t columns) {
-    const Codes codes = quantise(codes_x_, scales_x_, x, stride, panels.K, rows);
+    const Codes codes = quantise(codes_x_[0], scales_x_[0], x, stride, panels.K, rows);
     const int64_t span = panels.rows();
     run(panels.count, panels.stride * panels.count * padded(rows, kMaxRows) / kMaxRows, [&](int64_t p) {
         for (int64_t r = 0; r < rows; r += kMaxRows) {
@@ -307,17 +337,18 @@ Lanes::Codes Lanes::quantise(Buffer<uint8_t>& codes, Buffer<float>& scales, cons
     return made;
 }
 
-const float* Lanes::normalise(const Norm& norm, const float* x, int64_t rows, Buffer<float>& out) const {
+// Rows [stride] of `units` numbers, normalised.
+const float* Lanes::normalise(const Norm& norm, int64_t units, const float* x, int64_t stride, int64_t rows,
+                              Buffer<float>& out) const {
     if (norm.weight == nullptr) return x;
-    const int64_t H = plan_.H, Hp = plan_.Hp;
-    float* y = out.get(rows * std::max(plan_.Dp, Hp));
-    for (int64_t r = 0; r < rows; ++r, x += Hp) {
-        const float mean = sum_of(H, [&](int64_t i) { return x[i]; }) / static_cast<float>(H);
-        const float variance =
-            sum_of(H, [&](int64_t i) { return (x[i] - mean) * (x[i] - mean); }) / static_cast<float>(H);
+    float* y = out.get(rows * stride);
+    for (int64_t r = 0; r < rows; ++r, x += stride) {
+        const auto n = static_cast<float>(units);
+        const float mean = sum_of(units, [&](int64_t i) { return x[i]; }) / n;
+        const float variance = sum_of(units, [&](int64_t i) { return (x[i] - mean) * (x[i] - mean); }) / n;
         const float scale = 1.0f / std::sqrt(variance + norm.eps);
-        for (int64_t i = 0; i < Hp; ++i)
-            y[r * Hp + i] = (x[i] - mean) * scale * norm.weight[i] + norm.bias[i];
+        for (int64_t i = 0; i < stride; ++i)
+            y[r * stride + i] = (x[i] - mean) * scale * norm.weight[i] + norm.bias[i];
     }
     return y;
 }
@@ -330,6 +361,7 @@ void Lanes::read(int64_t lane, float* state) const {
             if (plan_.levels[i].cells[k].lstm) state = std::copy_n(layers_[i].c + lane * Hp, H, state);
         }
     }
+    if (plan_.encoder.reads()) read_block_state(lane, state);
 }
 
 void Lanes::write(int64_t lane, const float* state) {
@@ -337,32 +369,14 @@ void Lanes::write(int64_t lane, const float* state) {
     for (int64_t i = 0; i < plan_.state_size; ++i) {
         if (!std::isfinite(state[i])) throw std::invalid_argument("a state's numbers must be finite");
     }
+    if (plan_.encoder.reads()) check_block_state(state);
     for (size_t i = 0; i < layers_.size(); ++i) {
         for (int64_t k = 0; k < layers_[i].cells; ++k, state += H) {
             std::copy_n(state, H, layers_[i].h + (lane * layers_[i].cells + k) * Hp);
             if (plan_.levels[i].cells[k].lstm) std::copy_n(state += H, H, layers_[i].c + lane * Hp);
         }
     }
-}
-
-void Lanes::condition(int64_t lane, const float* summary) {
-    if (plan_.context == 0) throw std::invalid_argument("this network reads no summary");
-    const int64_t K = plan_.context_padded, Hp = plan_.Hp;
-    const Level& bottom = plan_.levels[0];
-    float* x = normed_.get(std::max(K, std::max(plan_.Dp, Hp)));
-    std::fill_n(x, K, 0.0f);
-    std::copy_n(summary, plan_.context, x);
-    const Codes codes = quantise(codes_x_, scales_x_, x, K, K, 1);
-    for (size_t k = 0; k < bottom.cells.size(); ++k) {
-        const Cell& cell = bottom.cells[k];
-        float* gates =
-            context_ + (lane * static_cast<int64_t>(bottom.cells.size()) + static_cast<int64_t>(k)) * 4 * Hp;
-        std::fill_n(gates, cell.gates * Hp, 0.0f);
-        for (int64_t tile = 0; tile < Hp / kTile; ++tile) {
-            float* out = gates + tile * cell.width();
-            product(cell.context, tile, x, K, codes, 0, 1, &out);
-        }
-    }
+    if (plan_.encoder.reads()) write_block_state(lane, state);
 }
 
 }  // namespace melodia::engine

@@ -51,9 +51,14 @@ class Lanes {
     // then.
     void advance(int64_t T, const int32_t* tokens, const int32_t* sides, float* logits, bool all);
 
-    // The state of one session: for each level and cell h [H], then c [H] of an LSTM. float [state_size].
+    // The state of one session, float [state_size]: for each level and cell h [H], then c [H] of an LSTM.
+    // With an encoder, behind it: for each of its levels the forward h [E], then c [E] of an LSTM; the
+    // summary [2E] of the last finished block; the number of finished blocks; the tokens of the unfinished
+    // one [block_max], their side inputs [block_max, S], and how many they are. Zeros are the beginning of a
+    // piece.
     void read(int64_t lane, float* state) const;
-    // Throws std::invalid_argument where a number is not finite.
+    // Throws std::invalid_argument where a number is not finite or not within its limits; the state stays
+    // then.
     void write(int64_t lane, const float* state);
     // What conditions the bottom level from now on: summary [context].
     void condition(int64_t lane, const float* summary);
@@ -68,30 +73,60 @@ class Lanes {
         uint8_t* data = nullptr;
         float* scale = nullptr;
     };
+    // What a cell reads, in rows t B + b.
+    struct Source {
+        const int32_t* tokens = nullptr;  // [T, B], of a cell with tables
+        const int32_t* sides = nullptr;   // [T, B, S]
+        const float* x = nullptr;         // [T, B][stride], of the others
+        int64_t stride = 0;
+        const float* share = nullptr;  // added for each b: [B][share_stride]
+        int64_t share_stride = 0;
+    };
+    struct Block {  // of an encoder, the last one of a session
+        std::vector<int32_t> tokens, sides;
+        std::vector<float> summary;
+        int64_t read = 0;  // blocks that were finished
+    };
 
     void chunk(int64_t T, const int32_t* tokens, const int32_t* sides, float* logits, bool all);
     template <class Work>
     void run(int64_t tiles, int64_t bytes, Work&& work);
     Codes quantise(Buffer<uint8_t>& codes, Buffer<float>& scales, const float* x, int64_t stride, int64_t K,
                    int64_t rows) const;
-    const float* normalise(const Norm& norm, const float* x, int64_t rows, Buffer<float>& out) const;
+    const float* normalise(const Norm& norm, int64_t units, const float* x, int64_t stride, int64_t rows,
+                           Buffer<float>& out) const;
     void product(const Panels& panels, int64_t panel, const float* x, int64_t stride, const Codes& codes,
                  int64_t row, int64_t M, float* const* out) const;
+    const float* embed(int64_t rows, const int32_t* tokens, const int32_t* sides, Buffer<float>& out) const;
+    void scan(const std::vector<Cell>& cells, const Source* sources, int64_t T, int64_t B,
+              const int64_t* live, float* steps, float* const* c);
     void level(size_t index, int64_t T, const int32_t* tokens, const int32_t* sides, const float* x,
                const float* below, float* y);
     void project(const Panels& panels, const float* bias, const float* x, int64_t stride, int64_t rows,
                  float* out, int64_t out_stride, int64_t columns);
+
+    // blocks.cpp
+    bool opens(const Block& block, int32_t token) const;
+    int64_t listen(int64_t T, const int32_t* tokens, const int32_t* sides);
+    void read_blocks(std::vector<int64_t>& lanes);
+    void read_block_state(int64_t lane, float* state) const;
+    void write_block_state(int64_t lane, const float* state);
+    void check_block_state(const float* state) const;
+    void share(int64_t lane, const float* summary);
 
     Engine& engine_;
     const Plan& plan_;
     const int64_t B_;
     Arena arena_;
     std::vector<Layer> layers_;
-    float* context_ = nullptr;  // [B][cells of the bottom][4 Hp]: the summary's share of its gates
-    bool alone_ = true;         // the team works for someone else
+    float* context_ = nullptr;    // [B][cells of the bottom][4 Hp]: the summary's share of its gates
+    bool alone_ = true;           // the team works for someone else
+    std::vector<Layer> encoder_;  // forward: h [B][Ep], c [B][Ep]
+    std::vector<Block> blocks_;   // [B], of an encoder
+    std::vector<int64_t> finished_;
 
-    Buffer<float> gates_[2], outputs_[2], normed_, steps_, joined_, scales_x_, scales_h_;
-    Buffer<uint8_t> codes_x_, codes_h_;
+    Buffer<float> gates_[2], outputs_[2], normed_, steps_, joined_, embedded_, scales_x_[2], scales_h_;
+    Buffer<uint8_t> codes_x_[2], codes_h_;
 };
 
 }  // namespace melodia::engine

@@ -2,13 +2,18 @@
 //
 // Whole numbers: magic, version, weights (0 fp32, 1 bf16, 2 int8), V, H, D, context columns, folded, S, the S
 // sizes, levels, and for each level: combine (0 single, 1 concat, 2 sum, 3 gated), its cell if single (0
-// LSTM, 1 GRU; else 0), residual, norm; at last whether the head has a projection.
+// LSTM, 1 GRU; else 0), residual, norm; then whether the head has a projection; and with a context its
+// encoder: levels, the cell (0 LSTM, 1 GRU), E, residual, norm, block_max, how many tokens begin a block, and
+// those.
 //
 // Floats: folded, for each cell of the bottom: token table [V, G H] = E W_ih^T, then one [size, G H] per side
 // input; else the embeddings [V, D] and [size, D]. For each level and cell: W_ih [G H, D or H] (unless the
 // bottom's is folded), the bottom's W_context [G H, context] if there is a context, W_hh [G H, H], b_ih [G
 // H], b_hh [G H]; then the projection [H, 2H] and its bias [H] of concat and gated; then the norm's weight
-// [H], bias [H] and epsilon. At last the head's projection [D, H], weight [V, D or H] and bias [V].
+// [H], bias [H] and epsilon. Then the head's projection [D, H], weight [V, D or H] and bias [V]. At last the
+// encoder's: folded, of the first level's two directions the token table [V, G E] and one [size, G E] per
+// side input; for each level, forward and then backward, W_ih [G E, D or 2E] (unless folded), W_hh, b_ih,
+// b_hh; then the norm's weight [2E], bias and epsilon; and behind the levels s_0 [2E].
 #include "engine/plan.h"
 
 #include <algorithm>
@@ -44,6 +49,7 @@ namespace {
 
 constexpr int64_t kMagic = 0x4D454C4F44494131, kVersion = 1;
 constexpr int64_t kMaxVocabulary = 1 << 20, kMaxHidden = 1 << 14, kMaxLevels = 128, kMaxSides = 16;
+constexpr int64_t kMaxBlock = 1 << 14;
 constexpr int64_t kHeadGroups = kMaxGroups;  // NV of projections and the head
 
 struct Matrix {
@@ -158,8 +164,8 @@ struct GateRows {
 
 constexpr auto same = [](int64_t c) { return c; };
 
-Panels pack_gates(Plan& plan, const Matrix& from, int64_t K, int64_t gates) {
-    return pack(plan.arena, plan.weights, from, K, gates, plan.Hp / kTile, GateRows{plan.H}, same);
+Panels pack_gates(Plan& plan, const Cell& cell, const Matrix& from, int64_t K) {
+    return pack(plan.arena, plan.weights, from, K, cell.gates, cell.Hp / kTile, GateRows{cell.H}, same);
 }
 
 template <class Place>
@@ -176,35 +182,41 @@ const float* pack_vector(Arena& arena, const float* from, int64_t count, int64_t
 }
 
 // Rows of gates [rows, G H] -> [rows][Hp / 16][G][16].
-float* tile_gates(Plan& plan, const Matrix& from, int64_t gates) {
-    const int64_t width = gates * plan.Hp;
+float* tile_gates(Plan& plan, const Cell& cell, const Matrix& from) {
+    const int64_t gates = cell.gates, width = gates * cell.Hp;
     float* out = plan.arena.take<float>(from.rows * width);
     for (int64_t r = 0; r < from.rows; ++r)
         for (int64_t g = 0; g < gates; ++g)
-            for (int64_t unit = 0; unit < plan.H; ++unit)
+            for (int64_t unit = 0; unit < cell.H; ++unit)
                 out[r * width + (unit / kTile * gates + g) * kTile + unit % kTile] =
-                    from.data[r * from.columns + g * plan.H + unit];
+                    from.data[r * from.columns + g * cell.H + unit];
     return out;
 }
 
-void read_tables(Plan& plan, Reader& reader, Cell& cell) {
-    const int64_t columns = cell.gates * plan.H;
-    cell.tables.push_back(tile_gates(plan, reader.matrix("the token table", plan.V, columns), cell.gates));
-    for (int64_t size : plan.side_sizes)
-        cell.tables.push_back(
-            tile_gates(plan, reader.matrix("a side input's table", size, columns), cell.gates));
+Cell cell_of(bool lstm, int64_t units) {
+    Cell cell;
+    cell.lstm = lstm;
+    cell.gates = lstm ? 4 : 3;
+    cell.H = units;
+    cell.Hp = padded(units);
+    return cell;
 }
 
-void read_cell(Plan& plan, Reader& reader, Cell& cell, bool bottom) {
-    const int64_t G = cell.gates, H = plan.H;
-    if (!bottom || !plan.folded) {
-        const int64_t columns = bottom ? plan.D : H;
-        cell.input = pack_gates(plan, reader.matrix("W_ih", G * H, columns), padded(columns), G);
-    }
-    if (bottom && plan.context > 0)
-        cell.context =
-            pack_gates(plan, reader.matrix("W_context", G * H, plan.context), plan.context_padded, G);
-    cell.recurrent = pack_gates(plan, reader.matrix("W_hh", G * H, H), plan.Hp, G);
+void read_tables(Plan& plan, Reader& reader, Cell& cell) {
+    const int64_t columns = cell.gates * cell.H;
+    cell.tables.push_back(tile_gates(plan, cell, reader.matrix("the token table", plan.V, columns)));
+    for (int64_t size : plan.side_sizes)
+        cell.tables.push_back(tile_gates(plan, cell, reader.matrix("a side input's table", size, columns)));
+}
+
+// columns: of W_ih, 0 where tables stand for it; context: columns of W_context.
+void read_cell(Plan& plan, Reader& reader, Cell& cell, int64_t columns, int64_t context) {
+    const int64_t G = cell.gates, H = cell.H;
+    if (columns > 0)
+        cell.input = pack_gates(plan, cell, reader.matrix("W_ih", G * H, columns), padded(columns));
+    if (context > 0)
+        cell.context = pack_gates(plan, cell, reader.matrix("W_context", G * H, context), padded(context));
+    cell.recurrent = pack_gates(plan, cell, reader.matrix("W_hh", G * H, H), cell.Hp);
     const float* b_ih = reader.row("b_ih", G * H);
     const float* b_hh = reader.row("b_hh", G * H);
     std::vector<float> before(b_ih, b_ih + G * H), inside(static_cast<size_t>(G * H));
@@ -214,41 +226,79 @@ void read_cell(Plan& plan, Reader& reader, Cell& cell, bool bottom) {
         else
             inside[i] = b_hh[i];  // the reset gate scales it
     }
-    cell.bias = tile_gates(plan, {before.data(), 1, G * H}, G);
-    if (!cell.lstm) cell.bias_n = tile_gates(plan, {inside.data(), 1, G * H}, G);
-    plan.step_bytes += (cell.input.stride + cell.recurrent.stride) * (plan.Hp / kTile);
+    cell.bias = tile_gates(plan, cell, {before.data(), 1, G * H});
+    if (!cell.lstm) cell.bias_n = tile_gates(plan, cell, {inside.data(), 1, G * H});
 }
 
-Level read_level(Plan& plan, Reader& reader, Combine combine, bool gru, bool residual, bool norm,
-                 std::vector<Cell> cells, bool bottom) {
+Norm read_norm(Plan& plan, Reader& reader, int64_t units) {
+    Norm norm;
+    norm.weight = pack_vector(plan.arena, reader.row("a norm's weight", units), units, padded(units));
+    norm.bias = pack_vector(plan.arena, reader.row("a norm's bias", units), units, padded(units));
+    norm.eps = *reader.row("a norm's epsilon", 1);
+    if (!(norm.eps > 0.0f)) throw PlanError("a norm's epsilon must be positive");
+    return norm;
+}
+
+struct Shape {
+    Combine combine;
+    bool gru, residual, norm;
+
+    std::vector<Cell> cells(int64_t H) const {
+        if (combine == Combine::single) return {cell_of(!gru, H)};
+        return {cell_of(true, H), cell_of(false, H)};
+    }
+};
+
+Level read_level(Plan& plan, Reader& reader, const Shape& shape, std::vector<Cell> cells, bool bottom) {
     const int64_t H = plan.H, Hp = plan.Hp;
     Level level;
-    level.combine = combine;
+    level.combine = shape.combine;
     level.cells = std::move(cells);
-    if (level.cells.empty()) {
-        level.cells.resize(combine == Combine::single ? 1 : 2);
-        level.cells.back().lstm = combine == Combine::single && !gru;
-        level.cells.back().gates = level.cells.back().lstm ? 4 : 3;
-    }
     for (Cell& cell : level.cells) {
-        read_cell(plan, reader, cell, bottom);
+        read_cell(plan, reader, cell, !bottom ? H : plan.folded ? 0 : plan.D, bottom ? plan.context : 0);
         plan.state_size += cell.lstm ? 2 * H : H;
+        plan.step_bytes += (cell.input.stride + cell.recurrent.stride) * (Hp / kTile);
     }
-    if (combine == Combine::concat || combine == Combine::gated) {
+    if (shape.combine == Combine::concat || shape.combine == Combine::gated) {
         auto place = [=](int64_t c) { return c < H ? c : c - H + Hp; };
         level.projection = pack_rows(plan, reader.matrix("a projection", H, 2 * H), 2 * Hp, place);
         level.projection_bias = pack_vector(plan.arena, reader.row("a projection's bias", H), H,
                                             level.projection.count * level.projection.rows());
         plan.step_bytes += level.projection.stride * level.projection.count;
     }
-    level.residual = residual;
-    if (norm) {
-        level.norm.weight = pack_vector(plan.arena, reader.row("a norm's weight", H), H, Hp);
-        level.norm.bias = pack_vector(plan.arena, reader.row("a norm's bias", H), H, Hp);
-        level.norm.eps = *reader.row("a norm's epsilon", 1);
-        if (!(level.norm.eps > 0.0f)) throw PlanError("a norm's epsilon must be positive");
-    }
+    level.residual = shape.residual;
+    if (shape.norm) level.norm = read_norm(plan, reader, H);
     return level;
+}
+
+void read_encoder(Plan& plan, Reader& reader) {
+    Encoder& encoder = plan.encoder;
+    const int64_t levels = reader.number("the encoder's levels", 1, kMaxLevels);
+    const bool lstm = reader.number("the encoder's cell", 0, 1) == 0;
+    const int64_t E = encoder.E = reader.number("the encoder's size", 1, kMaxHidden);
+    if (plan.context != 2 * E) throw PlanError("the context must be two encoder's sizes wide");
+    encoder.Ep = padded(E);
+    encoder.residual = reader.number("the encoder's residual", 0, 1) == 1;
+    const bool norm = reader.number("the encoder's norm", 0, 1) == 1;
+    encoder.block_max = reader.number("the tokens of a block", 1, kMaxBlock);
+    const int64_t opens = reader.number("the tokens that begin a block", 0, plan.V);
+    if (opens > 0) encoder.opens.resize(static_cast<size_t>(plan.V));
+    for (int64_t i = 0; i < opens; ++i)
+        encoder.opens[reader.number("a token that begins a block", 0, plan.V - 1)] = 1;
+    for (int64_t i = 0; i < levels; ++i) {
+        encoder.levels.push_back({{cell_of(lstm, E), cell_of(lstm, E)}, {}});
+        plan.state_size += lstm ? 2 * E : E;
+    }
+    if (plan.folded)
+        for (Cell& cell : encoder.levels[0].cells) read_tables(plan, reader, cell);
+    for (size_t i = 0; i < encoder.levels.size(); ++i) {
+        for (Cell& cell : encoder.levels[i].cells)
+            read_cell(plan, reader, cell, i > 0 ? 2 * E : plan.folded ? 0 : plan.D, 0);
+        if (norm) encoder.levels[i].norm = read_norm(plan, reader, 2 * E);
+    }
+    encoder.start = pack_vector(plan.arena, reader.row("s_0", 2 * E), 2 * E, padded(2 * E));
+    const auto S = static_cast<int64_t>(plan.side_sizes.size());
+    plan.state_size += 2 * E + 2 + encoder.block_max * (1 + S);
 }
 
 }  // namespace
@@ -273,10 +323,6 @@ Plan::Plan(const int64_t* ints, int64_t int_count, const float* floats, int64_t 
     side_sizes.resize(reader.number("the number of side inputs", 0, kMaxSides));
     for (int64_t& size : side_sizes) size = reader.number("the size of a side input", 1, kMaxVocabulary);
 
-    struct Shape {
-        Combine combine;
-        bool gru, residual, norm;
-    };
     std::vector<Shape> shapes(reader.number("the number of levels", 1, kMaxLevels));
     for (Shape& shape : shapes) {
         shape.combine = static_cast<Combine>(reader.number("how a level combines", 0, 3));
@@ -287,9 +333,7 @@ Plan::Plan(const int64_t* ints, int64_t int_count, const float* floats, int64_t 
     if (shapes[0].residual) throw PlanError("the bottom level has no input that a residual could add");
     const bool projected = reader.number("the head's projection", 0, 1) == 1;
 
-    std::vector<Cell> bottom(shapes[0].combine == Combine::single ? 1 : 2);
-    bottom.back().lstm = shapes[0].combine == Combine::single && !shapes[0].gru;
-    bottom.back().gates = bottom.back().lstm ? 4 : 3;
+    std::vector<Cell> bottom = shapes[0].cells(H);
     if (folded) {
         for (Cell& cell : bottom) read_tables(*this, reader, cell);
     } else {
@@ -303,9 +347,8 @@ Plan::Plan(const int64_t* ints, int64_t int_count, const float* floats, int64_t 
         for (int64_t size : side_sizes) embedding(size);
     }
     for (size_t i = 0; i < shapes.size(); ++i) {
-        const Shape& s = shapes[i];
-        levels.push_back(read_level(*this, reader, s.combine, s.gru, s.residual, s.norm,
-                                    i == 0 ? std::move(bottom) : std::vector<Cell>(), i == 0));
+        levels.push_back(
+            read_level(*this, reader, shapes[i], i == 0 ? std::move(bottom) : shapes[i].cells(H), i == 0));
     }
     if (projected) {
         head_projection = pack_rows(*this, reader.matrix("the head's projection", D, H), Hp, same);
@@ -315,6 +358,7 @@ Plan::Plan(const int64_t* ints, int64_t int_count, const float* floats, int64_t 
     head = pack_rows(*this, reader.matrix("the head", V, columns), padded(columns), same);
     head_bias = pack_vector(arena, reader.row("the head's bias", V), V, head.count * head.rows());
     step_bytes += head.stride * head.count;
+    if (context > 0) read_encoder(*this, reader);
     reader.finish();
 }
 

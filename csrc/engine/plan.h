@@ -4,7 +4,7 @@
 // that order (plan.cpp). It comes from outside: everything is checked, a wrong one is refused with a
 // PlanError, and nothing is read beyond its ends. Letters: V vocabulary, S side inputs, D embedding, H
 // hidden, G gates (4 of an LSTM, 3 of a GRU), E units of a block encoder in each direction. Hp is H padded to
-// whole tiles.
+// whole tiles, Ep is E padded.
 #pragma once
 
 #include <cstdint>
@@ -55,6 +55,7 @@ struct Panels {
 struct Cell {
     bool lstm = true;
     int64_t gates = 4;
+    int64_t H = 0, Hp = 0;
     Panels input;      // count 0: the bottom of a plan with tables
     Panels recurrent;  // K = Hp
     Panels context;    // of a conditioned bottom
@@ -84,6 +85,22 @@ struct Level {
     Norm norm;  // of what the next level or the head reads
 };
 
+// Reads finished blocks in both directions; what it makes of the last one conditions the bottom level.
+struct Encoder {
+    struct Level {
+        std::vector<Cell> cells;  // forward, which carries on from block to block; backward
+        Norm norm;                // [2E] of what the next level or the summary reads
+    };
+    int64_t E = 0, Ep = 0;
+    int64_t block_max = 0;  // tokens at which a block ends
+    bool residual = false;
+    std::vector<uint8_t> opens;    // [V] whether a token begins a block; empty: none does
+    std::vector<Level> levels;     // empty: there is no encoder
+    const float* start = nullptr;  // [2E] the summary before the first block
+
+    bool reads() const { return !levels.empty(); }
+};
+
 struct Plan {
     // Both rows are read during the call only.
     Plan(const int64_t* ints, int64_t int_count, const float* floats, int64_t float_count);
@@ -98,8 +115,9 @@ struct Plan {
     Panels head_projection;
     Panels head;
     const float* head_bias = nullptr;  // padded to whole panels
-    int64_t state_size = 0;            // floats of one session's state
-    int64_t step_bytes = 0;            // of weights that one token reads
+    Encoder encoder;
+    int64_t state_size = 0;  // floats of one session's state
+    int64_t step_bytes = 0;  // of weights that one token reads
 
     Arena arena;
 };

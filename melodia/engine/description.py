@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from melodia.engine.encoder_description import NORM_EPS, describe_encoder
 from melodia.model.config import COMBINES as JOINS
 from melodia.model.network import GATES, Network, cell_prefix, level_cells
 
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
 WEIGHTS = ("fp32", "bf16", "int8")
 COMBINES = ("single", *JOINS)
 MAGIC, VERSION = 0x4D454C4F44494131, 1
-NORM_EPS = 1e-5
-"""Of torch's LayerNorm."""
 TABLE_BYTES = 96 << 20
 """Up to this size the input's products with W_ih stand in tables; beyond it they are made at every token."""
 
@@ -30,8 +29,7 @@ def describe(model: Network | Model, weights: str = "fp32") -> tuple[NDArray[np.
     """The two rows of a model.
 
     Args:
-        model: of any kind, as arrays or torch's. Of a bidirectional one: everything but its encoder, whose summary
-            the caller provides.
+        model: of any kind, as arrays or torch's.
         weights: "fp32", "bf16" or "int8".
 
     >>> from melodia.model import Model, ModelConfig
@@ -86,6 +84,10 @@ def describe(model: Network | Model, weights: str = "fp32") -> tuple[NDArray[np.
     ints.append(int(projection is not None))
     parts += [] if projection is None else [projection]
     parts += [tensors["input.weight" if config.tie_weights else "head.weight"], tensors["head.bias"]]
+    if config.blocks:
+        more, tensors_behind = describe_encoder(config, tensors, sources, folded)
+        ints += more
+        parts += tensors_behind
     return np.array(ints, np.int64), np.concatenate([part.reshape(-1) for part in parts])
 
 

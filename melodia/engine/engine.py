@@ -67,7 +67,7 @@ class Lanes:
         self.engine = engine
         self.count = count
         facts = engine.facts()
-        self._V, self._S, self._context = facts["V"], facts["S"], facts["context"]
+        self._V, self._S = facts["V"], facts["S"]
         self.state_size = facts["state_size"]
         self._library = native.library()
         self._pointer = self._library.melodia_lanes_new(engine.pointer, count)
@@ -107,7 +107,7 @@ class Lanes:
         return logits
 
     def read(self, lane: int) -> Floats:
-        """The state of a session, float32 [N]: for each level and cell h, then c of an LSTM."""
+        """The state of a session, float32 [N]: the parts of `melodia.model.network.initial_state` one by one."""
         state = np.empty(self.state_size, np.float32)
         self._check(self._library.melodia_lanes_read(self._pointer, lane, state.ctypes.data))
         return state
@@ -118,13 +118,6 @@ class Lanes:
         if state.shape != (self.state_size,):
             raise ValueError(f"a state must be [{self.state_size}] (received {state.shape})")
         self._check(self._library.melodia_lanes_write(self._pointer, lane, state.ctypes.data))
-
-    def condition(self, lane: int, summary: Floats) -> None:
-        """Set the summary [2E] that the bottom level of a session reads from now on (bidirectional models)."""
-        summary = np.ascontiguousarray(summary, np.float32)
-        if summary.shape != (self._context,):
-            raise ValueError(f"a summary must be [{self._context}] (received {summary.shape})")
-        self._check(self._library.melodia_lanes_condition(self._pointer, lane, summary.ctypes.data))
 
     @staticmethod
     def _check(done: int) -> None:

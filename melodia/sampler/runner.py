@@ -73,12 +73,7 @@ class Runner:
             from melodia.sampler.torch_stepper import TorchStepper
 
             return TorchStepper(self.model, first, self._backend)
-        encoder = None
-        if self.config.blocks:
-            from melodia.sampler.torch_stepper import TorchEncoder
-
-            encoder = TorchEncoder(self.model, first)
-        return EngineStepper(self._packed, self.config, first, encoder)
+        return EngineStepper(self._packed, self.config, first)
 
     @cached_property
     def _packed(self) -> engine.Engine:

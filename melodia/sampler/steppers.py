@@ -6,7 +6,7 @@ Letters: B live lanes, T time, V vocabulary, S side inputs.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,9 +14,6 @@ from numpy.typing import NDArray
 from melodia import engine
 from melodia.model.config import ModelConfig
 from melodia.model.network import ModelState, initial_state
-
-if TYPE_CHECKING:
-    from melodia.sampler.torch_stepper import TorchEncoder
 
 Rows = NDArray[np.float32]
 
@@ -51,7 +48,6 @@ class EngineStepper:
         packed: the network.
         config: its configuration.
         first: the states that the lanes begin with.
-        encoder: what reads the blocks of a bidirectional model.
 
     Attributes:
         lanes: the engine's sessions, in the order of the live lanes.
@@ -59,43 +55,22 @@ class EngineStepper:
 
     compiled = True
 
-    def __init__(
-        self,
-        packed: engine.Engine,
-        config: ModelConfig,
-        first: Sequence[ModelState],
-        encoder: TorchEncoder | None = None,
-    ) -> None:
+    def __init__(self, packed: engine.Engine, config: ModelConfig, first: Sequence[ModelState]) -> None:
         self.lanes = engine.Lanes(packed, len(first))
         self._packed = packed
-        self._encoder = encoder
         self._sides = bool(config.side_inputs)
-        mine = initial_state(config)
-        self._names = [name for name in mine if encoder is None or name.startswith("0.")]
-        self._sizes = [mine[name].shape[1] for name in self._names]
+        self._like = initial_state(config)  # the engine's numbers are these parts, one behind the other
         for lane, state in enumerate(first):
-            self.lanes.write(lane, np.concatenate([state[name][0] for name in self._names]))
+            parts = [state[name].astype(np.float32).reshape(-1) for name in self._like]
+            self.lanes.write(lane, np.concatenate(parts))
 
     def feed(self, tokens: Sequence[int], sides: Sequence[NDArray[np.int32]]) -> Rows:
         """See `Stepper.feed`."""
-        side = np.stack(sides) if self._sides else None
-        if self._encoder is not None:
-            for lane, summary in self._encoder.feed(tokens, side):
-                self.lanes.condition(lane, summary)
-        return self.lanes.step(tokens, side)
+        return self.lanes.step(tokens, np.stack(sides) if self._sides else None)
 
     def read(self, tokens: NDArray[np.int32], sides: NDArray[np.int32]) -> Rows:
         """See `Stepper.read`."""
-        columns = tokens[:, None]
-        rows = sides[:, None] if self._sides else None
-        if self._encoder is None:
-            return self.lanes.advance(columns, rows)[:, 0]
-        found = []
-        for start, stop, summary in self._encoder.read(tokens, sides if self._sides else None):
-            self.lanes.condition(0, summary)
-            part = None if rows is None else rows[start:stop]
-            found.append(self.lanes.advance(columns[start:stop], part)[:, 0])
-        return np.concatenate(found)
+        return self.lanes.advance(tokens[:, None], sides[:, None] if self._sides else None)[:, 0]
 
     def keep(self, lanes: Sequence[int]) -> None:
         """See `Stepper.keep`."""
@@ -103,11 +78,12 @@ class EngineStepper:
         for new, old in enumerate(lanes):
             kept.write(new, self.lanes.read(old))
         self.lanes = kept
-        if self._encoder is not None:
-            self._encoder.keep(lanes)
 
     def state(self, lane: int) -> ModelState:
         """See `Stepper.state`."""
-        parts = np.split(self.lanes.read(lane), np.cumsum(self._sizes)[:-1])
-        state = {name: part[None] for name, part in zip(self._names, parts, strict=True)}
-        return state if self._encoder is None else state | self._encoder.state(lane)
+        ends = np.cumsum([like.size for like in self._like.values()])
+        parts = np.split(self.lanes.read(lane), ends[:-1])
+        return {
+            name: part.reshape(like.shape).astype(like.dtype)
+            for part, (name, like) in zip(parts, self._like.items(), strict=True)
+        }
