@@ -49,6 +49,7 @@ X86_SOURCES: dict[str, list[str]] = {
     "csrc/cpu/kernels_avx2.cpp": ["-mavx2", "-mfma"],
     "csrc/cpu/kernels_avx512.cpp": ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mfma"],
 }
+X86_SOURCES["csrc/cpu/kernels_avx512bf16.cpp"] = [*X86_SOURCES["csrc/cpu/kernels_avx512.cpp"], "-mavx512bf16"]
 ENGINE_SOURCES: dict[str, list[str]] = {
     "csrc/engine/api.cpp": [],
     "csrc/engine/blocks.cpp": [],

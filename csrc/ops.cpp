@@ -1,10 +1,12 @@
 // The operators of melodia: a table of contents.
 //
-// B batch, T time, H hidden; everything is time-major. Gates follow torch (LSTM i f g o, GRU r z n with the
-// reset gate after the product). gates_x = x W_ih^T + b_ih is made outside, for all steps at once. At t >=
-// lengths[b] a state stays and the output is 0. What `keep` asks for is what the backward pass needs; without
-// it those outputs are empty. The reference with the same names is melodia/kernels/reference.py; fake kernels
-// and autograd are in native_ops.py.
+// B batch, T time, H hidden, G a layer's gates; everything is time-major. Gates follow torch (LSTM i f g o,
+// GRU r z n with the reset gate after the product). gates_x = x W_ih^T + b_ih is made outside, for all steps
+// at once. At t >= lengths[b] a state stays and the output is 0. What `keep` asks for is what the backward
+// pass needs; without it those outputs are empty. Scans and lookups are float32 or bfloat16 by the type of
+// gates_x, which weight_hh shares; states and biases may be either, are float32 inside, and come back in the
+// type they came in. The gradients of states are float32, and so are cells. The reference with the same names
+// is melodia/kernels/reference.py; fake kernels and autograd are in native_ops.py.
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(melodia, m) {
@@ -52,4 +54,10 @@ STABLE_TORCH_LIBRARY(melodia, m) {
         "lengths)"
         " -> (Tensor grad_lstm_gates, Tensor grad_gru_gates_x, Tensor grad_gru_gates_h, Tensor grad_h_lstm,"
         " Tensor grad_c_lstm, Tensor grad_h_gru)");
+
+    // index [T, B, K] int64, table [R, G] -> [T, B, G]: the sum of K rows, the first layer's gates from
+    // tokens
+    m.def("lookup(Tensor index, Tensor table) -> Tensor");
+    // -> the gradient of the table [rows, G], float32
+    m.def("lookup_backward(Tensor grad_out, Tensor index, int rows) -> Tensor");
 }

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from kernel_helpers import OUTPUTS, arguments, as_tuple, generator, instruction_set, native_function, run
 from torch import Tensor
 
 from melodia import kernels
 from melodia.errors import BackendError
 from melodia.kernels import native, reference
+
+__all__ = ["instruction_set"]
 
 pytestmark = pytest.mark.skipif(native.reason() is not None, reason=f"no native library: {native.reason()}")
 
@@ -30,58 +33,10 @@ TOLERANCE = {
 SIZES = (1, 3, 17, 64, 100)
 BATCHES = (1, 2, 7, 32)
 STEPS = (1, 2, 129)
-INSTRUCTION_SETS = ("avx512", "avx2", "portable")
-
-
-@pytest.fixture(params=INSTRUCTION_SETS)
-def instruction_set(request: pytest.FixtureRequest) -> Any:
-    """Each instruction set this processor can run; the others are skipped and shown."""
-    before = native.instruction_set()
-    if not native.set_instruction_set(request.param):
-        pytest.skip(f"this processor cannot run {request.param}")
-    yield request.param
-    assert before is not None
-    native.set_instruction_set(before)
 
 
 def tolerance(T: int, H: int) -> tuple[float, float]:
     return TOLERANCE["large (H = 512)" if H > 100 else "long (T = 129)" if T > 100 else "small (H <= 100)"]
-
-
-def generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def cell_arguments(kind: str, T: int, B: int, H: int, seed: int = 0) -> list[Tensor]:
-    """gates_x, the state, weight_hh, bias_hh of an "lstm" or a "gru" scan."""
-    g = generator(seed)
-    G = {"lstm": 4, "gru": 3}[kind]
-    states = [torch.randn(B, H, generator=g) for _ in range(2 if kind == "lstm" else 1)]
-    weight = torch.randn(G * H, H, generator=g) / H**0.5
-    return [torch.randn(T, B, G * H, generator=g), *states, weight, torch.randn(G * H, generator=g) * 0.3]
-
-
-def arguments(name: str, T: int, B: int, H: int, seed: int = 0) -> list[Tensor]:
-    """Random arguments of an operator, without lengths."""
-    if name == "pair_scan":
-        lstm, gru = cell_arguments("lstm", T, B, H, seed), cell_arguments("gru", T, B, H, seed + 1)
-        return [lstm[0], gru[0], lstm[1], lstm[2], gru[1], *lstm[3:], *gru[2:]]
-    kind, form = name.split("_")
-    made = cell_arguments(kind, T, B, H, seed)
-    return made if form == "scan" else [made[0][0], *made[1:]]
-
-
-def as_tuple(x: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
-    return (x,) if isinstance(x, Tensor) else tuple(x)
-
-
-def run(function: Callable[..., Any], inputs: list[Tensor], *more: Any) -> list[Tensor]:
-    """The outputs, then the gradient of every input, with random cotangents on every output."""
-    leaves = [x.detach().clone().requires_grad_() for x in inputs]
-    outputs = as_tuple(function(*leaves, *more))
-    g = generator(99)
-    cotangents = [torch.randn(out.shape, generator=g, dtype=torch.float32).to(out.dtype) for out in outputs]
-    return [*(x.detach() for x in outputs), *torch.autograd.grad(outputs, leaves, cotangents)]
 
 
 def assert_close(got: list[Tensor], want: list[Tensor], outputs: int, T: int, H: int) -> None:
@@ -95,19 +50,6 @@ def assert_close(got: list[Tensor], want: list[Tensor], outputs: int, T: int, H:
             assert error <= allowed, f"value {k}: off by {error:.2e}, allowed {allowed:.2e}"
             worst = max(worst, error / allowed)
     print(f"T={T} H={H}: {worst:.0%} of the tolerance")
-
-
-def native_function(name: str) -> Callable[..., Any]:
-    """The dispatcher's function, with the native backend forced."""
-
-    def call(*inputs: Any) -> Any:
-        with kernels.use_backend("native"):
-            return getattr(kernels, name)(*inputs)
-
-    return call
-
-
-OUTPUTS = {"lstm_step": 2, "gru_step": 1, "lstm_scan": 3, "gru_scan": 2, "pair_scan": 5}
 
 
 @pytest.mark.parametrize("name", OUTPUTS)
@@ -292,16 +234,6 @@ def native_auto(name: str) -> Callable[..., Any]:
         return tuple(x * 1.0 for x in function(inputs[0] + 0.0, *inputs[1:]))
 
     return call
-
-
-def test_amp_runs_in_float32() -> None:
-    """Under bfloat16 autocast the product before the scan is rounded, the recurrence is not."""
-    inputs = arguments("lstm_scan", 4, 3, 20)
-    with torch.autocast("cpu", torch.bfloat16):
-        got = native_function("lstm_scan")(inputs[0].bfloat16(), *inputs[1:])
-    want = reference.lstm_scan(inputs[0].bfloat16().float(), *inputs[1:])
-    assert all(x.dtype == torch.float32 for x in got)
-    assert_close(list(got), list(want), 3, 4, 20)
 
 
 def test_second_derivative_says_what_to_do() -> None:

@@ -428,7 +428,7 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_state(corpus: Corpus, tmp
 
 
 def test_bfloat16_and_label_smoothing_train(corpus: Corpus, tmp_path: Path) -> None:
-    config = TrainingConfig(iterations=40, **SMALL, precision="bfloat16", label_smoothing=0.05)  # type: ignore[arg-type]
+    config = TrainingConfig(iterations=40, **SMALL, precision="bf16", label_smoothing=0.05)  # type: ignore[arg-type]
     summary = train(corpus, model_config(corpus, "parallel"), config, tmp_path)
     assert summary.valid_nats_per_token < 2.5
 

@@ -10,17 +10,18 @@ namespace {
 bool can_run(const Kernels& table) {
 #if defined(__x86_64__)
     if (&table == &kernels_avx2) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    if (&table == &kernels_avx512) {
-        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-               __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-               __builtin_cpu_supports("fma");
-    }
+    const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+                        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+                        __builtin_cpu_supports("fma");
+    if (&table == &kernels_avx512) return avx512;
+    if (&table == &kernels_avx512bf16) return avx512 && __builtin_cpu_supports("avx512bf16");
 #endif
     return &table == &kernels_portable;
 }
 
 constexpr const Kernels* best_first[] = {
 #if defined(__x86_64__)
+    &kernels_avx512bf16,
     &kernels_avx512,
     &kernels_avx2,
 #endif

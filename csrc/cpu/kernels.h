@@ -10,59 +10,82 @@
 
 #include <stdint.h>
 
+#include "cpu/bf16.h"
+
 namespace melodia::cpu {
 
+// E is float or bf16: what goes into products and what is kept for every step. Sums, the pointwise part and
+// the state from step to step are float for both.
+template <class E>
 struct LstmScan {
+    using Element = E;
     int64_t T, B, H;
-    const float* gates_x;    // [T, B, 4H]
+    const E* gates_x;        // [T, B, 4H]
     const float* h;          // [B, H]
+    const E* h_operand;      // h as the product reads it
     const float* c;          // [B, H]
-    const float* packed;     // weight_hh, from `pack_forward`
+    const void* packed;      // weight_hh, from `pack_forward`
     const float* bias_hh;    // [4H]
     const int64_t* lengths;  // [B] or null: all T
-    float* output;           // [T, B, H]
+    E* output;               // [T, B, H]
     float* h_n;              // [B, H]
     float* c_n;              // [B, H]
-    float* gates;            // [T, B, 4H] activated i f g o for the backward pass, or null
+    E* gates;                // [T, B, 4H] activated i f g o for the backward pass, or null
     float* cells;            // [T, B, H] for the backward pass, or null
 };
 
+template <class E>
 struct LstmScanBackward {
     int64_t T, B, H;
-    const float* grad_output;  // [T, B, H] or null: zero
-    const float* gates;        // [T, B, 4H]
-    const float* cells;        // [T, B, H]
-    const float* c;            // [B, H]
-    const float* packed;       // weight_hh, from `pack_backward`
-    const int64_t* lengths;    // [B] or null
-    float* grad_gates;         // [T, B, 4H]
-    float* grad_h;             // [B, padded H]; holds grad_h_n before, the gradient of h after
-    float* grad_c;             // [B, H]; holds grad_c_n before, the gradient of c after
+    const E* grad_output;    // [T, B, H] or null: zero
+    const E* gates;          // [T, B, 4H]
+    const float* cells;      // [T, B, H]
+    const float* c;          // [B, H]
+    const void* packed;      // weight_hh, from `pack_backward`
+    const int64_t* lengths;  // [B] or null
+    E* grad_gates;           // [T, B, 4H]
+    float* grad_h;           // [B, padded H]; holds grad_h_n before, the gradient of h after
+    float* grad_c;           // [B, H]; holds grad_c_n before, the gradient of c after
 };
 
+template <class E>
 struct GruScan {
+    using Element = E;
     int64_t T, B, H;
-    const float* gates_x;  // [T, B, 3H]
-    const float* h;        // [B, H]
-    const float* packed;
+    const E* gates_x;    // [T, B, 3H]
+    const float* h;      // [B, H]
+    const E* h_operand;  // h as the product reads it
+    const void* packed;
     const float* bias_hh;    // [3H]
     const int64_t* lengths;  // [B] or null
-    float* output;           // [T, B, H]
+    E* output;               // [T, B, H]
     float* h_n;              // [B, H]
-    float* gates;            // [T, B, 4H] r z n and n_h = W_hn h + b_hn, or null
+    E* gates;                // [T, B, 4H] r z n and n_h = W_hn h + b_hn, or null
 };
 
+template <class E>
 struct GruScanBackward {
     int64_t T, B, H;
-    const float* grad_output;  // [T, B, H] or null: zero
-    const float* gates;        // [T, B, 4H]
-    const float* output;       // [T, B, H]
-    const float* h;            // [B, H]
-    const float* packed;
+    const E* grad_output;  // [T, B, H] or null: zero
+    const E* gates;        // [T, B, 4H]
+    const E* output;       // [T, B, H]
+    const E* h_operand;    // [B, H]
+    const void* packed;
     const int64_t* lengths;  // [B] or null
-    float* grad_gates_x;     // [T, B, 3H]
-    float* grad_gates_h;     // [T, B, 3H]; differs from grad_gates_x in n, behind the reset gate
+    E* grad_gates_x;         // [T, B, 3H]
+    E* grad_gates_h;         // [T, B, 3H]; differs from grad_gates_x in n, behind the reset gate
     float* grad_h;           // [B, padded H]; holds grad_h_n before, the gradient of h after
+};
+
+// Sums of rows of a table, and their gradient.
+template <class E>
+struct Lookup {
+    int64_t N, K, G;
+    const int64_t* index;  // [N, K], every one a row of the table
+    const E* table;        // [rows, G]
+    E* out;                // [N, G]
+    const E* grad_out;     // [N, G]
+    float* grad_table;     // [rows, G], zeros before
 };
 
 struct Step {
@@ -78,24 +101,34 @@ struct Step {
 
 // A packed matrix is a row of panels that do not depend on each other; ranges below count panels, rows or
 // units.
+template <class E>
+struct ScanKernels {
+    bool pairs;  // packed weights are bf16, two successive k side by side (an odd depth gets a zero); else
+                 // float
+
+    // weight [GH, H] -> panels [H / unit_panel][H][G][unit_panel], padded with zeros.
+    void (*pack_forward)(const E* weight, int64_t G, int64_t H, void* packed, int64_t begin, int64_t end);
+    // weight [GH, H] -> panels [H / backward_panel][GH][backward_panel], padded with zeros.
+    void (*pack_backward)(const E* weight, int64_t G, int64_t H, void* packed, int64_t begin, int64_t end);
+
+    // Scans over the rows begin..end; `live` is scratch for end - begin numbers.
+    void (*lstm_scan)(const LstmScan<E>&, int64_t begin, int64_t end, int64_t* live);
+    void (*lstm_scan_backward)(const LstmScanBackward<E>&, int64_t begin, int64_t end, int64_t* live);
+    void (*gru_scan)(const GruScan<E>&, int64_t begin, int64_t end, int64_t* live);
+    void (*gru_scan_backward)(const GruScanBackward<E>&, int64_t begin, int64_t end, int64_t* live);
+
+    // The rows begin..end of the sums; all rows' gradients for the columns begin..end of the table.
+    void (*lookup)(const Lookup<E>&, int64_t begin, int64_t end);
+    void (*lookup_backward)(const Lookup<E>&, int64_t begin, int64_t end);
+};
+
 struct Kernels {
     const char* name;
     int64_t unit_panel;  // hidden units in a panel of the forward packing
     int64_t
         backward_panel;  // hidden units in a panel of the backward packing; grad_h is padded to a multiple
-
-    // weight [GH, H] -> panels [H / unit_panel][H][G][unit_panel], padded with zeros.
-    void (*pack_forward)(const float* weight, int64_t G, int64_t H, float* packed, int64_t begin,
-                         int64_t end);
-    // weight [GH, H] -> panels [H / backward_panel][GH][backward_panel], padded with zeros.
-    void (*pack_backward)(const float* weight, int64_t G, int64_t H, float* packed, int64_t begin,
-                          int64_t end);
-
-    // Scans over the rows begin..end; `live` is scratch for end - begin numbers.
-    void (*lstm_scan)(const LstmScan&, int64_t begin, int64_t end, int64_t* live);
-    void (*lstm_scan_backward)(const LstmScanBackward&, int64_t begin, int64_t end, int64_t* live);
-    void (*gru_scan)(const GruScan&, int64_t begin, int64_t end, int64_t* live);
-    void (*gru_scan_backward)(const GruScanBackward&, int64_t begin, int64_t end, int64_t* live);
+    ScanKernels<float> scans_float;
+    ScanKernels<bf16> scans_bf16;
 
     // One step for the unit panels begin..end of all rows.
     void (*lstm_step)(const Step&, int64_t begin, int64_t end);
@@ -106,6 +139,7 @@ extern const Kernels kernels_portable;
 #if defined(__x86_64__)
 extern const Kernels kernels_avx2;
 extern const Kernels kernels_avx512;
+extern const Kernels kernels_avx512bf16;
 #endif
 
 // dispatch.cpp: the best table this processor can run, or the one that MELODIA_CPU names.

@@ -12,159 +12,25 @@
 
 #include "cells.h"
 #include "cpu/kernels.h"
+#include "cpu/products.h"
 
 namespace {
 
+using melodia::cpu::bf16;
 using melodia::cpu::GruScan;
 using melodia::cpu::GruScanBackward;
+using melodia::cpu::Lookup;
 using melodia::cpu::LstmScan;
 using melodia::cpu::LstmScanBackward;
 using melodia::cpu::Step;
 
-constexpr int64_t W = Vector::width;
-constexpr int64_t backward_panel = W * Vector::backward_vectors;
-constexpr int64_t depth_block = 512;  // rows of a panel that stay in the second-level cache together
-constexpr int max_rows = 8;           // of any register tile
-
-#define MELODIA_INLINE inline __attribute__((always_inline))
-
-inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-
-inline void copy(const float* from, float* to, int64_t n) {
-    for (int64_t k = 0; k < n; ++k) to[k] = from[k];
-}
-
-inline void clear(float* to, int64_t n) {
-    for (int64_t k = 0; k < n; ++k) to[k] = 0.0f;
-}
-
-// A vector at p of which n lanes are inside; Whole: all of them.
-template <bool Whole>
-MELODIA_INLINE Vector load(const float* p, int64_t n) {
-    return Whole ? Vector::load(p) : Vector::load(p, n);
-}
-
-template <bool Whole>
-MELODIA_INLINE void store(Vector x, float* p, int64_t n) {
-    if (Whole)
-        x.store(p);
-    else
-        x.store(p, n);
-}
-
-// ---- Products
-// ------------------------------------------------------------------------------------------------------
-
-// out[m][0 .. NV W) (+)= sum over k of rows[m][k] * panel[k][0 .. NV W), with `stride` floats between panel
-// rows.
-template <int MR, int NV>
-MELODIA_INLINE void tile(int64_t K, const float* const* rows, const float* panel, int64_t stride,
-                         float* const* out, bool add) {
-    Vector sums[MR][NV];
-    const float* a[MR];
-#pragma GCC unroll 16
-    for (int m = 0; m < MR; ++m) {
-        a[m] = rows[m];
-#pragma GCC unroll 4
-        for (int n = 0; n < NV; ++n) sums[m][n] = add ? Vector::load(out[m] + n * W) : Vector::zero();
-    }
-    for (int64_t k = 0; k < K; ++k, panel += stride) {
-        Vector b[NV];
-#pragma GCC unroll 4
-        for (int n = 0; n < NV; ++n) b[n] = Vector::load(panel + n * W);
-#pragma GCC unroll 16
-        for (int m = 0; m < MR; ++m) {
-            const Vector x = Vector::broadcast(a[m] + k);
-#pragma GCC unroll 4
-            for (int n = 0; n < NV; ++n) sums[m][n] = fma(x, b[n], sums[m][n]);
-        }
-    }
-#pragma GCC unroll 16
-    for (int m = 0; m < MR; ++m) {
-#pragma GCC unroll 4
-        for (int n = 0; n < NV; ++n) sums[m][n].store(out[m] + n * W);
-    }
-}
-
-// `tile` with the number of rows known at run time, 1 <= rows <= MR.
-template <int MR, int NV>
-inline void tile_of(int64_t row_count, int64_t K, const float* const* rows, const float* panel,
-                    int64_t stride, float* const* out, bool add) {
-    if constexpr (MR > 1) {
-        if (row_count < MR) return tile_of<MR - 1, NV>(row_count, K, rows, panel, stride, out, add);
-    }
-    tile<MR, NV>(K, rows, panel, stride, out, add);
-}
-
-// Cuts `rows` into as few tiles of at most MR rows as possible, all about as high, and calls f(first, count)
-// for each.
-template <int MR, class F>
-MELODIA_INLINE void for_row_tiles(int64_t rows, F f) {
-    const int64_t tiles = (rows + MR - 1) / MR;
-    for (int64_t t = 0, first = 0; t < tiles; ++t) {
-        const int64_t count = rows / tiles + (t < rows % tiles ? 1 : 0);
-        f(first, count);
-        first += count;
-    }
-}
-
-void pack_forward(const float* weight, int64_t G, int64_t H, float* packed, int64_t begin, int64_t end) {
-    constexpr int64_t block = 16;  // of k, so that the lines being written stay in the first-level cache
-    for (int64_t u = begin; u < end; ++u) {
-        float* panel = packed + u * H * G * W;
-        const int64_t units = smaller(W, H - u * W);
-        for (int64_t k0 = 0; k0 < H; k0 += block) {
-            const int64_t k1 = smaller(H, k0 + block);
-            for (int64_t g = 0; g < G; ++g) {
-                for (int64_t j = 0; j < W; ++j) {
-                    const float* row = weight + (g * H + u * W + j) * H;
-                    for (int64_t k = k0; k < k1; ++k) panel[(k * G + g) * W + j] = j < units ? row[k] : 0.0f;
-                }
-            }
-        }
-    }
-}
-
-void pack_backward(const float* weight, int64_t G, int64_t H, float* packed, int64_t begin, int64_t end) {
-    for (int64_t p = begin; p < end; ++p) {
-        const int64_t units = smaller(backward_panel, H - p * backward_panel);
-        for (int64_t k = 0; k < G * H; ++k) {
-            float* to = packed + (p * G * H + k) * backward_panel;
-            copy(weight + k * H + p * backward_panel, to, units);
-            clear(to + units, backward_panel - units);
-        }
-    }
-}
-
-// grad_h[b] (+)= grad_gates[b] x weight_hh for the rows b in live[0 .. count).
-void multiply_backward(const float* grad_gates, int64_t K, const float* packed, int64_t H, float* grad_h,
-                       const int64_t* live, int64_t count, bool add) {
-    const int64_t panels = (H + backward_panel - 1) / backward_panel;
-    for (int64_t p = 0; p < panels; ++p) {
-        for (int64_t k0 = 0; k0 < K; k0 += depth_block) {
-            const int64_t depth = smaller(depth_block, K - k0);
-            const float* panel = packed + (p * K + k0) * backward_panel;
-            for_row_tiles<Vector::backward_rows>(count, [&](int64_t first, int64_t n) {
-                const float* rows[max_rows];
-                float* out[max_rows];
-                for (int64_t m = 0; m < n; ++m) {
-                    rows[m] = grad_gates + live[first + m] * K + k0;
-                    out[m] = grad_h + live[first + m] * panels * backward_panel + p * backward_panel;
-                }
-                tile_of<Vector::backward_rows, Vector::backward_vectors>(n, depth, rows, panel,
-                                                                         backward_panel, out, add || k0 > 0);
-            });
-        }
-    }
-}
-
 // ---- The pointwise part of one row and one vector of units
-// ---------------------------------------------------------
 
 // sums: W_hh h, [4][W]; the other pointers stand at the first of the n units, their gates H apart.
-template <bool Whole>
-MELODIA_INLINE void lstm_point(const float* sums, const float* gates_x, const float* bias, int64_t H,
-                               int64_t n, const float* c, float* c_out, float* h_out, float* gates,
+// h_state: the state that is not rounded, where h_out is; null otherwise.
+template <bool Whole, class E>
+MELODIA_INLINE void lstm_point(const float* sums, const E* gates_x, const float* bias, int64_t H, int64_t n,
+                               const float* c, float* c_out, E* h_out, float* h_state, E* gates,
                                float* cells) {
     Vector s[4];
     for (int g = 0; g < 4; ++g) {
@@ -173,6 +39,7 @@ MELODIA_INLINE void lstm_point(const float* sums, const float* gates_x, const fl
     const auto unit = melodia::lstm_forward(s[0], s[1], s[2], s[3], load<Whole>(c, n));
     store<Whole>(unit.c, c_out, n);
     store<Whole>(unit.h, h_out, n);
+    if (h_state) store<Whole>(unit.h, h_state, n);
     if (gates) {
         store<Whole>(unit.i, gates, n);
         store<Whole>(unit.f, gates + H, n);
@@ -182,14 +49,15 @@ MELODIA_INLINE void lstm_point(const float* sums, const float* gates_x, const fl
     }
 }
 
-template <bool Whole>
-MELODIA_INLINE void gru_point(const float* sums, const float* gates_x, const float* bias, int64_t H,
-                              int64_t n, const float* h, float* h_out, float* gates) {
+template <bool Whole, class E>
+MELODIA_INLINE void gru_point(const float* sums, const E* gates_x, const float* bias, int64_t H, int64_t n,
+                              const float* h, E* h_out, float* h_state, E* gates) {
     const Vector r = Vector::load(sums) + (load<Whole>(gates_x, n) + load<Whole>(bias, n));
     const Vector z = Vector::load(sums + W) + (load<Whole>(gates_x + H, n) + load<Whole>(bias + H, n));
     const Vector n_h = Vector::load(sums + 2 * W) + load<Whole>(bias + 2 * H, n);
     const auto unit = melodia::gru_forward(r, z, load<Whole>(gates_x + 2 * H, n), n_h, load<Whole>(h, n));
     store<Whole>(unit.h, h_out, n);
+    if (h_state) store<Whole>(unit.h, h_state, n);
     if (gates) {
         store<Whole>(unit.r, gates, n);
         store<Whole>(unit.z, gates + H, n);
@@ -198,12 +66,12 @@ MELODIA_INLINE void gru_point(const float* sums, const float* gates_x, const flo
     }
 }
 
-template <bool Whole>
-MELODIA_INLINE void lstm_point_backward(const LstmScanBackward& a, int64_t t, int64_t b, int64_t k, int64_t n,
-                                        const float* c_before, float* grad_h) {
+template <bool Whole, class E>
+MELODIA_INLINE void lstm_point_backward(const LstmScanBackward<E>& a, int64_t t, int64_t b, int64_t k,
+                                        int64_t n, const float* c_before, float* grad_h) {
     const int64_t H = a.H, at = (t * a.B + b) * H + k;
-    const float* gates = a.gates + (t * a.B + b) * 4 * H + k;
-    float* grad_gates = a.grad_gates + (t * a.B + b) * 4 * H + k;
+    const E* gates = a.gates + (t * a.B + b) * 4 * H + k;
+    E* grad_gates = a.grad_gates + (t * a.B + b) * 4 * H + k;
     Vector dh = load<Whole>(grad_h + k, n);
     if (a.grad_output) dh = dh + load<Whole>(a.grad_output + at, n);
     const auto grad = melodia::lstm_backward(load<Whole>(gates, n), load<Whole>(gates + H, n),
@@ -217,13 +85,13 @@ MELODIA_INLINE void lstm_point_backward(const LstmScanBackward& a, int64_t t, in
     store<Whole>(grad.c, a.grad_c + b * H + k, n);
 }
 
-template <bool Whole>
-MELODIA_INLINE void gru_point_backward(const GruScanBackward& a, int64_t t, int64_t b, int64_t k, int64_t n,
-                                       const float* h_before, float* grad_h) {
+template <bool Whole, class E>
+MELODIA_INLINE void gru_point_backward(const GruScanBackward<E>& a, int64_t t, int64_t b, int64_t k,
+                                       int64_t n, const E* h_before, float* grad_h) {
     const int64_t H = a.H, row = t * a.B + b;
-    const float* gates = a.gates + row * 4 * H + k;
-    float* grad_x = a.grad_gates_x + row * 3 * H + k;
-    float* grad_hh = a.grad_gates_h + row * 3 * H + k;
+    const E* gates = a.gates + row * 4 * H + k;
+    E* grad_x = a.grad_gates_x + row * 3 * H + k;
+    E* grad_hh = a.grad_gates_h + row * 3 * H + k;
     Vector dh = load<Whole>(grad_h + k, n);
     if (a.grad_output) dh = dh + load<Whole>(a.grad_output + row * H + k, n);
     const auto grad =
@@ -239,12 +107,28 @@ MELODIA_INLINE void gru_point_backward(const GruScanBackward& a, int64_t t, int6
 }
 
 // ---- Scans
-// ---------------------------------------------------------------------------------------------------------
+
+// Whether the output is a rounded state: the state itself is then carried from step to step in h_n.
+template <class E>
+constexpr bool rounds = false;
+template <>
+constexpr bool rounds<bf16> = true;
 
 // How many steps of row b count.
 inline int64_t steps_of(const int64_t* lengths, int64_t b, int64_t T) {
     if (!lengths) return T;
     return lengths[b] < 0 ? 0 : smaller(lengths[b], T);
+}
+
+// The state of every row after its last step, where it is not kept from step to step.
+template <class Scan>
+void last_states(const Scan& a, int64_t begin, int64_t end) {
+    if constexpr (!rounds<typename Scan::Element>) {
+        for (int64_t b = begin; b < end; ++b) {
+            const int64_t steps = steps_of(a.lengths, b, a.T);
+            copy(steps ? a.output + ((steps - 1) * a.B + b) * a.H : a.h + b * a.H, a.h_n + b * a.H, a.H);
+        }
+    }
 }
 
 // Fills `live` with the rows that step t advances and calls idle(b) for the others; returns how many live.
@@ -261,8 +145,11 @@ MELODIA_INLINE int64_t sort_rows(const int64_t* lengths, int64_t t, int64_t begi
     return count;
 }
 
-void lstm_scan(const LstmScan& a, int64_t begin, int64_t end, int64_t* live) {
-    const int64_t H = a.H, B = a.B, panels = (H + W - 1) / W;
+template <class E>
+void lstm_scan(const LstmScan<E>& a, int64_t begin, int64_t end, int64_t* live) {
+    using Packed = typename Operand<E>::Packed;
+    const int64_t H = a.H, B = a.B, panels = (H + W - 1) / W, depth = padded_depth<E>(H);
+    if (rounds<E>) copy(a.h + begin * H, a.h_n + begin * H, (end - begin) * H);
     alignas(64) float sums[max_rows][4 * W];
     constexpr int vectors = 4 / Vector::lstm_split;  // gates in one tile
     float* out[Vector::lstm_split][max_rows];
@@ -271,8 +158,8 @@ void lstm_scan(const LstmScan& a, int64_t begin, int64_t end, int64_t* live) {
     }
     copy(a.c + begin * H, a.c_n + begin * H, (end - begin) * H);
     for (int64_t t = 0; t < a.T; ++t) {
-        const float* previous = t ? a.output + (t - 1) * B * H : a.h;
-        float* output = a.output + t * B * H;
+        const E* previous = t ? a.output + (t - 1) * B * H : a.h_operand;
+        E* output = a.output + t * B * H;
         const int64_t count = sort_rows(a.lengths, t, begin, end, live, [&](int64_t b) {
             clear(output + b * H, H);
             if (a.gates) {
@@ -281,80 +168,85 @@ void lstm_scan(const LstmScan& a, int64_t begin, int64_t end, int64_t* live) {
             }
         });
         for (int64_t u = 0; u < panels; ++u) {
-            const float* panel = a.packed + u * H * 4 * W;
+            const auto* panel = static_cast<const Packed*>(a.packed) + u * depth * 4 * W;
             const int64_t k = u * W, n = smaller(W, H - k);
             for_row_tiles<Vector::lstm_rows>(count, [&](int64_t first, int64_t row_count) {
-                const float* rows[max_rows];
+                const E* rows[max_rows];
                 for (int64_t m = 0; m < row_count; ++m) rows[m] = previous + live[first + m] * H;
                 for (int s = 0; s < Vector::lstm_split; ++s) {
-                    tile_of<Vector::lstm_rows, vectors>(row_count, H, rows, panel + s * vectors * W, 4 * W,
-                                                        out[s], false);
+                    tile_of<Vector::lstm_rows, vectors, E>(
+                        row_count, H, rows, panel + s * vectors * W * Operand<E>::step, 4 * W, out[s], false);
                 }
                 for (int64_t m = 0; m < row_count; ++m) {
                     const int64_t b = live[first + m], at = b * H + k;
-                    const float* gates_x = a.gates_x + (t * B + b) * 4 * H + k;
-                    float* gates = a.gates ? a.gates + (t * B + b) * 4 * H + k : nullptr;
+                    const E* gates_x = a.gates_x + (t * B + b) * 4 * H + k;
+                    E* gates = a.gates ? a.gates + (t * B + b) * 4 * H + k : nullptr;
+                    float* state = rounds<E> ? a.h_n + at : nullptr;
                     float* cells = a.gates ? a.cells + t * B * H + at : nullptr;
                     if (n == W)
                         lstm_point<true>(sums[m], gates_x, a.bias_hh + k, H, n, a.c_n + at, a.c_n + at,
-                                         output + at, gates, cells);
+                                         output + at, state, gates, cells);
                     else
                         lstm_point<false>(sums[m], gates_x, a.bias_hh + k, H, n, a.c_n + at, a.c_n + at,
-                                          output + at, gates, cells);
+                                          output + at, state, gates, cells);
                 }
             });
         }
     }
-    for (int64_t b = begin; b < end; ++b) {
-        const int64_t steps = steps_of(a.lengths, b, a.T);
-        copy(steps ? a.output + ((steps - 1) * B + b) * H : a.h + b * H, a.h_n + b * H, H);
-    }
+    last_states(a, begin, end);
 }
 
-void gru_scan(const GruScan& a, int64_t begin, int64_t end, int64_t* live) {
-    const int64_t H = a.H, B = a.B, panels = (H + W - 1) / W;
+template <class E>
+void gru_scan(const GruScan<E>& a, int64_t begin, int64_t end, int64_t* live) {
+    using Packed = typename Operand<E>::Packed;
+    const int64_t H = a.H, B = a.B, panels = (H + W - 1) / W, depth = padded_depth<E>(H);
+    if (rounds<E>) copy(a.h + begin * H, a.h_n + begin * H, (end - begin) * H);
     alignas(64) float sums[max_rows][3 * W];
     float* out[max_rows];
     for (int m = 0; m < max_rows; ++m) out[m] = sums[m];
     for (int64_t t = 0; t < a.T; ++t) {
-        const float* previous = t ? a.output + (t - 1) * B * H : a.h;
-        float* output = a.output + t * B * H;
+        const E* previous = t ? a.output + (t - 1) * B * H : a.h_operand;
+        E* output = a.output + t * B * H;
         const int64_t count = sort_rows(a.lengths, t, begin, end, live, [&](int64_t b) {
             clear(output + b * H, H);
             if (a.gates) clear(a.gates + (t * B + b) * 4 * H, 4 * H);
         });
         for (int64_t u = 0; u < panels; ++u) {
-            const float* panel = a.packed + u * H * 3 * W;
+            const auto* panel = static_cast<const Packed*>(a.packed) + u * depth * 3 * W;
             const int64_t k = u * W, n = smaller(W, H - k);
             for_row_tiles<Vector::gru_rows>(count, [&](int64_t first, int64_t row_count) {
-                const float* rows[max_rows];
+                const E* rows[max_rows];
                 for (int64_t m = 0; m < row_count; ++m) rows[m] = previous + live[first + m] * H;
-                tile_of<Vector::gru_rows, 3>(row_count, H, rows, panel, 3 * W, out, false);
+                tile_of<Vector::gru_rows, 3, E>(row_count, H, rows, panel, 3 * W, out, false);
                 for (int64_t m = 0; m < row_count; ++m) {
                     const int64_t b = live[first + m], at = b * H + k;
-                    const float* gates_x = a.gates_x + (t * B + b) * 3 * H + k;
-                    float* gates = a.gates ? a.gates + (t * B + b) * 4 * H + k : nullptr;
+                    const E* gates_x = a.gates_x + (t * B + b) * 3 * H + k;
+                    E* gates = a.gates ? a.gates + (t * B + b) * 4 * H + k : nullptr;
+                    float* state = rounds<E> ? a.h_n + at : nullptr;
+                    const float* before;
+                    if constexpr (rounds<E>)
+                        before = state;
+                    else
+                        before = previous + at;
                     if (n == W)
-                        gru_point<true>(sums[m], gates_x, a.bias_hh + k, H, n, previous + at, output + at,
+                        gru_point<true>(sums[m], gates_x, a.bias_hh + k, H, n, before, output + at, state,
                                         gates);
                     else
-                        gru_point<false>(sums[m], gates_x, a.bias_hh + k, H, n, previous + at, output + at,
+                        gru_point<false>(sums[m], gates_x, a.bias_hh + k, H, n, before, output + at, state,
                                          gates);
                 }
             });
         }
     }
-    for (int64_t b = begin; b < end; ++b) {
-        const int64_t steps = steps_of(a.lengths, b, a.T);
-        copy(steps ? a.output + ((steps - 1) * B + b) * H : a.h + b * H, a.h_n + b * H, H);
-    }
+    last_states(a, begin, end);
 }
 
-void lstm_scan_backward(const LstmScanBackward& a, int64_t begin, int64_t end, int64_t* live) {
+template <class E>
+void lstm_scan_backward(const LstmScanBackward<E>& a, int64_t begin, int64_t end, int64_t* live) {
     const int64_t H = a.H, B = a.B, padded = (H + backward_panel - 1) / backward_panel * backward_panel;
     for (int64_t t = a.T - 1; t >= 0; --t) {
         const float* cells = t ? a.cells + (t - 1) * B * H : a.c;
-        float* grad_gates = a.grad_gates + t * B * 4 * H;
+        E* grad_gates = a.grad_gates + t * B * 4 * H;
         const int64_t count = sort_rows(a.lengths, t, begin, end, live,
                                         [&](int64_t b) { clear(grad_gates + b * 4 * H, 4 * H); });
         for (int64_t m = 0; m < count; ++m) {
@@ -368,11 +260,12 @@ void lstm_scan_backward(const LstmScanBackward& a, int64_t begin, int64_t end, i
     }
 }
 
-void gru_scan_backward(const GruScanBackward& a, int64_t begin, int64_t end, int64_t* live) {
+template <class E>
+void gru_scan_backward(const GruScanBackward<E>& a, int64_t begin, int64_t end, int64_t* live) {
     const int64_t H = a.H, B = a.B, padded = (H + backward_panel - 1) / backward_panel * backward_panel;
     for (int64_t t = a.T - 1; t >= 0; --t) {
-        const float* previous = t ? a.output + (t - 1) * B * H : a.h;
-        float* grad_gates = a.grad_gates_h + t * B * 3 * H;
+        const E* previous = t ? a.output + (t - 1) * B * H : a.h_operand;
+        E* grad_gates = a.grad_gates_h + t * B * 3 * H;
         const int64_t count = sort_rows(a.lengths, t, begin, end, live, [&](int64_t b) {
             clear(grad_gates + b * 3 * H, 3 * H);
             clear(a.grad_gates_x + (t * B + b) * 3 * H, 3 * H);
@@ -444,22 +337,73 @@ MELODIA_INLINE void step(const Step& a, int64_t begin, int64_t end, F point) {
 void lstm_step(const Step& a, int64_t begin, int64_t end) {
     step<4>(a, begin, end, [&](int64_t b, int64_t k, int64_t n, const float* sums) {
         const int64_t at = b * a.H + k;
-        lstm_point<false>(sums, a.gates_x + b * 4 * a.H + k, a.bias_hh + k, a.H, n, a.c + at, a.c_out + at,
-                          a.h_out + at, nullptr, nullptr);
+        lstm_point<false, float>(sums, a.gates_x + b * 4 * a.H + k, a.bias_hh + k, a.H, n, a.c + at,
+                                 a.c_out + at, a.h_out + at, nullptr, nullptr, nullptr);
     });
 }
 
 void gru_step(const Step& a, int64_t begin, int64_t end) {
     step<3>(a, begin, end, [&](int64_t b, int64_t k, int64_t n, const float* sums) {
         const int64_t at = b * a.H + k;
-        gru_point<false>(sums, a.gates_x + b * 3 * a.H + k, a.bias_hh + k, a.H, n, a.h + at, a.h_out + at,
-                         nullptr);
+        gru_point<false, float>(sums, a.gates_x + b * 3 * a.H + k, a.bias_hh + k, a.H, n, a.h + at,
+                                a.h_out + at, nullptr, nullptr);
     });
 }
 
+// ---- Sums of rows of a table: the first layer's gates from tokens
+// --------------------------------------------------------------
+
+// Calls f(at, n) for every vector of the columns begin..end.
+template <class F>
+MELODIA_INLINE void for_columns(int64_t begin, int64_t end, F f) {
+    for (int64_t at = begin; at < end; at += W) f(at, smaller(W, end - at));
+}
+
+template <class E>
+void lookup(const Lookup<E>& a, int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+        const int64_t* index = a.index + row * a.K;
+        for_columns(0, a.G, [&](int64_t at, int64_t n) {
+            Vector sum = Vector::zero();
+            for (int64_t k = 0; k < a.K; ++k) {
+                const E* from = a.table + index[k] * a.G + at;
+                sum = sum + (n == W ? load<true>(from, n) : load<false>(from, n));
+            }
+            if (n == W)
+                store<true>(sum, a.out + row * a.G + at, n);
+            else
+                store<false>(sum, a.out + row * a.G + at, n);
+        });
+    }
+}
+
+// Columns do not depend on each other: threads share them, and every sum is taken in the order of the rows.
+template <class E>
+void lookup_backward(const Lookup<E>& a, int64_t begin, int64_t end) {
+    for (int64_t row = 0; row < a.N; ++row) {
+        const int64_t* index = a.index + row * a.K;
+        for_columns(begin, end, [&](int64_t at, int64_t n) {
+            const E* from = a.grad_out + row * a.G + at;
+            const Vector grad = n == W ? load<true>(from, n) : load<false>(from, n);
+            for (int64_t k = 0; k < a.K; ++k) {
+                float* to = a.grad_table + index[k] * a.G + at;
+                if (n == W)
+                    (Vector::load(to) + grad).store(to);
+                else
+                    (Vector::load(to, n) + grad).store(to, n);
+            }
+        });
+    }
+}
+
+template <class E>
+constexpr melodia::cpu::ScanKernels<E> scans() {
+    return {in_pairs<E>, pack_forward<E>,      pack_backward<E>, lstm_scan<E>,      lstm_scan_backward<E>,
+            gru_scan<E>, gru_scan_backward<E>, lookup<E>,        lookup_backward<E>};
+}
+
 constexpr melodia::cpu::Kernels table() {
-    return {Vector::name,       W,        backward_panel,    pack_forward, pack_backward, lstm_scan,
-            lstm_scan_backward, gru_scan, gru_scan_backward, lstm_step,    gru_step};
+    return {Vector::name, W, backward_panel, scans<float>(), scans<bf16>(), lstm_step, gru_step};
 }
 
 }  // namespace

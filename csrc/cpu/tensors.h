@@ -39,13 +39,22 @@ inline Shape shape_of(const Tensor& x) {
     return shape;
 }
 
+inline const char* text(ScalarType type) {
+    return type == ScalarType::Float ? "float32" : type == ScalarType::BFloat16 ? "bfloat16" : "int64";
+}
+
+template <class E>
+constexpr ScalarType type_of = ScalarType::Float;
+template <>
+constexpr ScalarType type_of<bf16> = ScalarType::BFloat16;
+
 // The tensor as a contiguous array of that shape and type; an error that names the argument otherwise.
 inline Tensor checked(const Tensor& x, const char* name, const Shape& shape,
                       ScalarType type = ScalarType::Float) {
     STD_TORCH_CHECK(shape_of(x) == shape, "`", name, "` must have the shape ", text(shape), " (received ",
                     text(shape_of(x)), ")");
-    STD_TORCH_CHECK(x.scalar_type() == type, "`", name, "` must be ",
-                    type == ScalarType::Float ? "float32" : "int64", " on this backend; convert it");
+    STD_TORCH_CHECK(x.scalar_type() == type, "`", name, "` must be ", text(type),
+                    " on this backend, beside the other arguments; convert it");
     STD_TORCH_CHECK(x.is_cpu(), "`", name, "` must be on the CPU, as the other arguments are");
     return torch::stable::contiguous(x);
 }
@@ -56,14 +65,24 @@ inline std::optional<Tensor> checked(const std::optional<Tensor>& x, const char*
     return checked(*x, name, shape, type);
 }
 
-// An uninitialised float tensor. Large ones ask for huge pages: touching 4 KB pages for the first time costs
-// a fifth of the time of a long scan.
-inline Tensor empty_like(const Tensor& x, const Shape& shape) {
-    Tensor made = torch::stable::new_empty(x, shape);
+inline Tensor converted(const Tensor& x, ScalarType type) {
+    return x.scalar_type() == type ? x : torch::stable::to(x, type);
+}
+
+// `checked` as float32, which bfloat16 is converted to.
+inline Tensor checked_floats(const Tensor& x, const char* name, const Shape& shape) {
+    const bool half = x.scalar_type() == ScalarType::BFloat16;
+    return checked(half ? converted(x, ScalarType::Float) : x, name, shape);
+}
+
+// An uninitialised tensor. Large ones ask for huge pages: touching 4 KB pages for the first time costs a
+// fifth of the time of a long scan.
+inline Tensor empty_like(const Tensor& x, const Shape& shape, ScalarType type = ScalarType::Float) {
+    Tensor made = torch::stable::new_empty(x, shape, type);
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
     constexpr uintptr_t page = 4096, large = 4 << 20;
     const auto begin = reinterpret_cast<uintptr_t>(made.data_ptr());
-    const uintptr_t end = begin + static_cast<uintptr_t>(made.numel()) * sizeof(float);
+    const uintptr_t end = begin + static_cast<uintptr_t>(made.numel() * made.element_size());
     const uintptr_t first = (begin + page - 1) / page * page, last = end / page * page;
     if (end - begin >= large)
         madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);  // a hint only
@@ -74,6 +93,19 @@ inline Tensor empty_like(const Tensor& x, const Shape& shape) {
 inline const float* floats(const Tensor& x) { return x.const_data_ptr<float>(); }
 inline const float* floats(const std::optional<Tensor>& x) { return x.has_value() ? floats(*x) : nullptr; }
 inline float* mutable_floats(const Tensor& x) { return x.mutable_data_ptr<float>(); }
+
+template <class E>
+inline const E* elements(const Tensor& x) {
+    return static_cast<const E*>(x.const_data_ptr());
+}
+template <class E>
+inline const E* elements(const std::optional<Tensor>& x) {
+    return x.has_value() ? elements<E>(*x) : nullptr;
+}
+template <class E>
+inline E* mutable_elements(const Tensor& x) {
+    return static_cast<E*>(x.mutable_data_ptr());
+}
 inline const int64_t* integers(const std::optional<Tensor>& x) {
     return x.has_value() ? x->const_data_ptr<int64_t>() : nullptr;
 }

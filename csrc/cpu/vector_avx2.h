@@ -4,7 +4,11 @@
 #include <immintrin.h>
 #include <stdint.h>
 
+#include "cpu/bf16.h"
+
 namespace {
+
+using melodia::cpu::bf16;
 
 struct Vector {
     static constexpr int64_t width = 8;
@@ -18,6 +22,23 @@ struct Vector {
     static inline Vector broadcast(const float* p) { return {_mm256_broadcast_ss(p)}; }
     inline void store(float* p) const { _mm256_storeu_ps(p, v); }
     inline void store(float* p, int64_t n) const { _mm256_maskstore_ps(p, mask(n), v); }
+    static inline Vector load(const bf16* p) {
+        return {widen(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
+    }
+    static inline Vector load(const bf16* p, int64_t n) {
+        bf16 some[width] = {};
+        for (int64_t k = 0; k < n; ++k) some[k] = p[k];
+        return load(some);
+    }
+    static inline Vector broadcast(const bf16* p) {
+        return {_mm256_castsi256_ps(_mm256_set1_epi32(static_cast<int>(uint32_t{p->bits} << 16)))};
+    }
+    inline void store(bf16* p) const { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), narrow()); }
+    inline void store(bf16* p, int64_t n) const {
+        bf16 all[width];
+        store(all);
+        for (int64_t k = 0; k < n; ++k) p[k] = all[k];
+    }
     inline float sum() const {
         __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
         s = _mm_add_ps(s, _mm_movehl_ps(s, s));
@@ -25,6 +46,19 @@ struct Vector {
     }
 
   private:
+    static inline __m256 widen(__m128i bits) {
+        return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
+    }
+    // To the nearest bf16, ties to even; a NaN stays a NaN.
+    inline __m128i narrow() const {
+        const __m256i bits = _mm256_castps_si256(v), one = _mm256_set1_epi32(1);
+        const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), one);
+        const __m256i up = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+        const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q));
+        const __m256i rounded = _mm256_blendv_epi8(up, _mm256_set1_epi32(0x7fc00000), nan);
+        const __m256i high = _mm256_srli_epi32(rounded, 16);
+        return _mm_packus_epi32(_mm256_castsi256_si128(high), _mm256_extracti128_si256(high, 1));
+    }
     static inline __m256i mask(int64_t n) {
         const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
         return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n)), lanes);

@@ -3,7 +3,26 @@
 
 #include <stdint.h>
 
+#include "cpu/bf16.h"
+
 namespace {
+
+using melodia::cpu::bf16;
+
+inline float widen(bf16 x) {
+    const uint32_t bits = uint32_t{x.bits} << 16;
+    float value;
+    __builtin_memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+// To the nearest bf16, ties to even; a NaN stays a NaN.
+inline bf16 narrow(float x) {
+    uint32_t bits;
+    __builtin_memcpy(&bits, &x, sizeof bits);
+    if (x != x) return {0x7fc0};
+    return {static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16)};
+}
 
 struct Vector {
     static constexpr int64_t width = 4;
@@ -31,6 +50,20 @@ struct Vector {
     inline void store(float* p) const { store(p, width); }
     inline void store(float* p, int64_t n) const {
         for (int64_t k = 0; k < n; ++k) p[k] = v[k];
+    }
+    static inline Vector load(const bf16* p) { return load(p, width); }
+    static inline Vector load(const bf16* p, int64_t n) {
+        Vector x = zero();
+        for (int64_t k = 0; k < n; ++k) x.v[k] = widen(p[k]);
+        return x;
+    }
+    static inline Vector broadcast(const bf16* p) {
+        const float x = widen(*p);
+        return {Lanes{x, x, x, x}};
+    }
+    inline void store(bf16* p) const { store(p, width); }
+    inline void store(bf16* p, int64_t n) const {
+        for (int64_t k = 0; k < n; ++k) p[k] = narrow(v[k]);
     }
     inline float sum() const { return (v[0] + v[1]) + (v[2] + v[3]); }
 };

@@ -39,6 +39,9 @@ def train(
     batch_size: int | None = typer.Option(None, help="Streams trained at once."),
     window: int | None = typer.Option(None, help="Steps of truncated backpropagation through time."),
     learning_rate: float | None = typer.Option(None, help="Highest learning rate."),
+    precision: str = typer.Option(
+        "fp32", help="fp32, or bf16: about half the time where the processor multiplies bf16 itself."
+    ),
     threads: int | None = typer.Option(None, help="CPU threads."),
     workers: int | None = typer.Option(None, min=1, help="Processes that read the corpus."),
     random_seed: int = typer.Option(0, help="Of the weights, the order of pieces and the augmentation."),
@@ -75,7 +78,7 @@ def train(
             bpe=bpe,
             training=(given or {"minutes": DEFAULT_MINUTES})
             | {name: value for name, value in optional.items() if value is not None}
-            | {"device": device, "random_seed": random_seed},
+            | {"device": device, "precision": precision, "random_seed": random_seed},
             backend=backend,
             resume=resume,
             init=init,

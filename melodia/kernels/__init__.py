@@ -1,7 +1,8 @@
 """The kernels: cells and scans, and the choice of the backend that runs them.
 
 The functions have the signatures of `melodia.kernels.reference`, which is their specification. Two backends exist:
-`reference` (plain PyTorch, any device, any floating type) and `native` (the library built from csrc/; CPU, float32).
+`reference` (plain PyTorch, any device, any floating type) and `native` (the library built from csrc/; CPU, float32
+and, except in single steps, bfloat16).
 
 `backend` is "auto", "reference" or "native": the environment's MELODIA_BACKEND first, then `set_backend()` or, for a
 while, `use_backend()`. auto takes native for every call it can run and reference for the others; native raises where
@@ -26,6 +27,7 @@ __all__ = [
     "backend_report",
     "gru_scan",
     "gru_step",
+    "lookup",
     "lstm_scan",
     "lstm_step",
     "pair_scan",
@@ -91,7 +93,7 @@ def backend_report() -> BackendReport:
     if chosen == "reference":
         return BackendReport(chosen, "reference", "the reference backend was asked for", isa)
     if reason is None:
-        why = f"the native library is loaded ({isa}); calls other than float32 on the CPU go to the reference"
+        why = f"the native library is loaded ({isa}); calls that it does not know go to the reference"
         if chosen == "native":
             why = f"the native backend was asked for and is loaded ({isa})"
         return BackendReport(chosen, "native", why, isa)
@@ -115,30 +117,42 @@ def _native_reason() -> str | None:
 _native_reason._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def _unfit(tensors: tuple[Tensor, ...]) -> str | None:
-    """Why the native backend cannot run a call with these arguments; None if it can."""
-    # Under autocast the operators convert to float32 themselves.
-    amp = torch.is_autocast_enabled("cpu")
-    for x in tensors:
+def _unfit(operands: tuple[Tensor, ...], others: tuple[Tensor, ...], half: bool) -> str | None:
+    """Why the native backend cannot run a call with these arguments; None if it can.
+
+    Args:
+        operands: what must be of one type.
+        others: states and biases, each of any type that the call knows.
+        half: whether the call knows bfloat16.
+    """
+    amp = torch.is_autocast_enabled("cpu")  # then the operators convert by themselves
+    known = (
+        (torch.float32, torch.bfloat16, torch.float16) if amp else (torch.float32, torch.bfloat16)[: 1 + half]
+    )
+    for x in (*operands, *others):
         if x.device.type != "cpu":
             return f"it runs on the CPU only (received a tensor on {x.device})"
-        if x.dtype != torch.float32 and not (amp and x.dtype in (torch.bfloat16, torch.float16)):
-            return f"it runs in float32 only (received {x.dtype})"
+        if x.dtype not in known:
+            names = "float32 and bfloat16" if half else "float32"
+            return f"it runs in {names} only (received {x.dtype})"
+    types = {x.dtype for x in operands}
+    if len(types) > 1 and not amp:
+        return f"gates and weights must be of one type (received {' and '.join(sorted(map(str, types)))})"
     return None
 
 
-def _native_runs(*tensors: Tensor) -> bool:
+def _native_runs(*operands: Tensor, others: tuple[Tensor, ...] = (), half: bool = False) -> bool:
     """Whether this call goes to the native backend; raises where it must and cannot."""
     chosen = backends.chosen()
     if chosen == "reference":
         return False
     if chosen == "native":
         _require_native()
-        unfit = _unfit(tensors)
+        unfit = _unfit(operands, others, half)
         if unfit is not None:
             raise BackendError(f"the native backend was asked for, but {unfit}; use auto or reference")
         return True
-    return _native_reason() is None and _unfit(tensors) is None
+    return _native_reason() is None and _unfit(operands, others, half) is None
 
 
 def lstm_step(
@@ -175,7 +189,7 @@ def lstm_scan(
     lengths: Tensor | None = None,  # [B] int64
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Run an LSTM cell over T steps; see `reference.lstm_scan`."""
-    if _native_runs(gates_x, h, c, weight_hh, bias_hh):
+    if _native_runs(gates_x, weight_hh, others=(h, c, bias_hh), half=True):
         return native_ops.lstm_scan(gates_x, h, c, weight_hh, bias_hh, lengths)
     return reference.lstm_scan(gates_x, h, c, weight_hh, bias_hh, lengths)
 
@@ -188,7 +202,7 @@ def gru_scan(
     lengths: Tensor | None = None,  # [B] int64
 ) -> tuple[Tensor, Tensor]:
     """Run a GRU cell over T steps; see `reference.gru_scan`."""
-    if _native_runs(gates_x, h, weight_hh, bias_hh):
+    if _native_runs(gates_x, weight_hh, others=(h, bias_hh), half=True):
         return native_ops.gru_scan(gates_x, h, weight_hh, bias_hh, lengths)
     return reference.gru_scan(gates_x, h, weight_hh, bias_hh, lengths)
 
@@ -208,6 +222,18 @@ def pair_scan(
     """Run an LSTM and a GRU side by side over T steps; see `reference.pair_scan`."""
     tensors = (lstm_gates_x, gru_gates_x, h_lstm, c_lstm, h_gru)
     weights = (weight_hh_lstm, bias_hh_lstm, weight_hh_gru, bias_hh_gru)
-    if _native_runs(*tensors, *weights):
+    operands = (lstm_gates_x, gru_gates_x, weight_hh_lstm, weight_hh_gru)
+    others = (h_lstm, c_lstm, h_gru, bias_hh_lstm, bias_hh_gru)
+    if _native_runs(*operands, others=others, half=True):
         return native_ops.pair_scan(*tensors, *weights, lengths)
     return reference.pair_scan(*tensors, *weights, lengths)
+
+
+def lookup(
+    index: Tensor,  # [T, B, K] int64
+    table: Tensor,  # [R, G]
+) -> Tensor:
+    """Sum K rows of a table at every step; see `reference.lookup`."""
+    if _native_runs(table, half=True):
+        return native_ops.lookup(index, table)
+    return reference.lookup(index, table)

@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 
 from melodia.errors import BackendError
+from melodia.kernels import amp
 
 _ops = torch.ops.melodia
 _SCANS = ("lstm_scan", "gru_scan", "pair_scan")
 _STEPS = ("lstm_step", "gru_step")
+_OTHERS = ("lookup",)
 
 
 # ---- Calls with the signatures of the reference --------------------------------------------------------------------
@@ -79,11 +81,16 @@ def pair_scan(
     return _ops.pair_scan(*tensors, *weights, lengths, _keep(*tensors, *weights))[:5]
 
 
+def lookup(index: Tensor, table: Tensor) -> Tensor:
+    """As `reference.lookup`."""
+    return _ops.lookup(index, table)
+
+
 # ---- Fake kernels: the shapes of what an operator returns ----------------------------------------------------------
 
 
-def _like(x: Tensor, *shape: Any) -> Tensor:
-    return x.new_empty(shape)
+def _like(x: Tensor, *shape: Any, dtype: torch.dtype | None = None) -> Tensor:
+    return x.new_empty(shape, dtype=dtype)
 
 
 def _lstm_step_fake(gates_x: Tensor, h: Tensor, c: Tensor, weight_hh: Tensor, bias_hh: Tensor) -> Any:
@@ -98,8 +105,9 @@ def _lstm_scan_fake(
     gates_x: Tensor, h: Tensor, c: Tensor, weight_hh: Tensor, bias_hh: Tensor, lengths: Any, keep: bool
 ) -> Any:
     (T, B, _), H = gates_x.shape, weight_hh.shape[1]
-    kept = (_like(h, T, B, 4 * H), _like(h, T, B, H)) if keep else (_like(h, 0), _like(h, 0))
-    return _like(h, T, B, H), _like(h, B, H), _like(h, B, H), *kept
+    gates = _like(gates_x, T, B, 4 * H) if keep else _like(gates_x, 0)
+    cells = _like(gates_x, *((T, B, H) if keep else (0,)), dtype=torch.float32)
+    return _like(gates_x, T, B, H), _like(h, B, H), _like(c, B, H), gates, cells
 
 
 def _lstm_scan_backward_fake(
@@ -112,14 +120,16 @@ def _lstm_scan_backward_fake(
     weight_hh: Tensor,
     lengths: Any,
 ) -> Any:
-    return _like(gates, *gates.shape), _like(c, *c.shape), _like(c, *c.shape)
+    states = (_like(c, *c.shape, dtype=torch.float32) for _ in range(2))
+    return _like(gates, *gates.shape), *states
 
 
 def _gru_scan_fake(
     gates_x: Tensor, h: Tensor, weight_hh: Tensor, bias_hh: Tensor, lengths: Any, keep: bool
 ) -> Any:
     (T, B, _), H = gates_x.shape, weight_hh.shape[1]
-    return _like(h, T, B, H), _like(h, B, H), _like(h, T, B, 4 * H) if keep else _like(h, 0)
+    gates = _like(gates_x, T, B, 4 * H) if keep else _like(gates_x, 0)
+    return _like(gates_x, T, B, H), _like(h, B, H), gates
 
 
 def _gru_scan_backward_fake(
@@ -132,7 +142,8 @@ def _gru_scan_backward_fake(
     lengths: Any,
 ) -> Any:
     T, B, H = output.shape
-    return _like(h, T, B, 3 * H), _like(h, T, B, 3 * H), _like(h, B, H)
+    gates_x, gates_h = (_like(gates, T, B, 3 * H) for _ in range(2))
+    return gates_x, gates_h, _like(h, B, H, dtype=torch.float32)
 
 
 def _pair_scan_fake(
@@ -174,36 +185,48 @@ def _pair_scan_backward_fake(
     lengths: Any,
 ) -> Any:
     T, B, H = out_gru.shape
-    gru = _like(h_gru, T, B, 3 * H)
-    states = _like(c_lstm, *c_lstm.shape), _like(c_lstm, *c_lstm.shape), _like(h_gru, *h_gru.shape)
-    return _like(lstm_gates, *lstm_gates.shape), gru, torch.empty_like(gru), *states
+    gru_x, gru_h = (_like(gru_gates, T, B, 3 * H) for _ in range(2))
+    states = (_like(h_gru, B, H, dtype=torch.float32) for _ in range(3))
+    return _like(lstm_gates, *lstm_gates.shape), gru_x, gru_h, *states
+
+
+def _lookup_fake(index: Tensor, table: Tensor) -> Tensor:
+    return _like(table, *index.shape[:2], table.shape[1])
+
+
+def _lookup_backward_fake(grad_out: Tensor, index: Tensor, rows: int) -> Tensor:
+    return _like(grad_out, rows, grad_out.shape[2], dtype=torch.float32)
 
 
 # ---- Gradients -----------------------------------------------------------------------------------------------------
 
 
-def _weight_gradients(grad_gates: Tensor, output: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+def _weight_gradients(
+    grad_gates: Tensor, output: Tensor, h: Tensor, bias: torch.dtype
+) -> tuple[Tensor, Tensor]:
     """The gradients of weight_hh [GH, H] and bias_hh [GH].
 
     Args:
         grad_gates: of W_hh h + b_hh at every step [T, B, GH]; 0 at steps that do not count.
         output: h after every step [T, B, H].
         h: before the first step [B, H].
+        bias: the type of bias_hh.
     """
     T = grad_gates.shape[0]
     flat = grad_gates.flatten(0, 1)
+    grad_bias = flat.sum(0, dtype=torch.float32).to(bias)
     if T == 0:
-        return flat.t() @ output.flatten(0, 1), flat.sum(0)
-    weight = grad_gates[0].t() @ h
+        return flat.t() @ output.flatten(0, 1), grad_bias
+    weight = grad_gates[0].t() @ h.to(grad_gates.dtype)
     if T > 1:
         weight = torch.addmm(weight, grad_gates[1:].flatten(0, 1).t(), output[:-1].flatten(0, 1))
-    return weight, flat.sum(0)
+    return weight, grad_bias
 
 
 def _lstm_setup(ctx: Any, inputs: Any, output: Any) -> None:
-    _, h, c, weight_hh, _, lengths, keep = inputs
+    _, h, c, weight_hh, bias_hh, lengths, keep = inputs
     hidden, _, _, gates, cells = output
-    ctx.keep = keep
+    ctx.keep, ctx.bias = keep, bias_hh.dtype
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(gates, cells)
     ctx.save_for_backward(h, c, weight_hh, lengths, hidden, gates, cells)
@@ -215,14 +238,14 @@ def _lstm_backward(ctx: Any, grad_output: Any, grad_h_n: Any, grad_c_n: Any, *_:
     grad_gates, grad_h, grad_c = _ops.lstm_scan_backward(
         grad_output, grad_h_n, grad_c_n, gates, cells, c, weight_hh, lengths
     )
-    grad_weight, grad_bias = _weight_gradients(grad_gates, output, h)
-    return grad_gates, grad_h, grad_c, grad_weight, grad_bias, None, None
+    grad_weight, grad_bias = _weight_gradients(grad_gates, output, h, ctx.bias)
+    return grad_gates, grad_h.to(h.dtype), grad_c.to(c.dtype), grad_weight, grad_bias, None, None
 
 
 def _gru_setup(ctx: Any, inputs: Any, output: Any) -> None:
-    _, h, weight_hh, _, lengths, keep = inputs
+    _, h, weight_hh, bias_hh, lengths, keep = inputs
     hidden, _, gates = output
-    ctx.keep = keep
+    ctx.keep, ctx.bias = keep, bias_hh.dtype
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(gates)
     ctx.save_for_backward(h, weight_hh, lengths, hidden, gates)
@@ -234,14 +257,14 @@ def _gru_backward(ctx: Any, grad_output: Any, grad_h_n: Any, *_: Any) -> Any:
     grad_gates_x, grad_gates_h, grad_h = _ops.gru_scan_backward(
         grad_output, grad_h_n, gates, output, h, weight_hh, lengths
     )
-    grad_weight, grad_bias = _weight_gradients(grad_gates_h, output, h)
-    return grad_gates_x, grad_h, grad_weight, grad_bias, None, None
+    grad_weight, grad_bias = _weight_gradients(grad_gates_h, output, h, ctx.bias)
+    return grad_gates_x, grad_h.to(h.dtype), grad_weight, grad_bias, None, None
 
 
 def _pair_setup(ctx: Any, inputs: Any, output: Any) -> None:
-    _, _, h_lstm, c_lstm, h_gru, weight_hh_lstm, _, weight_hh_gru, _, lengths, keep = inputs
+    _, _, h_lstm, c_lstm, h_gru, weight_hh_lstm, bias_lstm, weight_hh_gru, bias_gru, lengths, keep = inputs
     out_lstm, out_gru, _, _, _, *kept = output
-    ctx.keep = keep
+    ctx.keep, ctx.biases = keep, (bias_lstm.dtype, bias_gru.dtype)
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(*kept)
     ctx.save_for_backward(
@@ -255,9 +278,10 @@ def _pair_backward(ctx: Any, *grads: Any) -> Any:
     grad_lstm, grad_gru_x, grad_gru_h, *grad_states = _ops.pair_scan_backward(
         *grads[:5], *kept, out_gru, c_lstm, h_gru, weight_lstm, weight_gru, lengths
     )
-    lstm_weights = _weight_gradients(grad_lstm, out_lstm, h_lstm)
-    gru_weights = _weight_gradients(grad_gru_h, out_gru, h_gru)
-    return grad_lstm, grad_gru_x, *grad_states, *lstm_weights, *gru_weights, None, None
+    states = [grad.to(x.dtype) for grad, x in zip(grad_states, (h_lstm, c_lstm, h_gru), strict=True)]
+    lstm_weights = _weight_gradients(grad_lstm, out_lstm, h_lstm, ctx.biases[0])
+    gru_weights = _weight_gradients(grad_gru_h, out_gru, h_gru, ctx.biases[1])
+    return grad_lstm, grad_gru_x, *states, *lstm_weights, *gru_weights, None, None
 
 
 def _require_kept(keep: bool) -> None:
@@ -277,30 +301,39 @@ def _lstm_step_backward(ctx: Any, grad_h: Any, grad_c: Any) -> Any:
     grad_gates, grad_h, grad_c = _ops.lstm_scan_backward(
         None, grad_h, grad_c, gates, cells, c, weight_hh, None
     )
-    return grad_gates.squeeze(0), grad_h, grad_c, *_weight_gradients(grad_gates, output, h)
+    return grad_gates.squeeze(0), grad_h, grad_c, *_weight_gradients(grad_gates, output, h, bias_hh.dtype)
 
 
 def _gru_step_backward(ctx: Any, grad_h: Any) -> Any:
     gates_x, h, weight_hh, bias_hh = ctx.saved_tensors
     output, _, gates = _ops.gru_scan(gates_x.unsqueeze(0), h, weight_hh, bias_hh, None, True)
     grad_x, grad_hh, grad_h = _ops.gru_scan_backward(None, grad_h, gates, output, h, weight_hh, None)
-    return grad_x.squeeze(0), grad_h, *_weight_gradients(grad_hh, output, h)
+    return grad_x.squeeze(0), grad_h, *_weight_gradients(grad_hh, output, h, bias_hh.dtype)
+
+
+def _lookup_setup(ctx: Any, inputs: Any, output: Any) -> None:
+    index, table = inputs
+    ctx.rows, ctx.dtype = table.shape[0], table.dtype
+    ctx.save_for_backward(index)
+
+
+def _lookup_backward(ctx: Any, grad: Tensor) -> Any:
+    (index,) = ctx.saved_tensors
+    return None, _ops.lookup_backward(grad, index, ctx.rows).to(ctx.dtype)
 
 
 def _no_second_derivative(ctx: Any, *_: Any) -> Any:
     raise BackendError(
-        'the native scans have no second derivative; run the forward pass under `use_backend("reference")`'
+        'the native operators have no second derivative; run the forward pass under `use_backend("reference")`'
     )
 
 
 def register() -> None:
     """Tell torch all of the above; once, after the library is loaded."""
     library = torch.library
-    for name in (*_STEPS, *_SCANS):
+    for name in (*_STEPS, *_SCANS, *_OTHERS):
         library.register_fake(f"melodia::{name}", globals()[f"_{name}_fake"])
-        # AMP on the CPU: the recurrence stays in float32, whatever the products around it use.
-        library.register_autocast(f"melodia::{name}", "cpu", torch.float32)
-    for name in _SCANS:
+    for name in (*_SCANS, *_OTHERS):
         library.register_fake(f"melodia::{name}_backward", globals()[f"_{name}_backward_fake"])
         library.register_autograd(f"melodia::{name}_backward", _no_second_derivative)
     library.register_autograd("melodia::lstm_step", _lstm_step_backward, setup_context=_step_setup)
@@ -308,3 +341,5 @@ def register() -> None:
     library.register_autograd("melodia::lstm_scan", _lstm_backward, setup_context=_lstm_setup)
     library.register_autograd("melodia::gru_scan", _gru_backward, setup_context=_gru_setup)
     library.register_autograd("melodia::pair_scan", _pair_backward, setup_context=_pair_setup)
+    library.register_autograd("melodia::lookup", _lookup_backward, setup_context=_lookup_setup)
+    amp.register((*_STEPS, *_SCANS, *_OTHERS))

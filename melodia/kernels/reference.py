@@ -7,6 +7,11 @@ the reset gate applied after the matrix product, so the weights of `nn.LSTM` and
 The input's share of the gates, `gates_x = x @ weight_ih.T + bias_ih`, is made outside, for all steps in one
 product. Gradients come from autograd, and so does every higher derivative. A native kernel has the same names
 and signatures and must equal these functions in every output and every gradient.
+
+Half precision: gates_x and weight_hh say how precise the products and the outputs are. Where they are bfloat16 or
+float16 the arithmetic is float32 all the same, and so is the state from step to step; a product reads the state
+rounded to their type, and `output` is the state rounded to it. The states may be float32 beside them and are
+returned in the type they came in.
 """
 
 from __future__ import annotations
@@ -14,6 +19,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+
+def _wide(x: Tensor) -> Tensor:
+    """Half precision as float32; anything else as it is."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
+def _gates_h(gates_x: Tensor, h: Tensor, weight_hh: Tensor, bias_hh: Tensor) -> Tensor:
+    """The state's share of the gates: h [B, H] -> [B, G], from h as precise as gates_x is."""
+    return F.linear(_wide(h.to(gates_x.dtype)), _wide(weight_hh), _wide(bias_hh))
 
 
 def lstm_step(
@@ -32,10 +47,10 @@ def lstm_step(
     >>> h.shape, c.item()
     (torch.Size([1, 1]), 0.5)
     """
-    i, f, g, o = (gates_x + F.linear(h, weight_hh, bias_hh)).chunk(4, dim=-1)
-    c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
-    h = torch.sigmoid(o) * torch.tanh(c)
-    return h, c
+    i, f, g, o = (_wide(gates_x) + _gates_h(gates_x, h, weight_hh, bias_hh)).chunk(4, dim=-1)
+    c_new = torch.sigmoid(f) * _wide(c) + torch.sigmoid(i) * torch.tanh(g)
+    h_new = torch.sigmoid(o) * torch.tanh(c_new)
+    return h_new.to(h.dtype), c_new.to(c.dtype)
 
 
 def gru_step(
@@ -52,12 +67,12 @@ def gru_step(
     >>> gru_step(torch.zeros(1, 3), torch.ones(1, 1), torch.zeros(3, 1), torch.zeros(3)).item()
     0.5
     """
-    r_x, z_x, n_x = gates_x.chunk(3, dim=-1)
-    r_h, z_h, n_h = F.linear(h, weight_hh, bias_hh).chunk(3, dim=-1)
+    r_x, z_x, n_x = _wide(gates_x).chunk(3, dim=-1)
+    r_h, z_h, n_h = _gates_h(gates_x, h, weight_hh, bias_hh).chunk(3, dim=-1)
     r = torch.sigmoid(r_x + r_h)
     z = torch.sigmoid(z_x + z_h)
     n = torch.tanh(n_x + r * n_h)
-    return (1 - z) * n + z * h
+    return ((1 - z) * n + z * _wide(h)).to(h.dtype)
 
 
 def lstm_scan(
@@ -82,7 +97,8 @@ def lstm_scan(
     Returns:
         output [T, B, H], h_n [B, H], c_n [B, H].
     """
-    outputs = []
+    outputs, types = [], (h.dtype, c.dtype)
+    h, c = _wide(h), _wide(c)
     for t, gates in enumerate(gates_x.unbind(0)):
         h_new, c_new = lstm_step(gates, h, c, weight_hh, bias_hh)
         if lengths is None:
@@ -92,7 +108,7 @@ def lstm_scan(
             live = (t < lengths).unsqueeze(-1)  # [B, 1]
             h, c = torch.where(live, h_new, h), torch.where(live, c_new, c)
             outputs.append(torch.where(live, h_new, 0.0))
-    return _stack(outputs, gates_x, h), h, c
+    return _stack(outputs, gates_x, h), h.to(types[0]), c.to(types[1])
 
 
 def gru_scan(
@@ -115,7 +131,8 @@ def gru_scan(
     Returns:
         output [T, B, H], h_n [B, H].
     """
-    outputs = []
+    outputs, h_type = [], h.dtype
+    h = _wide(h)
     for t, gates in enumerate(gates_x.unbind(0)):
         h_new = gru_step(gates, h, weight_hh, bias_hh)
         if lengths is None:
@@ -125,7 +142,7 @@ def gru_scan(
             live = (t < lengths).unsqueeze(-1)  # [B, 1]
             h = torch.where(live, h_new, h)
             outputs.append(torch.where(live, h_new, 0.0))
-    return _stack(outputs, gates_x, h), h
+    return _stack(outputs, gates_x, h), h.to(h_type)
 
 
 def pair_scan(
@@ -152,6 +169,28 @@ def pair_scan(
     return out_lstm, out_gru, h_lstm, c_lstm, h_gru
 
 
+def lookup(
+    index: Tensor,  # [T, B, K] int64
+    table: Tensor,  # [R, G]
+) -> Tensor:
+    """Sum K rows of a table at every step: the first layer's gates, made from tokens without a product.
+
+    Half precision is added up in float32, and so is the gradient of the table.
+
+    Returns:
+        [T, B, G].
+
+    >>> lookup(torch.tensor([[[0, 2]]]), torch.tensor([[1.0], [10.0], [100.0]])).tolist()
+    [[[101.0]]]
+    """
+    flat = index.flatten(0, 1)
+    if flat.shape[1] == 1:
+        rows = F.embedding(flat[:, 0], _wide(table))
+    else:
+        rows = F.embedding_bag(flat, _wide(table), mode="sum")
+    return rows.to(table.dtype).view(*index.shape[:2], table.shape[1])
+
+
 def _stack(outputs: list[Tensor], gates_x: Tensor, h: Tensor) -> Tensor:
-    """The outputs as one tensor [T, B, H], also for T = 0."""
-    return torch.stack(outputs) if outputs else gates_x.new_zeros((0, *h.shape))
+    """The outputs as one tensor [T, B, H] of the type of gates_x, also for T = 0."""
+    return torch.stack(outputs).to(gates_x.dtype) if outputs else gates_x.new_zeros((0, *h.shape))

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from melodia import kernels
 from melodia.model.layers import RecurrentLayer
 
 
@@ -79,26 +80,23 @@ class TokenInput(nn.Module):
         if tokens.numel() <= self.rows:
             x = self.embed(tokens, side, token_rows)
             return tuple(F.linear(x, layer.weight_ih[:, :D], layer.bias_ih) for layer in layers)
-        if not self.side:
-            return tuple(
-                F.embedding(tokens, F.linear(token_rows, layer.weight_ih[:, :D], layer.bias_ih))
-                for layer in layers
-            )
-        assert side is not None
         index = self._rows_of(tokens, side)
         results = []
         for layer in layers:
             weight = layer.weight_ih[:, :D]
-            table = torch.cat(
-                [F.linear(token_rows, weight, layer.bias_ih), *(F.linear(t, weight) for t in self.side)]
-            )
-            results.append(F.embedding_bag(index, table, mode="sum").view(*tokens.shape, -1))
+            table = F.linear(token_rows, weight, layer.bias_ih)
+            if self.side:
+                table = torch.cat([table, *(F.linear(t, weight) for t in self.side)])
+            results.append(kernels.lookup(index, table))
         return tuple(results)
 
-    def _rows_of(self, tokens: Tensor, side: Tensor) -> Tensor:
-        """Each step's rows in all tables, one under the other: [T, B], [T, B, S] -> [T B, 1 + S]."""
+    def _rows_of(self, tokens: Tensor, side: Tensor | None) -> Tensor:
+        """Each step's rows in all tables, one under the other: [T, B], [T, B, S] -> [T, B, 1 + S]."""
+        if not self.side:
+            return tokens.long().unsqueeze(-1)
+        assert side is not None
         starts = [self.weight.shape[0]]
         for table in self.side:
             starts.append(starts[-1] + table.shape[0])
         offsets = torch.tensor(starts[:-1], device=side.device)
-        return torch.cat([tokens.unsqueeze(-1), side + offsets], dim=-1).flatten(0, -2)
+        return torch.cat([tokens.unsqueeze(-1), side + offsets], dim=-1)

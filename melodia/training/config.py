@@ -8,7 +8,7 @@ from typing import Any
 
 from melodia.errors import ConfigError
 
-PRECISIONS = ("float32", "bfloat16")
+PRECISIONS = ("fp32", "bf16")
 BUDGETS = ("iterations", "epochs", "minutes")
 
 
@@ -45,7 +45,8 @@ class TrainingConfig:
             rarely that they take about a tenth of the time.
         patience: validations without a better result after which training ends; None: never.
         save_every: seconds between two savings of the state to resume from.
-        precision: "float32", or "bfloat16" for matrix products on a GPU.
+        precision: "fp32", or "bf16" for the matrix products and what is kept of every step; weights, optimiser,
+            states and validation stay in float32.
         device: "auto", "cpu", "cuda" or "cuda:N".
         threads: threads of the CPU; None leaves torch's choice.
         random_seed: of the weights, of the order of pieces and of all augmentation.
@@ -79,7 +80,7 @@ class TrainingConfig:
     eval_every: int | None = None
     patience: int | None = 8
     save_every: float = 60.0
-    precision: str = "float32"
+    precision: str = "fp32"
     device: str = "auto"
     threads: int | None = None
     random_seed: int = 0

@@ -100,7 +100,7 @@ class Learner:
         noise = np.random.SeedSequence([config.random_seed, self.iteration, self.world.rank])
         generator = torch.Generator(device).manual_seed(int(noise.generate_state(1, np.uint64)[0]))
         state = states.reset(self.state, starts)
-        with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
             logits, after = self.model(tokens, side, state, lengths, generator=generator)
             objective, nats = nll_sum(logits, targets, config.label_smoothing)
         scored, notes, *signals = self.world.sum([batch.scored, batch.notes, *signals])

@@ -1,0 +1,8 @@
+// The kernels for x86-64 with AVX-512 and its bf16 dot product; runs only behind the check in dispatch.cpp.
+#include "cpu/vector_avx512.h"
+// the vector comes first
+#include "cpu/kernels_impl.h"
+
+namespace melodia::cpu {
+constexpr Kernels kernels_avx512bf16 = table();
+}  // namespace melodia::cpu
