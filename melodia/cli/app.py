@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import typer
 
 from melodia import __version__
-from melodia.cli import compare, generate, info, inspect, train
+from melodia.cli import compare, generate, info, inspect, originality, train
 from melodia.errors import ConfigError, MelodiaError
 
 EXIT_FAILURE = 1
@@ -28,6 +28,7 @@ app.command("generate")(generate.generate)
 app.command("train")(train.train)
 app.command("compare")(compare.compare)
 app.command("inspect")(inspect.inspect)
+app.command("originality")(originality.originality)
 app.command("info")(info.info)
 
 

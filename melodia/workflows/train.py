@@ -21,6 +21,7 @@ from melodia.side_inputs import DEFAULTS, NAMES, default_specs
 from melodia.tokenizer import TokenizerConfig
 from melodia.training import Progress, TrainingConfig, TrainingSummary, World, join, train
 from melodia.vocabulary import Vocabulary
+from melodia.workflows.originality import index_corpus
 
 SAMPLES = 3
 SAMPLE_SEED_BARS = 8
@@ -239,6 +240,8 @@ def train_folder(
             corpus, model, config, out, progress=reporter, resume=resume, init=init, force=force, world=world
         )
         samples, notes = ([], []) if not world.leads else continue_held_out(corpus, summary, Path(out))
+        if world.leads:
+            notes += index_corpus(corpus, summary.checkpoint, init).lines()
     return TrainedFolder(summary, samples, notes, world.leads)
 
 

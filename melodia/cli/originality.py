@@ -1,0 +1,43 @@
+"""`melodia originality`: what MIDI files share with the music that a model was trained on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import typer
+
+
+def originality(
+    files: list[Path] = typer.Argument(None, metavar="[FILE...]", help="MIDI files to look up."),
+    model: Path = typer.Option(..., "--model", metavar="DIR", help="A checkpoint made by `melodia train`."),
+    index: Path | None = typer.Option(
+        None,
+        "--index",
+        metavar="FOLDER",
+        help="First build the index anew from the training music in FOLDER.",
+    ),
+    as_json: bool = typer.Option(False, "--json", help="Print one JSON object a file instead of text."),
+    cache: Path | None = typer.Option(None, "--cache", metavar="DIR", help="Where token shards are kept."),
+) -> None:
+    """Find the longest passages that MIDI files share with a model's training music, in any key and at any speed."""
+    if not files and index is None:
+        raise typer.BadParameter("give MIDI files to look up, or --index FOLDER to build the index")
+
+    from melodia.workflows.originality import check_files, index_checkpoint
+
+    if index is not None:
+        from melodia.cli.progress import ConsoleProgress
+
+        with ConsoleProgress() as progress:
+            report = index_checkpoint(model, index, cache=cache, progress=progress)
+        for line in report.lines():
+            typer.echo(line, err=as_json)
+    for path, found in check_files(model, files) if files else []:
+        if as_json:
+            typer.echo(json.dumps({"path": str(path), **found.to_dict()}))
+            continue
+        for line in found.lines():
+            typer.echo(f"{path}: {line}")
+        for passage in found.passages[1:]:
+            typer.echo(f"  also {passage}")

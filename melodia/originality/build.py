@@ -1,0 +1,137 @@
+"""From token shards and scores to what the index is made of and searched with, and the index into a checkpoint."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from melodia.corpus.manifest import MANIFEST, read_manifest
+from melodia.corpus.shards import Corpus
+from melodia.errors import CheckpointError
+from melodia.grammar.reader import TokenReader
+from melodia.model.stored import CONFIG
+from melodia.originality.index import FILE, Chance, Index, Training
+from melodia.originality.lines import Notes
+from melodia.originality.search import shared_passages
+from melodia.vocabulary import Vocabulary
+
+CHANCE_BARS = 16
+CHANCE_EXCERPTS = 300
+LEAST_NOTES = 32  # an excerpt with fewer says nothing
+
+
+def notes_of_tokens(ids: ArrayLike, vocabulary: Vocabulary) -> tuple[Notes, NDArray[np.int64]]:
+    """The notes that token ids stand for, in grid ticks, and where their bars begin and the last one ends [M + 1]."""
+    reader = TokenReader(vocabulary)
+    events = reader.read(np.asarray(ids).reshape(-1).tolist())
+    table = np.array(events, dtype=np.int64).reshape(-1, 5)
+    notes = Notes(table[:, 0], table[:, 0] + table[:, 1], table[:, 3], table[:, 2])
+    last = max([reader.bar_end, *reader.bar_starts[-1:]])
+    return notes, np.array([*reader.bar_starts, max(last, 1)], dtype=np.int64)
+
+
+def notes_of_score(score: Any) -> Notes:
+    """The notes of a symusic score in ticks, as they lie in time; parts are told from each other by program."""
+    columns: list[list[NDArray[np.int64]]] = [[], [], [], []]
+    for track in score.tracks:
+        notes = track.notes.numpy()
+        onset = notes["time"].astype(np.int64)
+        values = (
+            onset,
+            onset + notes["duration"],
+            notes["pitch"].astype(np.int64),
+            np.full(len(onset), -1 if track.is_drum else int(track.program), dtype=np.int64),
+        )
+        for column, value in zip(columns, values, strict=True):
+            column.append(value)
+    return Notes(*(np.concatenate(column) if column else np.zeros(0, dtype=np.int64) for column in columns))
+
+
+def training_pieces(corpus: Corpus, split: str = "train") -> Iterator[Training]:
+    """The pieces of a corpus with the names of their files, one after the other."""
+    manifest = corpus.folder / MANIFEST
+    rows = read_manifest(manifest) if manifest.is_file() else []
+    for number, piece in enumerate(corpus.pieces(split)):
+        notes, bars = notes_of_tokens(piece.tokens, corpus.vocabulary)
+        name = rows[piece.row].path if 0 <= piece.row < len(rows) else f"piece {number + 1}"
+        yield Training(name, notes, bars)
+
+
+def build_index(corpus: Corpus, *, progress: Callable[[int, int, str], None] | None = None) -> Index:
+    """The index of a corpus's training pieces; the held-out ones show what music shares by chance.
+
+    Args:
+        corpus: token shards of any scheme.
+        progress: called with (pieces done, pieces in all, name of the last one).
+    """
+    total = len(corpus.pieces("train"))
+
+    def pieces() -> Iterator[Training]:
+        for number, piece in enumerate(training_pieces(corpus)):
+            if progress is not None:
+                progress(number + 1, total, piece.name)
+            yield piece
+
+    index = Index.build(pieces(), fingerprint=corpus.fingerprint)
+    held_out = (excerpt for piece in training_pieces(corpus, "valid") for excerpt in excerpts(piece))
+    return index.with_chance(measure_chance(index, held_out))
+
+
+def excerpts(piece: Training, bars: int = CHANCE_BARS) -> Iterator[Training]:
+    """A piece in parts of so many bars; what is left at the end, and what is nearly silent, is left out."""
+    notes, starts = piece.notes, piece.bar_starts
+    for first in range(0, len(starts) - bars, bars):
+        inside = (notes.onset >= starts[first]) & (notes.onset < starts[first + bars])
+        if int(inside.sum()) >= LEAST_NOTES:
+            part = Notes(notes.onset[inside], notes.end[inside], notes.pitch[inside], notes.program[inside])
+            yield Training(piece.name, part, starts[first : first + bars + 1])
+
+
+def measure_chance(index: Index, held_out: Iterator[Training]) -> Chance | None:
+    """How long a passage each of the first 300 excerpts shares with the index; None where there is no excerpt."""
+    shared = []
+    for excerpt in held_out:
+        shared.append(shared_passages(index, excerpt.notes, excerpt.bar_starts).notes)
+        if len(shared) == CHANCE_EXCERPTS:
+            break
+    if not shared:
+        return None
+    median, high = np.quantile(shared, [0.5, 0.95], method="higher")
+    return Chance(len(shared), CHANCE_BARS, int(median), int(high))
+
+
+def attach_index(checkpoint: str | os.PathLike[str], index: Index) -> Path:
+    """Write an index into a checkpoint folder, and into the list of the files that belong to the checkpoint.
+
+    Args:
+        checkpoint: the folder that holds `config.json` itself (`Checkpoint.path`).
+        index: of the music that the model was trained on.
+
+    Raises:
+        CheckpointError: the folder is no checkpoint, or cannot be written.
+    """
+    folder = Path(checkpoint)
+    config = folder / CONFIG
+    try:
+        content = json.loads(config.read_text("utf-8"))
+        # The list first: a checkpoint with a file that is not on it is not replaced by a later training.
+        if FILE not in content["files"]:
+            content["files"] = sorted([*content["files"], FILE])
+            part = config.with_name(f"{CONFIG}.part")
+            text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+            with part.open("w", encoding="utf-8") as out:
+                out.write(text)
+                out.flush()
+                os.fsync(out.fileno())
+            part.replace(config)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"cannot add the originality index to {folder} ({error!r}); name a checkpoint that melodia wrote"
+        ) from error
+    return index.save(folder)

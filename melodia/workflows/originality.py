@@ -1,0 +1,152 @@
+"""The originality index of a checkpoint: build it from the training music, and look files up in it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from melodia.corpus.shards import Corpus
+from melodia.errors import CheckpointError, ConfigError
+from melodia.midi import read_score
+from melodia.model.stored import read_checkpoint
+from melodia.originality import (
+    FILE,
+    Index,
+    Originality,
+    attach_index,
+    build_index,
+    notes_of_tokens,
+    shared_passages,
+)
+from melodia.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class IndexReport:
+    """What `index_checkpoint` did.
+
+    Attributes:
+        index: as it was written.
+        path: its file.
+        notes: remarks.
+    """
+
+    index: Index
+    path: Path
+    notes: tuple[str, ...] = ()
+
+    def lines(self) -> list[str]:
+        """The report as lines of text."""
+        size = self.path.stat().st_size
+        chance = self.index.chance
+        lines = [
+            f"originality index: {self.index.notes:,} notes in {len(self.index.line_pieces):,} lines of "
+            f"{self.index.pieces:,} pieces, {size / 1e6:.2f} MB",
+        ]
+        if chance is not None:
+            lines.append(
+                f"{chance.excerpts} held-out excerpts of {chance.bars} bars share {chance.median} notes with it at the "
+                f"median, {chance.high} at most in 95 of 100"
+            )
+        return [*lines, *self.notes, f"wrote {self.path}"]
+
+
+def index_corpus(
+    corpus: Corpus, checkpoint: Path | str, base: Path | str | None = None, progress: Any = None
+) -> IndexReport:
+    """Write the index of a corpus into a checkpoint.
+
+    Args:
+        corpus: what the model was trained on.
+        checkpoint: a checkpoint folder, or the folder of a training.
+        base: the checkpoint that was fine-tuned: what it was trained on can be copied as well.
+        progress: called with (pieces done, pieces in all, name).
+    """
+    index = build_index(corpus, progress=progress)
+    notes: tuple[str, ...] = ()
+    if base is not None:
+        before = Index.open(read_checkpoint(base).path)
+        if before is None:
+            notes = (
+                f"the model that was fine-tuned has no originality index ({base}): its music is not covered",
+            )
+        else:
+            index = index.joined(before)
+    return IndexReport(index, attach_index(read_checkpoint(checkpoint).path, index), notes)
+
+
+def index_checkpoint(
+    model: Path | str,
+    folder: Path | str,
+    *,
+    cache: Path | None = None,
+    workers: int | None = None,
+    progress: Any = None,
+) -> IndexReport:
+    """Build the originality index of a checkpoint that has none, or another one.
+
+    Args:
+        model: a checkpoint folder, or the folder of a training.
+        folder: the MIDI files that the model was trained on, or their built corpus.
+        cache: where token shards are kept.
+        workers: processes that read.
+        progress: is told what happens (`melodia.workflows.train.Reporter`).
+
+    Raises:
+        CheckpointError: there is no checkpoint, or it cannot be written.
+        CorpusError: the folder has nothing to read.
+    """
+    from melodia.workflows.train import open_corpus
+
+    checkpoint = read_checkpoint(model)
+    tokenizer = Tokenizer.from_dict(checkpoint.tokenizer_json)
+    corpus = open_corpus(
+        Path(folder),
+        scheme=tokenizer.config.scheme,
+        bpe=tokenizer.config.bpe_vocab_size,
+        workers=workers,
+        cache=cache,
+        reporter=progress,
+    )
+    report = index_corpus(corpus, checkpoint.path, progress=None if progress is None else progress.read)
+    if checkpoint.corpus_fingerprint and checkpoint.corpus_fingerprint != corpus.fingerprint:
+        other = "the index is of other music than the model was trained on (the corpus's fingerprints differ)"
+        return IndexReport(report.index, report.path, (*report.notes, other))
+    return report
+
+
+def check_files(model: Path | str, files: Sequence[Path | str]) -> list[tuple[Path, Originality]]:
+    """Look MIDI files up in the music that a model was trained on.
+
+    Raises:
+        CheckpointError: the checkpoint is none, or has no index.
+        MidiError, TokenizerError: a file cannot be read.
+    """
+    if not files:
+        raise ConfigError("give MIDI files to look up, or --index FOLDER to build the index")
+    checkpoint = read_checkpoint(model)
+    index = open_index(checkpoint.path)
+    tokenizer = Tokenizer.from_dict(checkpoint.tokenizer_json)
+    found = []
+    for path in files:
+        ids = tokenizer.encode(read_score(path)[0]).ids
+        found.append((Path(path), shared_passages(index, *notes_of_tokens(ids, tokenizer.vocabulary))))
+    return found
+
+
+def open_index(checkpoint: str | os.PathLike[str]) -> Index:
+    """The index in a checkpoint folder.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged.
+    """
+    index = Index.open(checkpoint)
+    if index is None:
+        raise CheckpointError(
+            f"{checkpoint} has no {FILE}, so nothing can be compared with its training music; "
+            "build it with `melodia originality --model DIR --index FOLDER`"
+        )
+    return index
