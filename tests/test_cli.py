@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from melodia import engine
 from melodia.cli import main
 
 
@@ -81,6 +82,20 @@ def test_generate_writes_the_same_bytes_for_the_same_random_seed(
     assert "tokens/s" in said
     assert "times faster than real time" in said
     assert f"wrote {first}" in said
+
+
+@pytest.mark.skipif(engine.reason() is not None, reason=f"no engine: {engine.reason()}")
+def test_generate_with_smaller_weights(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["generate", "--bars", "1", "--model", str(model), "--device", "cpu"]
+    arguments += ["--out", str(tmp_path / "a.mid"), "--weights"]
+    assert main([*arguments, "int8"]) == 0
+    assert "int8 weights" in capsys.readouterr().out
+    assert main([*arguments, "int3", "--force"]) == 2
+    assert "fp32, bf16, int8" in capsys.readouterr().err
+    assert main([*arguments, "bf16", "--force", "--backend", "reference"]) == 1
+    assert "bf16 weights need the engine" in capsys.readouterr().err
 
 
 def test_generate_makes_picture_sound_and_several_samples(model: Path, seed: Path, tmp_path: Path) -> None:

@@ -44,6 +44,9 @@ def generate(
     audio: bool = typer.Option(False, "--audio", help="Also write sound (WAV) beside it."),
     device: str = typer.Option("auto", help="auto, cpu or cuda."),
     backend: str = typer.Option("auto", help="auto, reference or native."),
+    weights: str = typer.Option(
+        "fp32", help="fp32, bf16 or int8: smaller weights are faster and a little less exact (CPU)."
+    ),
     force: bool = typer.Option(False, "--force", help="Overwrite files that exist."),
 ) -> None:
     """Continue a MIDI file with a model, or write music from nothing."""
@@ -81,6 +84,7 @@ def generate(
         audio=audio,
         device=device,
         backend=backend,
+        weights=weights,
         force=force,
     )
     for line in result.lines():

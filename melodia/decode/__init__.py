@@ -3,20 +3,44 @@
 `philox` holds the counter-based random numbers, `filters` the filters in their fixed order and the choice,
 `config` the settings of both. Everything here is NumPy, written as the specification that the compiled
 engines reproduce token for token.
+
+Names are loaded when they are first used: the command line reads `config` without NumPy.
 """
 
-from melodia.decode.config import SamplingConfig
-from melodia.decode.filters import Choice, apply_filters, choose, token_nll
-from melodia.decode.philox import Noise, gumbel, philox4x32_10, uniform
+from __future__ import annotations
 
-__all__ = [
-    "Choice",
-    "Noise",
-    "SamplingConfig",
-    "apply_filters",
-    "choose",
-    "gumbel",
-    "philox4x32_10",
-    "token_nll",
-    "uniform",
-]
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from melodia.decode.config import SamplingConfig as SamplingConfig
+    from melodia.decode.filters import Choice as Choice
+    from melodia.decode.filters import apply_filters as apply_filters
+    from melodia.decode.filters import choose as choose
+    from melodia.decode.filters import token_nll as token_nll
+    from melodia.decode.philox import Noise as Noise
+    from melodia.decode.philox import gumbel as gumbel
+    from melodia.decode.philox import philox4x32_10 as philox4x32_10
+    from melodia.decode.philox import uniform as uniform
+
+_HOME = {
+    "SamplingConfig": "config",
+    "Choice": "filters",
+    "apply_filters": "filters",
+    "choose": "filters",
+    "token_nll": "filters",
+    "Noise": "philox",
+    "gumbel": "philox",
+    "philox4x32_10": "philox",
+    "uniform": "philox",
+}
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value

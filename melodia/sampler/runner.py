@@ -32,7 +32,8 @@ class Runner:
         why: a sentence.
 
     Raises:
-        BackendError: "native", or weights other than fp32, were asked for and the engine cannot run here.
+        BackendError: "native", or weights other than fp32, were asked for and the engine cannot run here; or torch is
+            needed and cannot be imported.
         ConfigError: there is no such backend, or there are no such weights.
     """
 
@@ -51,6 +52,8 @@ class Runner:
         if obstacle is not None and backend == "native" and self.device == "cpu":
             raise BackendError(f"the native backend was asked for, but {obstacle}; use auto or reference")
         self._runs_engine = obstacle is None
+        if obstacle is None and self.config.blocks:
+            _need_torch("the encoder of a bidirectional model runs in torch")
         if obstacle is None:
             self.runs = "native"
             self.why = f"the engine is loaded ({engine.instruction_set()}, {weights} weights)"
@@ -94,6 +97,7 @@ class Runner:
 
     def _torch_runs(self, obstacle: str) -> tuple[str, str]:
         """What torch runs, and why."""
+        _need_torch(f"without the engine models run in torch, and {obstacle}")
         from melodia import kernels
 
         if self._backend == "auto":
@@ -102,3 +106,11 @@ class Runner:
             with kernels.use_backend(self._backend):
                 report = kernels.backend_report()
         return report.runs, report.why if report.runs == "reference" else f"{obstacle}; {report.why}"
+
+
+def _need_torch(why: str) -> None:
+    """Raise BackendError, with the reason, where torch cannot be imported."""
+    try:
+        import torch  # noqa: F401
+    except ImportError as error:
+        raise BackendError(f"{why}, but torch cannot be imported ({error}); install it") from error

@@ -417,8 +417,14 @@ def check_device(device: str) -> str:
     """The device of a name, "auto" included; raises ConfigError where it is not there."""
     if device == "cpu" or (device == "auto" and not _may_have_cuda()):
         return "cpu"
-    import torch
-
+    try:
+        import torch
+    except ImportError as error:
+        if device == "auto":
+            return "cpu"
+        raise ConfigError(
+            f"`device` {device!r} needs torch, which cannot be imported ({error}); use cpu"
+        ) from error
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:

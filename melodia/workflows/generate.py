@@ -78,6 +78,7 @@ def generate_files(
     audio: bool = False,
     device: str = "auto",
     backend: str = "auto",
+    weights: str = "fp32",
     force: bool = False,
     **settings: Any,
 ) -> GeneratedFiles:
@@ -92,7 +93,7 @@ def generate_files(
         continuation_only: leave the seed out of the files.
         plot: also write a piano roll, as PNG beside the MIDI file.
         audio: also write sound, as WAV beside the MIDI file.
-        device, backend: where and with what to compute.
+        device, backend, weights: where and with what to compute; see `Sampler.load`.
         force: replace files.
         settings: of `Sampler.generate`: length, filters, random seed.
 
@@ -104,7 +105,7 @@ def generate_files(
     check_writable(
         [*paths, *(path.with_suffix(suffix) for path in paths for suffix in suffixes)], force=force
     )
-    sampler = Sampler.load(model, device=device, backend=backend)
+    sampler = Sampler.load(model, device=device, backend=backend, weights=weights)
     report = sampler.prime(seed, seed_bars, seed_seconds) if seed is not None else None
     continuations = sampler.generate_many(num_samples, **settings)
     written: list[Path] = []
