@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import typer
 
 from melodia import __version__
-from melodia.cli import compare, generate, info, inspect, originality, train
+from melodia.cli import bench, compare, generate, info, inspect, originality, train
 from melodia.errors import ConfigError, MelodiaError
 
 EXIT_FAILURE = 1
@@ -29,6 +29,7 @@ app.command("train")(train.train)
 app.command("compare")(compare.compare)
 app.command("inspect")(inspect.inspect)
 app.command("originality")(originality.originality)
+app.command("bench")(bench.bench)
 app.command("info")(info.info)
 
 

@@ -1,0 +1,65 @@
+"""`melodia bench`: how fast a model generates on this machine."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+if TYPE_CHECKING:
+    from melodia.workflows.bench import BenchResult
+
+
+def bench(
+    model: Path | None = typer.Option(
+        None, "--model", metavar="DIR", help="A checkpoint (default: the model that comes with melodia)."
+    ),
+    weights: str = typer.Option("fp32,bf16,int8", help="Which weights, separated by commas."),
+    threads: str | None = typer.Option(
+        None,
+        help="Numbers of threads, separated by commas (default: 1, 2, 4, ... as far as there are cores).",
+    ),
+    seconds: float = typer.Option(12.0, help="Time for all measurements together."),
+    as_json: bool = typer.Option(False, "--json", help="Print JSON."),
+) -> None:
+    """Measure tokens a second and the time of a token, for every kind of weights and beside plain PyTorch."""
+    try:
+        counts = None if threads is None else [int(word) for word in threads.split(",")]
+    except ValueError as error:
+        raise typer.BadParameter(
+            f"--threads takes whole numbers and commas (received {threads!r})"
+        ) from error
+
+    from melodia.workflows.bench import bench as measure
+
+    words = [word.strip() for word in weights.split(",")]
+    result = measure(model, weights=words, threads=counts, seconds=seconds)
+    if as_json:
+        typer.echo(json.dumps(result.to_dict(), indent=2))
+    else:
+        _show(result)
+
+
+def _show(result: BenchResult) -> None:
+    """Draw the table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    cores = f"{result.cores} core{'s' * (result.cores > 1)}"
+    engine = f"engine: {result.instruction_set}" if result.instruction_set else "no engine"
+    table = Table(caption=f"one stream, a token a call; {engine}, {cores}", caption_justify="left")
+    table.add_column("weights")
+    for name in ("threads", "tokens/s", "p50 µs", "p99 µs", "× PyTorch"):
+        table.add_column(name, justify="right")
+    for speed in result.speeds:
+        times = "" if speed.times_pytorch is None else f"{speed.times_pytorch:.1f}"
+        numbers = [f"{speed.tokens_per_second:,.0f}", f"{speed.p50:,.1f}", f"{speed.p99:,.1f}", times]
+        way = "PyTorch, fp32" if speed.way == "PyTorch" else speed.way
+        table.add_row(way, str(speed.threads), *numbers)
+    console.print(f"{result.model}, {result.parameters:,} parameters", markup=False, soft_wrap=True)
+    console.print(table)
+    for note in result.notes:
+        console.print(f"note: {note}", markup=False, soft_wrap=True)

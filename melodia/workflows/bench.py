@@ -1,0 +1,293 @@
+"""How fast a model generates on this machine: every kind of weights, every number of threads, beside plain PyTorch.
+
+One stream, a token a call, as somebody who plays along needs it: the network's step and a draw with the settings that
+`melodia generate` has. The ways take turns, so that whatever else the machine does meets all of them.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from melodia import engine
+from melodia.decode.config import TEMPERATURE, TOP_P, SamplingConfig
+from melodia.engine.description import WEIGHTS, describe
+from melodia.errors import CheckpointError, ConfigError
+from melodia.model.config import ModelConfig
+from melodia.model.network import Network, tensor_shapes
+from melodia.model.stored import read_checkpoint
+from melodia.sampler.sampler import bundled_model
+from melodia.tokenizer import Tokenizer
+
+SECONDS = 12.0
+TURNS = 6
+WARM_UP = 8  # tokens at most at the beginning of a turn that do not count; a quarter of the turn
+PYTORCH = "PyTorch"
+_PAUSE = 0.004  # seconds between turns, in which the threads of the turn before go to sleep
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What one way of generating reached.
+
+    Attributes:
+        way: "fp32", "bf16", "int8" (weights of the engine), or "PyTorch" (fp32).
+        threads: how many it had.
+        tokens: how many were timed.
+        tokens_per_second: of all of them.
+        p50, p99: microseconds of a token.
+        times_pytorch: how many times PyTorch's speed, at PyTorch's better number of threads; None without PyTorch.
+    """
+
+    way: str
+    threads: int
+    tokens: int
+    tokens_per_second: float
+    p50: float
+    p99: float
+    times_pytorch: float | None = None
+
+
+@dataclass(frozen=True)
+class BenchResult:
+    """What `bench` found.
+
+    Attributes:
+        model: which model was run, in a few words.
+        parameters: how many numbers it has learned.
+        instruction_set: of the engine; None without it.
+        cores: processors that this process may use.
+        speeds: in the order in which they were asked for; PyTorch first.
+        notes: what is missing, and why; whether the machine had other work.
+    """
+
+    model: str
+    parameters: int
+    instruction_set: str | None
+    cores: int
+    speeds: list[Speed]
+    notes: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as plain values, for JSON."""
+        return asdict(self)
+
+
+def default_threads(cores: int) -> list[int]:
+    """1, 2, 4, 8 as far as there are cores, and their number itself where it is smaller than 8.
+
+    >>> default_threads(1), default_threads(2), default_threads(6), default_threads(64)
+    ([1], [1, 2], [1, 2, 4, 6], [1, 2, 4, 8])
+    """
+    most = min(8, cores)
+    return sorted({1, most} | {count for count in (2, 4, 8) if count <= most})
+
+
+def bench(
+    model: str | os.PathLike[str] | None = None,
+    *,
+    weights: Sequence[str] = WEIGHTS,
+    threads: Sequence[int] | None = None,
+    seconds: float = SECONDS,
+) -> BenchResult:
+    """Measure.
+
+    Args:
+        model: a checkpoint folder; None: the model that comes with melodia, or a tiny random one where none does.
+        weights: of the engine, some of "fp32", "bf16", "int8".
+        threads: numbers of threads; None: `default_threads`.
+        seconds: for all ways together, the time to load things not counted.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be read.
+        ConfigError: weights, threads or seconds that make no sense here.
+
+    >>> result = bench(weights=["fp32"], threads=[1], seconds=0.2)
+    >>> {speed.way for speed in result.speeds} <= {"PyTorch", "fp32"}
+    True
+    """
+    cores = _cores()
+    counts = default_threads(cores) if threads is None else list(threads)
+    _check(weights, counts, seconds, cores)
+    title, network, notes = _network(model)
+    ways: list[tuple[str, int, _Way]] = []
+    if importlib.util.find_spec("torch") is None:
+        notes.append("PyTorch is not installed, so there is nothing to compare with")
+    else:
+        ways += [(PYTORCH, count, _PyTorch(network, count)) for count in counts]
+    obstacle = engine.reason()
+    if obstacle is None:
+        ways += [(kind, count, _Engine(network, kind, count)) for kind in weights for count in counts]
+    else:
+        notes.append(f"the engine cannot run: {obstacle}")
+    if hasattr(os, "getloadavg") and os.getloadavg()[0] > 0.5:
+        notes.append(
+            f"the machine has other work (load {os.getloadavg()[0]:.1f}): figures may be better without it"
+        )
+    with _torch_threads_kept():
+        found = _measure([way for _, _, way in ways], seconds)
+    speeds = [_speed(name, count, times) for (name, count, _), times in zip(ways, found, strict=True)]
+    base = max((speed.tokens_per_second for speed in speeds if speed.way == PYTORCH), default=None)
+    if base is not None:
+        speeds = [Speed(**(asdict(s) | {"times_pytorch": s.tokens_per_second / base})) for s in speeds]
+    parameters = sum(array.size for array in network.tensors.values())
+    return BenchResult(title, parameters, engine.instruction_set(), cores, speeds, notes)
+
+
+def _check(weights: Sequence[str], threads: Sequence[int], seconds: float, cores: int) -> None:
+    odd = [name for name in weights if name not in WEIGHTS]
+    if odd or not weights:
+        raise ConfigError(
+            f"weights must be some of {', '.join(WEIGHTS)} (received {', '.join(odd) or 'none'})"
+        )
+    if not threads or min(threads) < 1 or max(threads) > cores:
+        shown = ", ".join(map(str, threads)) or "none"
+        raise ConfigError(f"threads must be from 1 to {cores}, the cores of this process (received {shown})")
+    if not (math.isfinite(seconds) and 0 < seconds <= 3600):
+        raise ConfigError(f"seconds must be > 0 and at most 3600 (received {seconds})")
+
+
+def _network(model: str | os.PathLike[str] | None) -> tuple[str, Network, list[str]]:
+    """What to run: its name, the network, remarks."""
+    try:
+        folder = bundled_model() if model is None else Path(model)
+    except CheckpointError:
+        size = Tokenizer().vocabulary.size
+        config = ModelConfig.preset("sequential", "tiny", vocab_size=size)
+        random = np.random.default_rng(1)
+        tensors = {
+            name: random.uniform(-0.1, 0.1, shape).astype(np.float32)
+            for name, shape in tensor_shapes(config).items()
+        }
+        note = "there is no model yet: this is a tiny one with random weights; name one with --model DIR"
+        return f"random {_shape(config)}", Network(config, tensors), [note]
+    network = read_checkpoint(folder).network
+    name = "the model that comes with melodia" if model is None else folder.resolve().name
+    return f"{name}: {_shape(network.config)}", network, []
+
+
+def _shape(config: ModelConfig) -> str:
+    layers = config.lstm_layers + config.gru_layers
+    return f"{config.kind}, {layers} layers of {config.hidden_size}, {config.vocab_size} tokens"
+
+
+class _Engine:
+    """A stream of the engine."""
+
+    def __init__(self, network: Network, weights: str, threads: int) -> None:
+        self._lanes = engine.Lanes(engine.Engine(*describe(network, weights), threads=threads), 1)
+        self._sampling = SamplingConfig(temperature=TEMPERATURE, top_p=TOP_P)
+        self._side = _side(network)
+        self.token = self._position = 0
+
+    def prepare(self) -> None:
+        """Nothing: the threads are the engine's own."""
+
+    def step(self) -> None:
+        """One token."""
+        logits = self._lanes.step([self.token], self._side)[0]
+        self._position += 1
+        self.token = engine.choose(
+            logits, None, (), self._sampling, random_seed=1, session=0, position=self._position
+        ).token
+
+
+class _PyTorch:
+    """A stream of the same network in plain PyTorch, the draw included."""
+
+    def __init__(self, network: Network, threads: int) -> None:
+        import torch
+
+        self._torch, self._threads = torch, threads
+        self._model = network.to_torch()
+        side = _side(network)
+        self._side = None if side is None else torch.from_numpy(side.astype(np.int64))
+        self._state = self._model.initial_state(1)
+        self.token = 0
+
+    def prepare(self) -> None:
+        """Torch's operators take their threads from the process."""
+        self._torch.set_num_threads(self._threads)
+
+    def step(self) -> None:
+        """One token."""
+        from melodia.kernels import use_backend
+
+        torch = self._torch
+        with torch.inference_mode(), use_backend("reference"):
+            ids = torch.tensor([self.token])
+            logits, self._state = self._model.step(ids, self._side, self._state)
+            ordered, ids = torch.softmax(logits[0] / TEMPERATURE, 0).sort(descending=True)
+            kept = ordered * (ordered.cumsum(0) - ordered < TOP_P)
+            self.token = int(ids[torch.multinomial(kept, 1)])
+
+
+@contextmanager
+def _torch_threads_kept() -> Iterator[None]:
+    """Give torch back the number of threads that it had, where it is there."""
+    torch = sys.modules.get("torch")
+    before = 0 if torch is None else torch.get_num_threads()
+    try:
+        yield
+    finally:
+        if torch is not None:
+            torch.set_num_threads(before)
+
+
+def _side(network: Network) -> NDArray[np.int32] | None:
+    """Side inputs [1, S], zeros: which rows are read makes no difference to the time."""
+    count = len(network.config.side_inputs)
+    return np.zeros((1, count), np.int32) if count else None
+
+
+class _Way(Protocol):
+    def prepare(self) -> None:
+        """What must be done before a turn."""
+
+    def step(self) -> None:
+        """One token."""
+
+
+def _measure(ways: Sequence[_Way], seconds: float) -> list[list[float]]:
+    """Seconds of every token of each way; the ways take turns."""
+    found: list[list[float]] = [[] for _ in ways]
+    turn = seconds / TURNS / max(1, len(ways))
+    for _ in range(TURNS):
+        for times, way in zip(found, ways, strict=True):
+            time.sleep(_PAUSE)
+            way.prepare()
+            begin = time.perf_counter()
+            end = begin + turn
+            for _ in range(WARM_UP):
+                way.step()
+                if (begin := time.perf_counter()) > end - 0.75 * turn:
+                    break
+            while not times or begin < end:
+                way.step()
+                after = time.perf_counter()
+                times.append(after - begin)
+                begin = after
+    return found
+
+
+def _speed(way: str, threads: int, times: list[float]) -> Speed:
+    p50, p99 = (1e6 * float(np.quantile(times, share, method="inverted_cdf")) for share in (0.5, 0.99))
+    return Speed(way, threads, len(times), len(times) / sum(times), p50, p99)
+
+
+def _cores() -> int:
+    """Processors that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
