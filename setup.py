@@ -62,6 +62,10 @@ ENGINE_SOURCES: dict[str, list[str]] = {
 ENGINE_X86_SOURCES: dict[str, list[str]] = {
     "csrc/engine/kernels_avx2.cpp": ["-mavx2", "-mfma"],
     "csrc/engine/kernels_avx512.cpp": [*X86_SOURCES["csrc/cpu/kernels_avx512.cpp"], "-mavx512vnni"],
+    "csrc/engine/kernels_avx512bf16.cpp": [
+        *X86_SOURCES["csrc/cpu/kernels_avx512bf16.cpp"],
+        "-mavx512vnni",
+    ],
 }
 
 

@@ -1,23 +1,8 @@
-// Chooses the instruction set, once, by what the processor can run; MELODIA_CPU overrides downwards.
-#include <cstdlib>
-#include <cstring>
-
 #include "cpu/kernels.h"
+#include "instruction_sets.h"
 
 namespace melodia::cpu {
 namespace {
-
-bool can_run(const Kernels& table) {
-#if defined(__x86_64__)
-    if (&table == &kernels_avx2) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-                        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-                        __builtin_cpu_supports("fma");
-    if (&table == &kernels_avx512) return avx512;
-    if (&table == &kernels_avx512bf16) return avx512 && __builtin_cpu_supports("avx512bf16");
-#endif
-    return &table == &kernels_portable;
-}
 
 constexpr const Kernels* best_first[] = {
 #if defined(__x86_64__)
@@ -28,27 +13,8 @@ constexpr const Kernels* best_first[] = {
     &kernels_portable,
 };
 
-// The table of that name, or null where it is unknown or this processor cannot run it.
-const Kernels* find(const char* name) {
-    for (const Kernels* table : best_first) {
-        if (std::strcmp(table->name, name) == 0) return can_run(*table) ? table : nullptr;
-    }
-    return nullptr;
-}
-
-const Kernels* choose() {
-    const char* name = std::getenv("MELODIA_CPU");
-    if (name != nullptr) {
-        if (const Kernels* table = find(name)) return table;
-    }
-    for (const Kernels* table : best_first) {
-        if (can_run(*table)) return table;
-    }
-    return &kernels_portable;
-}
-
 const Kernels*& chosen() {
-    static const Kernels* table = choose();
+    static const Kernels* table = choose_table(best_first, false);
     return table;
 }
 
@@ -65,7 +31,7 @@ extern "C" __attribute__((visibility("default"))) const char* melodia_cpu_name()
 
 // 0, or 1 where the name is unknown or this processor cannot run it.
 extern "C" __attribute__((visibility("default"))) int melodia_cpu_set(const char* name) {
-    const auto* table = melodia::cpu::find(name);
+    const auto* table = melodia::find_table(melodia::cpu::best_first, name, false);
     if (table == nullptr) return 1;
     melodia::cpu::chosen() = table;
     return 0;

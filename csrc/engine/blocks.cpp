@@ -148,14 +148,14 @@ void Lanes::share(int64_t lane, const float* summary) {
     float* x = joined_.get(K);
     std::fill_n(x, K, 0.0f);
     std::copy_n(summary, plan_.context, x);
-    const Codes codes = quantise(codes_x_[0], scales_x_[0], x, K, K, 1);
+    const Codes codes = encode(codes_x_[0], x, K, K, 1);
     for (int64_t k = 0; k < cells; ++k) {
         const Cell& cell = bottom.cells[k];
         float* gates = context_ + (lane * cells + k) * 4 * Hp;
         std::fill_n(gates, cell.gates * Hp, 0.0f);
         for (int64_t tile = 0; tile < Hp / kTile; ++tile) {
             float* out = gates + tile * cell.width();
-            product(cell.context, tile, x, K, codes, 0, 1, &out);
+            product(cell.context, tile, codes, 1, &out);
         }
     }
 }

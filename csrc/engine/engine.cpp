@@ -128,14 +128,14 @@ void Lanes::scan(const std::vector<Cell>& cells, const Source* sources, int64_t 
     const Kernels& table = kernels();
 
     float* gates[2];
-    Codes x_codes[2], h_codes;
+    Codes x_codes[2], h_codes[2];
     for (int64_t k = 0; k < count; ++k) {
         gates[k] = gates_[k].get(rows * cells[k].gates * Hp);
         if (cells[k].input.count == 0) continue;
         const Source& from = sources[k];
         x_codes[k] = k > 0 && from.x == sources[0].x
                          ? x_codes[0]
-                         : quantise(codes_x_[k], scales_x_[k], from.x, from.stride, cells[k].input.K, rows);
+                         : encode(codes_x_[k], from.x, from.stride, cells[k].input.K, rows);
     }
 
     // What the input says of a tile's gates, for all rows.
@@ -161,7 +161,7 @@ void Lanes::scan(const std::vector<Cell>& cells, const Source* sources, int64_t 
                 float* out[kMaxRows];
                 const int64_t M = std::min(kMaxRows, rows - r);
                 for (int64_t m = 0; m < M; ++m) out[m] = gates[k] + (r + m) * whole + tile * span;
-                product(cell.input, tile, from.x, from.stride, x_codes[k], r, M, out);
+                product(cell.input, tile, x_codes[k].from(r), M, out);
             }
         }
     };
@@ -173,11 +173,6 @@ void Lanes::scan(const std::vector<Cell>& cells, const Source* sources, int64_t 
             const int64_t span = cell.width(), whole = cell.gates * Hp;
             const float* before = steps + t * B * width + k * Hp;
             float* after = steps + (t + 1) * B * width + k * Hp;
-            Codes codes = h_codes;  // of h, [cells][B][Hp]
-            if (codes.data != nullptr) {
-                codes.data += k * B * Hp;
-                codes.scale += k * B;
-            }
             for (int64_t b = 0; b < n; b += kMaxRows) {
                 const int64_t M = std::min(kMaxRows, n - b);
                 alignas(64) float inside[kMaxRows][3 * kTile];
@@ -189,7 +184,7 @@ void Lanes::scan(const std::vector<Cell>& cells, const Source* sources, int64_t 
                         out[m] = inside[m];
                     }
                 }
-                product(cell.recurrent, tile, before, width, codes, b, M, out);
+                product(cell.recurrent, tile, h_codes[k].from(b), M, out);
                 for (int64_t m = 0; m < M; ++m) {
                     const int64_t unit = tile * kTile;
                     float* h = after + (b + m) * width + unit;
@@ -213,13 +208,8 @@ void Lanes::scan(const std::vector<Cell>& cells, const Source* sources, int64_t 
     if (T > 1) run(tiles, input_bytes + 64 * rows * tiles, inputs);
     for (int64_t t = 0; t < T; ++t) {
         const int64_t n = live == nullptr ? B : live[t];
-        if (plan_.weights == Weights::int8) {
-            h_codes = {codes_h_.get(count * B * Hp), scales_h_.get(count * B)};
-            for (int64_t k = 0; k < count; ++k)
-                for (int64_t b = 0; b < n; ++b)
-                    h_codes.scale[k * B + b] = table.quantise(steps + (t * B + b) * width + k * Hp, Hp,
-                                                              h_codes.data + (k * B + b) * Hp);
-        }
+        for (int64_t k = 0; k < count; ++k)
+            h_codes[k] = encode(codes_h_[k], steps + t * B * width + k * Hp, width, Hp, n);
         run(tiles, recurrent_bytes + (T > 1 ? 0 : input_bytes), [&](int64_t tile) {
             if (T == 1) inputs(tile);
             recur(tile, t, n);
@@ -272,7 +262,7 @@ void Lanes::level(size_t index, int64_t T, const int32_t* tokens, const int32_t*
 // out [rows][columns of out_stride] = panels x + bias; what lies behind `columns` is left at 0.
 void Lanes::project(const Panels& panels, const float* bias, const float* x, int64_t stride, int64_t rows,
                     float* out, int64_t out_stride, int64_t columns) {
-    const Codes codes = quantise(codes_x_[0], scales_x_[0], x, stride, panels.K, rows);
+    const Codes codes = encode(codes_x_[0], x, stride, panels.K, rows);
     const int64_t span = panels.rows();
     run(panels.count, panels.stride * panels.count * padded(rows, kMaxRows) / kMaxRows, [&](int64_t p) {
         for (int64_t r = 0; r < rows; r += kMaxRows) {
@@ -283,7 +273,7 @@ void Lanes::project(const Panels& panels, const float* bias, const float* x, int
                 if (bias != nullptr) std::memcpy(sums[m], bias + p * span, sizeof(float) * span);
                 at[m] = sums[m];
             }
-            product(panels, p, x, stride, codes, r, M, at);
+            product(panels, p, codes.from(r), M, at);
             for (int64_t m = 0; m < M; ++m) {
                 const int64_t n = std::min(span, std::min(columns, out_stride) - p * span);
                 float* to = out + (r + m) * out_stride + p * span;
@@ -303,14 +293,10 @@ void Lanes::run(int64_t tiles, int64_t bytes, Work&& work) {
     }
 }
 
-void Lanes::product(const Panels& panels, int64_t panel, const float* x, int64_t stride, const Codes& codes,
-                    int64_t row, int64_t M, float* const* out) const {
-    const float* rows[kMaxRows];
-    const uint8_t* bytes[kMaxRows];
-    for (int64_t m = 0; m < M; ++m) {
-        rows[m] = x + (row + m) * stride;
-        bytes[m] = codes.data + (row + m) * panels.K;
-    }
+void Lanes::product(const Panels& panels, int64_t panel, const Codes& codes, int64_t M,
+                    float* const* out) const {
+    const void* rows[kMaxRows];
+    for (int64_t m = 0; m < M; ++m) rows[m] = codes.data + m * codes.stride;
     Product p{};
     p.K = panels.K;
     p.M = M;
@@ -322,19 +308,29 @@ void Lanes::product(const Panels& panels, int64_t panel, const float* x, int64_t
     if (panels.weights == Weights::int8) {
         p.scale = panels.scale + panel * panels.rows();
         p.offset = panels.offset + panel * panels.rows();
-        p.x_u8 = bytes;
-        p.x_scale = codes.scale + row;
+        p.x_scale = codes.scale;
     }
     kernels().product(panels.weights, p);
 }
 
-Lanes::Codes Lanes::quantise(Buffer<uint8_t>& codes, Buffer<float>& scales, const float* x, int64_t stride,
-                             int64_t K, int64_t rows) const {
-    if (plan_.weights != Weights::int8) return {};
-    Codes made{codes.get(rows * K), scales.get(rows)};
+// Rows x [rows][stride], of which K numbers count, in the form of the weights.
+Lanes::Codes Lanes::encode(CodeBuffer& buffer, const float* x, int64_t stride, int64_t K,
+                           int64_t rows) const {
+    const Kernels& table = kernels();
+    if (plan_.weights == Weights::fp32)
+        return {reinterpret_cast<const char*>(x), stride * static_cast<int64_t>(sizeof(float)), nullptr};
+    if (plan_.weights == Weights::bf16) {
+        const int64_t bytes = 2 * K;
+        char* data = buffer.data.get(rows * bytes);
+        for (int64_t r = 0; r < rows; ++r)
+            table.halve(x + r * stride, K, reinterpret_cast<uint16_t*>(data + r * bytes));
+        return {data, bytes, nullptr};
+    }
+    char* data = buffer.data.get(rows * K);
+    float* scale = buffer.scale.get(rows);
     for (int64_t r = 0; r < rows; ++r)
-        made.scale[r] = kernels().quantise(x + r * stride, K, made.data + r * K);
-    return made;
+        scale[r] = table.quantise(x + r * stride, K, reinterpret_cast<uint8_t*>(data + r * K));
+    return {data, K, scale};
 }
 
 // Rows [stride] of `units` numbers, normalised.

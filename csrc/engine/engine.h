@@ -69,9 +69,18 @@ class Lanes {
         float* h;       // [B][cells][Hp]
         float* c;       // [B][Hp]; of the LSTM
     };
-    struct Codes {  // activations as bytes, int8 only
-        uint8_t* data = nullptr;
-        float* scale = nullptr;
+    struct Codes {  // activations as the weights want them (kernels.h)
+        const char* data = nullptr;
+        int64_t stride = 0;            // bytes of a row
+        const float* scale = nullptr;  // of each row, int8 only
+
+        Codes from(int64_t row) const {
+            return {data + row * stride, stride, scale == nullptr ? nullptr : scale + row};
+        }
+    };
+    struct CodeBuffer {
+        Buffer<char> data;
+        Buffer<float> scale;
     };
     // What a cell reads, in rows t B + b.
     struct Source {
@@ -91,12 +100,10 @@ class Lanes {
     void chunk(int64_t T, const int32_t* tokens, const int32_t* sides, float* logits, bool all);
     template <class Work>
     void run(int64_t tiles, int64_t bytes, Work&& work);
-    Codes quantise(Buffer<uint8_t>& codes, Buffer<float>& scales, const float* x, int64_t stride, int64_t K,
-                   int64_t rows) const;
+    Codes encode(CodeBuffer& buffer, const float* x, int64_t stride, int64_t K, int64_t rows) const;
     const float* normalise(const Norm& norm, int64_t units, const float* x, int64_t stride, int64_t rows,
                            Buffer<float>& out) const;
-    void product(const Panels& panels, int64_t panel, const float* x, int64_t stride, const Codes& codes,
-                 int64_t row, int64_t M, float* const* out) const;
+    void product(const Panels& panels, int64_t panel, const Codes& codes, int64_t M, float* const* out) const;
     const float* embed(int64_t rows, const int32_t* tokens, const int32_t* sides, Buffer<float>& out) const;
     void scan(const std::vector<Cell>& cells, const Source* sources, int64_t T, int64_t B,
               const int64_t* live, float* steps, float* const* c);
@@ -125,8 +132,8 @@ class Lanes {
     std::vector<Block> blocks_;   // [B], of an encoder
     std::vector<int64_t> finished_;
 
-    Buffer<float> gates_[2], outputs_[2], normed_, steps_, joined_, embedded_, scales_x_[2], scales_h_;
-    Buffer<uint8_t> codes_x_[2], codes_h_;
+    Buffer<float> gates_[2], outputs_[2], normed_, steps_, joined_, embedded_;
+    CodeBuffer codes_x_[2], codes_h_[2];
 };
 
 }  // namespace melodia::engine

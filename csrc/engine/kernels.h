@@ -21,16 +21,17 @@ constexpr int64_t kMaxGroups = 4;  // NV at most
 
 // out[m][0 .. NV * 16) (+)= sum over k of x[m][k] * panel[k][0 .. NV * 16)
 struct Product {
-    int64_t K;                   // padded
-    int64_t M;                   // sessions, at most kMaxRows
-    int64_t NV;                  // 1 to kMaxGroups
-    const void* panel;           // as packed
-    const float* scale;          // [NV * 16] of each row, int8 only
-    const int32_t* offset;       // [NV * 16] 128 * sum of the row, int8 only
-    const float* const* x;       // [M] of [K]
-    const uint8_t* const* x_u8;  // [M] of [K], int8 only: round(x / x_scale) + 128
-    const float* x_scale;        // [M], int8 only
-    float* const* out;           // [M] of [NV * 16]
+    int64_t K;              // padded
+    int64_t M;              // sessions, at most kMaxRows
+    int64_t NV;             // 1 to kMaxGroups
+    const void* panel;      // as packed
+    const float* scale;     // [NV * 16] of each row, int8 only
+    const int32_t* offset;  // [NV * 16] 128 * sum of the row, int8 only
+    // [M] of [K]: fp32 floats; bf16 uint16_t, the upper halves of x rounded; int8 uint8_t, round(x / x_scale)
+    // + 128.
+    const void* const* x;
+    const float* x_scale;  // [M], int8 only
+    float* const* out;     // [M] of [NV * 16]
     bool add;
 };
 
@@ -41,8 +42,10 @@ struct Kernels {
     void (*lstm)(const float* gates, const float* c, float* c_out, float* h_out);
     // gates_x [3][16] with all biases but b_hn, gates_h [3][16] with b_hn.
     void (*gru)(const float* gates_x, const float* gates_h, const float* h, float* h_out);
-    // x [K] -> out [K], returns the scale.
+    // x [K] as int8 wants it -> out [K], returns the scale.
     float (*quantise)(const float* x, int64_t K, uint8_t* out);
+    // x [K] as bf16 wants it -> out [K].
+    void (*halve)(const float* x, int64_t K, uint16_t* out);
     // out[k] += row[k]
     void (*add)(const float* row, int64_t n, float* out);
 };
@@ -51,6 +54,7 @@ extern const Kernels kernels_portable;
 #if defined(__x86_64__)
 extern const Kernels kernels_avx2;
 extern const Kernels kernels_avx512;
+extern const Kernels kernels_avx512bf16;
 #endif
 
 // dispatch.cpp: the best table this processor can run, or the one that MELODIA_CPU names.

@@ -19,36 +19,70 @@ using melodia::engine::Weights;
 
 constexpr int kParts = static_cast<int>(kTile / Vector::width);  // vectors in a lane group
 
-MELODIA_INLINE float from_bf16(uint16_t bits) {
-    const uint32_t wide = static_cast<uint32_t>(bits) << 16;
-    float x;
-    __builtin_memcpy(&x, &wide, 4);
-    return x;
-}
-
-// Two consecutive k of `Vector::width` rows: [width][2] bf16 -> the even and the odd k as floats.
-#if defined(__AVX512F__)
-MELODIA_INLINE void load_pair(const uint16_t* p, Vector& even, Vector& odd) {
-    const __m512i both = _mm512_loadu_si512(p);
-    even = {_mm512_castsi512_ps(_mm512_slli_epi32(both, 16))};
-    odd = {_mm512_castsi512_ps(_mm512_and_si512(both, _mm512_set1_epi32(static_cast<int>(0xFFFF0000u))))};
-}
-#elif defined(__AVX2__)
-MELODIA_INLINE void load_pair(const uint16_t* p, Vector& even, Vector& odd) {
-    const __m256i both = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
-    even = {_mm256_castsi256_ps(_mm256_slli_epi32(both, 16))};
-    odd = {_mm256_castsi256_ps(_mm256_and_si256(both, _mm256_set1_epi32(static_cast<int>(0xFFFF0000u))))};
-}
-#else
-MELODIA_INLINE void load_pair(const uint16_t* p, Vector& even, Vector& odd) {
-    float a[Vector::width], b[Vector::width];
-    for (int64_t k = 0; k < Vector::width; ++k) {
-        a[k] = from_bf16(p[2 * k]);
-        b[k] = from_bf16(p[2 * k + 1]);
+// Two consecutive k of `Vector::width` rows, [width][2] bf16, and the same two of x in every lane:
+// dot(sum, x, w) = sum + x[0] w[0] + x[1] w[1].
+#if defined(__AVX512BF16__)
+struct Pair {
+    __m512bh v;
+    static MELODIA_INLINE Pair load(const uint16_t* p) { return {(__m512bh)_mm512_loadu_si512(p)}; }
+    static MELODIA_INLINE Pair broadcast(const uint16_t* p) {
+        int both;
+        __builtin_memcpy(&both, p, 4);
+        return {(__m512bh)_mm512_set1_epi32(both)};
     }
-    even = Vector::load(a);
-    odd = Vector::load(b);
-}
+};
+MELODIA_INLINE Vector dot(Vector sum, Pair x, Pair w) { return {_mm512_dpbf16_ps(sum.v, x.v, w.v)}; }
+#else
+struct Pair {
+    Vector even, odd;
+#if defined(__AVX512F__)
+    static MELODIA_INLINE Pair of(__m512i both) {
+        return {
+            {_mm512_castsi512_ps(_mm512_slli_epi32(both, 16))},
+            {_mm512_castsi512_ps(_mm512_and_si512(both, _mm512_set1_epi32(static_cast<int>(0xFFFF0000u))))}};
+    }
+    static MELODIA_INLINE Pair load(const uint16_t* p) { return of(_mm512_loadu_si512(p)); }
+    static MELODIA_INLINE Pair broadcast(const uint16_t* p) {
+        int both;
+        __builtin_memcpy(&both, p, 4);
+        return of(_mm512_set1_epi32(both));
+    }
+#elif defined(__AVX2__)
+    static MELODIA_INLINE Pair of(__m256i both) {
+        return {
+            {_mm256_castsi256_ps(_mm256_slli_epi32(both, 16))},
+            {_mm256_castsi256_ps(_mm256_and_si256(both, _mm256_set1_epi32(static_cast<int>(0xFFFF0000u))))}};
+    }
+    static MELODIA_INLINE Pair load(const uint16_t* p) {
+        return of(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+    }
+    static MELODIA_INLINE Pair broadcast(const uint16_t* p) {
+        int both;
+        __builtin_memcpy(&both, p, 4);
+        return of(_mm256_set1_epi32(both));
+    }
+#else
+    static MELODIA_INLINE float widen(uint16_t bits) {
+        const uint32_t wide = static_cast<uint32_t>(bits) << 16;
+        float x;
+        __builtin_memcpy(&x, &wide, 4);
+        return x;
+    }
+    static MELODIA_INLINE Pair load(const uint16_t* p) {
+        float a[Vector::width], b[Vector::width];
+        for (int64_t k = 0; k < Vector::width; ++k) {
+            a[k] = widen(p[2 * k]);
+            b[k] = widen(p[2 * k + 1]);
+        }
+        return {Vector::load(a), Vector::load(b)};
+    }
+    static MELODIA_INLINE Pair broadcast(const uint16_t* p) {
+        const float a = widen(p[0]), b = widen(p[1]);
+        return {Vector::broadcast(&a), Vector::broadcast(&b)};
+    }
+#endif
+};
+MELODIA_INLINE Vector dot(Vector sum, Pair x, Pair w) { return fma(x.odd, w.odd, fma(x.even, w.even, sum)); }
 #endif
 
 // Sums of four products of unsigned by signed bytes, per 32-bit lane: acc[lane] += sum over j of x[j]
@@ -101,7 +135,7 @@ void product_fp32(const Product& p) {
     const float* x[M];
 #pragma GCC unroll 4
     for (int m = 0; m < M; ++m) {
-        x[m] = p.x[m];
+        x[m] = static_cast<const float*>(p.x[m]);
 #pragma GCC unroll 16
         for (int n = 0; n < NV * kParts; ++n) sums[m][n] = Vector::zero();
     }
@@ -120,23 +154,22 @@ template <int M, int NV>
 void product_bf16(const Product& p) {
     Vector sums[M][NV * kParts];
     const uint16_t* panel = static_cast<const uint16_t*>(p.panel);
-    const float* x[M];
+    const uint16_t* x[M];
 #pragma GCC unroll 4
     for (int m = 0; m < M; ++m) {
-        x[m] = p.x[m];
+        x[m] = static_cast<const uint16_t*>(p.x[m]);
 #pragma GCC unroll 16
         for (int n = 0; n < NV * kParts; ++n) sums[m][n] = Vector::zero();
     }
     for (int64_t k = 0; k < p.K; k += 2, panel += 2 * NV * kTile) {
+        Pair pair[M];
+#pragma GCC unroll 4
+        for (int m = 0; m < M; ++m) pair[m] = Pair::broadcast(x[m] + k);
 #pragma GCC unroll 16
         for (int n = 0; n < NV * kParts; ++n) {
-            Vector even, odd;
-            load_pair(panel + 2 * n * Vector::width, even, odd);
+            const Pair w = Pair::load(panel + 2 * n * Vector::width);
 #pragma GCC unroll 4
-            for (int m = 0; m < M; ++m) {
-                sums[m][n] = fma(Vector::broadcast(x[m] + k), even, sums[m][n]);
-                sums[m][n] = fma(Vector::broadcast(x[m] + k + 1), odd, sums[m][n]);
-            }
+            for (int m = 0; m < M; ++m) sums[m][n] = dot(sums[m][n], pair[m], w);
         }
     }
     finish<M, NV>(p, sums);
@@ -159,7 +192,7 @@ void product_int8(const Product& p) {
     const uint8_t* x[M];
 #pragma GCC unroll 4
     for (int m = 0; m < M; ++m) {
-        x[m] = p.x_u8[m];
+        x[m] = static_cast<const uint8_t*>(p.x[m]);
 #pragma GCC unroll 16
         for (int n = 0; n < parts; ++n) sums[m][n] = Sums::zero();
     }
@@ -188,7 +221,7 @@ void product_int8(const Product& p) {
         for (int64_t k = 0; k < p.K; k += 4, panel += 4 * NV * kTile) {
             for (int64_t n = 0; n < NV * kTile; ++n) {
                 const int8_t* w = panel + 4 * n;
-                const uint8_t* x = p.x_u8[m] + k;
+                const uint8_t* x = static_cast<const uint8_t*>(p.x[m]) + k;
                 whole[n] += x[0] * w[0] + x[1] * w[1] + x[2] * w[2] + x[3] * w[3];
             }
         }
@@ -241,7 +274,6 @@ void product(Weights weights, const Product& p) {
     one.M = 1;
     for (int64_t m = 0; m < p.M; ++m) {
         one.x = p.x + m;
-        one.x_u8 = p.x_u8 + m;
         one.x_scale = p.x_scale + m;
         one.out = p.out + m;
         product_of<1>(weights, one);
@@ -270,12 +302,17 @@ void gru(const float* gates_x, const float* gates_h, const float* h, float* h_ou
     }
 }
 
+// K is a multiple of 16 here and in `halve`.
 float quantise(const float* x, int64_t K, uint8_t* out) {
-    float top = 0.0f;
-    for (int64_t k = 0; k < K; ++k) {
-        const float size = x[k] < 0.0f ? -x[k] : x[k];
-        top = size > top ? size : top;
+    float tops[kTile] = {};
+    for (int64_t k = 0; k < K; k += kTile) {
+        for (int64_t j = 0; j < kTile; ++j) {
+            const float size = __builtin_fabsf(x[k + j]);
+            tops[j] = size > tops[j] ? size : tops[j];
+        }
     }
+    float top = 0.0f;
+    for (int64_t j = 0; j < kTile; ++j) top = tops[j] > top ? tops[j] : top;
     const float scale = top > 0.0f ? top / 127.0f : 1.0f, inverse = 1.0f / scale;
     for (int64_t k = 0; k < K; ++k) {
         // Adding 1.5 * 2^23 rounds to the nearest whole number, ties to even; it lands in the low bits.
@@ -287,10 +324,21 @@ float quantise(const float* x, int64_t K, uint8_t* out) {
     return scale;
 }
 
+// To the nearest, ties to even, as plan.cpp rounds the weights.
+void halve(const float* x, int64_t K, uint16_t* out) {
+    for (int64_t k = 0; k < K; ++k) {
+        uint32_t bits;
+        __builtin_memcpy(&bits, x + k, 4);
+        out[k] = static_cast<uint16_t>((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16);
+    }
+}
+
 void add(const float* row, int64_t n, float* out) {
     for (int64_t k = 0; k < n; ++k) out[k] += row[k];
 }
 
-constexpr melodia::engine::Kernels table() { return {Vector::name, product, lstm, gru, quantise, add}; }
+constexpr melodia::engine::Kernels table() {
+    return {Vector::name, product, lstm, gru, quantise, halve, add};
+}
 
 }  // namespace

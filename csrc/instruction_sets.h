@@ -1,0 +1,47 @@
+// Which of the compiled instruction sets runs: the best one this processor can run; MELODIA_CPU overrides
+// downwards. Shared by the operators and the engine, whose tables of kernels carry these names.
+#pragma once
+
+#include <cstdlib>
+#include <cstring>
+
+namespace melodia {
+
+// vnni: whether "avx512" and what builds on it was compiled with the products of bytes.
+inline bool can_run(const char* name, [[maybe_unused]] bool vnni) {
+#if defined(__x86_64__)
+    if (std::strcmp(name, "avx2") == 0)
+        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+                        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+                        __builtin_cpu_supports("fma") && (!vnni || __builtin_cpu_supports("avx512vnni"));
+    if (std::strcmp(name, "avx512") == 0) return avx512;
+    if (std::strcmp(name, "avx512bf16") == 0) return avx512 && __builtin_cpu_supports("avx512bf16");
+#elif defined(__aarch64__)
+    if (std::strcmp(name, "neon") == 0) return true;  // every 64-bit ARM has it
+#endif
+    return std::strcmp(name, "portable") == 0;
+}
+
+// The table of that name, or null where it is unknown or this processor cannot run it.
+template <class Kernels, size_t N>
+const Kernels* find_table(const Kernels* const (&best_first)[N], const char* name, bool vnni) {
+    for (const Kernels* table : best_first) {
+        if (std::strcmp(table->name, name) == 0) return can_run(name, vnni) ? table : nullptr;
+    }
+    return nullptr;
+}
+
+// The table that MELODIA_CPU names, or the best that this processor can run. "portable" always can.
+template <class Kernels, size_t N>
+const Kernels* choose_table(const Kernels* const (&best_first)[N], bool vnni) {
+    if (const char* name = std::getenv("MELODIA_CPU")) {
+        if (const Kernels* table = find_table(best_first, name, vnni)) return table;
+    }
+    for (const Kernels* table : best_first) {
+        if (can_run(table->name, vnni)) return table;
+    }
+    return nullptr;
+}
+
+}  // namespace melodia
