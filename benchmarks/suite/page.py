@@ -181,7 +181,7 @@ def figure(value: float, digits: int = 3) -> str:
     """A number with three significant digits, without an exponent.
 
     >>> figure(1234.5), figure(12.345), figure(0.01234), figure(0.0), figure(99.96)
-    ('1,234', '12.3', '0.0123', '0', '100')
+    ('1,230', '12.3', '0.0123', '0', '100')
     """
     if value == 0:
         return "0"

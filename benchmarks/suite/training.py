@@ -123,26 +123,27 @@ def contest(kind: str, B: int, T: int, H: int) -> tuple[Ours, Theirs]:
 def products(config: ModelConfig, B: int, T: int) -> float:
     """Floating point operations of all matrix products, forward and backward.
 
-    The bottom's input product is made once for every token of the vocabulary, all others once a step; the backward
-    pass has twice the forward's. A multiplication with an addition counts two.
+    The bottom's input product is made once for every token of the vocabulary (where steps are fewer: once a step), all
+    others once a step; the backward pass has twice the forward's. A multiplication with an addition counts two.
     """
     H, D, steps = config.hidden_size, config.embedding_size, B * T
     gates = {"lstm": 4 * H, "gru": 3 * H}
     forward = 0.0
+    looked_up = min(V, steps)
     if config.kind == "parallel":
         both = gates["lstm"] + gates["gru"]
-        forward += V * both * D + steps * (both * H + 2 * H * H)
+        forward += looked_up * both * D + steps * (both * H + 2 * H * H)
     else:
         lstm, gru = ["lstm"] * config.lstm_layers, ["gru"] * config.gru_layers
         cells = gru + lstm if config.kind == "reversed" else lstm + gru
         for index, cell in enumerate(cells):
-            forward += gates[cell] * (steps * H + (steps * H if index else V * D))
+            forward += gates[cell] * (steps * H + (steps * H if index else looked_up * D))
     if config.kind == "bidirectional":
         assert config.encoder_hidden_size is not None
         E = config.encoder_hidden_size
         encoder = (4 if config.encoder == "lstm" else 3) * E
         finished = (T - 1) // BLOCK
-        forward += 2 * encoder * (V * D + finished * BLOCK * B * E)
+        forward += 2 * encoder * (looked_up * D + finished * BLOCK * B * E)
         decoder = gates["gru" if config.encoder == "lstm" else "lstm"]
         forward += decoder * 2 * E * B * (finished + 1)  # the summary's share of the gates
     return 3 * 2 * forward
