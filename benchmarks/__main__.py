@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import re
 import shlex
 import sys
 import time
@@ -44,7 +45,9 @@ def run_topic(topic: str, options: Options) -> Section:
     except Exception as error:  # whatever it is, the other topics go on
         traceback.print_exc()
         lines = str(error).strip().splitlines()
-        section.failed = f"{type(error).__name__}: {lines[0] if lines else ''}"
+        # No folders of this machine in the page.
+        said = re.sub(r"(/[^/\s'\"]+)+/", "…/", lines[0] if lines else "")
+        section.failed = f"{type(error).__name__}: {said}"
     section.seconds = time.monotonic() - began
     return section
 

@@ -13,7 +13,11 @@ from conftest import REPOSITORY
 from melodia.cli import main
 
 PIECES = ("frere_jacques", "greensleeves", "petzold_minuet_g_major", "sakura")
-SHORTER = {"--minutes 20": "--minutes 0.05 --size tiny", "--minutes 5": "--minutes 0.02 --size tiny"}
+SHORTER = {
+    "melodia bench": "melodia bench --seconds 1",
+    "--minutes 20": "--minutes 0.05 --size tiny",
+    "--minutes 5": "--minutes 0.02 --size tiny",
+}
 
 
 def blocks(language: str) -> list[str]:

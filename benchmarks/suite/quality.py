@@ -88,8 +88,6 @@ def run(options: Options, section: Section) -> None:
         return
     assert options.corpus is not None
     checkpoint = load_checkpoint(options.model or bundled_model())
-    if checkpoint.config.kind == "bidirectional":
-        raise ValueError("a bidirectional model is scored by `melodia compare`; give one of another kind")
     pieces = held_out(options.corpus, checkpoint)
     preparer = Preparer(checkpoint.vocabulary, checkpoint.config.side_inputs)
     chosen = passages(pieces, preparer, 2_000 if options.quick else TOKENS)

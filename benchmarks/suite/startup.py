@@ -1,57 +1,67 @@
-"""`melodia generate` as a whole process, from the command to the written file."""
+"""`melodia generate` as a whole process, from the command to the written file; `benchmarks/startup.py` measures it."""
 
 from __future__ import annotations
 
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
-from benchmarks.suite.machine import REPOSITORY
+from benchmarks.startup import PARTS, SAMPLE, compiled, parts, whole
 from benchmarks.suite.options import Options
 from benchmarks.suite.page import Section, Table, Target, figure
+from melodia.errors import CheckpointError
+from melodia.sampler.sampler import bundled_model
 
 LIMIT = 1.0
-
-
-def seconds_of(command: list[str]) -> float:
-    """Wall-clock seconds of a process that must succeed."""
-    began = time.perf_counter()
-    done = subprocess.run(command, capture_output=True, text=True)
-    took = time.perf_counter() - began
-    if done.returncode:
-        said = done.stderr.strip().splitlines()
-        raise RuntimeError(f"{' '.join(command[1:4])} failed: {said[-1] if said else done.returncode}")
-    return took
+BARS = "melodia generate, 8 bars behind a seed"
 
 
 def run(options: Options, section: Section) -> None:
     """Start the command again and again."""
-    seed = REPOSITORY / "midi_samples" / "bach_prelude_c_major.mid"
-    with tempfile.TemporaryDirectory() as scratch:
-        out = Path(scratch) / "out.mid"
-        command = [sys.executable, "-m", "melodia", "generate", "--seed", str(seed), "--bars", "8"]
-        command += ["--random-seed", "1", "--out", str(out), "--force"]
-        command += ["--model", str(options.model)] if options.model else []
+    what = "melodia generate, 8 bars, whole process"
+    try:
+        model = options.model or bundled_model()
+    except CheckpointError as error:
+        section.notes.append(f"Not measured: no model was given (--model DIR), and {error}.")
+        section.targets.append(
+            Target(what, "", LIMIT, None, unit=" s", at_most=True, why="no model was given")
+        )
+        return
+    options.say("start-up")
+    runs = 2 if options.quick else 9
+    with tempfile.TemporaryDirectory() as folder:
+        environment = compiled(str(Path(folder) / "compiled"))
+        out = str(Path(folder) / "out.mid")
+        cli = [sys.executable, "-m", "melodia"]
+        generate = [*cli, "generate", "--model", str(model), "--out", out, "--force", "--random-seed", "1"]
         ways = {
             "python, doing nothing": [sys.executable, "-c", "pass"],
-            "melodia --version": [sys.executable, "-m", "melodia", "--version"],
-            "melodia generate, 8 bars after a seed": command,
+            "melodia --version": [*cli, "--version"],
+            BARS: [*generate, "--seed", str(SAMPLE)],
         }
-        options.say("start-up")
-        found: dict[str, list[float]] = {name: [] for name in ways}
-        for _ in range(3 if options.quick else 9):
+        inner = [sys.executable, "-c", PARTS, str(model), str(SAMPLE), out, "fp32"]
+        found: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
+        inside: dict[str, list[float]] = {}
+        for turn in range(runs + 1):
             for name, words in ways.items():
-                found[name].append(seconds_of(words))
-    section.intro = "Whole processes, files in the disk's cache; medians of runs in turns."
-    table = Table(["process", "s", "fastest"])
-    for name, times in found.items():
-        table.rows.append([name, figure(statistics.median(times[1:])), figure(min(times))])
-    section.tables.append(table)
-    value = statistics.median(found["melodia generate, 8 bars after a seed"][1:])
-    section.targets.append(
-        Target("melodia generate, 8 bars, whole process", "", LIMIT, value, unit=" s", at_most=True)
+                seconds = whole(words, environment)
+                if turn:  # the first one compiles the modules and warms the disk
+                    found[name].append(seconds)
+            for name, taken in parts(inner, environment).items():
+                if turn:
+                    inside.setdefault(name, []).append(taken)
+    section.intro = (
+        f"Whole processes in turns, files in the disk's cache, modules compiled; medians of {runs} runs."
     )
-    section.figures = {"seconds": found}
+    table = Table(["process", "s", "s of the processor", "fastest, s"])
+    for name, times in found.items():
+        wall, busy = (statistics.median(column) for column in zip(*times, strict=True))
+        table.rows.append([name, figure(wall), figure(busy), figure(min(times)[0])])
+    part_table = Table(["part, inside one process", "ms"])
+    for name, values in inside.items():
+        part_table.rows.append([name, figure(1e3 * statistics.median(values))])
+    section.tables += [table, part_table]
+    value = statistics.median(wall for wall, _ in found[BARS])
+    section.targets.append(Target(what, "", LIMIT, value, unit=" s", at_most=True))
+    section.figures = {"seconds": found, "parts": inside}
