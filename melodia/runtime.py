@@ -11,8 +11,8 @@
         ...
 
 Importing this and generating imports no torch and starts in a fraction of a second. Only the following do import it,
-when they are asked for: a GPU, the reference backend, an engine that was not built, `Sampler.model`, and the encoder of
-a bidirectional model. `Continuation.midi` and `.joined` import pretty_midi; `.score` and `.joined_score` do not.
+when they are asked for: a GPU, the reference backend, an engine that was not built, and `Sampler.model`.
+`Continuation.midi` and `.joined` import pretty_midi; `.score` and `.joined_score` do not.
 """
 
 from melodia.decode import SamplingConfig

@@ -52,8 +52,6 @@ class Runner:
         if obstacle is not None and backend == "native" and self.device == "cpu":
             raise BackendError(f"the native backend was asked for, but {obstacle}; use auto or reference")
         self._runs_engine = obstacle is None
-        if obstacle is None and self.config.blocks:
-            _need_torch("the encoder of a bidirectional model runs in torch")
         if obstacle is None:
             self.runs = "native"
             self.why = f"the engine is loaded ({engine.instruction_set()}, {weights} weights)"

@@ -1,0 +1,224 @@
+"""Lengths and wishes: what is asked for is what comes, and what cannot be is refused."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+from sampler_helpers import check_continuation, make_seed, notes_of, scale, tiny_sampler
+
+from melodia.decode import SamplingConfig
+from melodia.errors import ConfigError, GrammarError
+from melodia.sampler import Sampler, plan
+
+SCHEMES = ("REMI", "TSD", "MIDILike", "Structured", "PerTok")
+
+
+@pytest.fixture(scope="module")
+def sampler() -> Sampler:
+    return tiny_sampler()
+
+
+@pytest.fixture(autouse=True)
+def primed(sampler: Sampler) -> None:
+    sampler.prime(make_seed(scale(2)))
+
+
+def tokens_of(sampler: Sampler, **settings: Any) -> list[int]:
+    settings = {"bars": 2, "random_seed": 7} | settings
+    return sampler.generate(**settings).tokens.tolist()
+
+
+# -- lengths ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("bars", [1, 3, 8])
+def test_exactly_so_many_bars(scheme: str, bars: int) -> None:
+    sampler = tiny_sampler(scheme)
+    sampler.prime(make_seed(scale(2, (6, 8)), (6, 8)))
+    made = sampler.generate(bars=bars, random_seed=bars)
+    check_continuation(sampler, made, bars=bars)
+    assert made.report.seconds == pytest.approx(bars * 3 * 60 / 96)
+
+
+@pytest.mark.parametrize(("seconds", "bars"), [(0.1, 1), (2.5, 1), (2.6, 2), (10.0, 4), (10.1, 5)])
+def test_seconds_are_rounded_up_to_a_bar_line(sampler: Sampler, seconds: float, bars: int) -> None:
+    made = sampler.generate(seconds=seconds, random_seed=1)  # a bar lasts 2.5 s
+    check_continuation(sampler, made, bars=bars)
+    assert made.report.seconds == pytest.approx(2.5 * bars)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_tokens_are_completed_to_a_bar_line(scheme: str) -> None:
+    sampler = tiny_sampler(scheme)
+    sampler.prime(make_seed(scale(2)))
+    made = sampler.generate(tokens=40, random_seed=1)
+    assert made.report.tokens >= 40 or made.report.ended == "model"
+    check_continuation(sampler, made, bars=made.report.bars)
+    if scheme == "REMI":
+        bars = [i for i, t in enumerate(made.tokens) if sampler.vocabulary.types[t] == "Bar"]
+        assert bars[-1] < 40
+
+
+def test_eight_bars_by_default(sampler: Sampler) -> None:
+    assert sampler.generate(random_seed=0).report.bars == 8
+
+
+def test_the_model_may_end_the_piece_only_where_it_is_allowed_to() -> None:
+    sampler = tiny_sampler()
+    import torch
+
+    with torch.no_grad():
+        sampler.model.head.bias[sampler.vocabulary.eos] += 12
+    sampler.prime(make_seed(scale(2)))
+    kept = sampler.generate(bars=5, random_seed=1)
+    assert (kept.report.bars, kept.report.ended) == (5, "length")
+    free = sampler.generate(bars=5, random_seed=1, may_end=True)
+    assert (free.report.bars, free.report.ended) == (1, "model")
+    check_continuation(sampler, free, bars=1)
+
+
+def test_bars_left_counts_down_to_one() -> None:
+    """The model hears how many bars are left, so that it can end on purpose."""
+    tiny = tiny_sampler(sides=("bars_left",))
+    sampler = Sampler(tiny.model, tiny.tokenizer, backend="reference")  # whose model.step can be listened to
+    sampler.prime(make_seed(scale(2)))
+    heard: list[int] = []
+    step = sampler.model.step
+
+    def listen(tokens: Any, side: Any, state: Any) -> Any:
+        heard.append(int(side[0, 0]))
+        return step(tokens, side, state)
+
+    sampler.model.step = listen  # type: ignore[method-assign]
+    sampler.generate(bars=3, random_seed=1)
+    assert heard[-1] == 1
+    assert set(heard) - {0} == {1, 2, 3}
+    assert heard == sorted(heard, key=lambda left: -left if left else -9)
+
+
+# -- from nothing, and wishes -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_music_from_nothing(scheme: str) -> None:
+    sampler = tiny_sampler(scheme)
+    sampler.prime(None)
+    made = sampler.generate(bars=3, max_polyphony=6, random_seed=3)
+    check_continuation(sampler, made)
+    assert made.report.bars == 3
+    assert made.seed is None
+    assert made.joined_at == 0.0
+
+
+def test_music_from_nothing_in_a_metre_and_tempo(sampler: Sampler) -> None:
+    sampler.prime(None)
+    made = sampler.generate(bars=2, metre="3/4", tempo=71.5, programs=(40,), random_seed=3)
+    assert made.report.metre == (3, 4)
+    assert made.midi.get_tempo_changes()[1] == pytest.approx([71.5], abs=0.01)
+    assert made.report.programs == (40,)
+    assert made.report.seconds == pytest.approx(6 * 60 / 71.5)
+    names = [sampler.vocabulary.tokens[t] for t in made.tokens[:4]]
+    assert names[:3] == ["Bar_None", "TimeSig_3/4", "Position_0"]
+    assert names[3].startswith("Tempo_7")
+
+
+def test_a_new_metre_begins_with_the_first_full_bar(sampler: Sampler) -> None:
+    sampler.prime(make_seed(scale(2)[:-2]))
+    made = sampler.generate(bars=2, metre=(3, 4), random_seed=1)
+    metres = [(t.time / made.score.ticks_per_quarter, t.numerator) for t in made.score.time_signatures]
+    assert metres == [(0.0, 4), (4.0, 3)]
+    assert made._map.end / made.score.ticks_per_quarter == 4 + 6
+
+
+@pytest.mark.parametrize("scheme", ["REMI", "TSD", "MIDILike", "PerTok"])
+@pytest.mark.parametrize("metre", [(4, 4), (13, 8)])
+def test_a_new_metre_of_several_pieces(scheme: str, metre: tuple[int, int]) -> None:
+    sampler = tiny_sampler(scheme)
+    sampler.prime(make_seed(scale(2, metre)[:-5], metre))
+    made = sampler.generate(bars=3, metre=(15, 16), random_seed=1)
+    tpq = made.score.ticks_per_quarter
+    metres = [(t.time / tpq, t.numerator, t.denominator) for t in made.score.time_signatures]
+    line = 4 * metre[0] / metre[1]
+    assert metres == [(0.0, *metre), (line, 15, 16)]
+    assert made._map.end / tpq == line + 3 * 15 / 4
+    after = sampler.generate(bars=2, random_seed=1, state=made.state)
+    assert after.report.metre == (15, 16)
+    assert after._map.end / tpq == 2 * 15 / 4
+    stream = sampler.stream(endless=True, metre=(15, 16), random_seed=1)
+    list(itertools.islice(stream, 15))
+    snapshot = stream.state
+    rest = list(itertools.islice(stream, 15))
+    again = sampler.stream(endless=True, metre=(15, 16), random_seed=1, state=snapshot)
+    assert list(itertools.islice(again, 15)) == rest
+
+
+def test_metre_and_tempo_may_be_freed() -> None:
+    sampler = tiny_sampler(sides=())
+    sampler.prime(make_seed(scale(2)))
+    made = sampler.generate(bars=8, metre_changes=True, tempo_changes=True, random_seed=3)
+    assert len(made.score.time_signatures) > 1
+    assert made.report.bars == 8
+    kept = sampler.generate(bars=8, random_seed=3)
+    assert (len(kept.score.time_signatures), len(kept.score.tempos)) == (1, 1)
+
+
+def test_pitch_range_and_polyphony(sampler: Sampler) -> None:
+    made = sampler.generate(bars=4, pitch_range=(60, 72), max_polyphony=2, random_seed=3)
+    notes = notes_of(made.score)
+    assert all(60 <= note[2] <= 72 for note in notes)
+    for _, onset, _, _, _ in notes:
+        assert sum(other[1] <= onset < other[3] for other in notes) <= 2
+
+
+def test_a_bar_does_not_go_on_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    sampler = tiny_sampler()
+    import torch
+
+    with torch.no_grad():
+        sampler.model.head.bias[list(sampler.vocabulary.ids_of("Bar"))] -= 30
+    monkeypatch.setattr(plan, "BAR_TOKENS", 50)
+    sampler.prime(make_seed(scale(2)))
+    made = sampler.generate(bars=3, random_seed=1)
+    assert made.report.tokens < 3 * 70
+    assert any("left" in finding.what for finding in made.report.findings)
+    check_continuation(sampler, made, bars=3)
+
+
+def test_greedy_needs_no_random_seed(sampler: Sampler) -> None:
+    first, second = (sampler.generate(bars=1, greedy=True, random_seed=n) for n in (1, 2))
+    assert first.tokens.tolist() == second.tokens.tolist()
+    assert first.report.entropy == 0
+
+
+def test_settings_may_come_as_one_value(sampler: Sampler) -> None:
+    sampling = SamplingConfig(temperature=0.8, top_k=9)
+    assert tokens_of(sampler, sampling=sampling) == tokens_of(sampler, temperature=0.8, top_k=9)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"bars": 0}, r"`bars` must be a whole number, at least 1 \(received 0\)"),
+        ({"bars": 2, "seconds": 3.0}, "give one of `bars` and `seconds`"),
+        ({"seconds": -1.0}, "`seconds` must be more than 0"),
+        ({"tokens": 2.5}, "`tokens` must be a whole number"),
+        ({"random_seed": -1}, "`random_seed` must be within"),
+        ({"session": 2**32}, "`session` must be within"),
+        ({"temperature": 0.0}, "use greedy=True for argmax"),
+        ({"metre": "x"}, "a metre is numerator and denominator"),
+        ({"metre": (3, 5)}, "a metre is such as"),
+        ({"metre": (4, 4), "metre_changes": True}, "give one of the two"),
+        ({"programs": (1,), "any_program": True}, "give one of the two"),
+        ({"tempo": 0.0}, "`tempo` must be within"),
+        ({"endless": True}, "use `stream`"),
+        ({"speed": 3}, "unknown settings"),
+        ({"programs": (200,)}, "programs must be within"),
+        ({"pitch_range": (80, 20)}, "pitch_range"),
+    ],
+)
+def test_wishes_that_cannot_be(sampler: Sampler, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises((ConfigError, GrammarError), match=message):
+        sampler.generate(**settings)
