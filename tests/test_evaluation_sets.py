@@ -14,6 +14,7 @@ from melodia.evaluation.collapse import BarLoop, collapse_report, entropy_drop, 
 from melodia.evaluation.comparison import (
     compare_sets,
     densities,
+    difference_interval,
     distances,
     kullback_leibler,
     overlapping_area,
@@ -231,3 +232,18 @@ def test_silence_and_json():
     json.dumps(report.to_dict(), allow_nan=False)
     assert report.lines()
     json.dumps(collapse_report(make(varied(8))).to_dict(), allow_nan=False)
+
+
+def test_interval_of_the_difference_of_means():
+    rng = np.random.default_rng(2)
+    a, b = rng.normal(0.0, 1.0, 400), rng.normal(0.5, 2.0, 100)
+    low, high = difference_interval(a, b)
+    middle = b.mean() - a.mean()
+    half = 1.96 * math.sqrt(a.var() / 400 + b.var() / 100)
+    assert low == pytest.approx(middle - half, abs=0.05)
+    assert high == pytest.approx(middle + half, abs=0.05)
+    assert all(math.isnan(end) for end in difference_interval([], [1.0]))
+    pieces = [make([(i, 1, 60 + i % n) for i in range(16)]) for n in (2, 3, 4)]
+    row = compare_sets(pieces, pieces[:2])["pitch_range"]
+    assert row.low <= row.generated_mean - row.real_mean <= row.high
+    assert math.isnan(compare_sets(pieces, pieces)["duration_histogram"].low)

@@ -213,3 +213,54 @@ def test_same_from_pretty_midi(tmp_path):
 def test_other_objects_are_refused():
     with pytest.raises(MidiError, match="received str"):
         st.polyphony("song.mid")
+
+
+def test_one_note_and_identical_bars_in_every_statistic():
+    """Worked out by hand; what needs two of something is undefined for one."""
+    nan = float("nan")
+    # One quarter note C4, velocity 80, at 120 quarters a minute: a bar of 4/4, music for half a second.
+    alone = {
+        "pitch_class_entropy": 0.0,
+        "scale_consistency": 1.0,
+        "pitch_in_key": 1.0,
+        "groove_consistency": nan,
+        "groove_similarity": nan,
+        "notes_per_bar": 1.0,
+        "notes_per_second": 2.0,
+        "polyphony": 1.0,
+        "mean_duration": 1.0,
+        "mean_pitch": 60.0,
+        "pitch_range": 0.0,
+        "velocity_spread": 0.0,
+        "velocity_levels": 1.0,
+        "commonest_pitch_share": 1.0,
+        "longest_repeated_run": 1.0,
+        "empty_bar_share": 0.0,
+        "longest_silence": 0.0,
+    }
+    assert st.piece_statistics(make([(0, 1, 60)])) == pytest.approx(alone, nan_ok=True)
+    # Four equal bars: C4 for a half note, then E4 and G4 together for a half note.
+    bars = [
+        note for bar in range(4) for note in ((4 * bar, 2, 60), (4 * bar + 2, 2, 64), (4 * bar + 2, 2, 67))
+    ]
+    equal = alone | {
+        "pitch_class_entropy": math.log2(3),
+        "groove_consistency": 1.0,
+        "groove_similarity": 1.0,
+        "notes_per_bar": 3.0,
+        "notes_per_second": 12 / 8,
+        "polyphony": 1.5,
+        "mean_duration": 2.0,
+        "mean_pitch": (60 + 64 + 67) / 3,
+        "pitch_range": 7.0,
+        "commonest_pitch_share": 1 / 3,
+    }
+    assert st.piece_statistics(make(bars)) == pytest.approx(equal)
+
+
+def test_pitch_in_key():
+    # C major's scale and chord with one F sharp among ten notes.
+    tune = [60, 64, 67, 60, 62, 64, 65, 67, 66, 60]
+    assert st.pitch_in_key(make([(i, 1, p) for i, p in enumerate(tune)])) == pytest.approx(0.9)
+    assert math.isnan(st.pitch_in_key(SILENCE))
+    assert math.isnan(st.pitch_in_key(make([(i, 1, 60 + i) for i in range(12)])))

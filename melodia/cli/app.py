@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import typer
 
 from melodia import __version__
-from melodia.cli import bench, compare, generate, info, inspect, originality, train
+from melodia.cli import bench, compare, evaluate, generate, info, inspect, originality, train
 from melodia.errors import ConfigError, MelodiaError
 
 EXIT_FAILURE = 1
@@ -27,6 +27,7 @@ app = typer.Typer(
 app.command("generate")(generate.generate)
 app.command("train")(train.train)
 app.command("compare")(compare.compare)
+app.command("evaluate")(evaluate.evaluate)
 app.command("inspect")(inspect.inspect)
 app.command("originality")(originality.originality)
 app.command("bench")(bench.bench)

@@ -20,10 +20,12 @@ from numpy.typing import ArrayLike, NDArray
 from melodia.errors import ConfigError
 from melodia.evaluation.statistics import HISTOGRAMS, STATISTICS, piece_histograms, piece_statistics
 
+NAN = float("nan")
 GRID = 2048
 TAILS = 4.0
 """Densities are laid out this many bandwidths beyond the extremes."""
 FLOOR = 1e-12
+RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,8 @@ class FeatureComparison:
         divergence: Kullback-Leibler divergence of the intra-set from the inter-set distances in nats; 0 is best.
         distance: mean absolute difference of the means over the real spread for a statistic, total variation
             distance of the mean histograms (0 to 1) for a histogram.
+        low: lower end of the 95 % bootstrap interval of generated mean minus real mean; nan for a histogram.
+        high: upper end of it.
     """
 
     name: str
@@ -50,6 +54,8 @@ class FeatureComparison:
     overlap: float
     divergence: float
     distance: float
+    low: float = NAN
+    high: float = NAN
 
 
 @dataclass(frozen=True)
@@ -137,22 +143,40 @@ def _columns(
 
 
 def _compare_values(name: str, real: NDArray[np.float64], made: NDArray[np.float64]) -> FeatureComparison:
-    nan = float("nan")
-    means = [float(side.mean()) if len(side) else nan for side in (real, made)]
-    spreads = [float(side.std()) if len(side) else nan for side in (real, made)]
+    means = [float(side.mean()) if len(side) else NAN for side in (real, made)]
+    spreads = [float(side.std()) if len(side) else NAN for side in (real, made)]
     apart = abs(means[0] - means[1])
-    distance = apart / spreads[0] if spreads[0] > 0 else (0.0 if apart == 0 else nan)
+    distance = apart / spreads[0] if spreads[0] > 0 else (0.0 if apart == 0 else NAN)
     overlap, divergence = _intra_against_inter(real[:, None], made[:, None])
-    return FeatureComparison(name, means[0], spreads[0], means[1], spreads[1], overlap, divergence, distance)
+    low, high = difference_interval(real, made)
+    return FeatureComparison(
+        name, means[0], spreads[0], means[1], spreads[1], overlap, divergence, distance, low, high
+    )
+
+
+def difference_interval(
+    real: ArrayLike, made: ArrayLike, *, level: float = 0.95, random_seed: int = 0
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of mean(made) - mean(real), both resampled; nan where one is empty.
+
+    >>> difference_interval([1.0, 1.0, 1.0], [3.0, 3.0])
+    (2.0, 2.0)
+    """
+    a, b = (np.asarray(values, dtype=np.float64).reshape(-1) for values in (real, made))
+    if not len(a) or not len(b):
+        return NAN, NAN
+    rng = np.random.default_rng(random_seed)
+    means = [side[rng.integers(len(side), size=(RESAMPLES, len(side)))].mean(axis=1) for side in (a, b)]
+    low, high = np.quantile(means[1] - means[0], [(1.0 - level) / 2.0, (1.0 + level) / 2.0])
+    return float(low), float(high)
 
 
 def _compare_histograms(name: str, real: NDArray[np.float64], made: NDArray[np.float64]) -> FeatureComparison:
-    nan = float("nan")
     overlap, divergence = _intra_against_inter(real, made)
-    distance = nan
+    distance = NAN
     if len(real) and len(made):
         distance = float(np.abs(real.mean(axis=0) - made.mean(axis=0)).sum() / 2.0)
-    return FeatureComparison(name, nan, nan, nan, nan, overlap, divergence, distance)
+    return FeatureComparison(name, NAN, NAN, NAN, NAN, overlap, divergence, distance)
 
 
 def _intra_against_inter(real: NDArray[np.float64], made: NDArray[np.float64]) -> tuple[float, float]:

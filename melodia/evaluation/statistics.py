@@ -120,6 +120,13 @@ def estimate_key(score: Any) -> Key | None:
     return max(found, key=lambda key: key.correlation)
 
 
+def pitch_in_key(score: Any) -> float:
+    """`pitch_in_scale` in the scale of the piece's own key (`estimate_key`); nan where it has none."""
+    table = note_table(score)
+    key = estimate_key(table)
+    return NAN if key is None else pitch_in_scale(table, key.tonic, key.mode)
+
+
 def _grooves(table: NoteTable) -> list[NDArray[np.bool_]]:
     """Which of 12 steps a quarter have an onset, for each bar; bars may differ in length."""
     step = table.resolution / GROOVE_STEPS_PER_QUARTER
@@ -314,8 +321,9 @@ def interval_histogram(score: Any) -> NDArray[np.float64]:
 STATISTICS: dict[str, Callable[[Any], float]] = {
     function.__name__: function
     for function in (
-        scale_consistency,
         pitch_class_entropy,
+        scale_consistency,
+        pitch_in_key,
         groove_consistency,
         groove_similarity,
         notes_per_bar,

@@ -1,0 +1,126 @@
+"""`melodia evaluate FOLDER`: how good a model is, in numbers, tables and pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from melodia.decode.config import TEMPERATURE, TOP_P
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from melodia.evaluation.report import Table
+
+PLAIN_WIDTH = 160  # of tables where there is no terminal
+
+
+def evaluate(
+    folder: Path = typer.Argument(
+        ...,
+        metavar="FOLDER",
+        help="MIDI files that the model was not trained on (searched with sub-folders).",
+    ),
+    model: Path | None = typer.Option(
+        None, "--model", metavar="DIR", help="A checkpoint made by `melodia train`."
+    ),
+    generate: int = typer.Option(
+        0,
+        "--generate",
+        metavar="N",
+        min=0,
+        help="Also continue N of the pieces, and compare with how they go on.",
+    ),
+    seed_bars: int = typer.Option(16, min=1, help="With --generate: bars of each seed."),
+    bars: int = typer.Option(16, min=1, help="With --generate: bars of each continuation."),
+    temperature: float = typer.Option(TEMPERATURE, help="With --generate: divides the logits."),
+    top_k: int | None = typer.Option(None, help="With --generate: keep the K likeliest tokens."),
+    top_p: float | None = typer.Option(
+        TOP_P, help="With --generate: smallest set with this probability (1 = all)."
+    ),
+    min_p: float | None = typer.Option(None, help="With --generate: least share of the likeliest token."),
+    repetition_penalty: float = typer.Option(
+        1.0, help="With --generate: above 1, recent tokens become less likely."
+    ),
+    random_seed: int = typer.Option(0, help="With --generate: of the choice of pieces and of the music."),
+    json_file: Path | None = typer.Option(
+        None, "--json", metavar="FILE", help="Also write everything as JSON."
+    ),
+    html_file: Path | None = typer.Option(
+        None, "--html", metavar="FILE", help="Also write one HTML page with plots and piano rolls."
+    ),
+    device: str = typer.Option("auto", help="auto, cpu or cuda."),
+    backend: str = typer.Option("auto", help="auto, reference or native."),
+    force: bool = typer.Option(False, "--force", help="Overwrite files that exist."),
+) -> None:
+    """Measure how probable a model finds music, and how what it writes compares with what is really there."""
+    if generate == 1:
+        raise typer.BadParameter("--generate needs at least 2 pieces to compare, or 0 for none")
+
+    from rich.console import Console
+
+    from melodia.cli.progress import ConsoleProgress
+    from melodia.decode import SamplingConfig
+    from melodia.render.files import check_target
+    from melodia.workflows.evaluate import evaluate_folder, write_json
+
+    for path, suffix in ((json_file, ".json"), (html_file, ".html")):
+        if path is not None:
+            check_target(path, suffix, force)  # before the work, not behind it
+    sampling = SamplingConfig(
+        temperature=temperature,
+        top_k=top_k,
+        top_p=None if top_p == 1.0 else top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+    )
+    with ConsoleProgress() as progress:
+        evaluation = evaluate_folder(
+            folder,
+            model,
+            generate=generate,
+            seed_bars=seed_bars,
+            bars=bars,
+            sampling=sampling,
+            random_seed=random_seed,
+            device=device,
+            backend=backend,
+            progress=progress,
+        )
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=PLAIN_WIDTH)
+    for table in evaluation.tables():
+        _print(console, table)
+    for name, reason in evaluation.skipped:
+        typer.echo(f"skipped {name}: {reason}", err=True)
+    written = []
+    if json_file is not None:
+        written.append(write_json(evaluation, json_file, force=force))
+    if html_file is not None:
+        from melodia.evaluation.page import write_page
+
+        written.append(write_page(evaluation, html_file, force=force))
+    for path in written:
+        typer.echo(f"wrote {path}")
+
+
+def _print(console: Console, table: Table) -> None:
+    """Draw a table; where the terminal is too narrow, cells are folded, never cut."""
+    from rich import box
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    drawn = RichTable(
+        title=Text(table.title), title_justify="left", box=box.SIMPLE_HEAD, caption_justify="left"
+    )
+    for number, column in enumerate(table.columns):
+        drawn.add_column(Text(column), justify="right" if number else "left", overflow="fold")
+    for row in table.rows:
+        drawn.add_row(*(Text(cell) for cell in row))
+    console.print(drawn)
+    if table.note:
+        console.print(Text(table.note))
+        console.print()

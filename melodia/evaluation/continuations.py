@@ -1,0 +1,178 @@
+"""Continuations of real pieces, beside the bars that really come there.
+
+Both sides are read back from tokens, so that a comparison measures the model and not what its tokenizer rounds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from melodia.corpus.discover import find_midi_files
+from melodia.decode import SamplingConfig
+from melodia.errors import ConfigError, MelodiaError
+from melodia.evaluation.notes import bar_lines
+from melodia.evaluation.statistics import estimate_key, pitch_in_scale
+from melodia.midi import cut_score, read_score
+from melodia.midi.bars import bar_table
+from melodia.midi.join import window
+from melodia.originality import Index, Originality, notes_of_score, notes_of_tokens, shared_passages
+from melodia.originality.lines import Notes
+from melodia.sampler import Continuation, Sampler
+
+LEAST_NOTES = 8  # of seed and real bars: nothing can be said of fewer
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One piece, continued.
+
+    Attributes:
+        name: of the piece.
+        seed: its first bars, as a score.
+        real: the bars that come next in the piece.
+        generated: as many bars that the model puts there.
+        continuation: the same with its report.
+        real_originality: what the real bars share with the training music; None without an index.
+        originality: what the generated bars share.
+    """
+
+    name: str
+    seed: Any
+    real: Any
+    generated: Any
+    continuation: Continuation
+    real_originality: Originality | None = None
+    originality: Originality | None = None
+
+
+def continue_pieces(
+    sampler: Sampler,
+    source: Path | Iterable[tuple[str, Path]],
+    pieces: int,
+    *,
+    seed_bars: int = 16,
+    bars: int = 16,
+    sampling: SamplingConfig | None = None,
+    random_seed: int = 0,
+    index: Index | None = None,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> tuple[list[Pair], list[str]]:
+    """Continue the beginnings of pieces.
+
+    Args:
+        sampler: with the model.
+        source: a folder of MIDI files, or (name, path) of each.
+        pieces: how many; they are drawn by `random_seed` from those that are long enough.
+        seed_bars: bars of the seed.
+        bars: bars to generate, and to compare with.
+        sampling: temperature and filters.
+        random_seed: of the choice of pieces, and of the music (session k for the k-th piece).
+        index: of the training music, to look both up.
+        progress: called with (pieces done, pieces wanted, name).
+
+    Returns:
+        the pairs, and why pieces that are long enough could not be continued.
+
+    Raises:
+        ConfigError: a count is not positive.
+    """
+    for name, value in (("pieces", pieces), ("seed_bars", seed_bars), ("bars", bars)):
+        if value < 1:
+            raise ConfigError(f"`{name}` must be at least 1 (received {value})")
+    if isinstance(source, Path):
+        files = [(found.relative, found.path) for found in find_midi_files(source)]
+    else:
+        files = list(source)
+    pairs: list[Pair] = []
+    failed: list[str] = []
+    for place in np.random.default_rng(random_seed).permutation(len(files)).tolist():
+        if len(pairs) == pieces:
+            break
+        name, path = files[place]
+        try:
+            parts = _parts(sampler, path, seed_bars, bars)
+            if parts is None:
+                continue
+            score, seed, real = parts
+            sampler.prime(score, seed_bars=seed_bars)
+            continuation = sampler.generate(
+                bars=bars, sampling=sampling, random_seed=random_seed, session=len(pairs)
+            )
+        except MelodiaError as error:
+            failed.append(f"{name}: {error}")
+            continue
+        pairs.append(_pair(sampler, index, name, seed, real, continuation))
+        if progress is not None:
+            progress(len(pairs), pieces, name)
+    return pairs, failed
+
+
+def _parts(sampler: Sampler, path: Path, seed_bars: int, bars: int) -> tuple[Any, Any, Any] | None:
+    """The score, its first bars and those behind; None where there are too few bars or notes."""
+    score, _ = read_score(path)
+    table = bar_table(score)
+    if len(table) < seed_bars + bars:
+        return None
+    seed, _ = cut_score(score, bars=seed_bars)
+    real, _ = window(score, table.line(seed_bars), table.line(seed_bars + bars))
+    if min(seed.note_num(), real.note_num()) < LEAST_NOTES:
+        return None
+    tokenizer = sampler.tokenizer
+    seed, real = (tokenizer.decode(tokenizer.encode(part).ids) for part in (seed, real))
+    return score, seed, real
+
+
+def _pair(
+    sampler: Sampler, index: Index | None, name: str, seed: Any, real: Any, continuation: Continuation
+) -> Pair:
+    generated = continuation.score
+    if index is None:
+        return Pair(name, seed, real, generated, continuation)
+    ids = sampler.tokenizer.encode(real).ids
+    of_real = shared_passages(index, *notes_of_tokens(ids, sampler.vocabulary))
+    notes, starts = notes_and_bars(generated)
+    made = shared_passages(index, notes, starts, seed=notes_of_score(seed))
+    return Pair(name, seed, real, generated, continuation, of_real, made)
+
+
+def notes_and_bars(score: Any) -> tuple[Notes, Any]:
+    """A score's notes, and where its bars begin and the last one ends, in its ticks."""
+    notes = notes_of_score(score)
+    metres = [(int(m.time), int(m.numerator), int(m.denominator)) for m in score.time_signatures]
+    return notes, bar_lines(metres, int(score.end()), int(score.ticks_per_quarter))
+
+
+@dataclass(frozen=True)
+class KeyAgreement:
+    """How well music stays in the key of what came before.
+
+    Attributes:
+        in_scale: mean share of the notes in the scale of the seed's key.
+        same_key: share of the pieces whose own key is the seed's.
+        pieces: how many have a key at all.
+    """
+
+    in_scale: float
+    same_key: float
+    pieces: int
+
+
+def key_agreement(seeds: Iterable[Any], scores: Iterable[Any]) -> KeyAgreement:
+    """Compare the keys of seeds and of the music behind each."""
+    inside, same = [], []
+    for seed, score in zip(seeds, scores, strict=True):
+        key = estimate_key(seed)
+        share = pitch_in_scale(score, key.tonic, key.mode) if key is not None else float("nan")
+        if key is None or share != share:
+            continue
+        inside.append(share)
+        other = estimate_key(score)
+        same.append(other is not None and (other.tonic, other.mode) == (key.tonic, key.mode))
+    if not inside:
+        return KeyAgreement(float("nan"), float("nan"), 0)
+    return KeyAgreement(float(np.mean(inside)), float(np.mean(same)), len(inside))

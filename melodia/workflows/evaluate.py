@@ -1,0 +1,171 @@
+"""Measure a model on a folder of MIDI: likelihood, and what it generates against what is really there."""
+
+from __future__ import annotations
+
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import melodia
+from melodia.decode import SamplingConfig
+from melodia.errors import ConfigError, CorpusError
+from melodia.evaluation.collapse import collapse_report
+from melodia.evaluation.comparison import compare_sets
+from melodia.evaluation.continuations import continue_pieces, key_agreement
+from melodia.evaluation.report import Evaluation, Generated
+from melodia.originality import Index
+from melodia.render.files import check_target, fresh_file
+from melodia.sampler import Sampler
+
+SEED_BARS = 16
+BARS = 16
+
+
+def evaluate_folder(
+    folder: Path | str,
+    model: Path | str | None = None,
+    *,
+    generate: int = 0,
+    seed_bars: int = SEED_BARS,
+    bars: int = BARS,
+    sampling: SamplingConfig | None = None,
+    random_seed: int = 0,
+    device: str = "auto",
+    backend: str = "auto",
+    progress: Any = None,
+) -> Evaluation:
+    """Score the pieces of a folder, and on request continue some of them.
+
+    Args:
+        folder: MIDI files (searched with sub-folders) that the model was not trained on, or one file.
+        model: a checkpoint folder; None: the model that comes with melodia.
+        generate: how many pieces to continue; 0 for none, else at least 2.
+        seed_bars: bars of each seed.
+        bars: bars to generate, and to compare with.
+        sampling: temperature and filters of the generation.
+        random_seed: of the choice of pieces and of the music.
+        device, backend: where and with what to compute.
+        progress: is told what happens (`melodia.workflows.train.Reporter`).
+
+    Raises:
+        CorpusError: no file can be used, or too few are long enough to be continued.
+        CheckpointError, ConfigError, BackendError: as the parts raise them.
+
+    Example:
+        >>> evaluation = evaluate_folder("held-out", "my-model", generate=20)  # doctest: +SKIP
+        >>> evaluation.likelihood.interval("note").value  # doctest: +SKIP
+    """
+    from melodia.evaluation.likelihood import encode_files, model_likelihood
+
+    if generate < 0 or generate == 1:
+        raise ConfigError(f"`generate` is 0, or at least 2 pieces to compare (received {generate})")
+    read = None if progress is None else progress.read
+    sampler = Sampler.load(model, device=device, backend=backend)
+    pieces = encode_files(folder, sampler.tokenizer, progress=read)
+    likelihood = model_likelihood(
+        sampler.model,
+        sampler.vocabulary,
+        pieces.tokens,
+        constant_velocity=pieces.constant_velocity,
+        seconds=pieces.seconds,
+    )
+    rows = [pieces.rows[i] for i in pieces.used]
+    generated = None
+    if generate:
+        root = Path(folder)
+        files = [(row.path, root / row.path if root.is_dir() else root) for row in rows]
+        generated = _generate(sampler, files, generate, seed_bars, bars, sampling, random_seed, read)
+    used = set(pieces.used)
+    return Evaluation(
+        model=_facts(sampler, model),
+        folder=str(folder),
+        likelihood=likelihood,
+        names=tuple(row.path for row in rows),
+        skipped=tuple((row.path, row.reason) for i, row in enumerate(pieces.rows) if i not in used),
+        generated=generated,
+        versions={
+            "melodia": melodia.__version__,
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
+    )
+
+
+def _generate(
+    sampler: Sampler,
+    files: list[tuple[str, Path]],
+    count: int,
+    seed_bars: int,
+    bars: int,
+    sampling: SamplingConfig | None,
+    random_seed: int,
+    read: Any,
+) -> Generated:
+    index = None if sampler.checkpoint is None else Index.open(sampler.checkpoint.path)
+    sampling = sampling or SamplingConfig()
+    pairs, failed = continue_pieces(
+        sampler,
+        files,
+        count,
+        seed_bars=seed_bars,
+        bars=bars,
+        sampling=sampling,
+        random_seed=random_seed,
+        index=index,
+        progress=read,
+    )
+    if len(pairs) < 2:
+        raise CorpusError(
+            f"a comparison needs 2 pieces of at least {seed_bars + bars} bars (found {len(pairs)}"
+            f"{'; ' + failed[0] if failed else ''}); give longer pieces, or fewer bars"
+        )
+    seeds, real, made = ([getattr(pair, name) for pair in pairs] for name in ("seed", "real", "generated"))
+    return Generated(
+        pairs=tuple(pairs),
+        comparison=compare_sets(real, made),
+        yardstick=compare_sets(real, seeds),
+        keys=(key_agreement(seeds, real), key_agreement(seeds, made)),
+        collapse=(tuple(map(collapse_report, real)), tuple(map(collapse_report, made))),
+        settings={
+            "seed_bars": seed_bars,
+            "bars": bars,
+            "random_seed": random_seed,
+            "temperature": sampling.temperature,
+            "top_k": sampling.top_k,
+            "top_p": sampling.top_p,
+            "min_p": sampling.min_p,
+            "repetition_penalty": sampling.repetition_penalty,
+        },
+        failed=tuple(failed),
+    )
+
+
+def _facts(sampler: Sampler, model: Path | str | None) -> dict[str, Any]:
+    """What the report says of the model."""
+    config = sampler.config
+    facts: dict[str, Any] = {
+        "path": str(model) if model is not None else "the model that comes with melodia",
+        "kind": config.kind,
+        "parameters": sum(parameter.numel() for parameter in sampler.model.parameters()),
+        "vocabulary": sampler.vocabulary.size,
+        "tokenizer": sampler.tokenizer.config.scheme,
+    }
+    if sampler.checkpoint is not None:
+        facts["corpus_fingerprint"] = sampler.checkpoint.corpus_fingerprint
+    return facts
+
+
+def write_json(evaluation: Evaluation, path: Path | str, *, force: bool = False) -> Path:
+    """Write the evaluation as JSON.
+
+    Raises:
+        MelodiaError: the file cannot be written, or is there already.
+    """
+    target = check_target(path, ".json", force)
+    text = json.dumps(evaluation.to_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    with fresh_file(target, force) as part:
+        part.write_text(text, encoding="utf-8")
+    return target

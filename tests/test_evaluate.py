@@ -1,0 +1,281 @@
+"""`melodia evaluate` as a whole: the numbers, the JSON, the page, the command."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import re
+from collections import Counter
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sampler_helpers import tiny_sampler
+
+from melodia.cli import main
+from melodia.decode import SamplingConfig
+from melodia.errors import ConfigError, CorpusError, MelodiaError
+from melodia.evaluation.continuations import continue_pieces, key_agreement, notes_and_bars
+from melodia.evaluation.likelihood import encode_files, model_likelihood
+from melodia.evaluation.notes import note_table
+from melodia.evaluation.page import write_page
+from melodia.evaluation.report import Evaluation, mean_histograms, number
+from melodia.evaluation.statistics import piece_histograms
+from melodia.midi import read_score
+from melodia.model import save_checkpoint
+from melodia.originality import Index, Training, attach_index, notes_of_tokens
+from melodia.workflows.evaluate import evaluate_folder, write_json
+
+VOID = {"meta", "img", "link", "br", "hr"}
+SAMPLING = SamplingConfig(temperature=0.9, top_p=0.95)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, samples_dir: Path) -> Path:
+    """Four pieces, one with a name that HTML must escape, and a file that is no MIDI."""
+    target = tmp_path_factory.mktemp("music")
+    names = ["a.mid", "b.mid", "deep/c.mid", "<b>&'d.mid"]
+    found = sorted(samples_dir.glob("*.mid"), key=lambda path: path.stat().st_size)
+    for name, path in zip(names, found, strict=False):
+        (target / name).parent.mkdir(exist_ok=True)
+        (target / name).write_bytes(path.read_bytes())
+    (target / "broken.mid").write_bytes(b"MThd")
+    return target
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory, folder: Path) -> Path:
+    """A model of random weights; its index holds the very music that it is evaluated on."""
+    sampler = tiny_sampler()
+    path = save_checkpoint(
+        tmp_path_factory.mktemp("model") / "best",
+        sampler.model,
+        vocabulary=sampler.vocabulary,
+        tokenizer_json=sampler.tokenizer.to_dict(),
+        corpus_fingerprint="0123",
+    )
+    tokenizer = sampler.tokenizer
+    pieces = [
+        Training(
+            name, *notes_of_tokens(tokenizer.encode(read_score(folder / name)[0]).ids, tokenizer.vocabulary)
+        )
+        for name in ("a.mid", "b.mid", "deep/c.mid")
+    ]
+    attach_index(path, Index.build(pieces))
+    return path
+
+
+@pytest.fixture(scope="module")
+def evaluation(folder: Path, model: Path) -> Evaluation:
+    return evaluate_folder(folder, model, generate=3, seed_bars=2, bars=4, sampling=SAMPLING, random_seed=3)
+
+
+def test_likelihood_is_that_of_the_pieces(evaluation: Evaluation, folder: Path) -> None:
+    sampler = tiny_sampler()
+    pieces = encode_files(folder, sampler.tokenizer)
+    expected = model_likelihood(
+        sampler.model, sampler.vocabulary, pieces.tokens,
+        constant_velocity=pieces.constant_velocity, seconds=pieces.seconds,
+    )  # fmt: skip
+    np.testing.assert_allclose(evaluation.likelihood.nats, expected.nats, rtol=1e-5)
+    assert evaluation.likelihood.units() == ("token", "note", "bar", "second")
+    assert list(evaluation.names) == ["<b>&'d.mid", "a.mid", "b.mid", "deep/c.mid"]
+    assert [name for name, _ in evaluation.skipped] == ["broken.mid"]
+    table = evaluation.tables()[0]
+    total = expected.nats.sum()
+    for row, count in zip(
+        table.rows, (expected.tokens, expected.notes, expected.bars, expected.seconds), strict=True
+    ):
+        assert float(row[1].replace(",", "")) == pytest.approx(total / count.sum(), abs=6e-5)
+        low, high = (float(part.replace(",", "")) for part in row[2].split(" to "))
+        assert low <= total / count.sum() <= high
+
+
+def test_pairs_are_the_same_bars(evaluation: Evaluation, folder: Path) -> None:
+    made = evaluation.generated
+    assert made is not None
+    assert len(made.pairs) == 3
+    assert len({pair.name for pair in made.pairs}) == 3
+    for pair in made.pairs:
+        assert pair.continuation.report.bars == 4
+        # The real bars: those behind the seed, as tokens write them.
+        tokenizer = tiny_sampler().tokenizer
+        whole = note_table(tokenizer.decode(tokenizer.encode(read_score(folder / pair.name)[0]).ids))
+        assert note_table(pair.real).pitch.tolist() == whole.bars_between(2, 6).pitch.tolist()
+        assert note_table(pair.seed).pitch.tolist() == whole.bars_between(0, 2).pitch.tolist()
+        starts = notes_and_bars(pair.real)[1]
+        assert starts[0] == 0
+        assert len(starts) <= 5
+    # The real bars stand in the index, which was built of them; only the piece that is not in it may share nothing.
+    real, generated = made.originalities()
+    for pair, found in zip(made.pairs, real, strict=True):
+        if pair.name.startswith("<b>"):
+            continue
+        assert found.longest is None or found.longest.file in ("a.mid", "b.mid", "deep/c.mid")
+    assert any(found.longest is not None and found.bars > 1 for found in real)
+    assert len(generated) == 3
+    assert made.settings["temperature"] == 0.9
+    rows = {row[0]: row for row in evaluation.tables()[2].rows}
+    assert rows["pieces with a finding"][2] == str(sum(not report.healthy for report in made.collapse[1]))
+
+
+def test_the_real_against_itself_overlaps_wholly() -> None:
+    """Hand-made scores: keys and histograms of known music."""
+    from test_evaluation_statistics import make
+
+    up = make([(i, 1, 60 + step) for i, step in enumerate((0, 4, 7, 12, 7, 4, 0, -5))])
+    other = make([(i, 1, 66 + step) for i, step in enumerate((0, 4, 7, 12, 7, 4, 0, -5))])
+    agreement = key_agreement([up, up], [up, other])
+    assert agreement.same_key == 0.5
+    # Of F sharp major's triad, F sharp, A sharp and C sharp, none is in C major.
+    assert agreement.in_scale == pytest.approx(0.5)
+    assert key_agreement([make([])], [up]).pieces == 0
+    mean = mean_histograms([up, other])["pitch_class_histogram"]
+    expected = (
+        piece_histograms(up)["pitch_class_histogram"] + piece_histograms(other)["pitch_class_histogram"]
+    ) / 2
+    np.testing.assert_allclose(mean, expected)
+    assert mean_histograms([make([])]) == {}
+    assert number(float("nan")) == "–"
+
+
+def test_json_is_complete_and_has_no_nan(evaluation: Evaluation, tmp_path: Path) -> None:
+    path = write_json(evaluation, tmp_path / "e.json")
+
+    def refuse(name: str) -> None:
+        raise AssertionError(name)
+
+    data = json.loads(path.read_text("utf-8"), parse_constant=refuse)
+    assert data["likelihood"]["nats_per_bar"]["low"] <= data["likelihood"]["nats_per_bar"]["high"]
+    assert sum(piece["nats"] for piece in data["pieces"]) == pytest.approx(data["likelihood"]["nats"])
+    assert {piece["name"] for piece in data["pieces"]} == set(evaluation.names)
+    assert data["skipped"][0]["name"] == "broken.mid"
+    assert data["model"]["kind"] == "sequential"
+    made = data["generated"]
+    assert [row["name"] for row in made["comparison"]["features"]] == [
+        row["name"] for row in made["yardstick"]["features"]
+    ]
+    assert sum(made["histograms"]["real"]["pitch_class_histogram"]) == pytest.approx(1)
+    assert len(made["pieces"]) == 3
+    assert made["pieces"][0]["originality"]["generated"]["passages"] is not None
+    with pytest.raises(MelodiaError, match="is there already"):
+        write_json(evaluation, path)
+    write_json(evaluation, path, force=True)
+
+
+def test_the_same_again_gives_the_same(evaluation: Evaluation, folder: Path, model: Path) -> None:
+    again = evaluate_folder(folder, model, generate=3, seed_bars=2, bars=4, sampling=SAMPLING, random_seed=3)
+    assert again.to_dict() == evaluation.to_dict()
+
+
+class Page(HTMLParser):
+    """Collects what a page is made of, and refuses tags that are not closed in order."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] != "style":
+            self.words.append(data)
+
+    def all(self, tag: str) -> list[dict[str, Any]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def test_the_page_stands_alone_and_can_be_read_without_seeing(evaluation: Evaluation, tmp_path: Path) -> None:
+    path = write_page(evaluation, tmp_path / "e.html")
+    text = path.read_text("utf-8")
+    page = Page(text)
+    assert text.startswith("<!DOCTYPE html>")
+    assert page.all("html")[0]["lang"] == "en"
+    assert page.all("meta")[0]["charset"] == "utf-8"
+    # Nothing is fetched: pictures are inside, links stay on the page, no scripts, no style sheets.
+    assert not page.all("script")
+    assert not page.all("link")
+    assert "url(" not in text
+    assert "@import" not in text
+    anchors = {attributes["id"] for _, attributes in page.tags if "id" in attributes}
+    assert len(anchors) == len([1 for _, attributes in page.tags if "id" in attributes])
+    assert all(link["href"].removeprefix("#") in anchors for link in page.all("a"))
+    images = page.all("img")
+    kinds = Counter(image["src"].partition(";")[0] for image in images)
+    assert kinds == {"data:image/svg+xml": 5, "data:image/png": 3}
+    for image in images:
+        assert len(image["alt"]) > 40
+        data = base64.b64decode(image["src"].partition("base64,")[2])
+        if image["src"].startswith("data:image/svg"):
+            assert b"<svg" in data
+            links = re.findall(rb'(?:href|src)="([^"]*)"', data)
+            assert all(link.startswith(b"#") for link in links)
+        else:
+            assert data.startswith(b"\x89PNG")
+    # Tables have captions, and every cell has headings.
+    tables = page.all("table")
+    assert len(tables) == len(page.all("caption")) == 5
+    assert all(cell.get("scope") in ("row", "col") for cell in page.all("th"))
+    words = "".join(page.words)
+    assert "broken.mid" in words
+    assert "<b>" not in text.replace("&lt;b&gt;", ""), "names are escaped"
+    for table in evaluation.tables():
+        assert table.title in words
+    headings = [tag for tag, _ in page.tags if re.fullmatch("h[1-6]", tag)]
+    assert headings[0] == "h1"
+    assert headings.count("h1") == 1
+
+
+def test_without_generation_the_page_has_the_likelihood(folder: Path, model: Path, tmp_path: Path) -> None:
+    found = evaluate_folder(folder / "a.mid", model)
+    assert found.generated is None
+    assert found.names == ("a.mid",)
+    page = Page(write_page(found, tmp_path / "one.html").read_text("utf-8"))
+    assert len(page.all("img")) == 1
+    assert found.to_dict()["generated"] is None
+
+
+def test_refusals(folder: Path, model: Path) -> None:
+    with pytest.raises(ConfigError, match="at least 2 pieces"):
+        evaluate_folder(folder, model, generate=1)
+    with pytest.raises(CorpusError, match="2 pieces of at least 402 bars"):
+        evaluate_folder(folder, model, generate=2, seed_bars=400, bars=2)
+    with pytest.raises(CorpusError, match="none of the 1 files"):
+        evaluate_folder(folder / "broken.mid", model)
+    with pytest.raises(ConfigError, match="`bars` must be at least 1"):
+        continue_pieces(tiny_sampler(), folder, 2, bars=0)
+
+
+def test_the_command(folder: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["evaluate", str(folder), "--model", str(model)]
+    assert main([*arguments, "--json", str(tmp_path / "x.json"), "--html", str(tmp_path / "x.html")]) == 0
+    said = capsys.readouterr()
+    assert "per second" in said.out
+    assert "interval" in said.out
+    assert f"wrote {tmp_path / 'x.html'}" in said.out
+    assert "skipped broken.mid" in said.err
+    value = json.loads((tmp_path / "x.json").read_text())["likelihood"]["nats_per_note"]["value"]
+    assert number(value, 4) in said.out
+    assert math.isfinite(value)
+    assert main([*arguments, "--json", str(tmp_path / "x.json")]) == 1, "files are not overwritten"
+    assert "is there already" in capsys.readouterr().err
+    assert main([*arguments, "--html", str(tmp_path / "x.txt"), "--force"]) == 1
+    assert "has to end in .html" in capsys.readouterr().err
+    assert main([*arguments, "--generate", "1"]) == 2
+    assert main([*arguments, "--temperature", "-1"]) == 2
+    assert main(["evaluate", str(tmp_path / "none"), "--model", str(model)]) == 1
+    assert "Traceback" not in capsys.readouterr().err
