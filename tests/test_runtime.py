@@ -51,7 +51,7 @@ def python(code: str, *arguments: object, **variables: str) -> str:
         [sys.executable, "-c", code, *map(str, arguments)],
         capture_output=True,
         text=True,
-        env=os.environ | {"CUDA_VISIBLE_DEVICES": ""} | variables,
+        env=os.environ | variables,
         timeout=240,
         check=False,
     )
@@ -126,6 +126,18 @@ for settings in {"backend": "reference"}, {"device": "cuda"}:
         "BackendError without the engine models run in torch, and the reference backend was"
     )
     assert said[1].startswith("ConfigError `device` 'cuda' needs torch, which cannot be imported")
+
+
+def test_without_the_engine_torch_runs(folder: Path, seed: Path, tmp_path: Path) -> None:
+    """A model that was read without torch is handed to it; the tokens are the same."""
+    code = "from melodia.runtime import Sampler\nsampler = Sampler.load(sys.argv[1], device='cpu')\n"
+    code += "sampler.prime(sys.argv[2])\nmade = sampler.generate(bars=2, random_seed=3)\n"
+    code += "print('torch' in sys.modules, made.report.backend, made.tokens.tolist())"
+    with_engine = python(PRELUDE + code, folder, seed)
+    without = python(PRELUDE + code, folder, seed, MELODIA_DISABLE_EXT="1")
+    assert with_engine.startswith("False native on cpu [")
+    assert without.startswith("True reference on cpu [")
+    assert with_engine.partition("[")[2] == without.partition("[")[2]
 
 
 @pytest.mark.parametrize("weights", ["fp32", "bf16"])

@@ -82,16 +82,13 @@ class Runner:
 
     def _obstacle(self) -> str | None:
         """Why the engine does not run; None if it does."""
-        chosen = backends.chosen() if self._backend == "auto" else self._backend
-        if chosen == "reference":
-            return "the reference backend was asked for"
         if not isinstance(self._source, Network):
             weight = self._source.input.weight
             if weight.device.type != "cpu":
                 return f"the engine runs on the CPU (the model is on {weight.device})"
             if str(weight.dtype) != "torch.float32":
                 return f"the engine takes float32 models (this one is {weight.dtype})"
-        return engine.reason()
+        return engine_obstacle(self._backend)
 
     def _torch_runs(self, obstacle: str) -> tuple[str, str]:
         """What torch runs, and why."""
@@ -104,6 +101,13 @@ class Runner:
             with kernels.use_backend(self._backend):
                 report = kernels.backend_report()
         return report.runs, report.why if report.runs == "reference" else f"{obstacle}; {report.why}"
+
+
+def engine_obstacle(backend: str) -> str | None:
+    """Why no model on the CPU runs in the engine under a backend that was asked for; None if they do."""
+    if (backends.chosen() if backend == "auto" else backend) == "reference":
+        return "the reference backend was asked for"
+    return engine.reason()
 
 
 def _need_torch(why: str) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import sys
 import time
 from dataclasses import replace
 from functools import cached_property
@@ -32,7 +31,7 @@ from melodia.sampler.loop import Loop
 from melodia.sampler.plan import TokenClasses
 from melodia.sampler.report import GenerationReport, PrimeReport
 from melodia.sampler.request import Request, request_of
-from melodia.sampler.runner import Runner
+from melodia.sampler.runner import Runner, engine_obstacle
 from melodia.sampler.seed import Seed, cycle_of, read_seed
 from melodia.sampler.session import Context, Session
 from melodia.sampler.stream import Stream
@@ -99,7 +98,7 @@ class Sampler:
 
         Args:
             path: a checkpoint folder; None: the model that comes with melodia, where one does.
-            device: "cpu", "cuda", "cuda:1", or "auto": cuda where there is one.
+            device: "cpu", "cuda", "cuda:1", or "auto": the CPU where the engine is there, else cuda if there is one.
             backend: "auto", "reference" or "native".
             weights: of the engine: "fp32", "bf16" or "int8".
 
@@ -109,7 +108,7 @@ class Sampler:
             ConfigError: no such device or backend.
         """
         folder = Path(path) if path is not None else bundled_model()
-        device = check_device(device)
+        device = check_device(device, backend)
         checkpoint = read_checkpoint(folder)
         tokenizer = Tokenizer.from_dict(checkpoint.tokenizer_json)
         if tokenizer.vocabulary.fingerprint != checkpoint.vocabulary.fingerprint:
@@ -413,9 +412,9 @@ class Sampler:
         return made
 
 
-def check_device(device: str) -> str:
+def check_device(device: str, backend: str = "auto") -> str:
     """The device of a name, "auto" included; raises ConfigError where it is not there."""
-    if device == "cpu" or (device == "auto" and not _may_have_cuda()):
+    if device == "cpu" or (device == "auto" and engine_obstacle(backend) is None):
         return "cpu"
     try:
         import torch
@@ -434,23 +433,6 @@ def check_device(device: str) -> str:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"`device` {device!r} cannot be used ({reason}); use cpu, cuda or auto") from error
     return str(chosen)
-
-
-def _may_have_cuda() -> bool:
-    """Whether torch is worth asking for a GPU: importing it takes seconds."""
-    if os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1"):
-        return False
-    if sys.platform == "darwin":
-        return False
-    return not sys.platform.startswith("linux") or any(Path(path).exists() for path in _GPU_FILES)
-
-
-_GPU_FILES = (
-    "/dev/nvidiactl",
-    "/dev/nvidia0",
-    "/dev/dxg",
-    "/dev/kfd",
-)  # NVIDIA's, Windows' under Linux, AMD's
 
 
 def bundled_model() -> Path:
