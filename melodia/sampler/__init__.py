@@ -5,6 +5,8 @@
 - `session`: everything that the next token depends on, saved and loaded
 - `plan`: the join, the length, the end
 - `lane`, `loop`: the loop over tokens
+- `runner`, `steppers`, `torch_stepper`: what runs the model under it; only the last imports torch
+- `feeding`: the seed, read at batch speed
 - `continuation`, `report`: what comes out
 - `sampler`: `Sampler`, which ties them together
 """
