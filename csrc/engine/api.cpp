@@ -94,15 +94,6 @@ MELODIA_API int melodia_lanes_write(void* lanes, int64_t lane, const float* stat
     });
 }
 
-MELODIA_API int melodia_lanes_condition(void* lanes, int64_t lane, const float* summary) {
-    return guarded([&] {
-        auto& l = *static_cast<Lanes*>(lanes);
-        if (lane < 0 || lane >= l.count()) throw std::invalid_argument("there is no such session");
-        l.condition(lane, summary);
-        return 1;
-    });
-}
-
 struct SamplingNumbers {
     double temperature, top_p, min_p, repetition_penalty;
     int64_t top_k;

@@ -136,10 +136,6 @@ void Lanes::read_blocks(std::vector<int64_t>& lanes) {
     for (int64_t lane : lanes) share(lane, blocks_[lane].summary.data());
 }
 
-void Lanes::condition(int64_t, const float*) {
-    throw std::invalid_argument("this network makes its summaries itself");
-}
-
 // The summary's share of the bottom's gates.
 void Lanes::share(int64_t lane, const float* summary) {
     const int64_t K = plan_.context_padded, Hp = plan_.Hp;

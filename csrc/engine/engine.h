@@ -60,8 +60,6 @@ class Lanes {
     // Throws std::invalid_argument where a number is not finite or not within its limits; the state stays
     // then.
     void write(int64_t lane, const float* state);
-    // What conditions the bottom level from now on: summary [context].
-    void condition(int64_t lane, const float* summary);
 
   private:
     struct Layer {      // of a level

@@ -79,7 +79,7 @@ def _declare(library: ctypes.CDLL) -> None:
     function("melodia_lanes_new", c_void_p, c_void_p, c_int64)
     function("melodia_lanes_free", None, c_void_p)
     function("melodia_lanes_advance", c_int, c_void_p, c_int64, c_void_p, c_void_p, c_void_p, c_int)
-    for name in ("read", "write", "condition"):
+    for name in ("read", "write"):
         function(f"melodia_lanes_{name}", c_int, c_void_p, c_int64, c_void_p)
     function(
         "melodia_choose", c_int, c_void_p, c_int64, c_void_p, c_void_p, c_int64,
