@@ -71,8 +71,8 @@ def test_the_folder_of_a_training_stands_for_its_best_checkpoint(tmp_path: Path)
 def test_weights_in_every_precision(weights: str, tolerance: float, factor: int, tmp_path: Path) -> None:
     model = make("sequential", dtype=torch.float32, hidden_size=32)
     folder = save(tmp_path / "model", model, weights=weights)
-    for stored in safetensors.torch.load_file(folder / "model.safetensors").values():
-        assert stored.dtype == checkpoint.DTYPES[weights]
+    for tensor in safetensors.torch.load_file(folder / "model.safetensors").values():
+        assert tensor.dtype == checkpoint.DTYPES[weights]
     assert (folder / "model.safetensors").stat().st_size == pytest.approx(
         4 * model.parameter_count() / factor, rel=0.1
     )
