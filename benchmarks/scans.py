@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from melodia import kernels
+from melodia.kernels import native_ops
 
 VOCABULARY = 512
 
@@ -69,7 +70,9 @@ class Contest:
     def recurrence(self) -> None:
         """The forward recurrence of the LSTM alone."""
         a, zero = self.lstm, self.zero
-        torch.ops.melodia.lstm_scan(self.gates, zero, zero, a.weight_hh_l0, a.bias_hh_l0, None, True)
+        torch.ops.melodia.lstm_scan(
+            self.gates, zero, zero, a.weight_hh_l0, a.bias_hh_l0, None, native_ops.GATES
+        )
 
     def square_product(self) -> None:
         """A product of known speed."""

@@ -3,10 +3,11 @@
 // B batch, T time, H hidden, G a layer's gates; everything is time-major. Gates follow torch (LSTM i f g o,
 // GRU r z n with the reset gate after the product). gates_x = x W_ih^T + b_ih is made outside, for all steps
 // at once. At t >= lengths[b] a state stays and the output is 0. What `keep` asks for is what the backward
-// pass needs; without it those outputs are empty. Scans and lookups are float32 or bfloat16 by the type of
-// gates_x, which weight_hh shares; states and biases may be either, are float32 inside, and come back in the
-// type they came in. The gradients of states are float32, and so are cells. The reference with the same names
-// is melodia/kernels/reference.py; fake kernels and autograd are in native_ops.py.
+// pass needs: 0 nothing, 1 cells (gates will be recomputed), 2 gates and cells; without it those outputs are
+// empty. Scans and lookups are float32 or bfloat16 by the type of gates_x, which weight_hh shares; states and
+// biases may be either, are float32 inside, and come back in the type they came in. The gradients of states
+// are float32, and so are cells. The reference with the same names is melodia/kernels/reference.py; fake
+// kernels and autograd are in native_ops.py.
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(melodia, m) {
@@ -22,7 +23,7 @@ STABLE_TORCH_LIBRARY(melodia, m) {
     // B, H]
     m.def(
         "lstm_scan(Tensor gates_x, Tensor h, Tensor c, Tensor weight_hh, Tensor bias_hh, Tensor? lengths, "
-        "bool keep)"
+        "int keep)"
         " -> (Tensor output, Tensor h_n, Tensor c_n, Tensor gates, Tensor cells)");
     // -> the gradients of gates_x [T, B, 4H], h [B, H], c [B, H]; those of the weights are products made
     // outside
@@ -33,7 +34,7 @@ STABLE_TORCH_LIBRARY(melodia, m) {
 
     // gates_x [T, B, 3H] -> output [T, B, H], h_n; kept: gates [T, B, 4H] = r, z, n and W_hn h + b_hn
     m.def(
-        "gru_scan(Tensor gates_x, Tensor h, Tensor weight_hh, Tensor bias_hh, Tensor? lengths, bool keep)"
+        "gru_scan(Tensor gates_x, Tensor h, Tensor weight_hh, Tensor bias_hh, Tensor? lengths, int keep)"
         " -> (Tensor output, Tensor h_n, Tensor gates)");
     // -> the gradients of gates_x and of W_hh h + b_hh (they differ in n, behind the reset gate), and of h
     m.def(
@@ -45,7 +46,7 @@ STABLE_TORCH_LIBRARY(melodia, m) {
         "pair_scan(Tensor lstm_gates_x, Tensor gru_gates_x, Tensor h_lstm, Tensor c_lstm, Tensor h_gru,"
         " Tensor weight_hh_lstm, Tensor bias_hh_lstm, Tensor weight_hh_gru, Tensor bias_hh_gru, Tensor? "
         "lengths,"
-        " bool keep) -> (Tensor out_lstm, Tensor out_gru, Tensor h_lstm_n, Tensor c_lstm_n, Tensor h_gru_n,"
+        " int keep) -> (Tensor out_lstm, Tensor out_gru, Tensor h_lstm_n, Tensor c_lstm_n, Tensor h_gru_n,"
         " Tensor lstm_gates, Tensor cells, Tensor gru_gates)");
     m.def(
         "pair_scan_backward(Tensor? grad_out_lstm, Tensor? grad_out_gru, Tensor? grad_h_lstm_n,"
@@ -54,6 +55,11 @@ STABLE_TORCH_LIBRARY(melodia, m) {
         "lengths)"
         " -> (Tensor grad_lstm_gates, Tensor grad_gru_gates_x, Tensor grad_gru_gates_h, Tensor grad_h_lstm,"
         " Tensor grad_c_lstm, Tensor grad_h_gru)");
+
+    // The kept gates [T, B, 4H] again, from all steps' sums: gates_x + W_hh h of an LSTM (bias_hh is added
+    // here), gates_x and W_hh h + b_hh of a GRU
+    m.def("lstm_gates(Tensor sums, Tensor bias_hh) -> Tensor");
+    m.def("gru_gates(Tensor gates_x, Tensor gates_h) -> Tensor");
 
     // index [T, B, K] int64, table [R, G] -> [T, B, G]: the sum of K rows, the first layer's gates from
     // tokens

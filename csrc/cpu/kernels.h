@@ -117,6 +117,11 @@ struct ScanKernels {
     void (*gru_scan)(const GruScan<E>&, int64_t begin, int64_t end, int64_t* live);
     void (*gru_scan_backward)(const GruScanBackward<E>&, int64_t begin, int64_t end, int64_t* live);
 
+    // The gates of the rows begin..end, as a scan keeps them: from sums [N, 4H], or gates_x and gates_h [N,
+    // 3H].
+    void (*lstm_gates)(int64_t H, const E* sums, const float* bias_hh, E* gates, int64_t begin, int64_t end);
+    void (*gru_gates)(int64_t H, const E* gates_x, const E* gates_h, E* gates, int64_t begin, int64_t end);
+
     // The rows begin..end of the sums; all rows' gradients for the columns begin..end of the table.
     void (*lookup)(const Lookup<E>&, int64_t begin, int64_t end);
     void (*lookup_backward)(const Lookup<E>&, int64_t begin, int64_t end);

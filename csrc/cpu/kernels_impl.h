@@ -40,12 +40,12 @@ MELODIA_INLINE void lstm_point(const float* sums, const E* gates_x, const float*
     store<Whole>(unit.c, c_out, n);
     store<Whole>(unit.h, h_out, n);
     if (h_state) store<Whole>(unit.h, h_state, n);
+    if (cells) store<Whole>(unit.c, cells, n);
     if (gates) {
         store<Whole>(unit.i, gates, n);
         store<Whole>(unit.f, gates + H, n);
         store<Whole>(unit.g, gates + 2 * H, n);
         store<Whole>(unit.o, gates + 3 * H, n);
-        store<Whole>(unit.c, cells, n);
     }
 }
 
@@ -162,10 +162,8 @@ void lstm_scan(const LstmScan<E>& a, int64_t begin, int64_t end, int64_t* live) 
         E* output = a.output + t * B * H;
         const int64_t count = sort_rows(a.lengths, t, begin, end, live, [&](int64_t b) {
             clear(output + b * H, H);
-            if (a.gates) {
-                clear(a.gates + (t * B + b) * 4 * H, 4 * H);
-                clear(a.cells + (t * B + b) * H, H);
-            }
+            if (a.gates) clear(a.gates + (t * B + b) * 4 * H, 4 * H);
+            if (a.cells) clear(a.cells + (t * B + b) * H, H);
         });
         for (int64_t u = 0; u < panels; ++u) {
             const auto* panel = static_cast<const Packed*>(a.packed) + u * depth * 4 * W;
@@ -182,7 +180,7 @@ void lstm_scan(const LstmScan<E>& a, int64_t begin, int64_t end, int64_t* live) 
                     const E* gates_x = a.gates_x + (t * B + b) * 4 * H + k;
                     E* gates = a.gates ? a.gates + (t * B + b) * 4 * H + k : nullptr;
                     float* state = rounds<E> ? a.h_n + at : nullptr;
-                    float* cells = a.gates ? a.cells + t * B * H + at : nullptr;
+                    float* cells = a.cells ? a.cells + t * B * H + at : nullptr;
                     if (n == W)
                         lstm_point<true>(sums[m], gates_x, a.bias_hh + k, H, n, a.c_n + at, a.c_n + at,
                                          output + at, state, gates, cells);
@@ -350,14 +348,47 @@ void gru_step(const Step& a, int64_t begin, int64_t end) {
     });
 }
 
-// ---- Sums of rows of a table: the first layer's gates from tokens
-// --------------------------------------------------------------
+// ---- Gates again, for a backward pass that did not keep them
 
 // Calls f(at, n) for every vector of the columns begin..end.
 template <class F>
 MELODIA_INLINE void for_columns(int64_t begin, int64_t end, F f) {
     for (int64_t at = begin; at < end; at += W) f(at, smaller(W, end - at));
 }
+
+template <class E>
+void lstm_gates(int64_t H, const E* sums, const float* bias, E* gates, int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+        for (int64_t g = 0; g < 4; ++g) {
+            const int64_t from = (row * 4 + g) * H;
+            for_columns(0, H, [&](int64_t at, int64_t n) {
+                const Vector sum = load<false>(sums + from + at, n) + load<false>(bias + g * H + at, n);
+                store<false>(g == 2 ? melodia::fast_tanh(sum) : melodia::fast_sigmoid(sum), gates + from + at,
+                             n);
+            });
+        }
+    }
+}
+
+template <class E>
+void gru_gates(int64_t H, const E* gates_x, const E* gates_h, E* gates, int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+        for_columns(0, H, [&](int64_t at, int64_t n) {
+            const E *x = gates_x + row * 3 * H + at, *h = gates_h + row * 3 * H + at;
+            E* out = gates + row * 4 * H + at;
+            const Vector r = melodia::fast_sigmoid(load<false>(x, n) + load<false>(h, n));
+            const Vector z = melodia::fast_sigmoid(load<false>(x + H, n) + load<false>(h + H, n));
+            const Vector n_h = load<false>(h + 2 * H, n);
+            store<false>(r, out, n);
+            store<false>(z, out + H, n);
+            store<false>(melodia::fast_tanh(fma(r, n_h, load<false>(x + 2 * H, n))), out + 2 * H, n);
+            store<false>(n_h, out + 3 * H, n);
+        });
+    }
+}
+
+// ---- Sums of rows of a table: the first layer's gates from tokens
+// --------------------------------------------------------------
 
 template <class E>
 void lookup(const Lookup<E>& a, int64_t begin, int64_t end) {
@@ -398,8 +429,9 @@ void lookup_backward(const Lookup<E>& a, int64_t begin, int64_t end) {
 
 template <class E>
 constexpr melodia::cpu::ScanKernels<E> scans() {
-    return {in_pairs<E>, pack_forward<E>,      pack_backward<E>, lstm_scan<E>,      lstm_scan_backward<E>,
-            gru_scan<E>, gru_scan_backward<E>, lookup<E>,        lookup_backward<E>};
+    return {in_pairs<E>,           pack_forward<E>, pack_backward<E>,     lstm_scan<E>,
+            lstm_scan_backward<E>, gru_scan<E>,     gru_scan_backward<E>, lstm_gates<E>,
+            gru_gates<E>,          lookup<E>,       lookup_backward<E>};
 }
 
 constexpr melodia::cpu::Kernels table() {

@@ -71,6 +71,9 @@ inline Tensor without_padding(const Tensor& work, int64_t B, int64_t H) {
     return out;
 }
 
+// What a scan leaves for its backward pass; anything above `keep_nothing` is the cells.
+constexpr int64_t keep_nothing = 0, keep_all = 2;
+
 struct Sizes {
     int64_t T, B, H;
 };
@@ -91,7 +94,7 @@ struct LstmJob {
     ScalarType h_type, c_type;
 
     LstmJob(const Tensor& gates_x_, const Tensor& h_, const Tensor& c_, const Tensor& weight_hh,
-            const Tensor& bias_hh_, const std::optional<Tensor>& lengths_, bool keep)
+            const Tensor& bias_hh_, const std::optional<Tensor>& lengths_, int64_t keep)
         : h_type(h_.scalar_type()), c_type(c_.scalar_type()) {
         constexpr ScalarType type = type_of<E>;
         const auto [T, B, H] = sizes_of(gates_x_, "gates_x", 4, weight_hh);
@@ -105,8 +108,8 @@ struct LstmJob {
         output = empty_like(gates_x, {T, B, H}, type);
         h_n = empty_like(gates_x, {B, H});
         c_n = empty_like(gates_x, {B, H});
-        gates = empty_like(gates_x, keep ? Shape{T, B, 4 * H} : Shape{0}, type);
-        cells = empty_like(gates_x, keep ? Shape{T, B, H} : Shape{0});
+        gates = empty_like(gates_x, keep == keep_all ? Shape{T, B, 4 * H} : Shape{0}, type);
+        cells = empty_like(gates_x, keep > keep_nothing ? Shape{T, B, H} : Shape{0});
         scan = {T,
                 B,
                 H,
@@ -120,8 +123,8 @@ struct LstmJob {
                 mutable_elements<E>(output),
                 mutable_floats(h_n),
                 mutable_floats(c_n),
-                keep ? mutable_elements<E>(gates) : nullptr,
-                keep ? mutable_floats(cells) : nullptr};
+                keep == keep_all ? mutable_elements<E>(gates) : nullptr,
+                keep > keep_nothing ? mutable_floats(cells) : nullptr};
     }
     void run(int64_t begin, int64_t end, int64_t* live) const {
         scan_kernels<E>().lstm_scan(scan, begin, end, live);
@@ -138,7 +141,7 @@ struct GruJob {
     ScalarType h_type;
 
     GruJob(const Tensor& gates_x_, const Tensor& h_, const Tensor& weight_hh, const Tensor& bias_hh_,
-           const std::optional<Tensor>& lengths_, bool keep)
+           const std::optional<Tensor>& lengths_, int64_t keep)
         : h_type(h_.scalar_type()) {
         constexpr ScalarType type = type_of<E>;
         const auto [T, B, H] = sizes_of(gates_x_, "gates_x", 3, weight_hh);
@@ -150,7 +153,7 @@ struct GruJob {
         lengths = checked(lengths_, "lengths", {B}, ScalarType::Long);
         output = empty_like(gates_x, {T, B, H}, type);
         h_n = empty_like(gates_x, {B, H});
-        gates = empty_like(gates_x, keep ? Shape{T, B, 4 * H} : Shape{0}, type);
+        gates = empty_like(gates_x, keep == keep_all ? Shape{T, B, 4 * H} : Shape{0}, type);
         scan = {T,
                 B,
                 H,
@@ -162,7 +165,7 @@ struct GruJob {
                 integers(lengths),
                 mutable_elements<E>(output),
                 mutable_floats(h_n),
-                keep ? mutable_elements<E>(gates) : nullptr};
+                keep == keep_all ? mutable_elements<E>(gates) : nullptr};
     }
     void run(int64_t begin, int64_t end, int64_t* live) const {
         scan_kernels<E>().gru_scan(scan, begin, end, live);

@@ -22,7 +22,7 @@ auto for_type_of(const Tensor& x, const char* name, F f) {
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> lstm_scan(Tensor gates_x, Tensor h, Tensor c,
                                                              Tensor weight_hh, Tensor bias_hh,
-                                                             std::optional<Tensor> lengths, bool keep) {
+                                                             std::optional<Tensor> lengths, int64_t keep) {
     return for_type_of(gates_x, "gates_x", [&](auto element) {
         const LstmJob<decltype(element)> job(gates_x, h, c, weight_hh, bias_hh, lengths, keep);
         run(job.scan.B, gates_x, job);
@@ -44,7 +44,7 @@ std::tuple<Tensor, Tensor, Tensor> lstm_scan_backward(std::optional<Tensor> grad
 }
 
 std::tuple<Tensor, Tensor, Tensor> gru_scan(Tensor gates_x, Tensor h, Tensor weight_hh, Tensor bias_hh,
-                                            std::optional<Tensor> lengths, bool keep) {
+                                            std::optional<Tensor> lengths, int64_t keep) {
     return for_type_of(gates_x, "gates_x", [&](auto element) {
         const GruJob<decltype(element)> job(gates_x, h, weight_hh, bias_hh, lengths, keep);
         run(job.scan.B, gates_x, job);
@@ -67,7 +67,7 @@ std::tuple<Tensor, Tensor, Tensor> gru_scan_backward(std::optional<Tensor> grad_
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> pair_scan(
     Tensor lstm_gates_x, Tensor gru_gates_x, Tensor h_lstm, Tensor c_lstm, Tensor h_gru,
     Tensor weight_hh_lstm, Tensor bias_hh_lstm, Tensor weight_hh_gru, Tensor bias_hh_gru,
-    std::optional<Tensor> lengths, bool keep) {
+    std::optional<Tensor> lengths, int64_t keep) {
     return for_type_of(lstm_gates_x, "lstm_gates_x", [&](auto element) {
         using E = decltype(element);
         const LstmJob<E> lstm(lstm_gates_x, h_lstm, c_lstm, weight_hh_lstm, bias_hh_lstm, lengths, keep);
@@ -98,6 +98,41 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> pair_scan_backward(
         run(lstm.scan.B, lstm_gates, lstm, gru);
         return std::tuple(lstm.grad_gates, gru.grad_gates_x, gru.grad_gates_h, lstm.h_gradient(), lstm.grad_c,
                           gru.h_gradient());
+    });
+}
+
+Tensor lstm_gates(Tensor sums, Tensor bias_hh) {
+    return for_type_of(sums, "sums", [&](auto element) {
+        using E = decltype(element);
+        STD_TORCH_CHECK(sums.dim() == 3 && bias_hh.dim() == 1,
+                        "`sums` must have the shape [T, B, 4H] and `bias_hh` [4H] (received ",
+                        text(shape_of(sums)), " and ", text(shape_of(bias_hh)), ")");
+        const int64_t H = bias_hh.size(0) / 4, T = sums.size(0), B = sums.size(1);
+        const Tensor from = checked(sums, "sums", {T, B, 4 * H}, type_of<E>);
+        const Tensor bias = checked_floats(bias_hh, "bias_hh", {4 * H});
+        Tensor gates = empty_like(from, {T, B, 4 * H}, type_of<E>);
+        in_parallel(T * B, 16, [&](int64_t begin, int64_t end) {
+            scan_kernels<E>().lstm_gates(H, elements<E>(from), floats(bias), mutable_elements<E>(gates),
+                                         begin, end);
+        });
+        return gates;
+    });
+}
+
+Tensor gru_gates(Tensor gates_x, Tensor gates_h) {
+    return for_type_of(gates_x, "gates_x", [&](auto element) {
+        using E = decltype(element);
+        STD_TORCH_CHECK(gates_x.dim() == 3, "`gates_x` must have the shape [T, B, 3H] (received ",
+                        text(shape_of(gates_x)), ")");
+        const int64_t T = gates_x.size(0), B = gates_x.size(1), H = gates_x.size(2) / 3;
+        const Tensor x = checked(gates_x, "gates_x", {T, B, 3 * H}, type_of<E>);
+        const Tensor h = checked(gates_h, "gates_h", {T, B, 3 * H}, type_of<E>);
+        Tensor gates = empty_like(x, {T, B, 4 * H}, type_of<E>);
+        in_parallel(T * B, 16, [&](int64_t begin, int64_t end) {
+            scan_kernels<E>().gru_gates(H, elements<E>(x), elements<E>(h), mutable_elements<E>(gates), begin,
+                                        end);
+        });
+        return gates;
     });
 }
 
@@ -173,6 +208,8 @@ STABLE_TORCH_LIBRARY_IMPL(melodia, CPU, m) {
     m.impl("gru_scan_backward", TORCH_BOX(&gru_scan_backward));
     m.impl("pair_scan", TORCH_BOX(&pair_scan));
     m.impl("pair_scan_backward", TORCH_BOX(&pair_scan_backward));
+    m.impl("lstm_gates", TORCH_BOX(&lstm_gates));
+    m.impl("gru_gates", TORCH_BOX(&gru_gates));
     m.impl("lookup", TORCH_BOX(&lookup));
     m.impl("lookup_backward", TORCH_BOX(&lookup_backward));
 }

@@ -42,6 +42,11 @@ def train(
     precision: str = typer.Option(
         "fp32", help="fp32, or bf16: about half the time where the processor multiplies bf16 itself."
     ),
+    recompute: bool = typer.Option(
+        False,
+        "--recompute",
+        help="Make gates again in the backward pass: half the memory, a quarter more time.",
+    ),
     threads: int | None = typer.Option(None, help="CPU threads."),
     workers: int | None = typer.Option(None, min=1, help="Processes that read the corpus."),
     random_seed: int = typer.Option(0, help="Of the weights, the order of pieces and the augmentation."),
@@ -78,7 +83,7 @@ def train(
             bpe=bpe,
             training=(given or {"minutes": DEFAULT_MINUTES})
             | {name: value for name, value in optional.items() if value is not None}
-            | {"device": device, "precision": precision, "random_seed": random_seed},
+            | {"device": device, "precision": precision, "recompute": recompute, "random_seed": random_seed},
             backend=backend,
             resume=resume,
             init=init,

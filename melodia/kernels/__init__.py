@@ -20,10 +20,12 @@ from torch import Tensor
 
 from melodia import backends
 from melodia.errors import BackendError
-from melodia.kernels import native, native_ops, reference
+from melodia.kernels import native, native_ops, recompute, reference
+from melodia.kernels.recompute import Recipe
 
 __all__ = [
     "BackendReport",
+    "Recipe",
     "backend_report",
     "gru_scan",
     "gru_step",
@@ -180,36 +182,53 @@ def gru_step(
     return reference.gru_step(gates_x, h, weight_hh, bias_hh)
 
 
+def _recomputes() -> bool:
+    """Whether a recipe is worth keeping: a gradient may be asked for, and no compiler is at work."""
+    return torch.is_grad_enabled() and not torch.compiler.is_compiling()
+
+
 def lstm_scan(
-    gates_x: Tensor,  # [T, B, 4H]
+    gates_x: Tensor | Recipe,  # [T, B, 4H]
     h: Tensor,  # [B, H]
     c: Tensor,  # [B, H]
     weight_hh: Tensor,  # [4H, H]
     bias_hh: Tensor,  # [4H]
     lengths: Tensor | None = None,  # [B] int64
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Run an LSTM cell over T steps; see `reference.lstm_scan`."""
+    """Run an LSTM cell over T steps; see `reference.lstm_scan`. A recipe's gates are recomputed in backward."""
+    if isinstance(gates_x, Recipe):
+        if not _recomputes():
+            return lstm_scan(gates_x.follow(), h, c, weight_hh, bias_hh, lengths)
+        if _native_runs(weight_hh, others=(h, c, bias_hh), half=True):
+            return recompute.native_lstm_scan(gates_x, h, c, weight_hh, bias_hh, lengths)
+        return recompute.reference_scan(reference.lstm_scan, gates_x, h, c, weight_hh, bias_hh, lengths)
     if _native_runs(gates_x, weight_hh, others=(h, c, bias_hh), half=True):
         return native_ops.lstm_scan(gates_x, h, c, weight_hh, bias_hh, lengths)
     return reference.lstm_scan(gates_x, h, c, weight_hh, bias_hh, lengths)
 
 
 def gru_scan(
-    gates_x: Tensor,  # [T, B, 3H]
+    gates_x: Tensor | Recipe,  # [T, B, 3H]
     h: Tensor,  # [B, H]
     weight_hh: Tensor,  # [3H, H]
     bias_hh: Tensor,  # [3H]
     lengths: Tensor | None = None,  # [B] int64
 ) -> tuple[Tensor, Tensor]:
-    """Run a GRU cell over T steps; see `reference.gru_scan`."""
+    """Run a GRU cell over T steps; see `reference.gru_scan`. A recipe's gates are recomputed in backward."""
+    if isinstance(gates_x, Recipe):
+        if not _recomputes():
+            return gru_scan(gates_x.follow(), h, weight_hh, bias_hh, lengths)
+        if _native_runs(weight_hh, others=(h, bias_hh), half=True):
+            return recompute.native_gru_scan(gates_x, h, weight_hh, bias_hh, lengths)
+        return recompute.reference_scan(reference.gru_scan, gates_x, h, weight_hh, bias_hh, lengths)
     if _native_runs(gates_x, weight_hh, others=(h, bias_hh), half=True):
         return native_ops.gru_scan(gates_x, h, weight_hh, bias_hh, lengths)
     return reference.gru_scan(gates_x, h, weight_hh, bias_hh, lengths)
 
 
 def pair_scan(
-    lstm_gates_x: Tensor,  # [T, B, 4H]
-    gru_gates_x: Tensor,  # [T, B, 3H]
+    lstm_gates_x: Tensor | Recipe,  # [T, B, 4H]
+    gru_gates_x: Tensor | Recipe,  # [T, B, 3H]
     h_lstm: Tensor,  # [B, H]
     c_lstm: Tensor,  # [B, H]
     h_gru: Tensor,  # [B, H]
@@ -219,7 +238,11 @@ def pair_scan(
     bias_hh_gru: Tensor,  # [3H]
     lengths: Tensor | None = None,  # [B] int64
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Run an LSTM and a GRU side by side over T steps; see `reference.pair_scan`."""
+    """Run an LSTM and a GRU side by side over T steps; see `reference.pair_scan`. Both gates or none by recipe."""
+    if isinstance(lstm_gates_x, Recipe) or isinstance(gru_gates_x, Recipe):
+        lstm = lstm_scan(lstm_gates_x, h_lstm, c_lstm, weight_hh_lstm, bias_hh_lstm, lengths)
+        gru = gru_scan(gru_gates_x, h_gru, weight_hh_gru, bias_hh_gru, lengths)
+        return lstm[0], gru[0], *lstm[1:], gru[1]
     tensors = (lstm_gates_x, gru_gates_x, h_lstm, c_lstm, h_gru)
     weights = (weight_hh_lstm, bias_hh_lstm, weight_hh_gru, bias_hh_gru)
     operands = (lstm_gates_x, gru_gates_x, weight_hh_lstm, weight_hh_gru)

@@ -18,14 +18,16 @@ _ops = torch.ops.melodia
 _SCANS = ("lstm_scan", "gru_scan", "pair_scan")
 _STEPS = ("lstm_step", "gru_step")
 _OTHERS = ("lookup",)
+NOTHING, CELLS, GATES = 0, 1, 2
+"""What a scan keeps for its backward pass: nothing, the cells (the gates are recomputed), gates and cells."""
 
 
 # ---- Calls with the signatures of the reference --------------------------------------------------------------------
 
 
-def _keep(*tensors: Tensor) -> bool:
-    """Whether a backward pass may come, so that the scan must keep what it needs."""
-    return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+def _keep(*tensors: Tensor) -> int:
+    """What the scan must keep: all that a backward pass needs, if one may come."""
+    return GATES if torch.is_grad_enabled() and any(x.requires_grad for x in tensors) else NOTHING
 
 
 def lstm_step(
@@ -102,11 +104,11 @@ def _gru_step_fake(gates_x: Tensor, h: Tensor, weight_hh: Tensor, bias_hh: Tenso
 
 
 def _lstm_scan_fake(
-    gates_x: Tensor, h: Tensor, c: Tensor, weight_hh: Tensor, bias_hh: Tensor, lengths: Any, keep: bool
+    gates_x: Tensor, h: Tensor, c: Tensor, weight_hh: Tensor, bias_hh: Tensor, lengths: Any, keep: int
 ) -> Any:
     (T, B, _), H = gates_x.shape, weight_hh.shape[1]
-    gates = _like(gates_x, T, B, 4 * H) if keep else _like(gates_x, 0)
-    cells = _like(gates_x, *((T, B, H) if keep else (0,)), dtype=torch.float32)
+    gates = _like(gates_x, T, B, 4 * H) if keep == GATES else _like(gates_x, 0)
+    cells = _like(gates_x, *((T, B, H) if keep > NOTHING else (0,)), dtype=torch.float32)
     return _like(gates_x, T, B, H), _like(h, B, H), _like(c, B, H), gates, cells
 
 
@@ -125,10 +127,10 @@ def _lstm_scan_backward_fake(
 
 
 def _gru_scan_fake(
-    gates_x: Tensor, h: Tensor, weight_hh: Tensor, bias_hh: Tensor, lengths: Any, keep: bool
+    gates_x: Tensor, h: Tensor, weight_hh: Tensor, bias_hh: Tensor, lengths: Any, keep: int
 ) -> Any:
     (T, B, _), H = gates_x.shape, weight_hh.shape[1]
-    gates = _like(gates_x, T, B, 4 * H) if keep else _like(gates_x, 0)
+    gates = _like(gates_x, T, B, 4 * H) if keep == GATES else _like(gates_x, 0)
     return _like(gates_x, T, B, H), _like(h, B, H), gates
 
 
@@ -157,7 +159,7 @@ def _pair_scan_fake(
     weight_hh_gru: Tensor,
     bias_hh_gru: Tensor,
     lengths: Any,
-    keep: bool,
+    keep: int,
 ) -> Any:
     out_lstm, h_lstm_n, c_lstm_n, lstm_gates, cells = _lstm_scan_fake(
         lstm_gates_x, h_lstm, c_lstm, weight_hh_lstm, bias_hh_lstm, lengths, keep
@@ -190,6 +192,15 @@ def _pair_scan_backward_fake(
     return _like(lstm_gates, *lstm_gates.shape), gru_x, gru_h, *states
 
 
+def _lstm_gates_fake(sums: Tensor, bias_hh: Tensor) -> Tensor:
+    return _like(sums, *sums.shape)
+
+
+def _gru_gates_fake(gates_x: Tensor, gates_h: Tensor) -> Tensor:
+    T, B, G = gates_x.shape
+    return _like(gates_x, T, B, G // 3 * 4)
+
+
 def _lookup_fake(index: Tensor, table: Tensor) -> Tensor:
     return _like(table, *index.shape[:2], table.shape[1])
 
@@ -201,7 +212,7 @@ def _lookup_backward_fake(grad_out: Tensor, index: Tensor, rows: int) -> Tensor:
 # ---- Gradients -----------------------------------------------------------------------------------------------------
 
 
-def _weight_gradients(
+def weight_gradients(
     grad_gates: Tensor, output: Tensor, h: Tensor, bias: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """The gradients of weight_hh [GH, H] and bias_hh [GH].
@@ -238,7 +249,7 @@ def _lstm_backward(ctx: Any, grad_output: Any, grad_h_n: Any, grad_c_n: Any, *_:
     grad_gates, grad_h, grad_c = _ops.lstm_scan_backward(
         grad_output, grad_h_n, grad_c_n, gates, cells, c, weight_hh, lengths
     )
-    grad_weight, grad_bias = _weight_gradients(grad_gates, output, h, ctx.bias)
+    grad_weight, grad_bias = weight_gradients(grad_gates, output, h, ctx.bias)
     return grad_gates, grad_h.to(h.dtype), grad_c.to(c.dtype), grad_weight, grad_bias, None, None
 
 
@@ -257,7 +268,7 @@ def _gru_backward(ctx: Any, grad_output: Any, grad_h_n: Any, *_: Any) -> Any:
     grad_gates_x, grad_gates_h, grad_h = _ops.gru_scan_backward(
         grad_output, grad_h_n, gates, output, h, weight_hh, lengths
     )
-    grad_weight, grad_bias = _weight_gradients(grad_gates_h, output, h, ctx.bias)
+    grad_weight, grad_bias = weight_gradients(grad_gates_h, output, h, ctx.bias)
     return grad_gates_x, grad_h.to(h.dtype), grad_weight, grad_bias, None, None
 
 
@@ -279,14 +290,14 @@ def _pair_backward(ctx: Any, *grads: Any) -> Any:
         *grads[:5], *kept, out_gru, c_lstm, h_gru, weight_lstm, weight_gru, lengths
     )
     states = [grad.to(x.dtype) for grad, x in zip(grad_states, (h_lstm, c_lstm, h_gru), strict=True)]
-    lstm_weights = _weight_gradients(grad_lstm, out_lstm, h_lstm, ctx.biases[0])
-    gru_weights = _weight_gradients(grad_gru_h, out_gru, h_gru, ctx.biases[1])
+    lstm_weights = weight_gradients(grad_lstm, out_lstm, h_lstm, ctx.biases[0])
+    gru_weights = weight_gradients(grad_gru_h, out_gru, h_gru, ctx.biases[1])
     return grad_lstm, grad_gru_x, *states, *lstm_weights, *gru_weights, None, None
 
 
-def _require_kept(keep: bool) -> None:
-    if not keep:
-        raise BackendError("a scan called with keep=False has no backward pass; pass keep=True")
+def _require_kept(keep: int) -> None:
+    if keep != GATES:
+        raise BackendError(f"a scan called with keep={keep} has no backward pass; pass keep={GATES}")
 
 
 def _step_setup(ctx: Any, inputs: Any, output: Any) -> None:
@@ -297,18 +308,18 @@ def _step_setup(ctx: Any, inputs: Any, output: Any) -> None:
 def _lstm_step_backward(ctx: Any, grad_h: Any, grad_c: Any) -> Any:
     """A step is a scan of one step; it is run again, which costs less than every step keeping its gates."""
     gates_x, h, c, weight_hh, bias_hh = ctx.saved_tensors
-    output, _, _, gates, cells = _ops.lstm_scan(gates_x.unsqueeze(0), h, c, weight_hh, bias_hh, None, True)
+    output, _, _, gates, cells = _ops.lstm_scan(gates_x.unsqueeze(0), h, c, weight_hh, bias_hh, None, GATES)
     grad_gates, grad_h, grad_c = _ops.lstm_scan_backward(
         None, grad_h, grad_c, gates, cells, c, weight_hh, None
     )
-    return grad_gates.squeeze(0), grad_h, grad_c, *_weight_gradients(grad_gates, output, h, bias_hh.dtype)
+    return grad_gates.squeeze(0), grad_h, grad_c, *weight_gradients(grad_gates, output, h, bias_hh.dtype)
 
 
 def _gru_step_backward(ctx: Any, grad_h: Any) -> Any:
     gates_x, h, weight_hh, bias_hh = ctx.saved_tensors
-    output, _, gates = _ops.gru_scan(gates_x.unsqueeze(0), h, weight_hh, bias_hh, None, True)
+    output, _, gates = _ops.gru_scan(gates_x.unsqueeze(0), h, weight_hh, bias_hh, None, GATES)
     grad_x, grad_hh, grad_h = _ops.gru_scan_backward(None, grad_h, gates, output, h, weight_hh, None)
-    return grad_x.squeeze(0), grad_h, *_weight_gradients(grad_hh, output, h, bias_hh.dtype)
+    return grad_x.squeeze(0), grad_h, *weight_gradients(grad_hh, output, h, bias_hh.dtype)
 
 
 def _lookup_setup(ctx: Any, inputs: Any, output: Any) -> None:
@@ -333,6 +344,9 @@ def register() -> None:
     library = torch.library
     for name in (*_STEPS, *_SCANS, *_OTHERS):
         library.register_fake(f"melodia::{name}", globals()[f"_{name}_fake"])
+    for name in ("lstm_gates", "gru_gates"):
+        library.register_fake(f"melodia::{name}", globals()[f"_{name}_fake"])
+        library.register_autograd(f"melodia::{name}", _no_second_derivative)
     for name in (*_SCANS, *_OTHERS):
         library.register_fake(f"melodia::{name}_backward", globals()[f"_{name}_backward_fake"])
         library.register_autograd(f"melodia::{name}_backward", _no_second_derivative)

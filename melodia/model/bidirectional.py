@@ -21,8 +21,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from melodia import kernels
+from melodia.kernels import Recipe
 from melodia.model.inputs import TokenInput
-from melodia.model.layers import HIDDEN_VARIANCE, NO_DROPOUT, Dropper, RecurrentLayer
+from melodia.model.layers import HIDDEN_VARIANCE, NO_DROPOUT, Dropper, Gates, RecurrentLayer
 from melodia.model.state import State
 
 
@@ -350,8 +352,25 @@ def condition(gates_x: Tensor, layer: RecurrentLayer, summaries: Tensor, row: Te
         summaries: [B + M, 2E]; for one step [B, 2E].
         row: [T, B], which of the summaries each step reads; None, for one step: its lane's.
     """
-    share = F.linear(summaries, layer.weight_ih[:, -summaries.shape[1] :])
-    return gates_x + (share if row is None else F.embedding(row, share))
+    share = _share(layer, summaries)
+    return gates_x + (share if row is None else kernels.lookup(row.unsqueeze(-1), share))
+
+
+def condition_for_scan(gates_x: Gates, layer: RecurrentLayer, summaries: Tensor, row: Tensor) -> Gates:
+    """`condition` over T steps; a recipe gives a recipe."""
+    if isinstance(gates_x, Tensor):
+        return condition(gates_x, layer, summaries, row)
+    make = gates_x.make
+
+    def conditioned(row: Tensor, share: Tensor, *sources: Tensor) -> Tensor:
+        return make(*sources) + kernels.lookup(row.unsqueeze(-1), share)
+
+    return Recipe(conditioned, (row, _share(layer, summaries), *gates_x.sources))
+
+
+def _share(layer: RecurrentLayer, summaries: Tensor) -> Tensor:
+    """The summaries' share of the gates: [..., 2E] -> [..., G]."""
+    return F.linear(summaries, layer.weight_ih[:, -summaries.shape[1] :])
 
 
 def _join(waiting: Tensor, tokens: Tensor, queue: Tensor, place: Tensor) -> Tensor:

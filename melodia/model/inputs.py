@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from melodia import kernels
-from melodia.model.layers import RecurrentLayer
+from melodia.kernels import Recipe
+from melodia.model.layers import Gates, RecurrentLayer
 
 
 class TokenInput(nn.Module):
@@ -65,7 +66,8 @@ class TokenInput(nn.Module):
         tokens: Tensor,  # [T, B]
         side: Tensor | None,  # [T, B, S]
         token_rows: Tensor,  # [V, D]
-    ) -> tuple[Tensor, ...]:
+        recompute: bool = False,
+    ) -> tuple[Gates, ...]:
         """The input's share of the gates of every layer that reads this input: [T, B, G] each, bias included.
 
         A layer that reads more than this input (W_ih wider than D) has it in the first D columns.
@@ -75,19 +77,22 @@ class TokenInput(nn.Module):
             tokens: ids.
             side: the side inputs' values, where there are any.
             token_rows: the tokens' embedding to read; the weights, or what dropout left of them.
+            recompute: give recipes instead.
         """
         D = token_rows.shape[1]
         if tokens.numel() <= self.rows:
             x = self.embed(tokens, side, token_rows)
-            return tuple(F.linear(x, layer.weight_ih[:, :D], layer.bias_ih) for layer in layers)
+            recipes = [Recipe(F.linear, (x, layer.weight_ih[:, :D], layer.bias_ih)) for layer in layers]
+            return tuple(recipe if recompute else recipe.follow() for recipe in recipes)
         index = self._rows_of(tokens, side)
-        results = []
+        results: list[Gates] = []
         for layer in layers:
             weight = layer.weight_ih[:, :D]
             table = F.linear(token_rows, weight, layer.bias_ih)
             if self.side:
                 table = torch.cat([table, *(F.linear(t, weight) for t in self.side)])
-            results.append(kernels.lookup(index, table))
+            recipe = Recipe(kernels.lookup, (index, table))
+            results.append(recipe if recompute else recipe.follow())
         return tuple(results)
 
     def _rows_of(self, tokens: Tensor, side: Tensor | None) -> Tensor:

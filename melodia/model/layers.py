@@ -15,9 +15,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from melodia import kernels
+from melodia.kernels import Recipe
 from melodia.model.network import GATES
 from melodia.model.state import State
 
+Gates = Tensor | Recipe
+"""gates_x of a scan, or how to make it, now and again in the backward pass."""
 HIDDEN_VARIANCE = 1 / 9
 """What an output of a cell varies by, roughly, while its weights are fresh; LayerNorm makes it 1."""
 
@@ -70,8 +73,12 @@ class RecurrentLayer(nn.Module):
         """The input's share of the gates: [..., D] -> [..., G]."""
         return F.linear(x, self.weight_ih, self.bias_ih)
 
+    def gates_for_scan(self, x: Tensor, recompute: bool) -> Gates:
+        """The same for a scan, as a recipe where the gates are to be recomputed: [T, B, D] -> [T, B, G]."""
+        return Recipe(F.linear, (x, self.weight_ih, self.bias_ih)) if recompute else self.gates(x)
+
     def scan(
-        self, gates_x: Tensor, state: State, lengths: Tensor | None, weight_hh: Tensor
+        self, gates_x: Gates, state: State, lengths: Tensor | None, weight_hh: Tensor
     ) -> tuple[Tensor, State]:
         """Run over T steps: gates_x [T, B, G] -> output [T, B, H] and the state after it."""
         if self.cell == "lstm":
@@ -129,7 +136,7 @@ class SingleLevel(nn.Module):
         return self.layer.initial_state(batch)
 
     def scan(
-        self, gates_x: tuple[Tensor, ...], state: State, lengths: Tensor | None, dropper: Dropper
+        self, gates_x: tuple[Gates, ...], state: State, lengths: Tensor | None, dropper: Dropper
     ) -> tuple[Tensor, State]:
         """Run over T steps: one [T, B, G] per layer -> output [T, B, H] and the state after it."""
         return self.layer.scan(gates_x[0], state, lengths, dropper.weight(self.layer.weight_hh))
@@ -171,7 +178,7 @@ class PairLevel(nn.Module):
         return (*self.lstm.initial_state(batch), *self.gru.initial_state(batch))
 
     def scan(
-        self, gates_x: tuple[Tensor, ...], state: State, lengths: Tensor | None, dropper: Dropper
+        self, gates_x: tuple[Gates, ...], state: State, lengths: Tensor | None, dropper: Dropper
     ) -> tuple[Tensor, State]:
         """Run over T steps: the halves' gates, [T, B, 4H] and [T, B, 3H] -> output [T, B, H], the state."""
         out_lstm, out_gru, *after = kernels.pair_scan(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from melodia.model.bidirectional import BlockEncoder, BlockReader, condition
+from melodia.model.bidirectional import BlockEncoder, BlockReader, condition, condition_for_scan
 from melodia.model.config import ModelConfig
 from melodia.model.inputs import TokenInput
 from melodia.model.layers import HIDDEN_VARIANCE, NO_DROPOUT, Dropper, Linear
@@ -137,6 +137,7 @@ class Model(nn.Module):
         lengths: Tensor | None = None,  # [B] int64
         *,
         generator: torch.Generator | None = None,
+        recompute: bool = False,
     ) -> tuple[Tensor, State]:
         """Logits for every step of a window, and the state behind it.
 
@@ -149,6 +150,8 @@ class Model(nn.Module):
             state: what came before; None: nothing.
             lengths: how many steps of each lane count; behind them the state stays and logits mean nothing.
             generator: where dropout masks come from; None: torch's own random numbers.
+            recompute: keep the states of the stack's layers only and make their gates again in the backward
+                pass: about half the memory, a quarter more time.
 
         Returns:
             logits [B, T, V], state.
@@ -162,17 +165,17 @@ class Model(nn.Module):
         dropper = self._dropper(generator)
         token_rows = dropper.embedding(self.input.weight)
         time_major_side = None if side is None else side.transpose(0, 1)
-        gates_x = self.input.gates(self.stack.bottom.cells, tokens.T, time_major_side, token_rows)
+        gates_x = self.input.gates(self.stack.bottom.cells, tokens.T, time_major_side, token_rows, recompute)
         if self.reader is None:
-            x, after = self.stack.scan(gates_x, state, lengths, dropper)
+            x, after = self.stack.scan(gates_x, state, lengths, dropper, recompute)
         else:
             stack_state, reader_state = state
             summaries, row, reader_state = self.reader.scan(
                 self.input, tokens, side, lengths, reader_state, token_rows, dropper
             )
             layer = self.stack.bottom.cells[0]
-            gates_x = (condition(gates_x[0], layer, summaries, row.T),)
-            x, stack_state = self.stack.scan(gates_x, stack_state, lengths, dropper)
+            gates_x = (condition_for_scan(gates_x[0], layer, summaries, row.T),)
+            x, stack_state = self.stack.scan(gates_x, stack_state, lengths, dropper, recompute)
             after = (stack_state, reader_state)
         return self.head(x.transpose(0, 1), self.input.weight), after
 

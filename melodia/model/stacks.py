@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from melodia.model.config import ModelConfig
-from melodia.model.layers import HIDDEN_VARIANCE, Dropper, Level, PairLevel, SingleLevel
+from melodia.model.layers import HIDDEN_VARIANCE, Dropper, Gates, Level, PairLevel, SingleLevel
 from melodia.model.state import State
 
 
@@ -47,14 +47,19 @@ class Stack(nn.Module):
         return tuple(level.initial_state(batch) for level in self._levels)
 
     def scan(
-        self, gates_x: tuple[Tensor, ...], state: State, lengths: Tensor | None, dropper: Dropper
+        self,
+        gates_x: tuple[Gates, ...],
+        state: State,
+        lengths: Tensor | None,
+        dropper: Dropper,
+        recompute: bool = False,
     ) -> tuple[Tensor, State]:
         """Run over T steps: the first level's gates [T, B, G] -> the head's input [T, B, H], the state."""
         x, last = self.bottom.scan(gates_x, state[0], lengths, dropper)
         after = [last]
         for index, level in enumerate(self._levels[1:], start=1):
             below = dropper.between(self._norm(index - 1, x))
-            gates_x = tuple(layer.gates(below) for layer in level.cells)
+            gates_x = tuple(layer.gates_for_scan(below, recompute) for layer in level.cells)
             y, last = level.scan(gates_x, state[index], lengths, dropper)
             x = x + y if self.residual else y
             after.append(last)

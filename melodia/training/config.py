@@ -47,6 +47,8 @@ class TrainingConfig:
         save_every: seconds between two savings of the state to resume from.
         precision: "fp32", or "bf16" for the matrix products and what is kept of every step; weights, optimiser,
             states and validation stay in float32.
+        recompute: keep only the states of the layers and make their gates again in the backward pass: about half
+            the memory, a quarter more time.
         device: "auto", "cpu", "cuda" or "cuda:N".
         threads: threads of the CPU; None leaves torch's choice.
         random_seed: of the weights, of the order of pieces and of all augmentation.
@@ -81,6 +83,7 @@ class TrainingConfig:
     patience: int | None = 8
     save_every: float = 60.0
     precision: str = "fp32"
+    recompute: bool = False
     device: str = "auto"
     threads: int | None = None
     random_seed: int = 0

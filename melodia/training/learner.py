@@ -101,7 +101,9 @@ class Learner:
         generator = torch.Generator(device).manual_seed(int(noise.generate_state(1, np.uint64)[0]))
         state = states.reset(self.state, starts)
         with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-            logits, after = self.model(tokens, side, state, lengths, generator=generator)
+            logits, after = self.model(
+                tokens, side, state, lengths, generator=generator, recompute=config.recompute
+            )
             objective, nats = nll_sum(logits, targets, config.label_smoothing)
         scored, notes, *signals = self.world.sum([batch.scored, batch.notes, *signals])
         (objective / max(scored, 1.0)).backward()
