@@ -10,11 +10,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from melodia.originality.index import FILE, Chance, Index, Training
-from melodia.originality.lines import Notes
+from melodia.originality.lines import Notes, notes_of_events, notes_of_score
 from melodia.originality.search import Originality, Passage, shared_passages
 
 if TYPE_CHECKING:
-    from melodia.originality.build import attach_index, build_index, notes_of_score, notes_of_tokens
+    from melodia.originality.build import attach_index, build_index, notes_of_tokens
 
 __all__ = [
     "FILE",
@@ -26,6 +26,7 @@ __all__ = [
     "Training",
     "attach_index",
     "build_index",
+    "notes_of_events",
     "notes_of_score",
     "notes_of_tokens",
     "shared_passages",
@@ -34,6 +35,6 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     # Building reads corpora; whoever only searches does not load that.
-    if name not in ("attach_index", "build_index", "notes_of_score", "notes_of_tokens"):
+    if name not in ("attach_index", "build_index", "notes_of_tokens"):
         raise AttributeError(f"module 'melodia.originality' has no attribute {name!r}")
     return getattr(importlib.import_module("melodia.originality.build"), name)

@@ -6,7 +6,6 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -17,7 +16,7 @@ from melodia.errors import CheckpointError
 from melodia.grammar.reader import TokenReader
 from melodia.model.stored import CONFIG
 from melodia.originality.index import FILE, Chance, Index, Training
-from melodia.originality.lines import Notes
+from melodia.originality.lines import Notes, notes_of_events
 from melodia.originality.search import shared_passages
 from melodia.vocabulary import Vocabulary
 
@@ -29,28 +28,9 @@ LEAST_NOTES = 32  # an excerpt with fewer says nothing
 def notes_of_tokens(ids: ArrayLike, vocabulary: Vocabulary) -> tuple[Notes, NDArray[np.int64]]:
     """The notes that token ids stand for, in grid ticks, and where their bars begin and the last one ends [M + 1]."""
     reader = TokenReader(vocabulary)
-    events = reader.read(np.asarray(ids).reshape(-1).tolist())
-    table = np.array(events, dtype=np.int64).reshape(-1, 5)
-    notes = Notes(table[:, 0], table[:, 0] + table[:, 1], table[:, 3], table[:, 2])
+    notes = notes_of_events(reader.read(np.asarray(ids).reshape(-1).tolist()))
     last = max([reader.bar_end, *reader.bar_starts[-1:]])
     return notes, np.array([*reader.bar_starts, max(last, 1)], dtype=np.int64)
-
-
-def notes_of_score(score: Any) -> Notes:
-    """The notes of a symusic score in ticks, as they lie in time; parts are told from each other by program."""
-    columns: list[list[NDArray[np.int64]]] = [[], [], [], []]
-    for track in score.tracks:
-        notes = track.notes.numpy()
-        onset = notes["time"].astype(np.int64)
-        values = (
-            onset,
-            onset + notes["duration"],
-            notes["pitch"].astype(np.int64),
-            np.full(len(onset), -1 if track.is_drum else int(track.program), dtype=np.int64),
-        )
-        for column, value in zip(columns, values, strict=True):
-            column.append(value)
-    return Notes(*(np.concatenate(column) if column else np.zeros(0, dtype=np.int64) for column in columns))
 
 
 def training_pieces(corpus: Corpus, split: str = "train") -> Iterator[Training]:
