@@ -435,13 +435,18 @@ def check_device(device: str, backend: str = "auto") -> str:
     return str(chosen)
 
 
+def bundled_folder() -> Path:
+    """Where the model that comes with melodia lies, if there is one."""
+    return Path(melodia.__file__).parent / "assets" / "default"
+
+
 def bundled_model() -> Path:
     """The folder of the model that comes with melodia.
 
     Raises:
         CheckpointError: this melodia comes without one.
     """
-    folder = Path(melodia.__file__).parent / "models" / "default"
+    folder = bundled_folder()
     if not folder.is_dir():
         raise CheckpointError(
             "this melodia comes without a model; train one with `melodia train FOLDER --out DIR` and name it"

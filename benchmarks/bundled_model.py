@@ -1,0 +1,285 @@
+"""The model that comes with melodia: how it was made, scored and packed.
+
+    python benchmarks/bundled_model.py train CORPORA --out RUN --minutes 75
+    python benchmarks/bundled_model.py score CORPORA --model RUN --out scores.json
+    python benchmarks/bundled_model.py pack CORPORA --model RUN --scores scores.json --notices NOTICES.txt
+
+CORPORA holds train/SET/*.mid and valid/SET/*.mid. `train` may run in several processes:
+`torchrun --nproc-per-node 2 benchmarks/bundled_model.py train ...`. SET is the name of a set of music; each needs a line
+in `SETS` below, since music whose licence is not known is not learned from.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import replace
+from datetime import date
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import melodia
+from melodia.corpus.manifest import MANIFEST, read_manifest
+from melodia.corpus.shards import Corpus, Piece
+from melodia.errors import CorpusError, MelodiaError
+from melodia.evaluation.likelihood import model_likelihood
+from melodia.evaluation.measure import Likelihood
+from melodia.evaluation.ngram import KneserNey
+from melodia.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from melodia.sampler.sampler import bundled_folder
+from melodia.training import TrainingConfig, join, train
+from melodia.workflows.originality import index_corpus
+from melodia.workflows.train import model_settings, open_corpus
+
+KIND, HIDDEN = "parallel", 512
+TRAINING: dict[str, Any] = {
+    "precision": "bf16",
+    "batch_size": 32,
+    "window": 256,
+    "learning_rate": 5e-3,
+    "patience": None,
+    "eval_every": 1 << 30,  # once, at the end: the held-out pieces take minutes
+}
+
+
+class Source(NamedTuple):
+    """A set of music: what it is, its licence, and whom to name."""
+
+    what: str
+    licence: str
+    credit: str
+
+
+_NIFC = "the Fryderyk Chopin Institute (https://nifc.pl)"
+SETS = {
+    "openscore-lieder": Source(
+        "songs with piano",
+        "CC0 1.0",
+        "OpenScore Lieder Corpus, https://github.com/OpenScore/Lieder",
+    ),
+    "quartets": Source(
+        "string quartets",
+        "CC0 1.0",
+        "OpenScore String Quartets, https://github.com/OpenScore/StringQuartets",
+    ),
+    "mutopia-piano": Source(
+        "piano, harpsichord and organ",
+        "public domain",
+        "Mutopia Project (public-domain editions), https://www.mutopiaproject.org",
+    ),
+    "mutopia-ensemble": Source(
+        "chamber, orchestral, choral and guitar music",
+        "public domain",
+        "Mutopia Project (public-domain editions), https://www.mutopiaproject.org",
+    ),
+    "mutopia-ccby": Source(
+        "keyboard music, much of it Swedish folk dances",
+        "CC BY 2.5, 3.0, 4.0",
+        "Keyboard editions from the Mutopia Project, https://www.mutopiaproject.org, by their typesetters; "
+        "converted to MIDI",
+    ),
+    "polish-piano": Source(
+        "Polish piano music",
+        "CC BY 4.0",
+        f"Polish Music Heritage in Open Access, Copyright 2019-2022 {_NIFC}, https://polishscores.org, "
+        "https://github.com/pl-wnifc/humdrum-polish-scores; converted to MIDI",
+    ),
+    "chopin-piano": Source(
+        "Chopin's piano works",
+        "CC BY 4.0",
+        f"First Editions of Fryderyk Chopin's Music, Copyright 2017-2021 {_NIFC}, https://chopinscores.org, "
+        "https://github.com/pl-wnifc/humdrum-chopin-first-editions; converted to MIDI",
+    ),
+    "freedoom-multitrack": Source(
+        "game music for many instruments",
+        "BSD-3-Clause",
+        "Music from Freedoom, Copyright 2001-2024 Contributors to the Freedoom project",
+    ),
+    "groove-drums": Source(
+        "drums, played by people",
+        "CC BY 4.0",
+        "Groove MIDI Dataset (Gillick, Roberts, Engel, Eck, Bamman; Google), "
+        "https://magenta.tensorflow.org/datasets/groove",
+    ),
+}
+NOTICES = "NOTICES.txt"
+
+
+def main() -> int:
+    """Parse, do it."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name in ("train", "score", "pack"):
+        command = commands.add_parser(name)
+        command.add_argument("corpora", type=Path, metavar="CORPORA")
+        command.add_argument("--cache", type=Path, default=None, help="where token shards are kept")
+    add = commands.choices["train"].add_argument
+    add("--out", type=Path, required=True)
+    add("--minutes", type=float, default=75.0)
+    add(
+        "--init",
+        type=Path,
+        default=None,
+        help="go on from this checkpoint, with a new course of the learning rate",
+    )
+    add("--resume", action="store_true")
+    for name in ("score", "pack"):
+        commands.choices[name].add_argument("--model", type=Path, required=True)
+    commands.choices["score"].add_argument("--out", type=Path, required=True, metavar="JSON")
+    add = commands.choices["pack"].add_argument
+    add("--scores", type=Path, required=True, metavar="JSON")
+    add("--notices", type=Path, required=True, help="the licence texts that must go with the weights")
+    arguments = parser.parse_args()
+    try:
+        {"train": run_training, "score": run_scoring, "pack": run_packing}[arguments.command](arguments)
+    except MelodiaError as error:
+        print(f"bundled_model.py: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def run_training(arguments: argparse.Namespace) -> None:
+    """Train from scratch, or go on from a checkpoint."""
+    config = TrainingConfig(minutes=arguments.minutes, **TRAINING)
+    with join("cpu") as world:
+        corpus = open_corpus(arguments.corpora, cache=arguments.cache, world=world)
+        model = None
+        if arguments.init is None:  # no dropout: there is more music than the model can learn by heart
+            model = replace(
+                model_settings(corpus.vocabulary, KIND, "base"),
+                hidden_size=HIDDEN,
+                embedding_size=HIDDEN,
+                dropout=0.0,
+            )
+        summary = train(
+            corpus, model, config, arguments.out, resume=arguments.resume, init=arguments.init, world=world
+        )
+        if world.leads:
+            print(summary)
+
+
+def held_out(corpus: Corpus) -> dict[str, list[Piece]]:
+    """The held-out pieces of each set.
+
+    Raises:
+        CorpusError: music of a set that `SETS` does not know.
+    """
+    rows = read_manifest(corpus.folder / MANIFEST)
+    for row in rows:
+        if row.path.split("/")[1] not in SETS:
+            raise CorpusError(f"{row.path}: a set that has no line in SETS; say what its licence is")
+    sets: dict[str, list[Piece]] = {}
+    for piece in corpus.pieces("valid"):
+        sets.setdefault(rows[piece.row].path.split("/")[1], []).append(piece)
+    return dict(sorted(sets.items()))
+
+
+def run_scoring(arguments: argparse.Namespace) -> None:
+    """The network and the 5-gram on every set's held-out pieces."""
+    corpus = open_corpus(arguments.corpora, cache=arguments.cache)
+    sets = held_out(corpus)
+    checkpoint = load_checkpoint(arguments.model)
+    scores: dict[str, Any] = {"date": date.today().isoformat(), "training": checkpoint.training, "sets": {}}
+    train_pieces = list(corpus.pieces("train"))
+    judge = KneserNey.train(
+        [piece.tokens for piece in train_pieces],
+        corpus.vocabulary,
+        order=5,
+        constant_velocity=[piece.constant_velocity for piece in train_pieces],
+    )
+    everything = [piece for pieces in sets.values() for piece in pieces]
+    network = _network(checkpoint, everything)
+    ngram = judge.nll(
+        [piece.tokens for piece in everything],
+        constant_velocity=[piece.constant_velocity for piece in everything],
+    )
+    start = 0
+    for name, pieces in [*sets.items(), ("all", everything)]:
+        part = slice(0, None) if name == "all" else slice(start, start + len(pieces))
+        scores["sets"][name] = {
+            "model": _part(network, part).to_dict(),
+            "5-gram": _part(ngram, part).to_dict(),
+        }
+        start += len(pieces)
+    arguments.out.write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(scores["sets"]["all"], indent=1))
+
+
+def _network(checkpoint: Checkpoint, pieces: list[Piece]) -> Likelihood:
+    return model_likelihood(
+        checkpoint.model,
+        checkpoint.vocabulary,
+        [piece.tokens for piece in pieces],
+        constant_velocity=[piece.constant_velocity for piece in pieces],
+    )
+
+
+def _part(likelihood: Likelihood, part: slice) -> Likelihood:
+    return Likelihood(likelihood.nats[part], likelihood.tokens[part], likelihood.notes[part])
+
+
+def run_packing(arguments: argparse.Namespace) -> None:
+    """Write the checkpoint, its originality index, its card and the notices into the package."""
+    corpus = open_corpus(arguments.corpora, cache=arguments.cache)
+    checkpoint = load_checkpoint(arguments.model)
+    scores = json.loads(arguments.scores.read_text(encoding="utf-8"))
+    card = model_card(checkpoint, scores, corpus)
+
+    def write_more(folder: Path) -> None:
+        (folder / "README.md").write_text(card, encoding="utf-8")
+        (folder / NOTICES).write_text(arguments.notices.read_text(encoding="utf-8"), encoding="utf-8")
+
+    folder = save_checkpoint(
+        bundled_folder(),
+        checkpoint.model,
+        vocabulary=checkpoint.vocabulary,
+        tokenizer_json=checkpoint.tokenizer_json,
+        training=checkpoint.training,
+        corpus_fingerprint=checkpoint.corpus_fingerprint,
+        weights="bf16",
+        write_more=write_more,
+    )
+    print("\n".join(index_corpus(corpus, folder).lines()))
+
+
+def model_card(checkpoint: Checkpoint, scores: dict[str, Any], corpus: Corpus) -> str:
+    """The model card, from what was measured."""
+    config, training = checkpoint.config, checkpoint.training
+    text = CARD.read_text(encoding="utf-8")
+    lines = ["| set | what it is | licence | held-out pieces | nats/token | nats/note | 5-gram, nats/token |"]
+    lines.append("|---|---|---|---|---|---|---|")
+    for name, score in scores["sets"].items():
+        source = SETS.get(name, Source("all of them", "", ""))
+        model, judge = score["model"], score["5-gram"]
+        token, note = model["nats_per_token"], model["nats_per_note"]
+        lines.append(
+            f"| {name} | {source.what} | {source.licence} | {model['pieces']} "
+            f"| {token['value']:.3f} [{token['low']:.3f}, {token['high']:.3f}] | {note['value']:.2f} "
+            f"| {judge['nats_per_token']['value']:.3f} |"
+        )
+    credits = [
+        f"- {name}: {SETS[name].credit} ({SETS[name].licence})" for name in scores["sets"] if name in SETS
+    ]
+    pieces = corpus.pieces("train")
+    return text.format(
+        kind=config.kind,
+        hidden=config.hidden_size,
+        parameters=f"{checkpoint.model.parameter_count():,}",
+        pieces=f"{len(pieces):,}",
+        tokens=f"{pieces.tokens / 1e6:.1f} million",
+        minutes=f"{training['seconds'] / 60:.0f}",
+        epochs=f"{training['epochs']:.2f}",
+        version=melodia.__version__,
+        date=scores["date"],
+        table="\n".join(lines),
+        credits="\n".join(credits),
+    )
+
+
+CARD = Path(__file__).with_name("bundled_model.card.md")
+
+if __name__ == "__main__":
+    sys.exit(main())
