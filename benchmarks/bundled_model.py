@@ -5,8 +5,8 @@
     python benchmarks/bundled_model.py pack CORPORA --model RUN --scores scores.json --notices NOTICES.txt
 
 CORPORA holds train/SET/*.mid and valid/SET/*.mid. `train` may run in several processes:
-`torchrun --nproc-per-node 2 benchmarks/bundled_model.py train ...`. SET is the name of a set of music; each needs a line
-in `SETS` below, since music whose licence is not known is not learned from.
+`torchrun --nproc-per-node 2 benchmarks/bundled_model.py train ...`. SET is the name of a set of music; each needs a
+line in `SETS` below, since music whose licence is not known is not learned from.
 """
 
 from __future__ import annotations
