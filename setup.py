@@ -56,7 +56,10 @@ ENGINE_SOURCES: dict[str, list[str]] = {
     "csrc/engine/dispatch.cpp": [],
     "csrc/engine/engine.cpp": [],
     "csrc/engine/kernels_portable.cpp": [],
+    "csrc/engine/loop.cpp": [],
+    "csrc/engine/loop_api.cpp": [],
     "csrc/engine/plan.cpp": [],
+    "csrc/engine/rules.cpp": [],
     "csrc/engine/team.cpp": [],
 }
 ENGINE_X86_SOURCES: dict[str, list[str]] = {

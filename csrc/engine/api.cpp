@@ -6,35 +6,21 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <exception>
 #include <memory>
 #include <string>
 
+#include "engine/api.h"
 #include "engine/engine.h"
 #include "sampling.h"
 
-#define MELODIA_API extern "C" __attribute__((visibility("default")))
-
-namespace {
-
-using melodia::engine::Engine;
-using melodia::engine::Lanes;
-
+namespace melodia::engine {
 thread_local std::string last_error;
-
-template <class F>
-auto guarded(F&& f) -> decltype(f()) {
-    try {
-        return f();
-    } catch (const std::exception& error) {
-        last_error = error.what();
-    } catch (...) {
-        last_error = "an unknown error";
-    }
-    return {};
 }
 
-}  // namespace
+using melodia::engine::Engine;
+using melodia::engine::guarded;
+using melodia::engine::Lanes;
+using melodia::engine::last_error;
 
 MELODIA_API const char* melodia_engine_error() { return last_error.c_str(); }
 

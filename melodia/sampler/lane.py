@@ -6,6 +6,7 @@ compiled engine replaces the loop, not the plan.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -15,8 +16,9 @@ from melodia import engine
 from melodia.decode import Choice, Noise, choose
 from melodia.grammar import Grammar, NoteEvent
 from melodia.midi.report import Finding
+from melodia.sampler.classes import TokenClasses
 from melodia.sampler.continuation import Event, TimeMap
-from melodia.sampler.plan import BAR_TOKENS, Plan, TokenClasses
+from melodia.sampler.plan import BAR_TOKENS, Plan
 from melodia.sampler.request import Request
 from melodia.sampler.session import Session, Tail, half_described, tail_at
 
@@ -30,8 +32,9 @@ class Lane:
     Attributes:
         session: where the music stands; its model state is that of the beginning until `finish`.
         plan: what is wanted.
-        tokens, nll, entropy: of the new tokens.
-        notes: the new notes, in grid ticks from the first token; not cut at the end.
+        count: new tokens.
+        tokens, nll, entropy: of the new tokens; not kept of endless music.
+        notes: the new notes, in grid ticks from the first token; not cut at the end; not kept of endless music.
         ended: "" while it runs, then "length" or "model".
     """
 
@@ -48,6 +51,7 @@ class Lane:
         self.grammar = grammar
         self.classes = classes
         self.plan = Plan(classes, session.context, request, self.session.grammar, cycle)
+        self.count = 0
         self.tokens: list[int] = []
         self.nll: list[float] = []
         self.entropy: list[float] = []
@@ -68,7 +72,7 @@ class Lane:
         legal = self.plan.restrict(session.grammar, self.grammar.mask(session.grammar))
         recent: list[int] = []
         if request.sampling.repetition_penalty != 1.0:
-            window = self._recent[-request.sampling.repetition_window :]
+            window = self.recent[-request.sampling.repetition_window :]
             recent = [token for token in window if self.classes.pitch[token]]
         if compiled:
             choice = engine.choose(
@@ -84,7 +88,7 @@ class Lane:
             noise = None if request.sampling.greedy else self._noise.at(session.fed)
             choice = choose(session.logits, legal, recent, request.sampling, noise)
         if self.plan.ends(session.grammar, choice.token):
-            self._stop(choice.token)
+            self.stop(choice.token)
             return None
         return choice
 
@@ -93,23 +97,37 @@ class Lane:
         session, state = self.session, self.session.grammar
         token = choice.token
         self.grammar.advance(state, token, check=False)
-        self.tokens.append(token)
-        self.nll.append(choice.nll)
-        self.entropy.append(choice.entropy)
-        self.plan.after(state, token, len(self.tokens))
+        found = self.read([token], [choice.nll], [choice.entropy])
+        self.plan.after(state, token, self.count)
         session.side.bars_total = self.plan.bars_total
-        side = session.side.advance(token)
-        session.fed += 1
-        self._recent.append(token)
-        if len(self._recent) > 2 * RECENT:
-            del self._recent[:-RECENT]
-        self._tail_ids.append(token)
+        return found, session.side.advance(token)
+
+    def read(self, tokens: Sequence[int], nll: Sequence[float], entropy: Sequence[float]) -> list[NoteEvent]:
+        """Keep tokens that the grammar has taken, with their figures [nats]: the notes they complete."""
         found = [
             note._replace(onset=note.onset + self._offset, duration=max(1, note.duration))
+            for token in tokens
             for note in self._reader.feed(token)
         ]
-        self.notes += found
-        return found, side
+        self.count += len(tokens)
+        self.session.fed += len(tokens)
+        self._recent += tokens
+        if len(self._recent) > 2 * RECENT:
+            del self._recent[:-RECENT]
+        self._tail_ids += tokens
+        if len(self._tail_ids) > RECENT:
+            self._rest()
+        if not self.request.endless:  # of music without an end nobody asks for the whole
+            self.tokens += tokens
+            self.nll += nll
+            self.entropy += entropy
+            self.notes += found
+        return found
+
+    @property
+    def recent(self) -> list[int]:
+        """The last tokens, the newest last, as far back as the repetition penalty can count."""
+        return self._recent[-RECENT:]
 
     def event(self, note: NoteEvent) -> Event:
         """A note as the caller hears it, cut at the final bar line where that is known."""
@@ -121,7 +139,7 @@ class Lane:
         self._rest()
         return replace(
             self.session.fork(),
-            recent=tuple(self._recent[-RECENT:]),
+            recent=tuple(self.recent),
             tail=Tail(self._tail_offset, self._tail_before, tuple(self._tail_ids)),
             context=self.plan.context_now(),
             ids=None,
@@ -156,7 +174,7 @@ class Lane:
         session.side.bars_total = None
         return session
 
-    def _stop(self, token: int) -> None:
+    def stop(self, token: int) -> None:
         """End the piece at the bar line behind the place that has been reached."""
         state, plan = self.session.grammar, self.plan
         self.end = plan.end(state)
@@ -176,9 +194,9 @@ class Lane:
     def _rest(self) -> None:
         """Forget the tail's tokens where no note is open."""
         state, vocabulary = self.session.grammar, self.classes.vocabulary
-        if not self.tokens:
+        if not self.count or not self._tail_ids:
             return
-        if not half_described(vocabulary, self.tokens[-1]) and not (state.on_off and state.ends):
+        if not half_described(vocabulary, self._tail_ids[-1]) and not (state.on_off and state.ends):
             tail = tail_at(vocabulary, state)
             self._tail_offset, self._tail_before, self._tail_ids = tail.offset, tail.before, []
 

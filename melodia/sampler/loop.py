@@ -1,63 +1,202 @@
-"""The loop over tokens: choose, take, step; all lanes side by side."""
+"""The loop over tokens: all lanes side by side, a token at a time or in bursts of compiled code."""
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Protocol
 
+from melodia import engine
+from melodia.engine.loop import Standing, Start, TokenLoop
+from melodia.engine.rules import rules_of
 from melodia.grammar import NoteEvent
 from melodia.sampler.lane import Lane
 from melodia.sampler.session import Session
 from melodia.sampler.steppers import Stepper
 
+Found = list[tuple[Lane, list[NoteEvent]]]
+
+SLICE = 50_000
+"""Microseconds of compiled code, at most, before Python sees to signals such as Ctrl-C."""
+
 
 class Loop:
-    """Lanes that advance together, a token each at a step.
+    """Lanes that advance together.
 
     Args:
         stepper: holds the lanes' states and advances them.
         lanes: at least one.
+        bursts: let compiled code run from bar line to bar line where it can; the tokens are the same.
 
     Attributes:
         live: the lanes that have not ended.
     """
 
-    def __init__(self, stepper: Stepper, lanes: list[Lane]) -> None:
+    def __init__(self, stepper: Stepper, lanes: list[Lane], *, bursts: bool = True) -> None:
         self.live = list(lanes)
-        self._stepper = stepper
+        sessions = getattr(stepper, "lanes", None)
+        self._way: _Way = (
+            _Bursts(stepper, sessions, self.live)
+            if bursts and isinstance(sessions, engine.Lanes)
+            else _Steps(stepper)
+        )
 
-    def step(self) -> list[tuple[Lane, list[NoteEvent]]]:
-        """Advance every live lane by a token, or end it: the lanes that took one, and the notes it completed."""
-        choices = [lane.choose(compiled=self._stepper.compiled) for lane in self.live]
-        keep = [i for i, choice in enumerate(choices) if choice is not None]
-        if len(keep) < len(self.live):
-            for i, lane in enumerate(self.live):
-                if choices[i] is None:
-                    lane.session.model_state = self._stepper.state(i)
-            self.live = [self.live[i] for i in keep]
-            if not keep:
-                return []
-            self._stepper.keep(keep)
-        taken = []
-        sides, tokens = [], []
-        for lane, i in zip(self.live, keep, strict=True):
-            choice = choices[i]
-            assert choice is not None
-            notes, side = lane.take(choice)
-            taken.append((lane, notes))
-            tokens.append(choice.token)
-            sides.append(side)
-        self._feed(tokens, sides)
-        return taken
+    def note_by_note(self) -> None:
+        """Let every step end behind the first note that it completes."""
+        self._way.note_by_note()
+
+    def step(self) -> Found:
+        """Advance the live lanes by a token or more, or end them: the lanes with tokens and the notes in these."""
+        found, ended = self._way.step(self.live)
+        if ended:
+            self.live = [lane for lane in self.live if lane not in ended]
+        return found
 
     def snapshot(self, lane: Lane) -> Session:
         """The session of a lane at this place."""
-        session = lane.snapshot()
         if lane in self.live:
-            session.model_state = self._stepper.state(self.live.index(lane))
-        return session
+            self._way.refresh(lane, self.live.index(lane))
+        return lane.snapshot()
 
-    def _feed(self, tokens: list[int], sides: list[np.ndarray]) -> None:
-        """Run the model by one step and hand each lane its logits."""
-        rows = self._stepper.feed(tokens, sides)
-        for lane, row in zip(self.live, rows, strict=True):
-            lane.session.logits = row
+
+class _Way(Protocol):
+    """How lanes are advanced."""
+
+    def note_by_note(self) -> None: ...
+
+    def step(self, live: list[Lane]) -> tuple[Found, list[Lane]]:
+        """Advance lanes: what was found, and which have ended."""
+        ...
+
+    def refresh(self, lane: Lane, index: int) -> None:
+        """Bring all of a live lane's session up to its last token."""
+        ...
+
+
+class _Steps:
+    """A token of every lane at a step, through Python."""
+
+    def __init__(self, stepper: Stepper) -> None:
+        self._stepper = stepper
+
+    def note_by_note(self) -> None:
+        """Nothing: a step has one token."""
+
+    def step(self, live: list[Lane]) -> tuple[Found, list[Lane]]:
+        """See `_Way.step`."""
+        choices = [lane.choose(compiled=self._stepper.compiled) for lane in live]
+        going = [i for i, choice in enumerate(choices) if choice is not None]
+        ended = [lane for lane, choice in zip(live, choices, strict=True) if choice is None]
+        for i, lane in enumerate(live):
+            if choices[i] is None:
+                self.refresh(lane, i)
+        if not going:
+            return [], ended
+        if ended:
+            self._stepper.keep(going)
+        found, sides, tokens = [], [], []
+        for i in going:
+            choice = choices[i]
+            assert choice is not None
+            notes, side = live[i].take(choice)
+            found.append((live[i], notes))
+            tokens.append(choice.token)
+            sides.append(side)
+        for i, row in zip(going, self._stepper.feed(tokens, sides), strict=True):
+            live[i].session.logits = row
+        return found, ended
+
+    def refresh(self, lane: Lane, index: int) -> None:
+        """See `_Way.refresh`."""
+        lane.session.model_state = self._stepper.state(index)
+
+
+class _Bursts:
+    """Compiled code from bar line to bar line, or as far as a lane's plan allows; there the plan is asked.
+
+    While a lane runs, the grammar of its session lies in the engine's memory.
+    """
+
+    def __init__(self, stepper: Stepper, sessions: engine.Lanes, live: list[Lane]) -> None:
+        self._stepper = stepper
+        self._pause = False
+        starts = [
+            Start(
+                logits=lane.session.logits,
+                grammar=lane.session.grammar,
+                side=lane.session.side,
+                sampling=lane.request.sampling,
+                random_seed=lane.request.random_seed,
+                session=lane.request.session,
+                fed=lane.session.fed,
+                recent=lane.recent,
+            )
+            for lane in live
+        ]
+        rules = [rules_of(lane.grammar, lane.session.side.specs) for lane in live]
+        self._loop = TokenLoop(sessions.engine, sessions, rules, starts)
+        for lane, follower in zip(live, self._loop.followers, strict=True):
+            lane.session.grammar = follower.state
+
+    def note_by_note(self) -> None:
+        """Let a step end behind the first note that it completes."""
+        self._pause = True
+
+    def step(self, live: list[Lane]) -> tuple[Found, list[Lane]]:
+        """See `_Way.step`."""
+        found: Found = []
+        ended = [i for i in self._loop.waiting() if not self._attend(live[i], i, found)]
+        gone = [live[i] for i in ended]
+        if ended:
+            live = self._keep(live, ended)
+            if not live:
+                return found, gone
+        self._loop.run(microseconds=SLICE)
+        if self._pause:
+            for i, lane in enumerate(live):
+                self._catch_up(lane, i, found)
+        return found, gone
+
+    def refresh(self, lane: Lane, index: int) -> None:
+        """See `_Way.refresh`."""
+        found: Found = []
+        self._catch_up(lane, index, found)
+        session = lane.session
+        session.model_state = self._stepper.state(index)
+        session.side = self._loop.followers[index].side
+        session.logits = self._loop.logits(index)
+
+    def _attend(self, lane: Lane, i: int, found: Found) -> bool:
+        """See to a lane that waits: False if its piece has ended."""
+        loop, plan, state = self._loop, lane.plan, lane.session.grammar
+        self._catch_up(lane, i, found)
+        if loop.facts["standing"][i] == Standing.ASKS:
+            loop.choose(i, plan.restrict(state, loop.followers[i].mask()))
+        token = int(loop.facts["token"][i])
+        if token >= 0 and plan.ends(state, token):
+            lane.stop(token)
+            return False
+        loop.take(i)
+        self._read(lane, i, found)
+        plan.after(state, token, lane.count)
+        loop.set_terms(i, plan.steady(state, lane.count), pause=self._pause, bars_total=plan.bars_total)
+        return True
+
+    def _catch_up(self, lane: Lane, i: int, found: Found) -> None:
+        """Read the tokens that came under the plan's terms."""
+        if made := int(self._loop.facts["made"][i]):
+            self._read(lane, i, found)
+            lane.plan.passed(made)
+
+    def _read(self, lane: Lane, i: int, found: Found) -> None:
+        found.append((lane, lane.read(*(numbers.tolist() for numbers in self._loop.drain(i)))))
+
+    def _keep(self, live: list[Lane], ended: list[int]) -> list[Lane]:
+        """Take lanes out: the sessions of the ended are Python's again. The others."""
+        for i in ended:
+            self.refresh(live[i], i)
+            live[i].session.grammar = live[i].session.grammar.copy()
+        kept = [i for i in range(len(live)) if i not in ended]
+        if kept:
+            self._stepper.keep(kept)
+            sessions = getattr(self._stepper, "lanes")  # noqa: B009  # the protocol has none
+            self._loop.keep(sessions, kept)
+        return [live[i] for i in kept]

@@ -12,13 +12,15 @@ from math import ceil
 import numpy as np
 from numpy.typing import NDArray
 
-from melodia.grammar import GrammarState, Op, compile_tables
+from melodia.engine.loop import FAR, Terms
+from melodia.engine.rules import Bits
+from melodia.grammar import GrammarState
 from melodia.grammar.state import NONE
 from melodia.grammar.tables import MICRO_RESOLUTION
+from melodia.sampler.classes import TokenClasses
 from melodia.sampler.metres import Metres
 from melodia.sampler.request import Request
 from melodia.sampler.session import Context
-from melodia.vocabulary import Vocabulary
 
 BAR_TOKENS = 2048
 """A bar that holds so many new tokens is left as soon as it can be: no model, however bad, stays in a bar for ever."""
@@ -27,58 +29,6 @@ _NEVER = 1 << 40
 _EPSILON = 1e-6
 
 Mask = NDArray[np.bool_]
-
-
-class TokenClasses:
-    """Tokens by what the plan has to know of them, bool [V] each. Made once per vocabulary.
-
-    Attributes:
-        bar, metre, tempo, position, shift: base tokens of one operation.
-        begins_bar: tokens whose first part is a bar line.
-        inner_bar: BPE tokens with a bar line behind their beginning.
-        inner_metre: BPE tokens that set a metre.
-        inner_shift: BPE tokens with a time shift behind their beginning.
-        pitch: tokens that begin notes: what the repetition penalty counts.
-        moves: int64 [V], by how many grid units the token's time shifts move on.
-        micro: int64 [V], by how many ticks a MicroTiming token moves a note off its grid point.
-    """
-
-    def __init__(self, vocabulary: Vocabulary) -> None:
-        self.vocabulary = vocabulary
-        self.tables = tables = compile_tables(vocabulary)
-        ops = np.array(tables.ops)
-        self.bar = ops == Op.BAR
-        self.metre = ops == Op.TIME_SIGNATURE
-        self.tempo = ops == Op.TEMPO
-        self.position = ops == Op.POSITION
-        self.shift = ops == Op.TIME_SHIFT
-        self.pitch = (ops == Op.PITCH) | (ops == Op.DRUM)
-        micro = ops == Op.MICRO
-        self.micro = np.where(micro, np.array(tables.values), 0).astype(np.int64)
-        self.moves = np.where(self.shift, np.array(tables.values), 0).astype(np.int64)
-        self.begins_bar = self.bar.copy()
-        self.inner_bar, self.inner_metre, self.inner_shift = np.zeros((3, vocabulary.size), dtype=bool)
-        for token, parts in vocabulary.expansions.items():
-            later = ops[list(parts[1:])]
-            self.begins_bar[token] = ops[parts[0]] == Op.BAR
-            self.inner_bar[token] = (later == Op.BAR).any()
-            self.inner_metre[token] = (ops[list(parts)] == Op.TIME_SIGNATURE).any()
-            self.inner_shift[token] = (later == Op.TIME_SHIFT).any()
-            self.moves[token] = self.moves[list(parts)].sum()
-            self.pitch[token] = self.pitch[list(parts)].any()
-        self.has_metres = bool(tables.metres)
-        kinds = [kind for kind in dict.fromkeys(vocabulary.types) if kind != "BPE"]
-        self.bar_kind = kinds.index("Bar") if "Bar" in kinds else -1
-
-    def metres(self, cycle: tuple[str, ...], anchor: int) -> Metres:
-        """The metre of TimeSig values such as ("3/4",), counted from a bar line."""
-        return Metres.of(cycle, anchor, self.vocabulary, self.tables)
-
-    def nearest_tempo(self, tempo: float) -> int:
-        """The Tempo token nearest to a tempo, by ratio."""
-        ids = np.flatnonzero(self.tempo)
-        values = np.array([self.tables.values[i] / 100 for i in ids])
-        return int(ids[np.argmin(np.abs(np.log(values / tempo)))])
 
 
 class Plan:
@@ -148,6 +98,70 @@ class Plan:
         if wanted.any():
             return wanted
         return legal
+
+    def steady(self, s: GrammarState, count: int) -> Terms | None:
+        """How the music goes on from here to the next bar line without `restrict` and `after` being asked.
+
+        Args:
+            s: where the grammar stands.
+            count: new tokens so far.
+
+        Returns:
+            terms under which the same tokens come as with `restrict` at each of them; None: ask at the next token.
+        """
+        classes, join = self.classes, self.context.join
+        room = BAR_TOKENS - self._bar_tokens
+        if self.last is None and self.request.tokens is not None:
+            room = min(room, self.request.tokens - 1 - count)
+        index, start, end = self.bar_at(s)
+        if (
+            room <= 0
+            or self.first is None
+            or index < 0
+            or index != self._bar
+            or self._awaits_metre(s)
+            or s.now < join + MICRO_RESOLUTION * classes.has_micro
+            or (s.has_bars and (s.bar_end <= join or not classes.metres_behind_bars))
+            or (self._unseeded and not s.notes)
+        ):
+            return None
+        exclude, late = [], self._late(s, start, end)
+        metres = self._metres_at(s.bar_start)
+        if metres.pieces > 1:
+            exclude.append("inner_metre")
+        if metres.tokens and not s.has_bars:
+            exclude.append("metre")
+        if self.last is not None and self._bar >= self.last:
+            exclude.append("inner_bar")
+        elif not (self.request.may_end and self._bar >= self.first):
+            exclude.append("eos")
+        return Terms(
+            tokens=room,
+            exclude=classes.bits(*exclude) if exclude else None,
+            late=tuple(late),
+            stop=classes.bits("begins_bar", "inner_bar", "metre", "inner_metre", "tempo", "eos"),
+            stop_tick=FAR if s.has_bars else end if self.last is None else min(end, self.end(s)),
+        )
+
+    def _late(self, s: GrammarState, start: int, end: int) -> list[tuple[Bits, int]]:
+        """Time shifts that `restrict` does not allow in the present bar, by the tick that they must not reach."""
+        if s.has_bars:
+            return []
+        classes, late = self.classes, []
+        if self._metres_at(s.bar_start).tokens:
+            following = self._before if s.bar_end < self._change else self._after
+            following = following or classes.metres(self._cycle, s.bar_end)
+            if following.token_at(s.bar_end) != s.metre:  # it is written at the bar line
+                late.append((classes.bits("moving"), s.bar_end + 1))
+        if not self.request.silent_bars:
+            late.append((classes.bits("shift"), 2 * end - start))
+        if self.last is not None and self._bar >= self.last:
+            late.append((classes.bits("inner_shift"), self.end(s)))
+        return late
+
+    def passed(self, count: int) -> None:
+        """Take note of tokens that came under the terms of `steady`."""
+        self._bar_tokens += count
 
     def ends(self, s: GrammarState, token: int) -> bool:
         """Whether a token ends the piece instead of going on: EOS, or a bar line behind the last bar."""

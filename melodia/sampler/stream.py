@@ -21,6 +21,7 @@ class Stream(Iterator[Event]):
 
     def __init__(self, loop: Loop, lane: Lane) -> None:
         self._loop = loop
+        loop.note_by_note()
         self._lane = lane
         self._waiting: deque[Event] = deque()
         self._heard = 0

@@ -1,0 +1,77 @@
+"""Tokens by what the plan of a continuation has to know of them. V = vocabulary size, W = words of a mask."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from melodia.engine.rules import Bits, pack
+from melodia.grammar import Op, compile_tables
+from melodia.sampler.metres import Metres
+from melodia.vocabulary import Vocabulary
+
+
+class TokenClasses:
+    """Tokens by what the plan has to know of them, bool [V] each. Made once per vocabulary.
+
+    Attributes:
+        bar, metre, tempo, position, shift: base tokens of one operation.
+        begins_bar: tokens whose first part is a bar line.
+        inner_bar: BPE tokens with a bar line behind their beginning.
+        inner_metre: BPE tokens that set a metre.
+        inner_shift: BPE tokens with a time shift behind their beginning.
+        pitch: tokens that begin notes: what the repetition penalty counts.
+        moves: int64 [V], by how many grid units the token's time shifts move on.
+        micro: int64 [V], by how many ticks a MicroTiming token moves a note off its grid point.
+        moving: tokens with a time shift.
+        eos: the end of the piece.
+        metres_behind_bars: not of tokens: whether TimeSig tokens come behind bar lines only.
+    """
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self.vocabulary = vocabulary
+        self.tables = tables = compile_tables(vocabulary)
+        ops = np.array(tables.ops)
+        self.bar = ops == Op.BAR
+        self.metre = ops == Op.TIME_SIGNATURE
+        self.tempo = ops == Op.TEMPO
+        self.position = ops == Op.POSITION
+        self.shift = ops == Op.TIME_SHIFT
+        self.pitch = (ops == Op.PITCH) | (ops == Op.DRUM)
+        micro = ops == Op.MICRO
+        self.micro = np.where(micro, np.array(tables.values), 0).astype(np.int64)
+        self.moves = np.where(self.shift, np.array(tables.values), 0).astype(np.int64)
+        self.begins_bar = self.bar.copy()
+        self.inner_bar, self.inner_metre, self.inner_shift = np.zeros((3, vocabulary.size), dtype=bool)
+        for token, parts in vocabulary.expansions.items():
+            later = ops[list(parts[1:])]
+            self.begins_bar[token] = ops[parts[0]] == Op.BAR
+            self.inner_bar[token] = (later == Op.BAR).any()
+            self.inner_metre[token] = (ops[list(parts)] == Op.TIME_SIGNATURE).any()
+            self.inner_shift[token] = (later == Op.TIME_SHIFT).any()
+            self.moves[token] = self.moves[list(parts)].sum()
+            self.pitch[token] = self.pitch[list(parts)].any()
+        self.has_metres = bool(tables.metres)
+        self.has_micro = bool(micro.any())
+        kinds = [kind for kind in dict.fromkeys(vocabulary.types) if kind != "BPE"]
+        self.bar_kind = kinds.index("Bar") if "Bar" in kinds else -1
+        self.moving = self.moves > 0
+        self.eos = ops == Op.EOS
+        writes_metres = [kind for kind, after in vocabulary.graph.items() if "TimeSig" in after]
+        self.metres_behind_bars = set(writes_metres) <= {"Bar"}
+        self._bits: dict[tuple[str, ...], Bits] = {}
+
+    def bits(self, *names: str) -> Bits:
+        """The tokens that are in any of these classes, as a mask of words [W]."""
+        if names not in self._bits:
+            self._bits[names] = pack(np.logical_or.reduce([getattr(self, name) for name in names]))
+        return self._bits[names]
+
+    def metres(self, cycle: tuple[str, ...], anchor: int) -> Metres:
+        """The metre of TimeSig values such as ("3/4",), counted from a bar line."""
+        return Metres.of(cycle, anchor, self.vocabulary, self.tables)
+
+    def nearest_tempo(self, tempo: float) -> int:
+        """The Tempo token nearest to a tempo, by ratio."""
+        ids = np.flatnonzero(self.tempo)
+        values = np.array([self.tables.values[i] / 100 for i in ids])
+        return int(ids[np.argmin(np.abs(np.log(values / tempo)))])
