@@ -34,10 +34,10 @@ needs_engine = pytest.mark.skipif(engine.reason() is not None, reason=f"needs th
 needs_onnx = pytest.mark.skipif(onnx_peer.missing() is not None, reason=f"{onnx_peer.missing()}")
 
 NETWORKS = [
-    ModelConfig("sequential", 50, 24),
-    ModelConfig("sequential", 50, 24, lstm_layers=2),
-    ModelConfig("parallel", 50, 24),
-    ModelConfig("reversed", 50, 24, gru_layers=2),
+    ModelConfig("sequential", 512, 24),
+    ModelConfig("sequential", 512, 24, lstm_layers=2),
+    ModelConfig("parallel", 512, 24),
+    ModelConfig("reversed", 512, 24, gru_layers=2),
 ]
 
 
@@ -265,18 +265,59 @@ def test_all_peers_compute_the_model(config: ModelConfig, B: int) -> None:
     contestants: dict[str, peers.Peer] = {
         "eager": peers.Eager(model, B),
         "cells": peers.Cells(model, B),
-        "compiled": peers.Compiled(model, B),
     }
     if onnx_peer.missing() is None:
         contestants["onnx"] = onnx_peer.Onnx(model, B, 1)
     if engine.reason() is None:
-        contestants["engine"] = ours.Ours(model, "fp32", B, 1)
+        contestants["engine"] = ours.Ours(model, ours.small_vocabulary(), "fp32", B, 1)
     with torch.inference_mode():
         state = model.initial_state(B)
+        if "engine" in contestants:  # it has read a token to begin with
+            _, state = model.step(torch.full((B,), ours.small_vocabulary().bos), None, state)
+            for name, peer in contestants.items():
+                if name != "engine":
+                    peer.logits(ours.small_vocabulary().bos)
         for token in (7, 0, 49, 7):
             wanted, state = model.step(torch.full((B,), token), None, state)
             for name, peer in contestants.items():
                 np.testing.assert_allclose(peer.logits(token), wanted.numpy(), atol=2e-5, err_msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler calls what torch deprecates
+@pytest.mark.parametrize("config", [NETWORKS[0], NETWORKS[2]], ids=lambda config: config.kind)
+def test_the_compiled_peer_computes_the_model(config: ModelConfig) -> None:
+    model = Model(config, random_seed=5).eval()
+    peer = peers.Compiled(model, 3)
+    with torch.inference_mode():
+        state = model.initial_state(3)
+        for _ in range(3):
+            read = peer._token
+            peer.step()
+            logits, state = model.step(read, None, state)
+            kept = logits.topk(peers.TOP_K).indices
+            assert (kept == peer._token[:, None]).any(dim=1).all()
+            for mine, theirs in zip(state, peer._state, strict=True):
+                torch.testing.assert_close(tuple(theirs), tuple(mine), atol=1e-5, rtol=1e-4)
+
+
+@needs_engine
+def test_the_engine_makes_as_many_valid_tokens_as_it_says() -> None:
+    from melodia.grammar import Constraints, Grammar
+
+    vocabulary = ours.small_vocabulary()
+    model = Model(ModelConfig("sequential", vocabulary.size, 16), random_seed=1).eval()
+    streams = ours.Ours(model, vocabulary, "fp32", 3, 1)
+    made = [
+        np.concatenate(parts) for parts in zip(*(streams.make(n) for n in (1, 500, 1, 2_000)), strict=True)
+    ]
+    grammar = Grammar.compile(vocabulary, Constraints(allow_eos=False))
+    for tokens in made:
+        assert len(tokens) == 2_502
+        state = grammar.start()
+        for token in (vocabulary.bos, *tokens.tolist()):
+            grammar.advance(state, token)  # raises where it may not come
+    assert len({tokens.tobytes() for tokens in made}) == 3
 
 
 def test_peers_draw_among_the_likeliest_in_proportion() -> None:

@@ -14,14 +14,14 @@ from contextlib import contextmanager
 from benchmarks.suite.generation import networks
 from benchmarks.suite.machine import cores
 from benchmarks.suite.options import Options
-from benchmarks.suite.ours import Ours
+from benchmarks.suite.ours import Ours, small_vocabulary
 from benchmarks.suite.page import Section, Table, Target, figure, micros
 from melodia import engine
 from melodia.engine.description import WEIGHTS
 from melodia.model import Model
 
 LIMITS = {1: 1.2, 2: 2.5}
-ROUNDS = 7
+ROUNDS = 5
 
 
 class Spinner:
@@ -91,7 +91,7 @@ def run(options: Options, section: Section) -> None:
 def _measure(
     model: Model, weights: str, window: float, rounds: int, spinners: list[Spinner], section: Section
 ) -> None:
-    one, two = Ours(model, weights, 1, 1), Ours(model, weights, 1, 2)
+    one, two = (Ours(model, small_vocabulary(), weights, 1, count) for count in (1, 2))
     found: dict[str, list[float]] = {"alone": [], "0": [], "1": [], "2": []}
     for _ in range(rounds):
         found["alone"].append(_mean(one, window))

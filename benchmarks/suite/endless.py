@@ -8,7 +8,7 @@ from pathlib import Path
 
 from benchmarks.suite.generation import networks
 from benchmarks.suite.options import Options
-from benchmarks.suite.ours import Ours
+from benchmarks.suite.ours import Ours, small_vocabulary
 from benchmarks.suite.page import Section, Table, Target, micros
 from melodia import engine
 from melodia.model import Model
@@ -29,7 +29,7 @@ def run(options: Options, section: Section) -> None:
         raise RuntimeError(f"the engine cannot run here: {obstacle}")
     tokens = 20_000 if options.quick else TOKENS
     network = networks(options.quick)[0]
-    ours = Ours(Model(network.config).eval(), "int8", 1, 1)
+    ours = Ours(Model(network.config).eval(), small_vocabulary(), "int8", 1, 1)
     section.intro = (
         f"{network.name} in int8, one stream, one thread, {tokens:,} tokens in one session. Time of a token: the "
         f"median over pieces of {tokens // PIECES:,} tokens, of the first tenth and of the last."

@@ -9,7 +9,7 @@ from benchmarks.suite.generation import networks
 from benchmarks.suite.machine import thread_counts, torch_threads
 from benchmarks.suite.measuring import PAUSE, percentile
 from benchmarks.suite.options import Options
-from benchmarks.suite.ours import Ours
+from benchmarks.suite.ours import Ours, small_vocabulary
 from benchmarks.suite.page import Section, Table, micros
 from benchmarks.suite.peers import Eager
 from melodia import engine
@@ -60,7 +60,10 @@ def run(options: Options, section: Section) -> None:
         label = f"{count} thread{'s' * (count > 1)}"
         steps[f"nn.LSTM + nn.GRU, {label}"] = (Eager(model, 1).step, lambda count=count: torch_threads(count))
         for weights in WEIGHTS:
-            steps[f"melodia {weights}, {label}"] = (Ours(model, weights, 1, count).step, None)
+            steps[f"melodia {weights}, {label}"] = (
+                Ours(model, small_vocabulary(), weights, 1, count).step,
+                None,
+            )
     options.say("latency")
     found = latencies(steps, options.seconds(40, 1.0))
     table = Table(["way", "tokens", *(f"p{100 * share:g} µs" for share in SHARES), "latest µs"])

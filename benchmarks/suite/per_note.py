@@ -64,7 +64,7 @@ def run(options: Options, section: Section) -> None:
         ways = {f"notochord {count}": Way(_nothing, timed=child.timed) for count, child in children.items()}
         for weights in WEIGHTS:
             for count in counts:
-                ways[f"{weights} {count}"] = Way(Ours(model, weights, 1, count).make)
+                ways[f"{weights} {count}"] = Way(Ours(model, tokenizer.vocabulary, weights, 1, count).make)
         options.say(f"per note: {len(ways)} ways, hidden size {config.hidden_size}")
         found = {name: timing.median for name, timing in interleave(ways, options.seconds(20)).items()}
     finally:

@@ -180,8 +180,6 @@ def run(options: Options, section: Section) -> None:
             options.say(f"training: {name}")
             ours, theirs = contest(kind, B, T, H)
             ways = {"theirs": Way(theirs), "ours": Way(ours), "square": Way(squared)}
-            for way in ways.values():
-                way.work(1)
             found = interleave(ways, options.seconds(5, 0.2), turn=0.05)
             ratio = found["theirs"].median / found["ours"].median
             operations = products(ours.model.config, B, T)
