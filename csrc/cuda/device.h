@@ -124,6 +124,15 @@ MELODIA_DEVICE uint32_t warp_ballot(bool predicate) {
 #endif
 }
 
+// The place of the lowest bit that is set.
+MELODIA_DEVICE int lowest_bit(uint32_t bits) {
+#if defined(MELODIA_EMULATOR)
+    return __builtin_ctz(bits);
+#else
+    return __ffs(static_cast<int>(bits)) - 1;
+#endif
+}
+
 MELODIA_DEVICE float warp_sum(float x) {
     MELODIA_UNROLL
     for (unsigned mask = 16; mask; mask >>= 1) x += shuffle_xor(x, mask);

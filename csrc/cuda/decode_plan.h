@@ -1,0 +1,172 @@
+// What a decode kernel walks: the network cut into blocks, and what a launch is given.
+//
+// A token passes through the stages of the network one after the other: the cells of a level, the projection
+// that joins a pair, the head's projection, the head. In a stage every compute block makes the numbers of the
+// rows that it owns, for all sessions, and posts them; in the next stage every block takes all of them in.
+// Sampler blocks take in the logits, choose, and post the commands of the next step. A block owns hidden
+// units with all their gates in all levels, and an equal share of the rows of projections and head.
+//
+// Letters: B sessions, V vocabulary, S side inputs, D embedding, H hidden, U units of a block.
+#pragma once
+
+#include "cuda/device.h"
+#include "grammar.h"
+#include "side_inputs.h"
+
+namespace melodia::cuda::decode {
+
+constexpr int kGroup = 8;  // sessions that pass a stage together: the width of a product on tensor cores
+constexpr int kMaxSides = 16;
+constexpr int kChunkBytes = 512;         // of weights: 16 rows, 16 bytes for each lane of a warp
+constexpr uint32_t kEnd = ~uint32_t{0};  // the command that ends a session
+
+struct Int8 {
+    int8_t value;
+};
+
+// Rows of weights, every block's share in tiles of 16 rows; chunks follow the columns (decode_product.h).
+struct Matrix {
+    const unsigned char* data;  // [blocks][tiles][chunks][512]
+    const float* scale;         // int8: [blocks][tiles][16]
+    int32_t tiles, chunks;      // of a block, of a tile
+    int32_t resident;           // its offset in the block's shared memory; -1: it stays in global memory
+};
+
+struct CellPart {
+    int32_t lstm, gates;
+    int32_t slot;                        // cells counted from the bottom
+    Matrix input;                        // tiles 0: tables stand in its place
+    Matrix recurrent;                    // rows: unit after unit, its gates side by side
+    const float *bias, *bias_n;          // [H][4], as in engine/plan.h
+    const float* tables[1 + kMaxSides];  // the token's, then the side inputs': [rows][H][4]
+};
+
+enum StageKind : int32_t { kCells, kProjection, kHeadProjection, kHead };
+
+struct Stage {
+    int32_t kind;
+    int32_t cells;  // of a level: 1 or 2
+    int32_t gated;  // a projection that is a gate between the two cells
+    int32_t rows;   // numbers that it makes of a session: cells H, H, D or V
+    int32_t share;  // rows of a block, but for cells
+    CellPart cell[2];
+    Matrix product;     // of the others
+    const float* bias;  // [rows], of the others; null: none
+    // What comes in: `vectors` side by side of `size` numbers each.
+    int32_t vectors, size;
+    int32_t adds, residual, keeps;  // their sum; with what the level below kept; kept for the level above
+    const float *norm_weight, *norm_bias;
+    float norm_eps;
+    int32_t
+        shadow;     // the stage whose cells' states come in, so that their recurrent products can be made; -1
+    int32_t level;  // of what comes in
+    int64_t words;  // where its numbers begin, for one session [rows]
+
+    MELODIA_DEVICE bool mixes() const { return adds || residual || keeps || norm_weight != nullptr; }
+};
+
+// Offsets in bytes of a block's shared memory. One arithmetic for host and device: filled in by the host.
+struct Layout {
+    int32_t raw, y;          // floats [group][raw_stride], [group][y_stride]; -1: not needed
+    int32_t states, inputs;  // numbers in the form of the weights
+    int32_t states_stride, inputs_stride, raw_stride, y_stride;  // bytes of a row
+    int32_t scales;             // [3][kGroup] of states (two vectors) and inputs
+    int32_t sums, shadow_sums;  // [shares x rows][kGroup + 1]
+    int32_t own;                // what a block keeps of its sessions, see Own
+    int32_t flag;
+    int32_t weights;            // resident matrices
+    int32_t compute_bytes;      // of a compute block
+    int32_t sampler_bytes;      // of a sampler block
+    int32_t sampler_in_shared;  // candidates and masses stand there, too
+    int32_t padded_h;           // H rounded up to 32: where the second of two vectors begins
+};
+
+// Floats that a block keeps: for each cell h [B][U], c [B][U], the recurrent sums [B][U][4]; then per session
+// whether it goes on, its token, its side inputs.
+struct Own {
+    int32_t slot, c, sums;  // floats of a cell; where c and the sums begin in it
+    int32_t alive, tokens, sides, size;
+};
+
+struct Network {
+    int32_t V, H, D, S, stages, slots;
+    int32_t blocks, units;  // compute blocks, units of a block
+    int32_t folded, raw;    // raw: what comes in is needed as floats
+    int32_t levels;
+    const Stage* stage;
+    const float* embeddings[1 + kMaxSides];  // not folded: [rows][D]
+    int64_t state_size;                      // floats of a session: h, then c of an LSTM, for each cell
+    int64_t words;                           // of a session, all stages and the command
+};
+
+// The tables of one grammar in device memory.
+struct DeviceRules {
+    Grammar grammar;
+    SideInputs sides;
+    const int64_t* moves;   // [V]
+    const uint8_t* traits;  // [V] engine::Rules::Trait
+};
+
+// A session as its sampler sees it: the fixed part of a record; arrays follow (RecordLayout).
+struct Voice {
+    GrammarRegisters grammar;
+    SideRegisters sides;
+    int64_t place_bar[kBarsKept], place_count[kBarsKept];
+    int64_t standing, token;  // engine::Standing
+    double nll, entropy;
+    int64_t made, fed;
+    int64_t tokens, pause, stop_tick, ticks[3];
+    int64_t late[3], exclude, stop;  // whether there are such masks
+    double top_p, min_p, log_min_p;
+    float temperature, penalty;
+    int64_t top_k, greedy;
+    uint64_t random_seed;
+    int64_t session;
+    int64_t ring_size, ring_at;
+    int64_t rules;                 // which
+    int64_t waits, pauses, ended;  // its logits are under way; it ends behind them; it has ended
+};
+
+// Offsets in bytes of a record's arrays.
+struct RecordLayout {
+    int64_t begun, rows, ends, places, place_tokens, masks, ring, counts, size;
+    int64_t ends_capacity, places_capacity;
+    int64_t words;  // of a mask
+    // Of a sampler's scratch, per session.
+    int64_t frames, frame_masks, legal, wanted, noise, candidates, masses, scratch_size;
+};
+
+// What a launch is given. Steps count from 0 in a run of the host; step t's epoch is epoch + t.
+struct Args {
+    Network net;
+    Layout layout;
+    Own own_layout;
+    RecordLayout record;
+    int32_t B, samplers;
+    int32_t steps;                   // tokens at most
+    int32_t step_begin, step_end;    // of this launch; step_end may be steps + 1: the end is commanded there
+    int32_t phase_begin, phase_end;  // 0: sampler; 1 + s: stage s
+    int32_t first, last;             // the state comes in, goes out; else it is kept in `kept`
+    int32_t counted;                 // exchange by counters, not in words
+    uint32_t epoch;
+    uint64_t limit_ns;
+    uint32_t* gave_up;
+    uint64_t* words;     // [2][B][net.words]
+    uint32_t* counters;  // commands [B], then [stages][groups]
+    const float* state_in;
+    float* state_out;  // [B][state_size]
+    float* kept;       // [blocks][own.size]
+    float* below;      // [blocks][levels][B][H]: of residual levels
+    const DeviceRules* rules;
+    unsigned char *records, *scratch;    // [B][...]; records null: tokens are given
+    const float* edges;                  // gumbel_of at the ends of 1024 intervals
+    const int32_t *given, *given_sides;  // [steps][B], [steps][B][S]
+    float* logits;                       // [B][V], of the last step
+    float* all_logits;                   // given tokens: [steps][B][V], or null
+    int32_t* tokens;                     // [B][steps]
+    double *nll, *entropy;
+};
+
+MELODIA_DEVICE int groups_of(const Args& a) { return (a.B + kGroup - 1) / kGroup; }
+
+}  // namespace melodia::cuda::decode

@@ -1,0 +1,476 @@
+// The operators for CUDA tensors: from tensors to the launches of scan.h, through torch's stable ABI (2.10).
+//
+// The schemas stand in csrc/ops.cpp. Everything runs on the current stream, memory comes from torch's
+// allocator and nothing waits for the GPU, so that a call may be captured into a graph. With MELODIA_EMULATOR
+// the same code registers operators for CPU tensors in the namespace melodia_emulator
+// (tests/test_cuda_scans.py).
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <optional>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "cuda/scan.h"
+
+#if defined(MELODIA_EMULATOR)
+#include "cuda/emulator.h"
+#else
+#include <dlfcn.h>
+#endif
+
+namespace melodia::cuda {
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using Sizes = std::vector<int64_t>;
+using Maybe = std::optional<Tensor>;
+
+// What a scan keeps for its backward pass: nothing, an LSTM's cells, gates and cells.
+constexpr int64_t kNothing = 0, kGates = 2;
+
+ScanOptions options;
+Path chosen = Path::automatic;
+
+std::string text(const Sizes& sizes) {
+    std::string out = "[";
+    for (size_t k = 0; k < sizes.size(); ++k) out += (k ? ", " : "") + std::to_string(sizes[k]);
+    return out + "]";
+}
+
+Sizes sizes_of(const Tensor& x) {
+    Sizes sizes(static_cast<size_t>(x.dim()));
+    for (size_t k = 0; k < sizes.size(); ++k) sizes[k] = x.size(static_cast<int64_t>(k));
+    return sizes;
+}
+
+const char* text(ScalarType type) {
+    return type == ScalarType::Float      ? "float32"
+           : type == ScalarType::BFloat16 ? "bfloat16"
+           : type == ScalarType::Half     ? "float16"
+                                          : "int64";
+}
+
+// Where the first tensor of a call is, and its current stream; the device is the current one as long as this
+// lives.
+class Where {
+  public:
+#if defined(MELODIA_EMULATOR)
+    explicit Where(const Tensor&) {}
+    bool has(const Tensor& x) const { return x.is_cpu(); }
+    void* stream() const { return nullptr; }
+#else
+    explicit Where(const Tensor& x) : index_(x.get_device_index()), guard_(index_) {}
+    bool has(const Tensor& x) const { return x.is_cuda() && x.get_device_index() == index_; }
+    // In libtorch_cuda.so, which a torch without CUDA does not have: so it is looked up, not linked.
+    void* stream() const {
+        using Get = int32_t (*)(int32_t, void**);
+        static const Get get = [] {
+            void* library = dlopen("libtorch_cuda.so", RTLD_NOLOAD | RTLD_LAZY);
+            return library ? reinterpret_cast<Get>(dlsym(library, "aoti_torch_get_current_cuda_stream"))
+                           : nullptr;
+        }();
+        void* stream = nullptr;
+        STD_TORCH_CHECK(get != nullptr && get(index_, &stream) == 0,
+                        "torch does not tell its current CUDA stream");
+        return stream;
+    }
+
+  private:
+    int32_t index_;
+    torch::stable::accelerator::DeviceGuard guard_;
+#endif
+};
+
+// The tensor as a contiguous array of that shape and type; an error that names the argument otherwise.
+Tensor checked(const Where& where, const Tensor& x, const char* name, const Sizes& sizes, ScalarType type) {
+    STD_TORCH_CHECK(sizes_of(x) == sizes, "`", name, "` must have the shape ", text(sizes), " (received ",
+                    text(sizes_of(x)), ")");
+    STD_TORCH_CHECK(x.scalar_type() == type, "`", name, "` must be ", text(type),
+                    " on this backend, beside the other arguments; convert it");
+    STD_TORCH_CHECK(where.has(x), "`", name, "` must be on the same CUDA device as the other arguments");
+    return torch::stable::contiguous(x);
+}
+
+Maybe checked(const Where& where, const Maybe& x, const char* name, const Sizes& sizes, ScalarType type) {
+    if (!x.has_value()) return std::nullopt;
+    return checked(where, *x, name, sizes, type);
+}
+
+bool is_number(ScalarType type) {
+    return type == ScalarType::Float || type == ScalarType::BFloat16 || type == ScalarType::Half;
+}
+
+Tensor converted(const Tensor& x, ScalarType type) {
+    return x.scalar_type() == type ? x : torch::stable::to(x, type);
+}
+
+// States and biases: float32 inside, whatever they come in.
+Tensor checked_floats(const Where& where, const Tensor& x, const char* name, const Sizes& sizes) {
+    return checked(where, is_number(x.scalar_type()) ? converted(x, ScalarType::Float) : x, name, sizes,
+                   ScalarType::Float);
+}
+
+Maybe checked_floats(const Where& where, const Maybe& x, const char* name, const Sizes& sizes) {
+    if (!x.has_value()) return std::nullopt;
+    return checked_floats(where, *x, name, sizes);
+}
+
+Tensor made(const Tensor& like, const Sizes& sizes, ScalarType type) {
+    return torch::stable::new_empty(like, sizes, type);
+}
+
+const void* data(const Tensor& x) { return x.const_data_ptr(); }
+const void* data(const Maybe& x) { return x.has_value() ? x->const_data_ptr() : nullptr; }
+const float* floats(const Tensor& x) { return static_cast<const float*>(x.const_data_ptr()); }
+const float* floats(const Maybe& x) { return x.has_value() ? floats(*x) : nullptr; }
+float* mutable_floats(const Tensor& x) { return static_cast<float*>(x.mutable_data_ptr()); }
+const int64_t* integers(const Maybe& x) { return static_cast<const int64_t*>(data(x)); }
+
+Type type_of(const Tensor& x, const char* name) {
+    const ScalarType type = x.scalar_type();
+    STD_TORCH_CHECK(is_number(type), "`", name,
+                    "` must be float32, bfloat16 or float16 on this backend; convert it");
+    return type == ScalarType::Float      ? Type::float32
+           : type == ScalarType::BFloat16 ? Type::bfloat16
+                                          : Type::float16;
+}
+
+struct Extent {
+    int64_t T, B, H;
+};
+
+Extent extent_of(const Tensor& time_major, const char* name, int64_t gates, const Tensor& weight_hh) {
+    STD_TORCH_CHECK(time_major.dim() == 3, "`", name, "` must have the shape [T, B, ", gates, "H] (received ",
+                    text(sizes_of(time_major)), ")");
+    STD_TORCH_CHECK(weight_hh.dim() == 2 && weight_hh.size(1) > 0,
+                    "`weight_hh` must have the shape [GH, H] (received ", text(sizes_of(weight_hh)), ")");
+    return {time_major.size(0), time_major.size(1), weight_hh.size(1)};
+}
+
+// The tensors of one cell's forward scan and the plain struct that points at them.
+struct ForwardJob {
+    Extent e;
+    Tensor gates_x, h, weight_hh, bias_hh, output, h_n, gates;
+    Maybe c, c_n, cells;
+    ScalarType h_type, c_type = ScalarType::Float;
+    ScanCell cell;
+
+    ForwardJob(const Where& where, const Tensor& gates_x_, const Tensor& h_, const Maybe& c_,
+               const Tensor& weight_hh_, const Tensor& bias_hh_, int64_t keep)
+        : e(extent_of(gates_x_, "gates_x", c_ ? 4 : 3, weight_hh_)),
+          gates_x(gates_x_),
+          h(h_),
+          weight_hh(weight_hh_),
+          bias_hh(bias_hh_),
+          output(gates_x_),
+          h_n(h_),
+          gates(h_),
+          h_type(h_.scalar_type()) {
+        const int64_t G = c_ ? 4 : 3, T = e.T, B = e.B, H = e.H;
+        const ScalarType type = gates_x.scalar_type();
+        gates_x = checked(where, gates_x, "gates_x", {T, B, G * H}, type);
+        h = checked_floats(where, h, "h", {B, H});
+        weight_hh = checked(where, weight_hh, "weight_hh", {G * H, H}, type);
+        bias_hh = checked_floats(where, bias_hh, "bias_hh", {G * H});
+        output = made(gates_x, {T, B, H}, type);
+        h_n = made(gates_x, {B, H}, ScalarType::Float);
+        gates = made(gates_x, keep == kGates ? Sizes{T, B, 4 * H} : Sizes{0}, type);
+        if (c_) {
+            c_type = c_->scalar_type();
+            c = checked_floats(where, c_, "c", {B, H});
+            c_n = made(gates_x, {B, H}, ScalarType::Float);
+            cells = made(gates_x, keep != kNothing ? Sizes{T, B, H} : Sizes{0}, ScalarType::Float);
+        }
+        cell = {c_.has_value(),
+                H,
+                data(gates_x),
+                floats(h),
+                floats(c),
+                data(weight_hh),
+                floats(bias_hh),
+                output.mutable_data_ptr(),
+                mutable_floats(h_n),
+                c_n ? mutable_floats(*c_n) : nullptr,
+                keep == kGates ? gates.mutable_data_ptr() : nullptr,
+                keep != kNothing && cells ? mutable_floats(*cells) : nullptr};
+    }
+    Tensor last_h() const { return converted(h_n, h_type); }
+    Tensor last_c() const { return converted(*c_n, c_type); }
+};
+
+struct BackwardJob {
+    Extent e;
+    Tensor gates, weight_hh_t, grad_gates_h, grad_h;
+    Maybe grad_output, grad_h_n, grad_c_n, cells, c, output, h, grad_gates_x, grad_c;
+    ScanCellBackward cell;
+
+    // An LSTM has cells and c, a GRU output and h.
+    BackwardJob(const Where& where, const Maybe& grad_output_, const Maybe& grad_h_n_, const Maybe& grad_c_n_,
+                const Tensor& gates_, const Maybe& cells_, const Maybe& c_, const Maybe& output_,
+                const Maybe& h_, const Tensor& weight_hh)
+        : e(extent_of(gates_, "gates", 4, weight_hh)),
+          gates(gates_),
+          weight_hh_t(weight_hh),
+          grad_gates_h(gates_),
+          grad_h(gates_) {
+        const bool lstm = cells_.has_value();
+        const int64_t G = lstm ? 4 : 3, T = e.T, B = e.B, H = e.H;
+        const ScalarType type = gates.scalar_type(), real = ScalarType::Float;
+        gates = checked(where, gates, "gates", {T, B, 4 * H}, type);
+        weight_hh_t = torch::stable::contiguous(
+            torch::stable::transpose(checked(where, weight_hh, "weight_hh", {G * H, H}, type), 0, 1));
+        grad_output = checked(where, grad_output_, "grad_output", {T, B, H}, type);
+        grad_h_n = checked_floats(where, grad_h_n_, "grad_h_n", {B, H});
+        grad_c_n = checked_floats(where, grad_c_n_, "grad_c_n", {B, H});
+        cells = checked(where, cells_, "cells", {T, B, H}, real);
+        c = checked_floats(where, c_, "c", {B, H});
+        output = checked(where, output_, "output", {T, B, H}, type);
+        h = checked_floats(where, h_, "h", {B, H});
+        grad_gates_h = made(gates, {T, B, G * H}, type);
+        grad_h = made(gates, {B, H}, real);
+        if (lstm) grad_c = made(gates, {B, H}, real);
+        if (!lstm) grad_gates_x = made(gates, {T, B, G * H}, type);
+        cell = {lstm,
+                H,
+                data(grad_output),
+                floats(grad_h_n),
+                floats(grad_c_n),
+                data(gates),
+                floats(cells),
+                floats(c),
+                data(output),
+                floats(h),
+                data(weight_hh_t),
+                grad_gates_x ? grad_gates_x->mutable_data_ptr() : nullptr,
+                grad_gates_h.mutable_data_ptr(),
+                mutable_floats(grad_h),
+                grad_c ? mutable_floats(*grad_c) : nullptr};
+    }
+};
+
+// Runs one job or two side by side.
+template <class Cell, class Job>
+void run(const Where& where,
+         const char* (*scan)(Type, int64_t, int64_t, const int64_t*, const Cell*, int, const ScanOptions&,
+                             void*, void*, Path*),
+         const Tensor& like, const char* name, int64_t per_unit, const Maybe& lengths_, const Job* one,
+         const Job* two) {
+    const Type type = type_of(like, name);
+    const int count = two != nullptr ? 2 : 1;
+    const int64_t T = one->e.T, B = one->e.B;
+    STD_TORCH_CHECK(two == nullptr || (two->e.T == T && two->e.B == B),
+                    "both halves of a pair must have the same steps and batch (received ", T, " x ", B,
+                    " and ", two ? two->e.T : 0, " x ", two ? two->e.B : 0, ")");
+    const Maybe lengths = checked(where, lengths_, "lengths", {B}, ScalarType::Long);
+    if (B == 0) return;
+    Cell cells[2] = {one->cell, two != nullptr ? two->cell : one->cell};
+    const int64_t numbers[2] = {per_unit * one->e.H, two != nullptr ? per_unit * two->e.H : 0};
+    const Tensor workspace = made(like, {scan_workspace(B, numbers, count)}, ScalarType::Byte);
+    const char* error = scan(type, T, B, integers(lengths), cells, count, options,
+                             workspace.mutable_data_ptr(), where.stream(), &chosen);
+    STD_TORCH_CHECK(error == nullptr, error ? error : "");
+}
+
+void run(const Where& where, const ForwardJob& one, const ForwardJob* two, const Maybe& lengths) {
+    run<ScanCell>(where, scan_forward, one.gates_x, "gates_x", 1, lengths, &one, two);
+}
+void run(const Where& where, const BackwardJob& one, const BackwardJob* two, const Maybe& lengths) {
+    run<ScanCellBackward>(where, scan_backward, one.gates, "gates", 4, lengths, &one, two);
+}
+
+// ---- The operators
+
+std::tuple<Tensor, Tensor> lstm_step(Tensor gates_x, Tensor h, Tensor c, Tensor weight_hh, Tensor bias_hh) {
+    const Where where(gates_x);
+    STD_TORCH_CHECK(h.dim() == 2, "`h` must have the shape [B, H] (received ", text(sizes_of(h)), ")");
+    const ForwardJob job(where, torch::stable::unsqueeze(gates_x, 0), h, c, weight_hh, bias_hh, kNothing);
+    run(where, job, nullptr, std::nullopt);
+    return {job.last_h(), job.last_c()};
+}
+
+Tensor gru_step(Tensor gates_x, Tensor h, Tensor weight_hh, Tensor bias_hh) {
+    const Where where(gates_x);
+    STD_TORCH_CHECK(h.dim() == 2, "`h` must have the shape [B, H] (received ", text(sizes_of(h)), ")");
+    const ForwardJob job(where, torch::stable::unsqueeze(gates_x, 0), h, std::nullopt, weight_hh, bias_hh,
+                         kNothing);
+    run(where, job, nullptr, std::nullopt);
+    return job.last_h();
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> lstm_scan(Tensor gates_x, Tensor h, Tensor c,
+                                                             Tensor weight_hh, Tensor bias_hh, Maybe lengths,
+                                                             int64_t keep) {
+    const Where where(gates_x);
+    const ForwardJob job(where, gates_x, h, c, weight_hh, bias_hh, keep);
+    run(where, job, nullptr, lengths);
+    return {job.output, job.last_h(), job.last_c(), job.gates, *job.cells};
+}
+
+std::tuple<Tensor, Tensor, Tensor> lstm_scan_backward(Maybe grad_output, Maybe grad_h_n, Maybe grad_c_n,
+                                                      Tensor gates, Tensor cells, Tensor c, Tensor weight_hh,
+                                                      Maybe lengths) {
+    const Where where(gates);
+    const BackwardJob job(where, grad_output, grad_h_n, grad_c_n, gates, cells, c, std::nullopt, std::nullopt,
+                          weight_hh);
+    run(where, job, nullptr, lengths);
+    return {job.grad_gates_h, job.grad_h, *job.grad_c};
+}
+
+std::tuple<Tensor, Tensor, Tensor> gru_scan(Tensor gates_x, Tensor h, Tensor weight_hh, Tensor bias_hh,
+                                            Maybe lengths, int64_t keep) {
+    const Where where(gates_x);
+    const ForwardJob job(where, gates_x, h, std::nullopt, weight_hh, bias_hh, keep);
+    run(where, job, nullptr, lengths);
+    return {job.output, job.last_h(), job.gates};
+}
+
+std::tuple<Tensor, Tensor, Tensor> gru_scan_backward(Maybe grad_output, Maybe grad_h_n, Tensor gates,
+                                                     Tensor output, Tensor h, Tensor weight_hh,
+                                                     Maybe lengths) {
+    const Where where(gates);
+    const BackwardJob job(where, grad_output, grad_h_n, std::nullopt, gates, std::nullopt, std::nullopt,
+                          output, h, weight_hh);
+    run(where, job, nullptr, lengths);
+    return {*job.grad_gates_x, job.grad_gates_h, job.grad_h};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> pair_scan(
+    Tensor lstm_gates_x, Tensor gru_gates_x, Tensor h_lstm, Tensor c_lstm, Tensor h_gru,
+    Tensor weight_hh_lstm, Tensor bias_hh_lstm, Tensor weight_hh_gru, Tensor bias_hh_gru, Maybe lengths,
+    int64_t keep) {
+    const Where where(lstm_gates_x);
+    const ForwardJob lstm(where, lstm_gates_x, h_lstm, c_lstm, weight_hh_lstm, bias_hh_lstm, keep);
+    const ForwardJob gru(where, gru_gates_x, h_gru, std::nullopt, weight_hh_gru, bias_hh_gru, keep);
+    STD_TORCH_CHECK(lstm_gates_x.scalar_type() == gru_gates_x.scalar_type(),
+                    "both halves of a pair must have the same type");
+    run(where, lstm, &gru, lengths);
+    return {lstm.output,  gru.output, lstm.last_h(), lstm.last_c(),
+            gru.last_h(), lstm.gates, *lstm.cells,   gru.gates};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> pair_scan_backward(
+    Maybe grad_out_lstm, Maybe grad_out_gru, Maybe grad_h_lstm_n, Maybe grad_c_lstm_n, Maybe grad_h_gru_n,
+    Tensor lstm_gates, Tensor cells, Tensor gru_gates, Tensor out_gru, Tensor c_lstm, Tensor h_gru,
+    Tensor weight_hh_lstm, Tensor weight_hh_gru, Maybe lengths) {
+    const Where where(lstm_gates);
+    const BackwardJob lstm(where, grad_out_lstm, grad_h_lstm_n, grad_c_lstm_n, lstm_gates, cells, c_lstm,
+                           std::nullopt, std::nullopt, weight_hh_lstm);
+    const BackwardJob gru(where, grad_out_gru, grad_h_gru_n, std::nullopt, gru_gates, std::nullopt,
+                          std::nullopt, out_gru, h_gru, weight_hh_gru);
+    STD_TORCH_CHECK(lstm_gates.scalar_type() == gru_gates.scalar_type(),
+                    "both halves of a pair must have the same type");
+    run(where, lstm, &gru, lengths);
+    return {lstm.grad_gates_h, *gru.grad_gates_x, gru.grad_gates_h, lstm.grad_h, *lstm.grad_c, gru.grad_h};
+}
+
+Tensor lstm_gates(Tensor sums, Tensor bias_hh) {
+    const Where where(sums);
+    STD_TORCH_CHECK(sums.dim() == 3 && bias_hh.dim() == 1,
+                    "`sums` must have the shape [T, B, 4H] and `bias_hh` [4H] "
+                    "(received ",
+                    text(sizes_of(sums)), " and ", text(sizes_of(bias_hh)), ")");
+    const int64_t H = bias_hh.size(0) / 4, T = sums.size(0), B = sums.size(1);
+    sums = checked(where, sums, "sums", {T, B, 4 * H}, sums.scalar_type());
+    bias_hh = checked_floats(where, bias_hh, "bias_hh", {4 * H});
+    const Tensor gates = made(sums, {T, B, 4 * H}, sums.scalar_type());
+    const char* error = gates_again(type_of(sums, "sums"), true, T * B, H, data(sums), nullptr,
+                                    floats(bias_hh), gates.mutable_data_ptr(), where.stream());
+    STD_TORCH_CHECK(error == nullptr, error ? error : "");
+    return gates;
+}
+
+Tensor gru_gates(Tensor gates_x, Tensor gates_h) {
+    const Where where(gates_x);
+    STD_TORCH_CHECK(gates_x.dim() == 3, "`gates_x` must have the shape [T, B, 3H] (received ",
+                    text(sizes_of(gates_x)), ")");
+    const int64_t T = gates_x.size(0), B = gates_x.size(1), H = gates_x.size(2) / 3;
+    const ScalarType type = gates_x.scalar_type();
+    gates_x = checked(where, gates_x, "gates_x", {T, B, 3 * H}, type);
+    gates_h = checked(where, gates_h, "gates_h", {T, B, 3 * H}, type);
+    const Tensor gates = made(gates_x, {T, B, 4 * H}, type);
+    const char* error = gates_again(type_of(gates_x, "gates_x"), false, T * B, H, data(gates_x),
+                                    data(gates_h), nullptr, gates.mutable_data_ptr(), where.stream());
+    STD_TORCH_CHECK(error == nullptr, error ? error : "");
+    return gates;
+}
+
+Tensor lookup(Tensor index, Tensor table) {
+    const Where where(table);
+    STD_TORCH_CHECK(index.dim() == 3, "`index` must have the shape [T, B, K] (received ",
+                    text(sizes_of(index)), ")");
+    STD_TORCH_CHECK(table.dim() == 2, "`table` must have the shape [R, G] (received ", text(sizes_of(table)),
+                    ")");
+    const int64_t T = index.size(0), B = index.size(1), G = table.size(1);
+    index = checked(where, index, "index", sizes_of(index), ScalarType::Long);
+    table = checked(where, table, "table", sizes_of(table), table.scalar_type());
+    const Tensor out = made(table, {T, B, G}, table.scalar_type());
+    const char* error = lookup_forward(type_of(table, "table"), T * B, index.size(2), G,
+                                       static_cast<const int64_t*>(data(index)), data(table),
+                                       out.mutable_data_ptr(), where.stream());
+    STD_TORCH_CHECK(error == nullptr, error ? error : "");
+    return out;
+}
+
+Tensor lookup_backward(Tensor grad_out, Tensor index, int64_t rows) {
+    const Where where(grad_out);
+    STD_TORCH_CHECK(index.dim() == 3, "`index` must have the shape [T, B, K] (received ",
+                    text(sizes_of(index)), ")");
+    STD_TORCH_CHECK(grad_out.dim() == 3, "`grad_out` must have the shape [T, B, G] (received ",
+                    text(sizes_of(grad_out)), ")");
+    const int64_t T = index.size(0), B = index.size(1), G = grad_out.size(2);
+    index = checked(where, index, "index", sizes_of(index), ScalarType::Long);
+    grad_out = checked(where, grad_out, "grad_out", {T, B, G}, grad_out.scalar_type());
+    const Tensor grad = made(grad_out, {rows, G}, ScalarType::Float);
+    const char* error = lookup_backward(type_of(grad_out, "grad_out"), T * B, index.size(2), G, rows,
+                                        static_cast<const int64_t*>(data(index)), data(grad_out),
+                                        mutable_floats(grad), where.stream());
+    STD_TORCH_CHECK(error == nullptr, error ? error : "");
+    return grad;
+}
+
+#if defined(MELODIA_EMULATOR)
+STABLE_TORCH_LIBRARY_IMPL(melodia_emulator, CPU, m) {
+#else
+STABLE_TORCH_LIBRARY_IMPL(melodia, CUDA, m) {
+#endif
+    m.impl("lstm_step", TORCH_BOX(&lstm_step));
+    m.impl("gru_step", TORCH_BOX(&gru_step));
+    m.impl("lstm_scan", TORCH_BOX(&lstm_scan));
+    m.impl("lstm_scan_backward", TORCH_BOX(&lstm_scan_backward));
+    m.impl("gru_scan", TORCH_BOX(&gru_scan));
+    m.impl("gru_scan_backward", TORCH_BOX(&gru_scan_backward));
+    m.impl("pair_scan", TORCH_BOX(&pair_scan));
+    m.impl("pair_scan_backward", TORCH_BOX(&pair_scan_backward));
+    m.impl("lstm_gates", TORCH_BOX(&lstm_gates));
+    m.impl("gru_gates", TORCH_BOX(&gru_gates));
+    m.impl("lookup", TORCH_BOX(&lookup));
+    m.impl("lookup_backward", TORCH_BOX(static_cast<Tensor (*)(Tensor, Tensor, int64_t)>(&lookup_backward)));
+}
+
+}  // namespace
+}  // namespace melodia::cuda
+
+#define MELODIA_EXPORT extern "C" __attribute__((visibility("default")))
+
+// How scans run from now on: the numbers of Path and Exchange. For tests and comparisons.
+MELODIA_EXPORT void melodia_cuda_configure(int32_t path, int32_t exchange, uint64_t spin_limit_ns) {
+    using namespace melodia::cuda;
+    options = {static_cast<Path>(path), static_cast<Exchange>(exchange), spin_limit_ns};
+}
+
+// The path that the last scan took.
+MELODIA_EXPORT int32_t melodia_cuda_chosen() { return static_cast<int32_t>(melodia::cuda::chosen); }
+
+#if defined(MELODIA_EMULATOR)
+MELODIA_EXPORT void melodia_emulator_configure(uint64_t schedule, int64_t resident_blocks,
+                                               int64_t shared_bytes, int32_t expire) {
+    melodia::emulator::machine.setup = {schedule, resident_blocks, shared_bytes, expire != 0};
+}
+#endif

@@ -1,0 +1,216 @@
+// The host's part of the scans: which path, which tiling, which launches. No kernel stands here.
+#include "cuda/plan.h"
+#include "cuda/scan_kernels.h"
+
+namespace melodia::cuda {
+namespace {
+
+constexpr int64_t kFlagBytes = 256, kCounterBytes = kCounterStride * 4;
+
+// What differs between the passes.
+template <class S>
+struct Forward {
+    using Cell = ScanCell;
+    static constexpr const char *name = "scan_forward", *rows_name = "scan_forward_rows";
+    static auto kernel() { return Kernels<S>::forward(); }
+    static auto rows() { return Kernels<S>::forward_rows(); }
+    static int64_t gates(const Cell& cell) { return cell.lstm ? 4 : 3; }
+    static Product product(const Cell& cell) { return {cell.H, gates(cell), cell.H}; }
+    static int64_t rows_bytes(const Cell& cell) { return (gates(cell) + 1) * cell.H * 4; }
+    static int64_t first(int64_t) { return 0; }
+    static int64_t last(int64_t T) { return T; }
+    static int64_t launches(int64_t T) { return T > 0 ? T : 1; }
+    static void step(int64_t k, int64_t T, int64_t* from, int64_t* to) { *from = k, *to = T > 0 ? k + 1 : 0; }
+};
+
+template <class S>
+struct Backward {
+    using Cell = ScanCellBackward;
+    static constexpr const char *name = "scan_backward", *rows_name = "scan_backward_rows";
+    static auto kernel() { return Kernels<S>::backward(); }
+    static auto rows() { return Kernels<S>::backward_rows(); }
+    static int64_t gates(const Cell& cell) { return cell.lstm ? 4 : 3; }
+    static Product product(const Cell& cell) { return {cell.H, 1, gates(cell) * cell.H}; }
+    static int64_t rows_bytes(const Cell& cell) { return (gates(cell) + 1) * cell.H * 4; }
+    static int64_t first(int64_t T) { return T - 1; }
+    static int64_t last(int64_t) { return -1; }
+    static int64_t launches(int64_t T) { return T + 1; }
+    static void step(int64_t k, int64_t T, int64_t* from, int64_t* to) { *from = *to = T - 1 - k; }
+};
+
+template <class Pass>
+struct Run {
+    using Cell = typename Pass::Cell;
+    ScanLaunch<Cell> a{};
+    int count;
+    int element_bytes;
+    unsigned char* workspace;
+    Stream stream;
+    Device device{};
+
+    // Everything in one launch whose blocks wait for each other; then the rescue, which mostly does nothing.
+    // `fits` is false where this path cannot be taken.
+    const char* resident(const ScanOptions& options, bool* fits) {
+        *fits = false;
+        Product products[2] = {};
+        for (int k = 0; k < count; ++k) products[k] = Pass::product(a.parts[k].cell);
+        Tiling tilings[2];
+        int64_t round = 0;
+        if (!plan_resident(products, count, a.B, element_bytes, device.processors, device.shared_bytes,
+                           tilings, &round))
+            return nullptr;
+        int64_t shared = 0, blocks = 0, rows_shared = 0;
+        for (int k = 0; k < count; ++k) {
+            shared = tilings[k].shared_bytes > shared ? tilings[k].shared_bytes : shared;
+            blocks += tilings[k].blocks();
+            const int64_t bytes = Pass::rows_bytes(a.parts[k].cell);
+            rows_shared = bytes > rows_shared ? bytes : rows_shared;
+        }
+        int64_t most = 0;
+        if (resident_blocks(Pass::kernel(), kThreads, static_cast<size_t>(shared), &most) != nullptr ||
+            most < blocks || rows_shared > device.shared_bytes)
+            return nullptr;
+        *fits = true;
+        for (int64_t begin = 0; begin < a.B; begin += round) {
+            a.batch_begin = begin;
+            a.batch_end = begin + round < a.B ? begin + round : a.B;
+            a.from = Pass::first(a.T);
+            a.to = Pass::last(a.T);
+            a.gave_up = reinterpret_cast<uint32_t*>(workspace);
+            a.limit_ns = options.spin_limit_ns;
+            int64_t used = kFlagBytes;
+            int total = 0;
+            for (int k = 0; k < count; ++k) {
+                auto& part = a.parts[k];
+                part.tiling = tilings[k];
+                part.tiling.batch_blocks = static_cast<int>(ceil_div(a.batch_end - begin, part.tiling.batch));
+                part.blocks = part.tiling.blocks();
+                total += part.blocks;
+                part.counters = reinterpret_cast<uint32_t*>(workspace + used);
+                used += part.tiling.batch_blocks * kCounterBytes;
+            }
+            for (int k = 0; k < count; ++k) {
+                auto& part = a.parts[k];
+                // By prediction: words cost four times the bytes and save a round trip.
+                const bool in_band = options.exchange == Exchange::in_band ||
+                                     (options.exchange == Exchange::automatic && part.tiling.batch == 8);
+                part.words = in_band ? reinterpret_cast<uint64_t*>(workspace + used) : nullptr;
+                if (in_band) used += 2 * part.tiling.batch_blocks * part.tiling.batch * products[k].depth * 8;
+            }
+            if (const char* error = clear(workspace, static_cast<size_t>(used), stream)) return error;
+            const Shape shape{static_cast<unsigned>(total), kThreads, static_cast<size_t>(shared), true};
+            if (const char* error = launch(Pass::name, Pass::kernel(), shape, stream, a)) {
+                // Refused: another process holds processors that the query counted. Steps ask for nothing.
+                if (begin > 0 || options.path == Path::resident) return error;
+                *fits = false;
+                return nullptr;
+            }
+            if (const char* error = rows(static_cast<size_t>(rows_shared))) return error;
+        }
+        return nullptr;
+    }
+
+    const char* rows(size_t shared) {
+        const auto blocks = static_cast<unsigned>(count * (a.batch_end - a.batch_begin));
+        return launch(Pass::rows_name, Pass::rows(), {blocks, kThreads, shared, false}, stream, a);
+    }
+
+    const char* alone() {
+        int64_t shared = 0;
+        for (int k = 0; k < count; ++k) {
+            const int64_t bytes = Pass::rows_bytes(a.parts[k].cell);
+            shared = bytes > shared ? bytes : shared;
+        }
+        a.batch_begin = 0;
+        a.batch_end = a.B;
+        a.gave_up = nullptr;
+        return rows(static_cast<size_t>(shared));
+    }
+
+    // A launch per step; blocks exchange nothing within one.
+    const char* steps() {
+        int64_t shared = 0;
+        int total = 0;
+        for (int k = 0; k < count; ++k) {
+            auto& part = a.parts[k];
+            if (!plan_step(Pass::product(part.cell), a.B, element_bytes, device.shared_bytes, &part.tiling))
+                return "the device has too little shared memory";
+            part.blocks = part.tiling.blocks();
+            part.words = nullptr;
+            part.counters = nullptr;
+            total += part.blocks;
+            shared = part.tiling.shared_bytes > shared ? part.tiling.shared_bytes : shared;
+        }
+        a.batch_begin = 0;
+        a.batch_end = a.B;
+        a.gave_up = nullptr;
+        const Shape shape{static_cast<unsigned>(total), kThreads, static_cast<size_t>(shared), false};
+        for (int64_t k = 0; k < Pass::launches(a.T); ++k) {
+            Pass::step(k, a.T, &a.from, &a.to);
+            if (const char* error = launch(Pass::name, Pass::kernel(), shape, stream, a)) return error;
+        }
+        return nullptr;
+    }
+};
+
+template <class Pass>
+const char* run(int element_bytes, int64_t T, int64_t B, const int64_t* lengths,
+                const typename Pass::Cell* cells, int count, const ScanOptions& options, void* workspace,
+                void* stream, Path* chosen) {
+    Run<Pass> r{};
+    r.count = count;
+    r.element_bytes = element_bytes;
+    r.workspace = static_cast<unsigned char*>(workspace);
+    r.stream = static_cast<Stream>(stream);
+    r.a.T = T;
+    r.a.B = B;
+    r.a.lengths = lengths;
+    for (int k = 0; k < count; ++k) r.a.parts[k].cell = cells[k];
+    if (const char* error = device_of(&r.device)) return error;
+    // One step has nothing to exchange.
+    if (options.path == Path::resident || (options.path == Path::automatic && T > 1)) {
+        bool fits = false;
+        const char* error = r.resident(options, &fits);
+        *chosen = Path::resident;
+        if (error != nullptr || fits) return error;
+        if (options.path == Path::resident) return "the weights do not fit on the chip; choose another path";
+    }
+    *chosen = options.path == Path::rows ? Path::rows : Path::steps;
+    return options.path == Path::rows ? r.alone() : r.steps();
+}
+
+}  // namespace
+
+int64_t scan_workspace(int64_t B, const int64_t* numbers, int count) {
+    int64_t bytes = kFlagBytes;
+    for (int k = 0; k < count; ++k)
+        bytes += ceil_div(B, 8) * kCounterBytes + 2 * (ceil_div(B, 8) * 8 + 64) * numbers[k] * 8;
+    return bytes;
+}
+
+const char* scan_forward(Type type, int64_t T, int64_t B, const int64_t* lengths, const ScanCell* cells,
+                         int count, const ScanOptions& options, void* workspace, void* stream, Path* chosen) {
+    switch (type) {
+        case Type::float32:
+            return run<Forward<float>>(4, T, B, lengths, cells, count, options, workspace, stream, chosen);
+        case Type::bfloat16:
+            return run<Forward<Bf16>>(2, T, B, lengths, cells, count, options, workspace, stream, chosen);
+        default:
+            return run<Forward<Half>>(2, T, B, lengths, cells, count, options, workspace, stream, chosen);
+    }
+}
+
+const char* scan_backward(Type type, int64_t T, int64_t B, const int64_t* lengths,
+                          const ScanCellBackward* cells, int count, const ScanOptions& options,
+                          void* workspace, void* stream, Path* chosen) {
+    switch (type) {
+        case Type::float32:
+            return run<Backward<float>>(4, T, B, lengths, cells, count, options, workspace, stream, chosen);
+        case Type::bfloat16:
+            return run<Backward<Bf16>>(2, T, B, lengths, cells, count, options, workspace, stream, chosen);
+        default:
+            return run<Backward<Half>>(2, T, B, lengths, cells, count, options, workspace, stream, chosen);
+    }
+}
+
+}  // namespace melodia::cuda

@@ -1,0 +1,178 @@
+// The product of a step inside a block: weights and vectors into shared memory, sums of 16 x 8 tiles per
+// warp. S is float, Bf16 or Half; sums are float. Everything follows tiling.h.
+#pragma once
+
+#include "cuda/device.h"
+#include "cuda/tiling.h"
+
+namespace melodia::cuda {
+
+// A block's view of its shared memory.
+template <class S>
+struct Scratch {
+    Tiling tiling;
+    Layout layout;
+    unsigned char* base;
+
+    MELODIA_DEVICE Scratch(const Tiling& t, unsigned char* shared)
+        : tiling(t), layout(layout_of(t, sizeof(S))), base(shared) {}
+    MELODIA_DEVICE S* weights(int buffer) const {
+        return reinterpret_cast<S*>(base + layout.weights + buffer * layout.weights_buffer);
+    }
+    MELODIA_DEVICE S* vectors(int buffer) const {
+        return reinterpret_cast<S*>(base + layout.vectors + buffer * layout.vectors_buffer);
+    }
+    MELODIA_DEVICE float* sums() const { return reinterpret_cast<float*>(base + layout.sums); }
+    MELODIA_DEVICE float* bias() const { return reinterpret_cast<float*>(base + layout.bias); }
+    // 1 as long as nobody of the block has given up.
+    MELODIA_DEVICE int* flag() const { return reinterpret_cast<int*>(base + layout.flag); }
+    MELODIA_DEVICE int row_of(int unit, int gate, int gates) const {
+        const int per_tile = 16 / gates;
+        return unit / per_tile * 16 + unit % per_tile * gates + gate;
+    }
+};
+
+MELODIA_DEVICE bool aligned16(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
+
+// Numbers k0 .. k0 + width - 1 of `rows` rows of global memory, depth numbers each, to shared memory; zeros
+// where there are none. source(row): a row's first number, or null for a row of zeros. The caller commits and
+// waits.
+template <class S, class F>
+MELODIA_DEVICE void stage(S* to, int stride, int rows, int k0, int width, int depth, F source) {
+    constexpr int per_vector = 16 / sizeof(S);
+    const int vectors = width / per_vector;
+    for (int at = static_cast<int>(thread()); at < rows * vectors; at += kThreads) {
+        const int row = at / vectors, k = k0 + at % vectors * per_vector;
+        S* place = to + row * stride + (k - k0);
+        const S* from = source(row);
+        if (from != nullptr && k + per_vector <= depth && aligned16(from + k)) {
+            copy_async(place, from + k);
+            continue;
+        }
+        for (int j = 0; j < per_vector; ++j)
+            place[j] = from != nullptr && k + j < depth ? load_data(from + k + j) : S{};
+    }
+}
+
+// The same from numbers that value(row, k) makes.
+template <class S, class F>
+MELODIA_DEVICE void stage_values(S* to, int stride, int rows, int k0, int width, int depth, F value) {
+    for (int at = static_cast<int>(thread()); at < rows * width; at += kThreads) {
+        const int row = at / width, k = k0 + at % width;
+        to[row * stride + (k - k0)] = k < depth ? value(row, k) : S{};
+    }
+}
+
+// c += the product of a 16-row tile of weights and 8 vectors over `steps` x 16 numbers. The lane with g =
+// lane / 4, q = lane % 4 gets {row g, vector 2q}, {g, 2q + 1}, {g + 8, 2q}, {g + 8, 2q + 1}.
+template <class S>
+MELODIA_DEVICE void multiply_tile(float (&c)[4], const S* weights, int weights_stride, const S* vectors,
+                                  int vectors_stride, int steps) {
+    const int g = static_cast<int>(lane()) / 4, q = static_cast<int>(lane()) % 4;
+    const S* w = weights + g * weights_stride + 2 * q;
+    const S* x = vectors + g * vectors_stride + 2 * q;
+    const auto word = [](const S* p) { return *reinterpret_cast<const uint32_t*>(p); };
+    for (int step = 0; step < steps; ++step, w += 16, x += 16) {
+        const uint32_t a[4] = {word(w), word(w + 8 * weights_stride), word(w + 8),
+                               word(w + 8 * weights_stride + 8)};
+        const uint32_t b[2] = {word(x), word(x + 8)};
+        multiply_16x8x16<S>(c, a, b);
+    }
+}
+
+template <>
+MELODIA_DEVICE void multiply_tile<float>(float (&c)[4], const float* weights, int weights_stride,
+                                         const float* vectors, int vectors_stride, int steps) {
+    struct alignas(16) Four {
+        float x[4];
+    };
+    const int g = static_cast<int>(lane()) / 4, q = static_cast<int>(lane()) % 4;
+    const float *w0 = weights + g * weights_stride, *w1 = w0 + 8 * weights_stride;
+    const float *x0 = vectors + 2 * q * vectors_stride, *x1 = x0 + vectors_stride;
+    for (int k = 0; k < steps * 16; k += 4) {
+        const Four a = *reinterpret_cast<const Four*>(w0 + k), b = *reinterpret_cast<const Four*>(w1 + k);
+        const Four x = *reinterpret_cast<const Four*>(x0 + k), y = *reinterpret_cast<const Four*>(x1 + k);
+        MELODIA_UNROLL
+        for (int j = 0; j < 4; ++j) {
+            c[0] += a.x[j] * x.x[j];
+            c[1] += a.x[j] * y.x[j];
+            c[2] += b.x[j] * x.x[j];
+            c[3] += b.x[j] * y.x[j];
+        }
+    }
+}
+
+// sums[share][row][vector] of the whole depth. stage_vectors(to, k0, width) and, unless the weights are
+// resident, stage_weights(to, k0, width) bring a chunk; false when the flag says that somebody gave up.
+template <class S, class V, class W>
+MELODIA_DEVICE bool multiply(const Scratch<S>& scratch, V stage_vectors, W stage_weights) {
+    const Tiling& t = scratch.tiling;
+    const Layout& l = scratch.layout;
+    const int chunks = (t.depth + t.chunk - 1) / t.chunk, batch_tiles = t.batch / 8;
+    const int tiles = t.unit_tiles * batch_tiles;
+    const int share = t.shares > 1 ? static_cast<int>(warp()) / tiles : 0;
+    const int first = t.shares > 1 ? static_cast<int>(warp()) % tiles : static_cast<int>(warp());
+    float c[kTilesPerWarp][4] = {};
+
+    const auto bring = [&](int chunk) {
+        const int k0 = chunk * t.chunk, width = t.depth - k0 < t.chunk ? t.depth - k0 : t.chunk;
+        stage_vectors(scratch.vectors(chunk % 2), k0, width);
+        if (!t.resident) stage_weights(scratch.weights(chunk % 2), k0, width);
+        commit_copies();
+    };
+    // A chunk is brought while the one before it is used. One call of bring, for the size of the code.
+    for (int next = 0; next <= chunks; ++next) {
+        if (next < chunks) bring(next);
+        if (next == 0) continue;
+        const int chunk = next - 1;
+        if (next < chunks) {
+            MELODIA_ORDER("tile: this chunk copied", wait_copies<1>());
+        } else {
+            MELODIA_ORDER("tile: last chunk copied", wait_copies<0>());
+        }
+        MELODIA_SYNC("tile: chunk staged");
+        if (*scratch.flag() == 0) return false;
+        const int k0 = chunk * t.chunk, width = t.depth - k0 < t.chunk ? t.depth - k0 : t.chunk;
+        const int steps = width / 16, each = (steps + t.shares - 1) / t.shares;
+        const int begin = share * each < steps ? share * each : steps;
+        const int end = begin + each < steps ? begin + each : steps;
+        const S* weights = t.resident ? scratch.weights(0) + k0 : scratch.weights(chunk % 2);
+        MELODIA_UNROLL
+        for (int i = 0; i < kTilesPerWarp; ++i) {
+            const int tile = first + i * kWarps;
+            if (tile >= tiles || share >= t.shares || (i > 0 && t.shares > 1)) break;
+            multiply_tile<S>(
+                c[i], weights + tile % t.unit_tiles * 16 * l.weights_stride + begin * 16, l.weights_stride,
+                scratch.vectors(chunk % 2) + tile / t.unit_tiles * 8 * l.vectors_stride + begin * 16,
+                l.vectors_stride, end - begin);
+        }
+        if (next < chunks) MELODIA_SYNC("tile: chunk used");
+    }
+    const int g = static_cast<int>(lane()) / 4, q = static_cast<int>(lane()) % 4;
+    MELODIA_UNROLL
+    for (int i = 0; i < kTilesPerWarp; ++i) {
+        const int tile = first + i * kWarps;
+        if (tile >= tiles || share >= t.shares || (i > 0 && t.shares > 1)) break;
+        float* to = scratch.sums() +
+                    (share * 16 * t.unit_tiles + tile % t.unit_tiles * 16 + g) * l.sums_stride +
+                    tile / t.unit_tiles * 8 + 2 * q;
+        to[0] = c[i][0];
+        to[1] = c[i][1];
+        to[8 * l.sums_stride] = c[i][2];
+        to[8 * l.sums_stride + 1] = c[i][3];
+    }
+    MELODIA_SYNC("tile: sums ready");
+    return true;
+}
+
+// One sum, its shares added in a fixed order.
+template <class S>
+MELODIA_DEVICE float sum_of(const Scratch<S>& scratch, int row, int vector) {
+    const int stride = 16 * scratch.tiling.unit_tiles * scratch.layout.sums_stride;
+    const float* from = scratch.sums() + row * scratch.layout.sums_stride + vector;
+    float sum = from[0];
+    for (int share = 1; share < scratch.tiling.shares; ++share) sum += from[share * stride];
+    return sum;
+}
+
+}  // namespace melodia::cuda

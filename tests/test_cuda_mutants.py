@@ -1,0 +1,68 @@
+"""Every barrier, fence and epoch of the CUDA kernels is needed: without any one of them a check fails.
+
+`MELODIA_SYNC`, `MELODIA_ORDER` and `MELODIA_EPOCH` name what orders threads; a library built with MELODIA_MUTANT set
+to such a name lacks it (csrc/cuda/device.h).
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import cuda_emulation as emulation
+import pytest
+
+pytestmark = pytest.mark.skipif(emulation.COMPILER is None, reason="no C++ compiler")
+
+NAMES = re.compile(r'MELODIA_(?:SYNC|ORDER|EPOCH)\(\s*"([^"]+)"')
+SCANS = ("scan_forward", "scan_backward")
+
+
+def where() -> dict[str, tuple[str, ...]]:
+    """The sources to build anew for every name: its own, or those that include its header."""
+    found: dict[str, tuple[str, ...]] = {}
+    for file in sorted((emulation.CSRC / "cuda").iterdir()):
+        for name in NAMES.findall(file.read_text()):
+            assert name not in found or found[name] == (file.stem,), f"{name} stands in two files"
+            found[name] = (file.stem,) if file.suffix == ".cu" else SCANS
+    return found
+
+
+MUTANTS = where()
+
+
+def run(library: Path) -> subprocess.CompletedProcess[str]:
+    """The checks, in a process of their own: a torch process knows one library of operators."""
+    return subprocess.run(
+        [sys.executable, str(Path(emulation.__file__)), str(library)],
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+
+
+def test_nothing_orders_threads_without_a_name() -> None:
+    """Barriers and fences are called through the macros only."""
+    for file in sorted((emulation.CSRC / "cuda").glob("*.cu")):
+        bare = re.findall(r"(?<!\w)(sync_block|sync_warp|__syncthreads|__syncwarp)\(", file.read_text())
+        assert not bare, file.name
+    assert len(MUTANTS) >= 15
+
+
+@pytest.mark.slow
+def test_checks_pass_on_the_kernels_as_they_are() -> None:
+    done = run(emulation.build())
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MUTANTS)
+def test_without(name: str, tmp_path: Path) -> None:
+    whole = emulation.build().parent
+    changed = emulation.compile_objects(tmp_path, MUTANTS[name], mutant=name)
+    same = [whole / f"{source}.o" for source in emulation.SOURCES if source not in MUTANTS[name]]
+    done = run(emulation.link(tmp_path, [*changed, *same]))
+    assert done.returncode != 0, f"nothing fails without '{name}'"
+    assert "AssertionError" in done.stderr or "kernel " in done.stderr, done.stderr[-2000:]
