@@ -69,22 +69,36 @@ def _loaded(folder: Path) -> Model:
 
 
 @needs_engine
-def test_the_engine_and_pytorch_measure_the_same_network(
-    model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Both ways, made greedy by a low temperature, write the same tokens."""
-    from melodia.model import read_checkpoint
+def test_the_engine_and_pytorch_measure_the_same_network(model: Path) -> None:
+    """The likeliest tokens that the grammar allows, with PyTorch's logits, are those that the engine writes."""
+    import torch
 
-    monkeypatch.setattr(workflow, "TEMPERATURE", 1e-3)
-    network = read_checkpoint(model).network
-    ours, theirs = workflow._Engine(network, "fp32", 1), workflow._PyTorch(network, 1)
-    written: list[int] = []
-    for _ in range(20):
-        ours.step()
-        theirs.step()
-        assert ours.token == theirs.token
-        written.append(ours.token)
-    assert len(set(written)) > 1
+    from melodia.decode import SamplingConfig
+    from melodia.grammar import Constraints, Grammar
+    from melodia.model import read_checkpoint
+    from melodia.side_inputs import SideInputTracker
+
+    checkpoint = read_checkpoint(model)
+    vocabulary, specs = checkpoint.vocabulary, checkpoint.config.side_inputs
+    stream = workflow.Streams(checkpoint.network, vocabulary, SamplingConfig(greedy=True), B=2)
+    parts = [stream.make(n) for n in (1, 30, 9)]
+    written = [np.concatenate(made).tolist() for made in zip(*parts, strict=True)]
+    theirs = workflow._PyTorch(checkpoint.network, 1)._model
+    grammar, side = (
+        Grammar.compile(vocabulary, Constraints(allow_eos=False)),
+        SideInputTracker(vocabulary, specs),
+    )
+    followed, state, token = grammar.start(), theirs.initial_state(1), vocabulary.bos
+    for wanted in written[0]:
+        grammar.advance(followed, token)
+        row = torch.from_numpy(side.advance(token).astype(np.int64))[None]
+        with torch.inference_mode():
+            logits, state = theirs.step(torch.tensor([token]), row, state)
+        token = int(np.where(grammar.mask(followed), logits[0].numpy(), -np.inf).argmax())
+        assert token == wanted
+    assert len(written[0]) == 40
+    assert written[0] == written[1]
+    assert len(set(written[0])) > 4
 
 
 def test_without_a_model_a_random_one_is_run_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,16 +154,18 @@ def test_turns_are_shared_out_and_warm_up_is_left_out() -> None:
         def prepare(self) -> None:
             pass
 
-        def step(self) -> None:
-            time.sleep(self.seconds)
+        def make(self, tokens: int) -> None:
+            time.sleep(self.seconds * tokens)
 
-    times = workflow._measure([Sleeper(0.004), Sleeper(0.0005)], 0.6)
-    assert len(times[1]) > 2 * len(times[0])
-    assert min(times[0]) >= 0.004
-    assert sum(times[0]) < 0.6
-    speed = workflow._speed("fp32", 1, [1e-3] * 99 + [1.0])
+    slow, fast = workflow._measure([Sleeper(0.002), Sleeper(0.0002)], 1.5)
+    assert len(fast.single) > 2 * len(slow.single)
+    assert min(slow.single) >= 0.002
+    assert min(slow.bursts) >= 0.002 * workflow.BURST
+    assert sum(slow.single + slow.bursts) < 1.5
+    speed = workflow._speed("fp32", 1, workflow._Times([1e-3] * 99 + [1.0], [0.1, 0.3]))
     assert (speed.p50, speed.p99) == (pytest.approx(1000), pytest.approx(1000))
-    assert speed.tokens_per_second == pytest.approx(100 / 1.099)
+    assert speed.tokens_per_second == pytest.approx(2 * workflow.BURST / 0.4)
+    assert speed.tokens == 100 + 2 * workflow.BURST
 
 
 @pytest.mark.parametrize(

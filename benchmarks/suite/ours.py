@@ -7,19 +7,13 @@ from functools import lru_cache
 import numpy as np
 
 from benchmarks.suite.peers import TOP_K
-from melodia import engine
 from melodia.decode import SamplingConfig
-from melodia.engine.description import describe
-from melodia.engine.loop import Start, Terms, TokenLoop
-from melodia.engine.rules import rules_of
-from melodia.grammar import Constraints, Grammar
-from melodia.model import Model
-from melodia.side_inputs import SideInputTracker
+from melodia.model import Model, Network
 from melodia.tokenizer import Tokenizer
 from melodia.vocabulary import Vocabulary
+from melodia.workflows.bench import Streams
 
 SAMPLING = SamplingConfig(top_k=TOP_K)
-FOR_EVER = 1 << 62
 
 
 @lru_cache(maxsize=1)
@@ -38,7 +32,7 @@ def small_vocabulary() -> Vocabulary:
     return Vocabulary(whole.scheme, kept, whole.graph, whole.positions_per_beat)
 
 
-class Ours:
+class Ours(Streams):
     """B streams of the engine; the grammar runs, and the choice is among the `TOP_K` likeliest, as the peers'.
 
     Args:
@@ -50,34 +44,7 @@ class Ours:
     """
 
     def __init__(self, model: Model, vocabulary: Vocabulary, weights: str, B: int, threads: int) -> None:
-        self.engine = engine.Engine(*describe(model, weights), threads=threads)
-        self._lanes = engine.Lanes(self.engine, B)
-        grammar = Grammar.compile(vocabulary, Constraints(allow_eos=False))
-        state = grammar.start()
-        grammar.advance(state, vocabulary.bos)
-        logits = self._lanes.step([vocabulary.bos] * B)
-        specs = model.config.side_inputs
-        starts = [
-            Start(
-                logits=logits[b],
-                grammar=state.copy(),
-                side=SideInputTracker(vocabulary, specs),
-                sampling=SAMPLING,
-                random_seed=1,
-                session=b,
-                fed=1,
-                recent=(),
-            )
-            for b in range(B)
-        ]
-        self._loop = TokenLoop(self.engine, self._lanes, [rules_of(grammar, specs)] * B, starts)
-        for b in range(B):
-            self._loop.set_terms(b, Terms(FOR_EVER))
-
-    def make(self, tokens: int) -> list[np.ndarray]:
-        """So many tokens for each stream, in one call: B of [tokens]."""
-        self._loop.run(steps=tokens)
-        return [self._loop.drain(b)[0] for b in range(self._lanes.count)]
+        super().__init__(Network.of(model), vocabulary, SAMPLING, weights=weights, B=B, threads=threads)
 
     def step(self) -> None:
         """One token for each stream, by a call of its own."""
@@ -85,4 +52,4 @@ class Ours:
 
     def logits(self, token: int) -> np.ndarray:
         """Advance all streams by this token, whatever the grammar says: logits [B, V]."""
-        return self._lanes.step([token] * self._lanes.count)
+        return self.lanes.step([token] * self.lanes.count)

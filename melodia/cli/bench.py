@@ -50,7 +50,10 @@ def _show(result: BenchResult) -> None:
     console = Console(highlight=False)
     cores = f"{result.cores} core{'s' * (result.cores > 1)}"
     engine = f"engine: {result.instruction_set}" if result.instruction_set else "no engine"
-    table = Table(caption=f"one stream, a token a call; {engine}, {cores}", caption_justify="left")
+    table = Table(
+        caption=f"one stream; tokens/s in bursts, p50 and p99 of single tokens; {engine}, {cores}",
+        caption_justify="left",
+    )
     table.add_column("weights")
     for name in ("threads", "tokens/s", "p50 µs", "p99 µs", "× PyTorch"):
         table.add_column(name, justify="right")

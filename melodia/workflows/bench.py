@@ -1,7 +1,7 @@
 """How fast a model generates on this machine: every kind of weights, every number of threads, beside plain PyTorch.
 
-One stream, a token a call, as somebody who plays along needs it: the network's step and a draw with the settings that
-`melodia generate` has. The ways take turns, so that whatever else the machine does meets all of them.
+One stream from its beginning, with the draw that `melodia generate` makes; the engine's has the grammar and the side
+inputs in it. The ways take turns, so that whatever else the machine does meets all of them.
 """
 
 from __future__ import annotations
@@ -23,15 +23,21 @@ from numpy.typing import NDArray
 from melodia import engine
 from melodia.decode.config import TEMPERATURE, TOP_P, SamplingConfig
 from melodia.engine.description import WEIGHTS, describe
+from melodia.engine.loop import Start, Terms, TokenLoop
+from melodia.engine.rules import rules_of
 from melodia.errors import CheckpointError, ConfigError
+from melodia.grammar import Constraints, Grammar
 from melodia.model.config import ModelConfig
 from melodia.model.network import Network, tensor_shapes
 from melodia.model.stored import read_checkpoint
 from melodia.sampler.sampler import bundled_model
+from melodia.side_inputs import SideInputTracker
 from melodia.tokenizer import Tokenizer
+from melodia.vocabulary import Vocabulary
 
 SECONDS = 12.0
 TURNS = 6
+BURST = 16
 WARM_UP = 8  # tokens at most at the beginning of a turn that do not count; a quarter of the turn
 PYTORCH = "PyTorch"
 _PAUSE = 0.004  # seconds between turns, in which the threads of the turn before go to sleep
@@ -45,8 +51,8 @@ class Speed:
         way: "fp32", "bf16", "int8" (weights of the engine), or "PyTorch" (fp32).
         threads: how many it had.
         tokens: how many were timed.
-        tokens_per_second: of all of them.
-        p50, p99: microseconds of a token.
+        tokens_per_second: made in bursts of `BURST` tokens.
+        p50, p99: microseconds of a token that is asked for alone.
         times_pytorch: how many times PyTorch's speed, at PyTorch's better number of threads; None without PyTorch.
     """
 
@@ -120,7 +126,7 @@ def bench(
     cores = _cores()
     counts = default_threads(cores) if threads is None else list(threads)
     _check(weights, counts, seconds, cores)
-    title, network, notes = _network(model)
+    title, network, vocabulary, notes = _network(model)
     ways: list[tuple[str, int, _Way]] = []
     if importlib.util.find_spec("torch") is None:
         notes.append("PyTorch is not installed, so there is nothing to compare with")
@@ -128,7 +134,11 @@ def bench(
         ways += [(PYTORCH, count, _PyTorch(network, count)) for count in counts]
     obstacle = engine.reason()
     if obstacle is None:
-        ways += [(kind, count, _Engine(network, kind, count)) for kind in weights for count in counts]
+        sampling = SamplingConfig(temperature=TEMPERATURE, top_p=TOP_P)
+        for kind in weights:
+            for count in counts:
+                stream = Streams(network, vocabulary, sampling, weights=kind, threads=count)
+                ways.append((kind, count, stream))
     else:
         notes.append(f"the engine cannot run: {obstacle}")
     if hasattr(os, "getloadavg") and os.getloadavg()[0] > 0.5:
@@ -158,23 +168,24 @@ def _check(weights: Sequence[str], threads: Sequence[int], seconds: float, cores
         raise ConfigError(f"seconds must be > 0 and at most 3600 (received {seconds})")
 
 
-def _network(model: str | os.PathLike[str] | None) -> tuple[str, Network, list[str]]:
-    """What to run: its name, the network, remarks."""
+def _network(model: str | os.PathLike[str] | None) -> tuple[str, Network, Vocabulary, list[str]]:
+    """What to run: its name, the network, what its tokens stand for, remarks."""
     try:
         folder = bundled_model() if model is None else Path(model)
     except CheckpointError:
-        size = Tokenizer().vocabulary.size
-        config = ModelConfig.preset("sequential", "tiny", vocab_size=size)
+        vocabulary = Tokenizer().vocabulary
+        config = ModelConfig.preset("sequential", "tiny", vocab_size=vocabulary.size)
         random = np.random.default_rng(1)
         tensors = {
             name: random.uniform(-0.1, 0.1, shape).astype(np.float32)
             for name, shape in tensor_shapes(config).items()
         }
         note = "there is no model yet: this is a tiny one with random weights; name one with --model DIR"
-        return f"random {_shape(config)}", Network(config, tensors), [note]
-    network = read_checkpoint(folder).network
+        return f"random {_shape(config)}", Network(config, tensors), vocabulary, [note]
+    checkpoint = read_checkpoint(folder)
+    network = checkpoint.network
     name = "the model that comes with melodia" if model is None else folder.resolve().name
-    return f"{name}: {_shape(network.config)}", network, []
+    return f"{name}: {_shape(network.config)}", network, checkpoint.vocabulary, []
 
 
 def _shape(config: ModelConfig) -> str:
@@ -182,55 +193,99 @@ def _shape(config: ModelConfig) -> str:
     return f"{config.kind}, {layers} layers of {config.hidden_size}, {config.vocab_size} tokens"
 
 
-class _Engine:
-    """A stream of the engine."""
+class Streams:
+    """B streams of the engine that never end: grammar, side inputs, model and choice in one call.
 
-    def __init__(self, network: Network, weights: str, threads: int) -> None:
-        self._lanes = engine.Lanes(engine.Engine(*describe(network, weights), threads=threads), 1)
-        self._sampling = SamplingConfig(temperature=TEMPERATURE, top_p=TOP_P)
-        self._side = _side(network)
-        self.token = self._position = 0
+    Args:
+        network: the model.
+        vocabulary: of its tokens.
+        sampling: of the choice.
+        weights: "fp32", "bf16" or "int8".
+        B: streams.
+        threads: of the engine.
+
+    Attributes:
+        engine: the packed network.
+        lanes: its sessions.
+
+    Raises:
+        BackendError: the engine is not there.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        vocabulary: Vocabulary,
+        sampling: SamplingConfig,
+        *,
+        weights: str = "fp32",
+        B: int = 1,
+        threads: int = 1,
+    ) -> None:
+        self.engine = engine.Engine(*describe(network, weights), threads=threads)
+        self.lanes = engine.Lanes(self.engine, B)
+        specs = network.config.side_inputs
+        grammar = Grammar.compile(vocabulary, Constraints(allow_eos=False))
+        state, side = grammar.start(), SideInputTracker(vocabulary, specs)
+        grammar.advance(state, vocabulary.bos)
+        row = side.advance(vocabulary.bos)
+        logits = self.lanes.step([vocabulary.bos] * B, np.stack([row] * B) if specs else None)
+        starts = [
+            Start(
+                logits=logits[b],
+                grammar=state,
+                side=side,
+                sampling=sampling,
+                random_seed=1,
+                session=b,
+                fed=1,
+                recent=(),
+            )
+            for b in range(B)
+        ]
+        self._loop = TokenLoop(self.engine, self.lanes, [rules_of(grammar, specs)] * B, starts)
+        for b in range(B):
+            self._loop.set_terms(b, Terms(1 << 62))
 
     def prepare(self) -> None:
         """Nothing: the threads are the engine's own."""
 
-    def step(self) -> None:
-        """One token."""
-        logits = self._lanes.step([self.token], self._side)[0]
-        self._position += 1
-        self.token = engine.choose(
-            logits, None, (), self._sampling, random_seed=1, session=0, position=self._position
-        ).token
+    def make(self, tokens: int) -> list[NDArray[np.int32]]:
+        """So many tokens of each stream, in one call: B of [tokens]."""
+        self._loop.run(steps=tokens)
+        return [self._loop.drain(b)[0] for b in range(self.lanes.count)]
 
 
 class _PyTorch:
-    """A stream of the same network in plain PyTorch, the draw included."""
+    """A stream of the same network in plain PyTorch, the draw included; no grammar."""
 
     def __init__(self, network: Network, threads: int) -> None:
         import torch
 
         self._torch, self._threads = torch, threads
         self._model = network.to_torch()
-        side = _side(network)
-        self._side = None if side is None else torch.from_numpy(side.astype(np.int64))
+        count = len(
+            network.config.side_inputs
+        )  # which of their rows are read makes no difference to the time
+        self._side = torch.zeros(1, count, dtype=torch.long) if count else None
         self._state = self._model.initial_state(1)
-        self.token = 0
+        self._token = torch.zeros(1, dtype=torch.long)
 
     def prepare(self) -> None:
         """Torch's operators take their threads from the process."""
         self._torch.set_num_threads(self._threads)
 
-    def step(self) -> None:
-        """One token."""
+    def make(self, tokens: int) -> None:
+        """So many tokens."""
         from melodia.kernels import use_backend
 
         torch = self._torch
         with torch.inference_mode(), use_backend("reference"):
-            ids = torch.tensor([self.token])
-            logits, self._state = self._model.step(ids, self._side, self._state)
-            ordered, ids = torch.softmax(logits[0] / TEMPERATURE, 0).sort(descending=True)
-            kept = ordered * (ordered.cumsum(0) - ordered < TOP_P)
-            self.token = int(ids[torch.multinomial(kept, 1)])
+            for _ in range(tokens):
+                logits, self._state = self._model.step(self._token, self._side, self._state)
+                ordered, ids = torch.softmax(logits[0] / TEMPERATURE, 0).sort(descending=True)
+                kept = ordered * (ordered.cumsum(0) - ordered < TOP_P)
+                self._token = ids[torch.multinomial(kept, 1)]
 
 
 @contextmanager
@@ -245,45 +300,56 @@ def _torch_threads_kept() -> Iterator[None]:
             torch.set_num_threads(before)
 
 
-def _side(network: Network) -> NDArray[np.int32] | None:
-    """Side inputs [1, S], zeros: which rows are read makes no difference to the time."""
-    count = len(network.config.side_inputs)
-    return np.zeros((1, count), np.int32) if count else None
-
-
 class _Way(Protocol):
     def prepare(self) -> None:
         """What must be done before a turn."""
 
-    def step(self) -> None:
-        """One token."""
+    def make(self, tokens: int) -> object:
+        """So many tokens."""
 
 
-def _measure(ways: Sequence[_Way], seconds: float) -> list[list[float]]:
-    """Seconds of every token of each way; the ways take turns."""
-    found: list[list[float]] = [[] for _ in ways]
+@dataclass(frozen=True)
+class _Times:
+    """Seconds of every token that was asked for alone, and of every burst of `BURST` tokens."""
+
+    single: list[float] = field(default_factory=list)
+    bursts: list[float] = field(default_factory=list)
+
+
+def _measure(ways: Sequence[_Way], seconds: float) -> list[_Times]:
+    """The times of each way. They take turns: a quarter of one warms up at most, the rest is half and half."""
+    found = [_Times() for _ in ways]
     turn = seconds / TURNS / max(1, len(ways))
     for _ in range(TURNS):
         for times, way in zip(found, ways, strict=True):
             time.sleep(_PAUSE)
             way.prepare()
             begin = time.perf_counter()
-            end = begin + turn
             for _ in range(WARM_UP):
-                way.step()
-                if (begin := time.perf_counter()) > end - 0.75 * turn:
+                way.make(1)
+                if time.perf_counter() - begin > turn / 4:
                     break
-            while not times or begin < end:
-                way.step()
-                after = time.perf_counter()
-                times.append(after - begin)
-                begin = after
+            left = begin + turn - time.perf_counter()
+            _repeat(way, 1, left / 2, times.single)
+            _repeat(way, BURST, left / 2, times.bursts)
     return found
 
 
-def _speed(way: str, threads: int, times: list[float]) -> Speed:
-    p50, p99 = (1e6 * float(np.quantile(times, share, method="inverted_cdf")) for share in (0.5, 0.99))
-    return Speed(way, threads, len(times), len(times) / sum(times), p50, p99)
+def _repeat(way: _Way, tokens: int, seconds: float, found: list[float]) -> None:
+    """Call until the time is over, but for the last call; once at least in all turns."""
+    before = time.perf_counter()
+    end = before + seconds
+    while not found or before < end:
+        way.make(tokens)
+        after = time.perf_counter()
+        found.append(after - before)
+        before = after
+
+
+def _speed(way: str, threads: int, times: _Times) -> Speed:
+    p50, p99 = (1e6 * float(np.quantile(times.single, share, method="inverted_cdf")) for share in (0.5, 0.99))
+    tokens = BURST * len(times.bursts)
+    return Speed(way, threads, len(times.single) + tokens, tokens / sum(times.bursts), p50, p99)
 
 
 def _cores() -> int:
