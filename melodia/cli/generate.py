@@ -40,6 +40,13 @@ def generate(
         None, "--model", metavar="DIR", help="A checkpoint made by `melodia train`."
     ),
     out: Path | None = typer.Option(None, "--out", metavar="FILE", help="The MIDI file to write."),
+    max_copy: float | None = typer.Option(
+        None,
+        "--max-copy",
+        metavar="BARS",
+        min=0.0,
+        help="Refuse music that shares more than BARS bars with the training music, and try again a few times.",
+    ),
     plot: bool = typer.Option(False, "--plot", help="Also write a piano-roll picture (PNG) beside it."),
     audio: bool = typer.Option(False, "--audio", help="Also write sound (WAV) beside it."),
     device: str = typer.Option("auto", help="auto, cpu or cuda."),
@@ -86,6 +93,7 @@ def generate(
         backend=backend,
         weights=weights,
         force=force,
+        max_copy=max_copy,
     )
     for line in result.lines():
         typer.echo(line)

@@ -1,9 +1,9 @@
 """Music as lines of steps that stay the same when it is transposed, played faster or slower, or on another instrument.
 
-A line is what an ear follows: the top and the bottom of each program's notes. A note is on top if no higher one sounds
-when it begins, so that an accompaniment under a held note does not break the tune. Between neighbouring notes of a line
-stands a step: the interval in semitones, and the time since the note before over the time that one took. Percussion
-has no intervals and is left out: a beat belongs to everyone. Letters: N notes, J notes of a line, M bars.
+A line is what an ear follows: the top and the bottom of each program's notes. A note is on top if no higher one goes on
+sounding when it begins, so that an accompaniment under a held note does not break the tune. Between neighbouring notes
+of a line stands a step: the interval in semitones, and the time since the note before over the time that one took.
+Percussion has no intervals and is left out: a beat belongs to everyone. Letters: N notes, J notes of a line, M bars.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ LARGEST = 13
 RATIOS = (1 / 4, 1 / 3, 1 / 2, 3 / 4, 1.0, 4 / 3, 2.0, 3.0, 4.0)
 """Time over the time before: the class of a step is the nearest of these on a logarithmic scale."""
 
+NEVER = -(1 << 40)  # before every tick
 _EDGES = np.sqrt(np.array(RATIOS[:-1]) * np.array(RATIOS[1:]))
 
 
@@ -134,17 +135,22 @@ def lines_of(notes: Notes, *, whole: bool = False) -> list[Line]:
 def _outer(
     onset: NDArray[np.int64], end: NDArray[np.int64], pitch: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The notes above which nothing sounds when they begin: (onset and end [2, J], pitch [J]), by onset."""
+    """The notes that nothing higher covers: (onset and end [2, J], pitch [J]), by onset."""
     order = np.lexsort((end, pitch, onset))
     onset, end, pitch = onset[order], end[order], pitch[order]
     last = np.flatnonzero(np.append(np.diff(onset) > 0, len(onset) > 0))  # the highest of each onset
     onsets, ends, heights = onset[last], end[last], pitch[last]
-    # How many notes of each pitch sound at each onset, of those that began before it.
+    # The last note of each pitch that began before each onset: its beginning and end [pitches, J].
     rows, row = np.unique(pitch, return_inverse=True)
-    count = np.zeros((len(rows), len(onsets) + 1), dtype=np.int16)
-    np.add.at(count, (row, np.searchsorted(onsets, onset, side="right")), 1)
-    np.add.at(count, (row, np.searchsorted(onsets, np.maximum(end, onset + 1), side="left")), -1)
-    sounding = np.cumsum(count, axis=1, dtype=np.int16)[:, :-1] > 0
-    highest = np.where(sounding.any(axis=0), rows[len(rows) - 1 - sounding[::-1].argmax(axis=0)], -1)
-    keep = heights >= highest
+    column = np.searchsorted(onsets, onset, side="right")
+    begun, until = (np.full((len(rows), len(onsets) + 1), NEVER) for _ in range(2))
+    np.maximum.at(begun, (row, column), onset)
+    np.maximum.at(until, (row, column), end)
+    begun, until = (np.maximum.accumulate(times, axis=1)[:, :-1] for times in (begun, until))
+    # Legato: what is left of a higher note does not cover if it is less than an eighth of it and half of this one.
+    rest = until - onsets
+    covered = (
+        (rows[:, None] > heights) & (rest > 0) & ((2 * rest > ends - onsets) | (8 * rest >= until - begun))
+    )
+    keep = ~covered.any(axis=0)
     return np.stack([onsets[keep], ends[keep]]), heights[keep]

@@ -90,7 +90,9 @@ class Originality:
     def lines(self) -> list[str]:
         """The finding as a line of text."""
         if not self.passages:
-            return ["no passage shared with the training music but scales and figures that everybody plays"]
+            return [
+                "no passage shared with the training music beyond short figures, scales and repeated notes"
+            ]
         usual = ""
         if self.chance is not None:
             usual = f" ({self.chance.bars} bars of unrelated music share {self.chance.median} at the median, "

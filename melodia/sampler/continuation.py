@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import pretty_midi
     from symusic.core import ScoreTick, TrackTick
 
+    from melodia.originality import Index, Originality
+
 _SUSTAIN, _DRUM = 64, -1
 
 
@@ -65,6 +67,23 @@ class Continuation:
     _notes: tuple[NoteEvent, ...] = field(repr=False)  # ticks from the origin
     _map: TimeMap = field(repr=False)
     _session: Session = field(repr=False)
+    _index: Index | None = field(default=None, repr=False)
+
+    @cached_property
+    def originality(self) -> Originality | None:
+        """What the new music, without its seed, shares with the music that the model was trained on.
+
+        None where the checkpoint has no index of it. A passage of the training piece that the seed is a part of is
+        named as such.
+        """
+        if self._index is None:
+            return None
+        from melodia.evaluation.notes import bar_lines
+        from melodia.originality import notes_of_events, notes_of_score, shared_passages
+
+        starts = bar_lines(list(self._map.metres), self._map.end, self._map.ticks_per_quarter)
+        seed = None if self.seed is None else notes_of_score(self.seed)
+        return shared_passages(self._index, notes_of_events(self._notes), starts, seed=seed)
 
     @cached_property
     def score(self) -> ScoreTick:

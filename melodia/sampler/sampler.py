@@ -40,6 +40,7 @@ from melodia.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from melodia.model.config import ModelConfig
     from melodia.model.model import Model
+    from melodia.originality import Index
 
 
 class Sampler:
@@ -316,6 +317,13 @@ class Sampler:
         lane = self._lane(state if state is not None else self.state, request)
         return Stream(self._loop([lane]), lane)
 
+    @cached_property
+    def originality_index(self) -> Index | None:
+        """The checkpoint's index of its training music, which `Continuation.originality` searches; None without one."""
+        from melodia.originality.index import Index
+
+        return None if self.checkpoint is None else Index.open(self.checkpoint.path)
+
     # -- inside ---------------------------------------------------------------------------------------------------
 
     @cached_property
@@ -407,6 +415,7 @@ class Sampler:
                     _notes=notes,
                     _map=times,
                     _session=lane.final_session(),
+                    _index=self.originality_index,
                 )
             )
         return made

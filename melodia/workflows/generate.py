@@ -6,12 +6,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from melodia.errors import MidiError
+from melodia.errors import CheckpointError, ConfigError, MelodiaError, MidiError
 from melodia.midi import write_midi
 from melodia.sampler import Continuation, PrimeReport, Sampler
 
 if TYPE_CHECKING:
     import pretty_midi
+
+COPY_TRIES = 8
+NO_INDEX = (
+    "an index of the training music, and this model has none; build it with "
+    "`melodia originality --model DIR --index FOLDER`"
+)
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,8 @@ class GeneratedFiles:
         lines = [] if self.seed is None else self.seed.lines()
         for continuation in self.continuations:
             lines.extend(continuation.report.lines())
+            if continuation.originality is not None:
+                lines.extend(continuation.originality.lines())
         return [*lines, *self.notes, *(f"wrote {path}" for path in self.paths)]
 
 
@@ -80,6 +88,7 @@ def generate_files(
     backend: str = "auto",
     weights: str = "fp32",
     force: bool = False,
+    max_copy: float | None = None,
     **settings: Any,
 ) -> GeneratedFiles:
     """Continue `seed` and write the result.
@@ -95,6 +104,7 @@ def generate_files(
         audio: also write sound, as WAV beside the MIDI file.
         device, backend, weights: where and with what to compute; see `Sampler.load`.
         force: replace files.
+        max_copy: refuse music that shares a passage of more bars with the training music; see `generate_original`.
         settings: of `Sampler.generate`: length, filters, random seed.
 
     Raises:
@@ -106,10 +116,18 @@ def generate_files(
         [*paths, *(path.with_suffix(suffix) for path in paths for suffix in suffixes)], force=force
     )
     sampler = Sampler.load(model, device=device, backend=backend, weights=weights)
+    if sampler.originality_index is None:
+        if max_copy is not None:
+            raise CheckpointError(f"a limit on copying needs {NO_INDEX}")
+        notes = [f"originality not checked: it needs {NO_INDEX}"]
+    else:
+        notes = []
     report = sampler.prime(seed, seed_bars, seed_seconds) if seed is not None else None
-    continuations = sampler.generate_many(num_samples, **settings)
+    if max_copy is None:
+        continuations = sampler.generate_many(num_samples, **settings)
+    else:
+        continuations = generate_original(sampler, num_samples, max_copy, **settings)
     written: list[Path] = []
-    notes: list[str] = []
     for path, continuation in zip(paths, continuations, strict=True):
         joined = seed is not None and not continuation_only
         score = continuation.joined_score if joined else continuation.score
@@ -126,6 +144,49 @@ def generate_files(
             if note not in notes:
                 notes.append(note)
     return GeneratedFiles(report, continuations, written, notes)
+
+
+def generate_original(
+    sampler: Sampler, num_samples: int, max_copy: float, **settings: Any
+) -> list[Continuation]:
+    """Continue the sampler's session with music that does not share too long a passage with the training music.
+
+    What shares more is drawn again, as further streams (`session`) of the same random seed, up to 8 times.
+
+    Args:
+        sampler: of a checkpoint with an originality index.
+        num_samples: how many continuations.
+        max_copy: bars, at least 0; a passage may last so long.
+        settings: of `Sampler.generate`.
+
+    Raises:
+        ConfigError: `max_copy` is below 0.
+        MelodiaError: music that shares less was not found.
+    """
+    if not max_copy >= 0:
+        raise ConfigError(f"`max_copy` must be at least 0 bars (received {max_copy})")
+    first = settings.pop("session", 0)
+    made: list[Continuation] = []
+    refused: list[Continuation] = []
+    for attempt in range(COPY_TRIES):
+        missing = num_samples - len(made)
+        session = first + len(made) + len(refused)
+        for continuation in sampler.generate_many(missing, session=session, **settings):
+            found = continuation.originality
+            (made if found is None or found.bars <= max_copy else refused).append(continuation)
+        if len(made) == num_samples:
+            return made
+        if not attempt:
+            settings["random_seed"] = refused[
+                0
+            ].report.random_seed  # where none was given, the one that was drawn
+    least = min(
+        (found for c in refused if (found := c.originality) is not None), key=lambda found: found.bars
+    )
+    raise MelodiaError(
+        f"{len(refused)} of {len(refused) + len(made)} tries share more than {max_copy:g} bars with the training music "
+        f"(the least: {least.lasting}); allow more with --max-copy, or take a higher temperature or another seed"
+    )
 
 
 def _plot(
