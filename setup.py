@@ -42,6 +42,7 @@ SOURCES: dict[str, list[str]] = {
     "csrc/ops.cpp": [],
     "csrc/cpu/step_ops.cpp": [],
     "csrc/cpu/scan_ops.cpp": [],
+    "csrc/cpu/hybrid_ops.cpp": [],
     "csrc/cpu/dispatch.cpp": [],
     "csrc/cpu/kernels_portable.cpp": [],
 }

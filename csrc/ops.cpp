@@ -19,6 +19,16 @@ STABLE_TORCH_LIBRARY(melodia, m) {
     // gates_x [B, 3H], h [B, H], weight_hh [3H, H], bias_hh [3H] -> h
     m.def("gru_step(Tensor gates_x, Tensor h, Tensor weight_hh, Tensor bias_hh) -> Tensor");
 
+    // A whole stack by one token. levels: 0 LSTM, 1 GRU, or a pair joined by 2 concat, 3 sum, 4 gated.
+    // gates_x: of the first level's cells, [B, GH] each; state: h, c of an LSTM, h of a GRU, level after
+    // level, [B, H] each. weights, level after level: of each cell weight_ih, bias_ih (not of the first
+    // level), weight_hh, bias_hh; weight [H, 2H] and bias of concat and gated; weight and bias of LayerNorm,
+    // where layer_norm -> what the head reads [B, H], state
+    m.def(
+        "hybrid_step(Tensor[] gates_x, Tensor[] state, Tensor[] weights, int[] levels, bool layer_norm, bool "
+        "residual)"
+        " -> (Tensor output, Tensor[] state_n)");
+
     // gates_x [T, B, 4H], lengths [B] int64 -> output [T, B, H], h_n, c_n; kept: gates [T, B, 4H], cells [T,
     // B, H]
     m.def(

@@ -99,6 +99,16 @@ struct Step {
     float* c_out;            // [B, H], LSTM only
 };
 
+// out = x weight^T + bias, from weights as torch has them.
+struct Linear {
+    int64_t B, K, N;
+    const float* x;       // [B, K]
+    const float* weight;  // [N, K]
+    const float* bias;    // [N]
+    float* out;           // [B, N]
+};
+constexpr int64_t linear_group = 4;  // rows of a weight that are read together
+
 // A packed matrix is a row of panels that do not depend on each other; ranges below count panels, rows or
 // units.
 template <class E>
@@ -138,6 +148,8 @@ struct Kernels {
     // One step for the unit panels begin..end of all rows.
     void (*lstm_step)(const Step&, int64_t begin, int64_t end);
     void (*gru_step)(const Step&, int64_t begin, int64_t end);
+    // The groups begin..end of the output's columns.
+    void (*linear)(const Linear&, int64_t begin, int64_t end);
 };
 
 extern const Kernels kernels_portable;

@@ -19,6 +19,8 @@ namespace {
 using melodia::cpu::bf16;
 using melodia::cpu::GruScan;
 using melodia::cpu::GruScanBackward;
+using melodia::cpu::Linear;
+using melodia::cpu::linear_group;
 using melodia::cpu::Lookup;
 using melodia::cpu::LstmScan;
 using melodia::cpu::LstmScanBackward;
@@ -282,9 +284,9 @@ void gru_scan_backward(const GruScanBackward<E>& a, int64_t begin, int64_t end, 
 // ---- One step, from the weights as they are: packing would cost more than the product
 // -------------------------------
 
-// sums[m][g][j] = weight[g][unit] . h[m] for MR rows and G gates of one unit.
+// sums[m][g] = weight[g] . h[m] for MR rows of length H and G rows of the weight that lie `stride` apart.
 template <int G, int MR>
-MELODIA_INLINE void dot(int64_t H, const float* weight, const float* h, float* sums) {
+MELODIA_INLINE void dot(int64_t H, int64_t stride, const float* weight, const float* h, float* sums) {
     Vector s[G][MR];
 #pragma GCC unroll 4
     for (int g = 0; g < G; ++g) {
@@ -297,7 +299,7 @@ MELODIA_INLINE void dot(int64_t H, const float* weight, const float* h, float* s
         for (int m = 0; m < MR; ++m) x[m] = load_at(h + m * H + k);
 #pragma GCC unroll 4
         for (int g = 0; g < G; ++g) {
-            const Vector w = load_at(weight + g * H * H + k);
+            const Vector w = load_at(weight + g * stride + k);
 #pragma GCC unroll 4
             for (int m = 0; m < MR; ++m) s[g][m] = fma(w, x[m], s[g][m]);
         }
@@ -323,9 +325,9 @@ MELODIA_INLINE void step(const Step& a, int64_t begin, int64_t end, F point) {
             for (int64_t j = 0; j < n; ++j) {
                 const float* weight = a.weight_hh + (k + j) * a.H;
                 if (rows == 2)
-                    dot<G, 2>(a.H, weight, a.h + b * a.H, sums[0] + j);
+                    dot<G, 2>(a.H, a.H * a.H, weight, a.h + b * a.H, sums[0] + j);
                 else
-                    dot<G, 1>(a.H, weight, a.h + b * a.H, sums[0] + j);
+                    dot<G, 1>(a.H, a.H * a.H, weight, a.h + b * a.H, sums[0] + j);
             }
             for (int64_t m = 0; m < rows; ++m) point(b + m, k, n, sums[m]);
         }
@@ -346,6 +348,34 @@ void gru_step(const Step& a, int64_t begin, int64_t end) {
         gru_point<false, float>(sums, a.gates_x + b * 3 * a.H + k, a.bias_hh + k, a.H, n, a.h + at,
                                 a.h_out + at, nullptr, nullptr);
     });
+}
+
+void linear(const Linear& a, int64_t begin, int64_t end) {
+    alignas(64) float sums[2 * linear_group * W];
+    for (int64_t group = begin; group < end; ++group) {
+        const int64_t first = group * linear_group, last = smaller(first + linear_group, a.N);
+        for (int64_t b = 0; b < a.B; b += 2) {
+            const int64_t rows = smaller(2, a.B - b);
+            const float* x = a.x + b * a.K;
+            for (int64_t n = first; n < last;) {
+                const float* weight = a.weight + n * a.K;
+                const int64_t count = n + linear_group <= last ? linear_group : 1;
+                if (count == linear_group && rows == 2)
+                    dot<linear_group, 2>(a.K, a.K, weight, x, sums);
+                else if (count == linear_group)
+                    dot<linear_group, 1>(a.K, a.K, weight, x, sums);
+                else if (rows == 2)
+                    dot<1, 2>(a.K, a.K, weight, x, sums);
+                else
+                    dot<1, 1>(a.K, a.K, weight, x, sums);
+                for (int64_t m = 0; m < rows; ++m) {
+                    for (int64_t g = 0; g < count; ++g)
+                        a.out[(b + m) * a.N + n + g] = sums[(m * count + g) * W] + a.bias[n + g];
+                }
+                n += count;
+            }
+        }
+    }
 }
 
 // ---- Gates again, for a backward pass that did not keep them
@@ -435,7 +465,7 @@ constexpr melodia::cpu::ScanKernels<E> scans() {
 }
 
 constexpr melodia::cpu::Kernels table() {
-    return {Vector::name, W, backward_panel, scans<float>(), scans<bf16>(), lstm_step, gru_step};
+    return {Vector::name, W, backward_panel, scans<float>(), scans<bf16>(), lstm_step, gru_step, linear};
 }
 
 }  // namespace

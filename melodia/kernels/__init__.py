@@ -11,7 +11,7 @@ it cannot run a call. Nothing else ever changes the backend, and `backend_report
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -29,6 +29,7 @@ __all__ = [
     "backend_report",
     "gru_scan",
     "gru_step",
+    "hybrid_step",
     "lookup",
     "lstm_scan",
     "lstm_step",
@@ -260,3 +261,20 @@ def lookup(
     if _native_runs(table, half=True):
         return native_ops.lookup(index, table)
     return reference.lookup(index, table)
+
+
+def hybrid_step(
+    gates_x: Sequence[Tensor],  # [B, GH] each
+    state: Sequence[Tensor],  # [B, H] each
+    weights: Sequence[Tensor],
+    levels: Sequence[str],
+    layer_norm: bool = False,
+    residual: bool = False,
+) -> tuple[Tensor, list[Tensor]]:
+    """Advance a whole stack by one token in one call; see `reference.hybrid_step`.
+
+    Gradients of the native operator come from the reference's formulas.
+    """
+    if _native_runs(*gates_x, *state, *weights):
+        return native_ops.hybrid_step(gates_x, state, weights, levels, layer_norm, residual)
+    return reference.hybrid_step(gates_x, state, weights, levels, layer_norm, residual)

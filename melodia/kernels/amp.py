@@ -41,6 +41,8 @@ def cast(name: str, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
 
 def _to(x: Any, dtype: torch.dtype | None) -> Any:
     """Cast a floating tensor; None leaves it as it is, unless no kernel takes its type."""
+    if isinstance(x, (list, tuple)):
+        return [_to(y, dtype) for y in x]
     if not isinstance(x, torch.Tensor) or not x.is_floating_point():
         return x
     if dtype is None:

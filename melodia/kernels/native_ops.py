@@ -6,17 +6,19 @@ The recurrence is native; the weight gradients are two products over all steps a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from melodia.errors import BackendError
-from melodia.kernels import amp
+from melodia.kernels import amp, reference
 
 _ops = torch.ops.melodia
 _SCANS = ("lstm_scan", "gru_scan", "pair_scan")
 _STEPS = ("lstm_step", "gru_step")
+_STACKS = ("hybrid_step",)
 _OTHERS = ("lookup",)
 NOTHING, CELLS, GATES = 0, 1, 2
 """What a scan keeps for its backward pass: nothing, the cells (the gates are recomputed), gates and cells."""
@@ -86,6 +88,20 @@ def pair_scan(
 def lookup(index: Tensor, table: Tensor) -> Tensor:
     """As `reference.lookup`."""
     return _ops.lookup(index, table)
+
+
+def hybrid_step(
+    gates_x: Sequence[Tensor],
+    state: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    levels: Sequence[str],
+    layer_norm: bool = False,
+    residual: bool = False,
+) -> tuple[Tensor, list[Tensor]]:
+    """As `reference.hybrid_step`."""
+    codes = [reference.LEVELS.index(level) for level in levels]
+    output, after = _ops.hybrid_step(list(gates_x), list(state), list(weights), codes, layer_norm, residual)
+    return output, list(after)
 
 
 # ---- Fake kernels: the shapes of what an operator returns ----------------------------------------------------------
@@ -199,6 +215,12 @@ def _lstm_gates_fake(sums: Tensor, bias_hh: Tensor) -> Tensor:
 def _gru_gates_fake(gates_x: Tensor, gates_h: Tensor) -> Tensor:
     T, B, G = gates_x.shape
     return _like(gates_x, T, B, G // 3 * 4)
+
+
+def _hybrid_step_fake(
+    gates_x: Any, state: list[Tensor], weights: Any, levels: Any, layer_norm: bool, residual: bool
+) -> Any:
+    return _like(state[0], *state[0].shape), [_like(x, *x.shape) for x in state]
 
 
 def _lookup_fake(index: Tensor, table: Tensor) -> Tensor:
@@ -322,6 +344,28 @@ def _gru_step_backward(ctx: Any, grad_h: Any) -> Any:
     return grad_x.squeeze(0), grad_h, *weight_gradients(grad_hh, output, h, bias_hh.dtype)
 
 
+def _hybrid_step_setup(ctx: Any, inputs: Any, output: Any) -> None:
+    gates_x, state, weights, *ctx.rest = inputs
+    ctx.counts = [len(gates_x), len(state), len(weights)]
+    ctx.save_for_backward(*gates_x, *state, *weights)
+
+
+def _hybrid_step_backward(ctx: Any, grad_output: Tensor, grad_state: list[Tensor]) -> Any:
+    """The reference's formulas, run again."""
+    levels, layer_norm, residual = ctx.rest
+    names = [reference.LEVELS[level] for level in levels]
+    gates, states, _ = ctx.counts
+
+    def formulas(*tensors: Tensor) -> Any:
+        gates_x, state, weights = tensors[:gates], tensors[gates : gates + states], tensors[gates + states :]
+        output, after = reference.hybrid_step(gates_x, state, weights, names, layer_norm, residual)
+        return output, tuple(after)
+
+    back = torch.func.vjp(formulas, *ctx.saved_tensors)[1]
+    grads = list(back((grad_output, tuple(grad_state))))
+    return grads[:gates], grads[gates : gates + states], grads[gates + states :], None, None, None
+
+
 def _lookup_setup(ctx: Any, inputs: Any, output: Any) -> None:
     index, table = inputs
     ctx.rows, ctx.dtype = table.shape[0], table.dtype
@@ -342,7 +386,7 @@ def _no_second_derivative(ctx: Any, *_: Any) -> Any:
 def register() -> None:
     """Tell torch all of the above; once, after the library is loaded."""
     library = torch.library
-    for name in (*_STEPS, *_SCANS, *_OTHERS):
+    for name in (*_STEPS, *_STACKS, *_SCANS, *_OTHERS):
         library.register_fake(f"melodia::{name}", globals()[f"_{name}_fake"])
     for name in ("lstm_gates", "gru_gates"):
         library.register_fake(f"melodia::{name}", globals()[f"_{name}_fake"])
@@ -356,4 +400,5 @@ def register() -> None:
     library.register_autograd("melodia::gru_scan", _gru_backward, setup_context=_gru_setup)
     library.register_autograd("melodia::pair_scan", _pair_backward, setup_context=_pair_setup)
     library.register_autograd("melodia::lookup", _lookup_backward, setup_context=_lookup_setup)
-    amp.register((*_STEPS, *_SCANS, *_OTHERS))
+    library.register_autograd("melodia::hybrid_step", _hybrid_step_backward, setup_context=_hybrid_step_setup)
+    amp.register((*_STEPS, *_STACKS, *_SCANS, *_OTHERS))

@@ -16,6 +16,8 @@ returned in the type they came in.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -189,6 +191,68 @@ def lookup(
     else:
         rows = F.embedding_bag(flat, _wide(table), mode="sum")
     return rows.to(table.dtype).view(*index.shape[:2], table.shape[1])
+
+
+LEVELS = ("lstm", "gru", "concat", "sum", "gated")
+"""What a level of a stack is: a layer, or an LSTM beside a GRU joined in one of three ways."""
+
+
+def hybrid_step(
+    gates_x: Sequence[Tensor],  # [B, GH] each
+    state: Sequence[Tensor],  # [B, H] each
+    weights: Sequence[Tensor],
+    levels: Sequence[str],
+    layer_norm: bool = False,
+    residual: bool = False,
+) -> tuple[Tensor, list[Tensor]]:
+    """Advance a whole stack of levels of one width by one token.
+
+    Args:
+        gates_x: the input's share of the gates of the first level's cells, whatever they read.
+        state: h and c of an LSTM, h of a GRU, cell after cell.
+        weights: level after level: of each cell weight_ih [GH, H] and bias_ih [GH] (not of the first level),
+            weight_hh [GH, H] and bias_hh [GH]; then, of concat and gated, weight [H, 2H] and bias [H]; then, with
+            layer_norm, weight [H] and bias [H].
+        levels: names from `LEVELS`, from the input upwards.
+        layer_norm: every level's output passes a LayerNorm (of epsilon 1e-5) on its way up.
+        residual: levels but the first add what stood below them, before its LayerNorm.
+
+    Returns:
+        what the head reads [B, H], and the state in the order it came in.
+
+    >>> zeros, weights = torch.zeros(1, 3), [torch.zeros(3, 1), torch.zeros(3)]
+    >>> hybrid_step([zeros], [torch.ones(1, 1)], weights, ["gru"])[0].item()
+    0.5
+    """
+    gates, states, weight = iter(gates_x), iter(state), iter(weights)
+    after: list[Tensor] = []
+
+    def cell(kind: str, below: Tensor | None) -> Tensor:
+        share = next(gates) if below is None else F.linear(below, next(weight), next(weight))
+        if kind == "lstm":
+            after.extend(lstm_step(share, next(states), next(states), next(weight), next(weight)))
+            return after[-2]
+        after.append(gru_step(share, next(states), next(weight), next(weight)))
+        return after[-1]
+
+    x: Tensor | None = None
+    below: Tensor | None = None
+    for level in levels:
+        if level in ("lstm", "gru"):
+            y = cell(level, below)
+        else:
+            h_lstm, h_gru = cell("lstm", below), cell("gru", below)
+            if level == "sum":
+                y = h_lstm + h_gru
+            else:
+                y = F.linear(torch.cat((h_lstm, h_gru), dim=-1), next(weight), next(weight))
+            if level == "gated":
+                y = h_gru + torch.sigmoid(y) * (h_lstm - h_gru)
+        x = x + y if residual and x is not None else y
+        below = F.layer_norm(x, x.shape[-1:], next(weight), next(weight)) if layer_norm else x
+    if below is None:
+        raise ValueError("a stack has one level at least (received none)")
+    return below, after
 
 
 def _stack(outputs: list[Tensor], gates_x: Tensor, h: Tensor) -> Tensor:

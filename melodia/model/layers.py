@@ -87,13 +87,10 @@ class RecurrentLayer(nn.Module):
         out, h = kernels.gru_scan(gates_x, state[0], weight_hh, self.bias_hh, lengths)
         return out, (h,)
 
-    def step(self, gates_x: Tensor, state: State) -> tuple[Tensor, State]:
-        """One step: gates_x [B, G] -> output [B, H] and the state after it."""
-        if self.cell == "lstm":
-            h, c = kernels.lstm_step(gates_x, state[0], state[1], self.weight_hh, self.bias_hh)
-            return h, (h, c)
-        h = kernels.gru_step(gates_x, state[0], self.weight_hh, self.bias_hh)
-        return h, (h,)
+    def step_weights(self, first: bool) -> list[Tensor]:
+        """What `kernels.hybrid_step` reads of this layer; the first level's input is given as gates."""
+        own: list[Tensor] = [self.weight_hh, self.bias_hh]
+        return own if first else [self.weight_ih, self.bias_ih, *own]
 
     def extra_repr(self) -> str:
         """What `print` shows."""
@@ -127,6 +124,15 @@ class SingleLevel(nn.Module):
         """The level's layers."""
         return (self.layer,)
 
+    @property
+    def kind(self) -> str:
+        """Its name in `kernels.hybrid_step`."""
+        return self.layer.cell
+
+    def step_weights(self, first: bool) -> list[Tensor]:
+        """What `kernels.hybrid_step` reads of this level."""
+        return self.layer.step_weights(first)
+
     def initialise(self, generator: torch.Generator, input_variance: float) -> None:
         """Draw the weights."""
         self.layer.initialise(generator, input_variance)
@@ -140,10 +146,6 @@ class SingleLevel(nn.Module):
     ) -> tuple[Tensor, State]:
         """Run over T steps: one [T, B, G] per layer -> output [T, B, H] and the state after it."""
         return self.layer.scan(gates_x[0], state, lengths, dropper.weight(self.layer.weight_hh))
-
-    def step(self, gates_x: tuple[Tensor, ...], state: State) -> tuple[Tensor, State]:
-        """One step: one [B, G] per layer -> output [B, H] and the state after it."""
-        return self.layer.step(gates_x[0], state)
 
 
 class PairLevel(nn.Module):
@@ -164,6 +166,18 @@ class PairLevel(nn.Module):
     def cells(self) -> tuple[RecurrentLayer, ...]:
         """The level's layers."""
         return (self.lstm, self.gru)
+
+    @property
+    def kind(self) -> str:
+        """Its name in `kernels.hybrid_step`."""
+        return self.combine
+
+    def step_weights(self, first: bool) -> list[Tensor]:
+        """What `kernels.hybrid_step` reads of this level."""
+        weights = self.lstm.step_weights(first) + self.gru.step_weights(first)
+        return (
+            weights if self.projection is None else [*weights, self.projection.weight, self.projection.bias]
+        )
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator, input_variance: float) -> None:
@@ -194,12 +208,6 @@ class PairLevel(nn.Module):
             lengths,
         )
         return self.join(out_lstm, out_gru), tuple(after)
-
-    def step(self, gates_x: tuple[Tensor, ...], state: State) -> tuple[Tensor, State]:
-        """One step: gates of both halves, [B, 4H] and [B, 3H] -> output [B, H] and the state after it."""
-        h_lstm, lstm = self.lstm.step(gates_x[0], state[:2])
-        h_gru, gru = self.gru.step(gates_x[1], state[2:])
-        return self.join(h_lstm, h_gru), (*lstm, *gru)
 
     def join(self, h_lstm: Tensor, h_gru: Tensor) -> Tensor:
         """The two halves' outputs as one, [..., H] each."""

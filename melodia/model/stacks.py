@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from melodia import kernels
+from melodia.model import state as states
 from melodia.model.config import ModelConfig
 from melodia.model.layers import HIDDEN_VARIANCE, Dropper, Gates, Level, PairLevel, SingleLevel
 from melodia.model.state import State
@@ -67,14 +69,20 @@ class Stack(nn.Module):
 
     def step(self, gates_x: tuple[Tensor, ...], state: State) -> tuple[Tensor, State]:
         """One step: the first level's gates [B, G] -> what the head reads [B, H], and the state."""
-        x, last = self.bottom.step(gates_x, state[0])
-        after = [last]
-        for index, level in enumerate(self._levels[1:], start=1):
-            below = self._norm(index - 1, x)
-            y, last = level.step(tuple([layer.gates(below) for layer in level.cells]), state[index])
-            x = x + y if self.residual else y
-            after.append(last)
-        return self._norm(-1, x), tuple(after)
+        weights: list[Tensor] = []
+        for index, level in enumerate(self._levels):
+            weights += level.step_weights(first=index == 0)
+            if self.norms is not None:
+                weights += self.norms[index].parameters()
+        x, after = kernels.hybrid_step(
+            gates_x,
+            states.leaves(state),
+            weights,
+            [level.kind for level in self._levels],
+            self.norms is not None,
+            self.residual,
+        )
+        return x, states.unflatten(state, after)
 
     def _norm(self, index: int, x: Tensor) -> Tensor:
         return x if self.norms is None else self.norms[index](x)
