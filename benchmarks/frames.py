@@ -1,0 +1,304 @@
+"""Music as frames of sounding pitches, and two ways to give a frame a probability.
+
+A sequence is a list of frames, a frame the ascending MIDI pitches that sound in it (Boulanger-Lewandowski et al. 2012).
+Both ways make melodia's models, of any kind:
+
+- `Bernoulli`: a step is a frame; the head says of each of the 88 pitches, independently, how probable it is (Chung et
+  al. 2014, Bai et al. 2018).
+- `Notes`: a step is a note; a frame is its notes, ascending, and an end. A note that is not above the one before it has
+  no probability. The chain rule makes the frame's probability, exactly (what RNN-NADE is compared with).
+
+Letters: B lanes, T steps, V tokens, F different frames, H hidden, D embedding.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from melodia.model import Model, ModelConfig
+from melodia.model.inputs import TokenInput
+from melodia.side_inputs import SideInputSpec
+from melodia.training.streams import IGNORED, Passage
+
+LOWEST, PITCHES = 21, 88
+MAX_NOTES = 32  # of a frame; the four sets have 15 at most
+Frame = tuple[int, ...]
+Sequences = list[list[Frame]]
+
+
+def load(path: Path) -> dict[str, Sequences]:
+    """The parts of a set: gzip JSON {"train": [sequence], ...}, a sequence a list of frames.
+
+    Raises:
+        ValueError: the file is of another form, or a pitch is not on the keyboard.
+    """
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") as file:
+            data = json.load(file)
+        parts = {
+            name: [[tuple(frame) for frame in sequence] for sequence in part] for name, part in data.items()
+        }
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path} is not a set of frames (gzip JSON {{part: [sequence]}}): {error}"
+        ) from error
+    for name, part in parts.items():
+        for sequence in part:
+            for frame in sequence:
+                if list(frame) != sorted(set(frame)) or len(frame) > MAX_NOTES:
+                    raise ValueError(
+                        f"{path}, {name}: a frame is ascending pitches, at most {MAX_NOTES} ({frame})"
+                    )
+                if frame and not (frame[0] >= LOWEST and frame[-1] < LOWEST + PITCHES):
+                    raise ValueError(
+                        f"{path}, {name}: pitches are within {LOWEST} and {LOWEST + PITCHES - 1} ({frame})"
+                    )
+    return parts
+
+
+def transposed(sequence: list[Frame], shift: int) -> list[Frame]:
+    """The sequence moved by semitones; as it is where that would leave the keyboard."""
+    moved = [tuple(pitch + shift for pitch in frame) for frame in sequence]
+    inside = all(LOWEST <= pitch < LOWEST + PITCHES for frame in moved for pitch in frame)
+    return moved if inside else sequence
+
+
+@dataclass(frozen=True)
+class Example:
+    """A sequence made ready.
+
+    Attributes:
+        passage: inputs and targets of every step [N], side inputs [N, S].
+        frame: int64 [N], the frame that a step's target belongs to.
+    """
+
+    passage: Passage
+    frame: NDArray[np.int64]
+
+
+class Bernoulli:
+    """Independent pitches.
+
+    Args:
+        sequences: all that will be read; a step's input is the number of its frame among the different ones.
+    """
+
+    name = "Bernoulli"
+    block_length = 8
+
+    def __init__(self, sequences: Sequences) -> None:
+        different = dict.fromkeys(frame for sequence in sequences for frame in sequence)
+        self.index = {
+            frame: 2 + i for i, frame in enumerate(different)
+        }  # 0: padding; 1: before the first frame
+        self.rolls = torch.zeros(2 + len(different), PITCHES + 1)
+        self.rolls[1, PITCHES] = 1.0
+        for frame, i in self.index.items():
+            self.rolls[i, [pitch - LOWEST for pitch in frame]] = 1.0
+
+    @property
+    def size(self) -> int:
+        """V: the frames, and two more."""
+        return len(self.rolls)
+
+    def example(self, sequence: list[Frame]) -> Example:
+        """One step a frame."""
+        ids = np.array([self.index[frame] for frame in sequence], np.int64)
+        inputs = np.concatenate([[1], ids[:-1]])
+        return Example(Passage(inputs, ids, None), np.arange(len(ids)))
+
+    def model(self, config: ModelConfig, random_seed: int) -> Model:
+        """The model of a configuration whose vocabulary is the frames."""
+        return FrameModel(replace(config, vocab_size=self.size), self.rolls, random_seed)
+
+    def nll(self, logits: Tensor, tokens: Tensor, targets: Tensor) -> Tensor:
+        """Nats of each step [B, T], 0 where it is not scored: logits [B, T, 88]."""
+        scored = targets != IGNORED
+        wanted = self.rolls[targets.clamp(min=0)][..., :PITCHES]
+        nats = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none").sum(-1)
+        return nats * scored
+
+
+class FrameInput(TokenInput):
+    """The embedding of a frame is the sum of its pitches' embeddings: rows [F, 89] x pitches [89, D]."""
+
+    def __init__(self, rolls: Tensor, embedding_size: int) -> None:
+        nn.Module.__init__(self)
+        self.register_buffer("rolls", rolls, persistent=False)
+        self.pitches = nn.Parameter(torch.empty(rolls.shape[1], embedding_size, device=rolls.device))
+        self.side = nn.ParameterList()
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        """The frames' embeddings [F, D]."""
+        return self.rolls @ self.pitches
+
+    @property
+    def rows(self) -> int:
+        """F."""
+        return int(self.rolls.shape[0])
+
+    @torch.no_grad()
+    def initialise(self, generator: torch.Generator, variance: float) -> None:
+        """Such that a frame of four pitches has the given variance."""
+        self.pitches.normal_(0, (variance / 4) ** 0.5, generator=generator)
+
+
+class PitchHead(nn.Module):
+    """A logit for each of the 88 pitches."""
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(PITCHES, hidden_size))
+        self.bias = nn.Parameter(torch.empty(PITCHES))
+        self.projection = None
+
+    @torch.no_grad()
+    def initialise(self, generator: torch.Generator, scale: float) -> None:
+        """As `melodia.model.model.Head`, but that most pitches are silent."""
+        bound = scale * self.weight.shape[1] ** -0.5
+        self.weight.uniform_(-bound, bound, generator=generator)
+        self.bias.fill_(-3.0)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """Logits: x [..., H] -> [..., 88]."""
+        return F.linear(x, self.weight, self.bias)
+
+
+class FrameModel(Model):
+    """A melodia model whose tokens are frames: another input and another head, the same stack."""
+
+    def __init__(self, config: ModelConfig, rolls: Tensor, random_seed: int) -> None:
+        super().__init__(config, random_seed=None)
+        self.input = FrameInput(rolls, config.embedding_size)
+        self.head = PitchHead(config.hidden_size)  # type: ignore[assignment]
+        if not rolls.is_meta:
+            self.initialise(random_seed)
+
+
+class Notes:
+    """A frame note by note: token 0 ends a frame, token p is the pitch LOWEST + p - 1.
+
+    Three side inputs stand beside each token, so that voices can be led without counting: how many notes of the frame
+    have been said, and which tokens came next at this place in the frame before and two frames before.
+    """
+
+    name = "Notes"
+    block_length = 32
+    size = 1 + PITCHES
+    specs = (
+        SideInputSpec("position", MAX_NOTES + 1),
+        SideInputSpec("lookback1", 2 + PITCHES),
+        SideInputSpec("lookback2", 2 + PITCHES),
+    )
+
+    def __init__(self, sequences: Sequences) -> None:
+        del sequences  # every frame can be said
+
+    def example(self, sequence: list[Frame]) -> Example:
+        """A step for every note and for the end of every frame."""
+        targets: list[int] = []
+        frames: list[int] = []
+        side: list[tuple[int, int, int]] = []
+        before: list[list[int]] = [[], []]  # what one and two frames ago said
+        for number, frame in enumerate(sequence):
+            said = [pitch - LOWEST + 1 for pitch in frame] + [0]
+            for place, token in enumerate(said):
+                back = [1 + old[place] if place < len(old) else 0 for old in before]
+                side.append((place, back[0], back[1]))
+                targets.append(token)
+                frames.append(number)
+            before = [said, before[0]]
+        inputs = [0, *targets[:-1]]
+        return Example(
+            Passage(np.array(inputs, np.int64), np.array(targets, np.int64), np.array(side, np.int32)),
+            np.array(frames, np.int64),
+        )
+
+    def model(self, config: ModelConfig, random_seed: int) -> Model:
+        """The model of a configuration."""
+        return Model(replace(config, vocab_size=self.size, side_inputs=self.specs), random_seed=random_seed)
+
+    def nll(self, logits: Tensor, tokens: Tensor, targets: Tensor) -> Tensor:
+        """Nats of each step [B, T], 0 where it is not scored: logits [B, T, V].
+
+        A note must be above the one before it in its frame, which is the input where that is a note.
+        """
+        ids = torch.arange(self.size, device=logits.device)
+        low = ids[1:] <= tokens[..., None]  # token 0 ends a frame: all notes may begin the next
+        logits = logits.float().masked_fill(F.pad(low, (1, 0), value=False), -torch.inf)
+        flat = F.cross_entropy(
+            logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none"
+        )
+        return flat.view_as(targets)
+
+
+HEADS = {"bernoulli": Bernoulli, "notes": Notes}
+Head = Bernoulli | Notes
+
+
+class Pieces:
+    """The examples of a part, as `melodia.training.streams.LaneStream` reads them: N steps, N - 1 tokens and an end."""
+
+    def __init__(self, examples: Sequence[Example]) -> None:
+        self.examples = list(examples)
+        self.lengths = np.array([len(e.passage.inputs) - 1 for e in self.examples], np.int64)
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, i: int) -> Any:
+        return self.examples[i]
+
+
+VOCABULARY = SimpleNamespace(pad=0, notes_of_token=np.zeros(1 << 20, np.int64))
+"""What `stack_windows` asks of a vocabulary."""
+
+
+def build(
+    head: Head, settings: dict[str, Any], hidden: int, random_seed: int, *, meta: bool = False
+) -> Model:
+    """The model of a head, of a kind and options, with so many hidden units.
+
+    Args:
+        head: one of `HEADS`, made of the sequences.
+        settings: fields of `ModelConfig`; with `embedding_size` None the embedding is as wide as the stack.
+        hidden: H.
+        random_seed: of the weights.
+        meta: count only, allocate nothing.
+    """
+    fields = {"vocab_size": head.size, "hidden_size": hidden, **settings}
+    if fields["kind"] == "bidirectional":
+        fields["block_length"] = head.block_length
+    config = ModelConfig(**fields)
+    if not meta:
+        return head.model(config, random_seed)
+    with torch.device("meta"):
+        if isinstance(head, Bernoulli):
+            return FrameModel(config, torch.empty(head.rolls.shape, device="meta"), random_seed)
+        return head.model(config, random_seed)
+
+
+def hidden_for(head: Head, settings: dict[str, Any], parameters: int) -> int:
+    """H such that the model has nearly so many parameters."""
+
+    def count(hidden: int) -> int:
+        return build(head, settings, hidden, 0, meta=True).parameter_count()
+
+    low, high = 1, 4096
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if count(middle) <= parameters else (low, middle - 1)
+    return min((low, low + 1), key=lambda hidden: abs(count(hidden) - parameters))
