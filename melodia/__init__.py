@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from melodia.sampler import Continuation, Sampler, Session
     from melodia.tokenizer import Tokenizer, TokenizerConfig
     from melodia.workflows.compare import compare_kinds
+    from melodia.workflows.evaluate import evaluate_folder
     from melodia.workflows.train import train_folder
 
 __version__ = "0.1.0"
@@ -31,6 +32,7 @@ _HOMES = {
     "Tokenizer": "melodia.tokenizer",
     "TokenizerConfig": "melodia.tokenizer",
     "compare_kinds": "melodia.workflows.compare",
+    "evaluate_folder": "melodia.workflows.evaluate",
     "read_midi": "melodia.midi",
     "read_score": "melodia.midi",
     "train_folder": "melodia.workflows.train",
@@ -46,6 +48,7 @@ __all__ = [
     "TokenizerConfig",
     "__version__",
     "compare_kinds",
+    "evaluate_folder",
     "read_midi",
     "read_score",
     "train_folder",
