@@ -17,7 +17,7 @@ import time
 import traceback
 from pathlib import Path
 
-from benchmarks.suite.machine import REPOSITORY, facts
+from benchmarks.suite.machine import REPOSITORY, facts, other_work
 from benchmarks.suite.options import Options
 from benchmarks.suite.page import Page, Section
 
@@ -33,6 +33,10 @@ TOPICS = {
     "endless": ("endless", "A million tokens"),
 }
 """Topic: its module and its heading, in the order of the page."""
+
+
+BUSY = 0.2
+"""Cores; where others use more, the page says so."""
 
 
 def run_topic(topic: str, options: Options) -> Section:
@@ -92,9 +96,15 @@ def main(arguments: list[str] | None = None) -> int:
     options = Options(parsed.quick, parsed.model, parsed.corpus, parsed.notochord)
     out = parsed.out or REPOSITORY / ("out/BENCHMARKS.md" if parsed.quick else "BENCHMARKS.md")
     out.parent.mkdir(parents=True, exist_ok=True)
-    page = Page(facts(shown_command(words)), left_out=[topic for topic in TOPICS if topic not in parsed.only])
+    others = other_work()
+    page = Page(facts(shown_command(words), others), left_out=[t for t in TOPICS if t not in parsed.only])
     if parsed.quick:
         page.remarks.append("A quick run: sizes and times are too small to mean anything.")
+    if others is not None and others > BUSY:
+        page.remarks.append(
+            f"Other processes were using {others:.1f} cores: the machine can do better than this page."
+        )
+        options.say(page.remarks[-1])
     page.remarks.append("This run was stopped before its end.")
     try:
         for topic in parsed.only:

@@ -134,6 +134,18 @@ def _timed(way: Reading, times: int) -> float:
     return time.perf_counter() - began
 
 
+def test_other_work_is_seen(tmp_path: Path) -> None:
+    if machine.other_work(0.01) is None:
+        pytest.skip("needs /proc")
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as loop:
+        try:
+            busy = machine.other_work(0.5)
+        finally:
+            loop.kill()
+    assert busy is not None
+    assert busy > 0.3
+
+
 # -- the page ---------------------------------------------------------------------------------------------------------
 
 
@@ -222,8 +234,10 @@ def test_a_topic_that_fails_does_not_lose_the_others(tmp_path: Path, monkeypatch
         seen_before.append(out.read_text("utf-8"))
 
     fake_topics(monkeypatch, one=works, two=breaks, three=last)
+    monkeypatch.setattr(command, "other_work", lambda: 1.5)
     assert command.main(["--out", str(out), "--only", "three,two,one"]) == 1
     text = out.read_text("utf-8")
+    assert "Other processes were using 1.5 cores" in text
     assert "| works |" in text
     assert "| before it broke |" in text
     assert "`RuntimeError: it broke in '…/a.txt'`" in text

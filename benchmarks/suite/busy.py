@@ -22,13 +22,15 @@ from melodia.model import Model
 
 LIMITS = {1: 1.2, 2: 2.5}
 ROUNDS = 5
+SPIN = "import os; parent = os.getppid()\nwhile os.getppid() == parent: pass"
+"""Works until it is stopped, or its parent is gone."""
 
 
 class Spinner:
     """A process that does nothing as fast as it can, while it may."""
 
     def __init__(self) -> None:
-        self._process = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+        self._process = subprocess.Popen([sys.executable, "-c", SPIN])
         self.rest()
 
     def rest(self) -> None:

@@ -6,18 +6,20 @@ import datetime
 import importlib.metadata
 import os
 import subprocess
+import time
 from pathlib import Path
 
 import torch
 
+from benchmarks.busy_machine import busy_seconds
 from melodia import engine
 from melodia.info import collect
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 
 
-def facts(command: str) -> dict[str, str]:
-    """Machine, versions, date, commit and command, by name."""
+def facts(command: str, others: float | None) -> dict[str, str]:
+    """Machine, versions, date, commit, command and what else the machine did, by name."""
     info = collect()
     packages = [f"melodia {info.melodia}", f"Python {info.python}"]
     packages += [f"{name} {version(name) or 'not installed'}" for name in ("torch", "numpy", "onnxruntime")]
@@ -26,7 +28,8 @@ def facts(command: str) -> dict[str, str]:
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         "commit": commit(),
         "processor": f"{info.cpu}, {info.cores} cores, {' '.join(info.cpu_features)}{caches()}",
-        "system": f"{info.system}; load when the run began: {load()}",
+        "system": f"{info.system}",
+        "other work": "unknown" if others is None else f"{others:.2f} cores, in the second before the run",
         "versions": ", ".join(packages),
         "native": f"operators: {info.backend_runs} ({info.backend_why}); engine: {info.engine}",
         "CUDA devices": ", ".join(info.cuda) or "none",
@@ -56,9 +59,13 @@ def _git(*arguments: str) -> str:
     return done.stdout.strip()
 
 
-def load() -> str:
-    """How many processes wanted to run, on average over the last minute."""
-    return f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "unknown"
+def other_work(seconds: float = 1.0) -> float | None:
+    """How many cores others are using, measured over so many seconds of doing nothing; None where nothing tells."""
+    if not Path("/proc/stat").exists():
+        return None
+    before = busy_seconds()
+    time.sleep(seconds)
+    return (busy_seconds() - before) / seconds
 
 
 def caches() -> str:
