@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-_PACKAGES = ("torch", "numpy", "miditok", "symusic", "pretty_midi", "safetensors")
+_PACKAGES = ("torch", "numpy", "symusic", "pretty_midi", "safetensors")
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class Info:
         cores: processors that this process may use.
         threads: threads that torch uses for one operator.
         cuda: names of the CUDA devices that torch sees.
+        cuda_kernels: what the CUDA kernels were built with, or why there are none, or why they are not used.
         environment: MELODIA_* variables that are set.
     """
 
@@ -50,6 +51,7 @@ class Info:
     cores: int
     threads: int
     cuda: list[str]
+    cuda_kernels: str
     environment: dict[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -67,6 +69,7 @@ class Info:
             f"engine for generating on the CPU: {self.engine}",
             f"processor: {self.cpu}, {self.cores} cores, {self.threads} threads, {' '.join(self.cpu_features)}",
             f"CUDA devices: {', '.join(self.cuda) or 'none'}",
+            f"CUDA kernels: {self.cuda_kernels}",
             *(f"{name}={value}" for name, value in self.environment.items()),
         ]
 
@@ -81,6 +84,7 @@ def collect() -> Info:
 
     from melodia import __version__, engine
     from melodia.kernels import backend_report, native
+    from melodia.kernels import cuda as kernels_cuda
 
     report = backend_report()
     cpu, features = _processor()
@@ -100,6 +104,7 @@ def collect() -> Info:
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         threads=torch.get_num_threads(),
         cuda=[torch.cuda.get_device_name(k) for k in range(torch.cuda.device_count())],
+        cuda_kernels=kernels_cuda.describe(),
         environment={k: v for k, v in sorted(os.environ.items()) if k.startswith("MELODIA_")},
     )
 
