@@ -71,6 +71,10 @@ ENGINE_X86_SOURCES: dict[str, list[str]] = {
         "-mavx512vnni",
     ],
 }
+ENGINE_ARM_SOURCES: dict[str, list[str]] = {
+    "csrc/engine/kernels_neon.cpp": [],
+    "csrc/engine/kernels_neondot.cpp": ["-march=armv8.2-a+dotprod"],
+}
 
 
 class Toolchain(NamedTuple):
@@ -208,10 +212,11 @@ class BuildNative(build_ext):
         work = Path(self.build_temp).resolve()
         work.mkdir(parents=True, exist_ok=True)
         tools = decide()
-        x86 = platform.machine().lower() in ("x86_64", "amd64")
+        machine = platform.machine().lower()
+        x86, arm = machine in ("x86_64", "amd64"), machine in ("aarch64", "arm64")
         libraries = {
             LIBRARY: SOURCES | (X86_SOURCES if x86 else {}),
-            ENGINE: ENGINE_SOURCES | (ENGINE_X86_SOURCES if x86 else {}),
+            ENGINE: ENGINE_SOURCES | (ENGINE_X86_SOURCES if x86 else ENGINE_ARM_SOURCES if arm else {}),
         }
         reasons = dict.fromkeys(libraries, tools if isinstance(tools, str) else None)
         if not isinstance(tools, str):
@@ -302,7 +307,7 @@ setup(
     ext_modules=[
         Extension(
             "melodia.kernels.libmelodia_ops",
-            sources=[*SOURCES, *X86_SOURCES, *ENGINE_SOURCES, *ENGINE_X86_SOURCES],
+            sources=[*SOURCES, *X86_SOURCES, *ENGINE_SOURCES, *ENGINE_X86_SOURCES, *ENGINE_ARM_SOURCES],
             optional=True,
         )
     ],

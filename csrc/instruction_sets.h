@@ -5,6 +5,11 @@
 #include <cstdlib>
 #include <cstring>
 
+#if defined(__aarch64__) && defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
+
 namespace melodia {
 
 // vnni: whether "avx512" and what builds on it was compiled with the products of bytes.
@@ -19,6 +24,11 @@ inline bool can_run(const char* name, [[maybe_unused]] bool vnni) {
     if (std::strcmp(name, "avx512bf16") == 0) return avx512 && __builtin_cpu_supports("avx512bf16");
 #elif defined(__aarch64__)
     if (std::strcmp(name, "neon") == 0) return true;  // every 64-bit ARM has it
+#if defined(__APPLE__)
+    if (std::strcmp(name, "neondot") == 0) return true;
+#elif defined(__linux__)
+    if (std::strcmp(name, "neondot") == 0) return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
+#endif
 #endif
     return std::strcmp(name, "portable") == 0;
 }

@@ -162,7 +162,7 @@ np.savez(sys.argv[1], name=engine.instruction_set(), **out)
 def test_instruction_sets_agree(tmp_path: Path) -> None:
     """Every one that this machine can run, forced in a process of its own."""
     made: dict[str, dict[str, np.ndarray]] = {}
-    for name in ("portable", "avx2", "avx512", "avx512bf16", "neon"):
+    for name in ("portable", "avx2", "avx512", "avx512bf16", "neon", "neondot"):
         path = tmp_path / f"{name}.npz"
         done = subprocess.run(
             [sys.executable, "-c", CODE, str(path)],

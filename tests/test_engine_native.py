@@ -20,7 +20,7 @@ MACHINE = {
         "kernels_avx512": AVX512,
         "kernels_avx512bf16": [*AVX512, "-mavx512bf16"],
     },
-    "aarch64": {"kernels_neon": []},
+    "aarch64": {"kernels_neon": [], "kernels_neondot": ["-march=armv8.2-a+dotprod"]},
 }
 COMMON = ("blocks", "dispatch", "engine", "kernels_portable", "plan", "team")
 ALIASES = {"amd64": "x86_64", "arm64": "aarch64"}
@@ -70,3 +70,18 @@ def test_sanitizers_find_nothing(program: str, sanitizers: str, tmp_path: Path) 
     made = compiled(host_compiler(), ALIASES.get(machine, machine), program, flags, tmp_path)
     check([str(made)])
     check([str(made)], MELODIA_CPU="portable")
+
+
+def test_arm_under_qemu(tmp_path: Path) -> None:
+    compiler, emulator = shutil.which("aarch64-linux-gnu-g++"), shutil.which("qemu-aarch64")
+    if compiler is None or emulator is None:
+        pytest.skip("needs g++-aarch64-linux-gnu and qemu-user")
+    made = compiled(compiler, "aarch64", "kernels_test", ["-O2", "-static"], tmp_path)
+    for name in ("neondot", "neon", "portable"):
+        check([emulator, "-cpu", "max", str(made), name])
+
+
+def test_kernels_agree(tmp_path: Path) -> None:
+    machine = platform.machine().lower()
+    made = compiled(host_compiler(), ALIASES.get(machine, machine), "kernels_test", ["-O2"], tmp_path)
+    check([str(made)])

@@ -9,6 +9,9 @@ constexpr const Kernels* best_first[] = {
     &kernels_avx512bf16,
     &kernels_avx512,
     &kernels_avx2,
+#elif defined(__aarch64__)
+    &kernels_neondot,
+    &kernels_neon,
 #endif
     &kernels_portable,
 };

@@ -55,6 +55,9 @@ extern const Kernels kernels_portable;
 extern const Kernels kernels_avx2;
 extern const Kernels kernels_avx512;
 extern const Kernels kernels_avx512bf16;
+#elif defined(__aarch64__)
+extern const Kernels kernels_neon;
+extern const Kernels kernels_neondot;
 #endif
 
 // dispatch.cpp: the best table this processor can run, or the one that MELODIA_CPU names.

@@ -61,6 +61,17 @@ struct Pair {
         __builtin_memcpy(&both, p, 4);
         return of(_mm256_set1_epi32(both));
     }
+#elif defined(MELODIA_NEON)
+    static MELODIA_INLINE Pair of(uint32x4_t both) {
+        return {{vreinterpretq_f32_u32(vshlq_n_u32(both, 16))},
+                {vreinterpretq_f32_u32(vandq_u32(both, vdupq_n_u32(0xFFFF0000u)))}};
+    }
+    static MELODIA_INLINE Pair load(const uint16_t* p) { return of(vreinterpretq_u32_u16(vld1q_u16(p))); }
+    static MELODIA_INLINE Pair broadcast(const uint16_t* p) {
+        uint32_t both;
+        __builtin_memcpy(&both, p, 4);
+        return of(vdupq_n_u32(both));
+    }
 #else
     static MELODIA_INLINE float widen(uint16_t bits) {
         const uint32_t wide = static_cast<uint32_t>(bits) << 16;
@@ -86,12 +97,13 @@ MELODIA_INLINE Vector dot(Vector sum, Pair x, Pair w) { return fma(x.odd, w.odd,
 #endif
 
 // Sums of four products of unsigned by signed bytes, per 32-bit lane: acc[lane] += sum over j of x[j]
-// w[lane][j].
+// w[lane][j]. `begin` gives them their first value: 0, or 128 times the sum of the row where x is read as a
+// signed number, x - 128.
 #if defined(__AVX512VNNI__)
 struct Sums {
     __m512i v;
     static constexpr int64_t width = 16;
-    static MELODIA_INLINE Sums zero() { return {_mm512_setzero_si512()}; }
+    static MELODIA_INLINE Sums begin(const int32_t*) { return {_mm512_setzero_si512()}; }
     MELODIA_INLINE void add(uint32_t x, const int8_t* w) {
         v = _mm512_dpbusd_epi32(v, _mm512_set1_epi32(static_cast<int>(x)), _mm512_loadu_si512(w));
     }
@@ -101,7 +113,7 @@ struct Sums {
 struct Sums {
     __m256i v;
     static constexpr int64_t width = 8;
-    static MELODIA_INLINE Sums zero() { return {_mm256_setzero_si256()}; }
+    static MELODIA_INLINE Sums begin(const int32_t*) { return {_mm256_setzero_si256()}; }
     // In 16 bits, because a sum of two products of bytes saturates there.
     MELODIA_INLINE void add(uint32_t x, const int8_t* w) {
         const __m128i xs = _mm_set1_epi32(static_cast<int>(x));
@@ -113,6 +125,23 @@ struct Sums {
         v = _mm256_add_epi32(v, _mm256_permute4x64_epi64(pairs, 0xD8));
     }
     MELODIA_INLINE void store(int32_t* p) const { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v); }
+};
+#elif defined(MELODIA_NEON)
+struct Sums {
+    int32x4_t v;
+    static constexpr int64_t width = 4;
+    static MELODIA_INLINE Sums begin(const int32_t* offset) { return {vld1q_s32(offset)}; }
+    MELODIA_INLINE void add(uint32_t x, const int8_t* w) {
+        const int8x16_t xs = vreinterpretq_s8_u32(vdupq_n_u32(x ^ 0x80808080u)), ws = vld1q_s8(w);
+#if defined(__ARM_FEATURE_DOTPROD)
+        v = vdotq_s32(v, xs, ws);
+#else
+        const int32x4_t low = vpaddlq_s16(vmull_s8(vget_low_s8(xs), vget_low_s8(ws)));  // lanes 0 0 1 1
+        const int32x4_t high = vpaddlq_s16(vmull_high_s8(xs, ws));
+        v = vaddq_s32(v, vpaddq_s32(low, high));
+#endif
+    }
+    MELODIA_INLINE void store(int32_t* p) const { vst1q_s32(p, v); }
 };
 #endif
 
@@ -183,7 +212,7 @@ MELODIA_INLINE void finish_int8(const Product& p, int m, const int32_t* whole) {
     }
 }
 
-#if defined(__AVX2__)
+#if defined(__AVX2__) || defined(MELODIA_NEON)
 template <int M, int NV>
 void product_int8(const Product& p) {
     constexpr int parts = NV * static_cast<int>(kTile / Sums::width);
@@ -194,7 +223,7 @@ void product_int8(const Product& p) {
     for (int m = 0; m < M; ++m) {
         x[m] = static_cast<const uint8_t*>(p.x[m]);
 #pragma GCC unroll 16
-        for (int n = 0; n < parts; ++n) sums[m][n] = Sums::zero();
+        for (int n = 0; n < parts; ++n) sums[m][n] = Sums::begin(p.offset + n * Sums::width);
     }
     for (int64_t k = 0; k < p.K; k += 4, panel += 4 * NV * kTile) {
         uint32_t quad[M];
