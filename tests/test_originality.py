@@ -168,6 +168,18 @@ def test_the_seeds_own_piece_is_named(pieces: list[Training], index: Index) -> N
     assert found.longest is not None
     assert found.longest.of_seed
     assert "deep/11.mid bar 9 (the seed's own piece)" in str(found.longest)
+    # Of a long seed the end counts, and costs no more than that.
+    long = join(tune(np.random.default_rng(4), 2000), moved(seed, 2000 * BAR))
+    assert len(long.onset) > 8000
+    began = time.process_time()
+    found = shared_passages(index, goes_on, bars(4), seed=long)
+    assert time.process_time() - began < 0.2
+    assert found.longest is not None
+    assert found.longest.of_seed
+    gone = join(seed, moved(tune(np.random.default_rng(5), 2000), 8 * BAR))
+    found = shared_passages(index, goes_on, bars(4), seed=gone)
+    assert found.longest is not None
+    assert not found.longest.of_seed
     other = shared_passages(index, goes_on, bars(4), seed=part(pieces[12].notes, 0, 8))
     assert other.longest is not None
     assert not other.longest.of_seed

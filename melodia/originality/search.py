@@ -24,6 +24,7 @@ LEAST_VARIETY = 10
 NEIGHBOURS = 4  # samples looked at on either side of where a suffix belongs
 MAX_EXTENDED = 256  # candidates followed to their ends; the likeliest first
 REPORTED = 3
+SEED_NOTES = 1000  # the last of a seed: enough to know its piece
 
 
 @dataclass(frozen=True)
@@ -206,7 +207,8 @@ def _in_bars(bar_starts: NDArray[np.int64], tick: int) -> float:
 
 def _piece_of(index: Index, seed: Notes) -> int | None:
     """The training piece that a seed is a part of: the one with which it shares most, if that is most of a line."""
-    lines = lines_of(seed)
+    last = np.argsort(seed.onset, kind="stable")[-SEED_NOTES:]
+    lines = lines_of(Notes(seed.onset[last], seed.end[last], seed.pitch[last], seed.program[last]))
     match = max(_matches(index, lines), key=lambda match: match.steps, default=None)
     if match is None:
         return None
