@@ -34,9 +34,9 @@ def pack(mask: NDArray[np.bool_]) -> Bits:
     [5]
     """
     packed = np.packbits(mask, axis=-1, bitorder="little")
-    missing = -packed.shape[-1] % 8
-    padded = np.pad(packed, [(0, 0)] * (mask.ndim - 1) + [(0, missing)])
-    return padded.view("<u8").astype(np.uint64, copy=False)
+    words = np.zeros((*mask.shape[:-1], -(-mask.shape[-1] // 64) * 8), np.uint8)
+    words[..., : packed.shape[-1]] = packed
+    return words.view("<u8").astype(np.uint64, copy=False)
 
 
 def unpack(words: Bits, V: int) -> NDArray[np.bool_]:
