@@ -1,19 +1,21 @@
-# make demo | test | test-slow | lint | format: each sets up .venv first, once.
+# make install | demo | test | test-slow | lint | format: each sets up .venv first, once.
 # PYTHON=python3.12 chooses the interpreter; MELODIA_NATIVE=0 leaves the native library out (see setup.py).
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.melodia-installed
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
-SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp)
+SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu)
 
-.PHONY: demo test test-slow lint format clean
+.PHONY: install demo test test-slow lint format clean
 
 # A tiny model of midi_samples/ (until one is bundled), and with it a continuation as MIDI, picture and sound.
 demo: $(STAMP)
 	$(BIN)/melodia train midi_samples --out out/demo-model --size tiny --minutes 1 --force
 	$(BIN)/melodia generate --seed midi_samples/bach_prelude_c_major.mid --seed-bars 8 --bars 8 --random-seed 1 \
 	    --model out/demo-model --out out/demo.mid --plot --audio --force
+
+install: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -m "not slow"

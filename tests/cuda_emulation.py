@@ -43,8 +43,9 @@ def compile_objects(
 
     def compiled(source: str) -> Path:
         out = folder / f"{source}.o"
+        (file,) = (CSRC / "cuda").glob(f"{source}.c*")
         subprocess.run(
-            [str(COMPILER), *flags, "-c", str(CSRC / "cuda" / f"{source}.cu"), "-o", str(out)],
+            [str(COMPILER), *flags, "-c", str(file), "-o", str(out)],
             check=True,
             text=True,
             timeout=300,
@@ -56,10 +57,15 @@ def compile_objects(
         return list(pool.map(compiled, sources))
 
 
+def files() -> list[Path]:
+    """The sources and headers of the operators: all of csrc/cuda but the decoder's."""
+    return [file for file in sorted((CSRC / "cuda").iterdir()) if not file.name.startswith("decode")]
+
+
 def build() -> Path:
     """The library of the sources as they are; kept in build/ until they change."""
     digest = hashlib.sha256(torch.__version__.encode())
-    for file in [*sorted((CSRC / "cuda").iterdir()), CSRC / "cells.h"]:
+    for file in [*files(), CSRC / "cells.h"]:
         digest.update(file.read_bytes())
     folder = CSRC.parent / "build" / f"emulator-{digest.hexdigest()[:16]}"
     if not (folder / LIBRARY).exists():
@@ -105,7 +111,7 @@ class Emulator:
     def __init__(self, library: Path) -> None:
         """Load the library and give its operators their schemas."""
         self._definitions = torch.library.Library("melodia_emulator", "DEF")
-        names = re.findall(r'm\.impl\("(\w+)"', (CSRC / "cuda/ops_cuda.cu").read_text())
+        names = re.findall(r'm\.impl\("(\w+)"', (CSRC / "cuda/ops_cuda.cpp").read_text())
         known = schemas()
         for name in names:
             self._definitions.define(known[name])

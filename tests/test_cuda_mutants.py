@@ -23,7 +23,7 @@ SCANS = ("scan_forward", "scan_backward")
 def where() -> dict[str, tuple[str, ...]]:
     """The sources to build anew for every name: its own, or those that include its header."""
     found: dict[str, tuple[str, ...]] = {}
-    for file in sorted((emulation.CSRC / "cuda").iterdir()):
+    for file in emulation.files():
         for name in NAMES.findall(file.read_text()):
             assert name not in found or found[name] == (file.stem,), f"{name} stands in two files"
             found[name] = (file.stem,) if file.suffix == ".cu" else SCANS

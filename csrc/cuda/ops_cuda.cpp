@@ -465,6 +465,9 @@ MELODIA_EXPORT void melodia_cuda_configure(int32_t path, int32_t exchange, uint6
     options = {static_cast<Path>(path), static_cast<Exchange>(exchange), spin_limit_ns};
 }
 
+// Why nothing can run here, or null.
+MELODIA_EXPORT const char* melodia_cuda_problem() { return melodia::cuda::device_problem(); }
+
 // The path that the last scan took.
 MELODIA_EXPORT int32_t melodia_cuda_chosen() { return static_cast<int32_t>(melodia::cuda::chosen); }
 

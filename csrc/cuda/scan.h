@@ -59,6 +59,9 @@ struct ScanOptions {
     uint64_t spin_limit_ns = 2000000000;  // before a wait gives up
 };
 
+// Why nothing can run here at all: no driver, one that is too old, no device, one that is too old; or null.
+const char* device_problem();
+
 // Up to two scans of one batch side by side. Return null, or a sentence that says what went wrong.
 // `workspace` has scan_workspace bytes, aligned to 256; its contents do not matter. `numbers` are what a step
 // hands on per row: H forward, GH backward.

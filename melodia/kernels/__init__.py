@@ -1,8 +1,8 @@
 """The kernels: cells and scans, and the choice of the backend that runs them.
 
 The functions have the signatures of `melodia.kernels.reference`, which is their specification. Two backends exist:
-`reference` (plain PyTorch, any device, any floating type) and `native` (the library built from csrc/; CPU, float32
-and, except in single steps, bfloat16).
+`reference` (plain PyTorch, any device, any floating type) and `native` (the libraries built from csrc/; CPU, float32
+and, except in single steps, bfloat16; CUDA, if built and usable (`melodia.kernels.cuda`), also float16).
 
 `backend` is "auto", "reference" or "native": the environment's MELODIA_BACKEND first, then `set_backend()` or, for a
 while, `use_backend()`. auto takes native for every call it can run and reference for the others; native raises where
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from melodia import backends
 from melodia.errors import BackendError
-from melodia.kernels import native, native_ops, recompute, reference
+from melodia.kernels import cuda, native, native_ops, recompute, reference
 from melodia.kernels.recompute import Recipe
 
 __all__ = [
@@ -128,13 +128,15 @@ def _unfit(operands: tuple[Tensor, ...], others: tuple[Tensor, ...], half: bool)
         others: states and biases, each of any type that the call knows.
         half: whether the call knows bfloat16.
     """
+    if any(x.device.type == "cuda" for x in (*operands, *others)):
+        return cuda.unfit(operands, others)
     amp = torch.is_autocast_enabled("cpu")  # then the operators convert by themselves
     known = (
         (torch.float32, torch.bfloat16, torch.float16) if amp else (torch.float32, torch.bfloat16)[: 1 + half]
     )
     for x in (*operands, *others):
         if x.device.type != "cpu":
-            return f"it runs on the CPU only (received a tensor on {x.device})"
+            return f"it runs on the CPU and on CUDA devices only (received a tensor on {x.device})"
         if x.dtype not in known:
             names = "float32 and bfloat16" if half else "float32"
             return f"it runs in {names} only (received {x.dtype})"

@@ -1,0 +1,141 @@
+"""The CUDA library: how the build decides, what it made, and what it says where nothing can run."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from test_build import setup
+
+from melodia.info import collect
+from melodia.kernels import cuda, native
+
+BUILT = pytest.mark.skipif(cuda.build_facts().get("reason", "") is not None, reason=cuda.describe())
+
+VERSION = "echo 'Cuda compilation tools, release 12.4, V12.4.131'"
+
+
+def toolkit(folder: Path, nvcc: str) -> str:
+    """A CUDA_HOME whose nvcc is that shell script."""
+    path = folder / "toolkit" / "bin" / "nvcc"
+    path.parent.mkdir(parents=True)
+    path.write_text(f"#!/bin/sh\n{nvcc}\n")
+    path.chmod(0o755)
+    return str(path.parents[1])
+
+
+def test_cuda_needs_the_native_build(tmp_path: Path) -> None:
+    done = setup(["build"], tmp_path, MELODIA_NATIVE="0", MELODIA_CUDA="1")
+    assert done.returncode != 0
+    assert (
+        "MELODIA_CUDA=1 asks for the CUDA kernels, but MELODIA_NATIVE=0 asked for pure Python" in done.stderr
+    )
+    assert "Traceback" not in done.stderr
+
+
+def test_wrong_wish(tmp_path: Path) -> None:
+    done = setup(["build"], tmp_path, MELODIA_NATIVE="0", MELODIA_CUDA="yes")
+    assert "MELODIA_CUDA must be auto, 0 or 1 (received 'yes')" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("nvcc", "architectures", "sentence"),
+    [
+        (None, "", r"nvcc was not found in .*toolkit/bin; install the CUDA toolkit or set CUDA_HOME"),
+        ("echo libcrt is missing >&2; exit 1", "", r"toolkit/bin/nvcc does not run: libcrt is missing"),
+        (f"{VERSION}; echo compute_50", "", r"12\.4 knows none or not all of \[80, 86, 89, 90, 100, 120\]"),
+        (f"{VERSION}; echo compute_80", "80;100", r"12\.4 knows none or not all of \[80, 100\]"),
+        (f"{VERSION}; echo compute_80", "sm_80", r"must be numbers such as 80;90 \(received 'sm_80'\)"),
+    ],
+)
+def test_wrong_nvcc_is_a_sentence(
+    nvcc: str | None, architectures: str, sentence: str, tmp_path: Path
+) -> None:
+    if native.build_facts().get("compiler") is None:
+        pytest.skip("no C++ compiler built the library here")
+    home = toolkit(tmp_path, nvcc) if nvcc else str(tmp_path / "toolkit")
+    done = setup(
+        ["build"],
+        tmp_path,
+        MELODIA_NATIVE="1",
+        MELODIA_CUDA="1",
+        CUDA_HOME=home,
+        MELODIA_CUDA_ARCHITECTURES=architectures,
+    )
+    assert done.returncode != 0
+    assert re.search(f"MELODIA_CUDA=1 asks for the CUDA kernels, but .*{sentence}", done.stderr), done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_no_cuda_is_noted_with_the_reason(tmp_path: Path) -> None:
+    done = setup(["build"], tmp_path, MELODIA_NATIVE="0", MELODIA_CUDA="0")
+    assert done.returncode == 0, done.stderr
+    (facts,) = tmp_path.glob("build/lib*/melodia/kernels/native_build.json")
+    assert json.loads(facts.read_text())["cuda"] == {"reason": "MELODIA_CUDA=0 asked for none"}
+
+
+def test_info_says_what_there_is() -> None:
+    info = collect()
+    assert info.cuda_kernels == cuda.describe()
+    assert f"CUDA kernels: {info.cuda_kernels}" in info.lines()
+
+
+@pytest.mark.skipif(cuda.reason() is None, reason="CUDA kernels can run here")
+def test_without_a_gpu_there_is_a_reason() -> None:
+    assert cuda.unfit((torch.zeros(1),), ()) == cuda.reason()
+    assert cuda.reason()
+
+
+def test_missing_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(native, "reason", lambda: None)
+    monkeypatch.setattr(cuda, "LIBRARY", tmp_path / "libmelodia_cuda.so")
+    library, reason = cuda._load.__wrapped__()
+    assert library is None
+    assert reason is not None
+    assert "the CUDA kernels were not built" in reason
+    cuda.LIBRARY.write_bytes(b"not a library")
+    library, reason = cuda._load.__wrapped__()
+    assert library is None
+    assert reason is not None
+    assert "the CUDA kernels do not load" in reason
+
+
+@pytest.mark.parametrize("variable", ["MELODIA_CUDA_SCAN", "MELODIA_CUDA_EXCHANGE"])
+def test_unknown_choice(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(variable, "quick")
+    with pytest.raises(ValueError, match=rf"{variable} must be one of automatic, .* \(received 'quick'\)"):
+        cuda._choice(variable)
+
+
+@BUILT
+def test_hot_kernels_keep_everything_in_registers() -> None:
+    """No spills and no stack in any scan, on any architecture; the numbers are shown (pytest -rP)."""
+    kernels = cuda.build_facts()["kernels"]
+    architectures = set(cuda.build_facts()["architectures"])
+    for name in ("scan_forward_kernel", "scan_backward_kernel"):
+        rows = [row for row in kernels if row["kernel"] == name]
+        assert {row["architecture"] for row in rows} == architectures
+        assert {row["type"] for row in rows} == {"float32", "bfloat16", "float16"}
+        for row in rows:
+            print(row)
+            assert (row["spills"], row["stack"]) == (0, 0), row
+
+
+@BUILT
+def test_library_loads_without_a_gpu() -> None:
+    """In a fresh process: the operators are there for CUDA tensors, and what is missing is a sentence."""
+    code = (
+        "import torch; from melodia.kernels import cuda; print(cuda.describe());"
+        "print(torch._C._dispatch_has_kernel_for_dispatch_key('melodia::pair_scan_backward', 'CUDA'))"
+    )
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "the CUDA kernels are built, but" in done.stdout
+    assert done.stdout.splitlines()[-1] == "True"
