@@ -215,7 +215,6 @@ struct Grammar {
     }
 
     // -- the mask of base tokens
-    // ---------------------------------------------------------------------------------
 
     MELODIA_HD int64_t bar_end(const GrammarRegisters& r) const {
         return r.bar >= 0 ? r.bar_start + r.bar_length : 0;
@@ -410,7 +409,6 @@ struct Grammar {
     }
 
     // -- BPE
-    // ---------------------------------------------------------------------------------------------------
 
     // Allow the tokens of the trie whose parts may follow one by one. The state is the same afterwards.
     MELODIA_HD void mask_bpe(GrammarState& s, uint64_t* mask, GrammarScratch scratch) const {
@@ -455,7 +453,6 @@ struct Grammar {
     }
 
     // -- the step
-    // ----------------------------------------------------------------------------------------------
 
     // Step behind a base token. A trial drops nothing, so that it can be taken back.
     template <bool trial>

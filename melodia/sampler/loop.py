@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from melodia import engine
 from melodia.engine.loop import Standing, Start, TokenLoop
 from melodia.engine.rules import rules_of
 from melodia.grammar import NoteEvent
 from melodia.sampler.lane import Lane
 from melodia.sampler.session import Session
-from melodia.sampler.steppers import Stepper
+from melodia.sampler.steppers import EngineStepper, Stepper
 
 Found = list[tuple[Lane, list[NoteEvent]]]
 
@@ -32,11 +31,8 @@ class Loop:
 
     def __init__(self, stepper: Stepper, lanes: list[Lane], *, bursts: bool = True) -> None:
         self.live = list(lanes)
-        sessions = getattr(stepper, "lanes", None)
         self._way: _Way = (
-            _Bursts(stepper, sessions, self.live)
-            if bursts and isinstance(sessions, engine.Lanes)
-            else _Steps(stepper)
+            _Bursts(stepper, self.live) if bursts and isinstance(stepper, EngineStepper) else _Steps(stepper)
         )
 
     def note_by_note(self) -> None:
@@ -115,7 +111,7 @@ class _Bursts:
     While a lane runs, the grammar of its session lies in the engine's memory.
     """
 
-    def __init__(self, stepper: Stepper, sessions: engine.Lanes, live: list[Lane]) -> None:
+    def __init__(self, stepper: EngineStepper, live: list[Lane]) -> None:
         self._stepper = stepper
         self._pause = False
         starts = [
@@ -132,7 +128,7 @@ class _Bursts:
             for lane in live
         ]
         rules = [rules_of(lane.grammar, lane.session.side.specs) for lane in live]
-        self._loop = TokenLoop(sessions.engine, sessions, rules, starts)
+        self._loop = TokenLoop(stepper.lanes.engine, stepper.lanes, rules, starts)
         for lane, follower in zip(live, self._loop.followers, strict=True):
             lane.session.grammar = follower.state
 
@@ -197,6 +193,5 @@ class _Bursts:
         kept = [i for i in range(len(live)) if i not in ended]
         if kept:
             self._stepper.keep(kept)
-            sessions = getattr(self._stepper, "lanes")  # noqa: B009  # the protocol has none
-            self._loop.keep(sessions, kept)
+            self._loop.keep(self._stepper.lanes, kept)
         return [live[i] for i in kept]
