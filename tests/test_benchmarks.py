@@ -24,6 +24,7 @@ from benchmarks import __main__ as command
 from benchmarks.suite import generation, machine, onnx_peer, ours, peers, per_note, quality, training
 from benchmarks.suite.floor import Reading
 from benchmarks.suite.measuring import Timing, Way, interleave, percentile
+from benchmarks.suite.notochord_peer import Notochord
 from benchmarks.suite.options import Options
 from benchmarks.suite.page import Page, Section, Table, Target, figure
 from melodia import engine
@@ -437,6 +438,36 @@ def test_tokens_of_a_note_are_counted(samples_dir: Path) -> None:
     tokens = sum(len(tokenizer.encode(read_score(path)[0]).ids) for path in samples_dir.glob("*.mid"))
     # Notes that double another one are not written.
     assert per_note.tokens_per_note(tokenizer, samples_dir) == pytest.approx(tokens / notes, rel=0.02)
+
+
+def test_notochord_answers_from_its_own_process_or_says_why_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stand-in of the package: what is tested is the talk between the processes."""
+    with pytest.raises(RuntimeError, match="No module named 'notochord'"):
+        Notochord(Path(sys.executable), 1)
+    (tmp_path / "notochord.py").write_text(
+        "import time, torch\n"
+        "class Notochord(torch.nn.Linear):\n"
+        "    def __init__(self): super().__init__(3, 4); self.step = 0\n"
+        "    def reset(self): pass\n"
+        "    def query(self): print('chatter'); time.sleep(0.004); return {'pitch': 60}\n"
+        "    def feed(self, pitch): assert pitch == 60; self.step += 1; time.sleep(0.001)\n"
+    )
+    (tmp_path / "notochord-9.9.dist-info").mkdir()
+    (tmp_path / "notochord-9.9.dist-info" / "METADATA").write_text("Name: notochord\nVersion: 9.9\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    child = Notochord(Path(sys.executable), 1)
+    try:
+        assert (child.facts["parameters"], child.facts["notochord"]) == (16, "9.9")
+        taken = [child.timed(events) for events in (1, 10)]
+    finally:
+        child.close()
+    assert taken[1] > 0.05
+    assert child.events == 11
+    assert child.query > 0.044
+    assert child.feed > 0.011
+    assert sum(taken) >= child.query + child.feed
 
 
 def test_what_is_not_there_is_a_row_and_no_number(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,8 @@ from melodia.model import Model, ModelConfig, match_parameters
 from melodia.tokenizer import Tokenizer
 
 LIMIT = 30
+EVENTS = 2
+"""Of notochord, for a note: one begins it, one ends it."""
 NOTOCHORD_PARAMETERS = 17_744_100
 """Of notochord 0.8.0 at its default size; where it runs, its own count rules."""
 
@@ -41,8 +43,8 @@ def run(options: Options, section: Section) -> None:
     section.intro = (
         "notochord at its default size, random weights, `query()` then `feed()`; melodia's sequential kind with as "
         f"many parameters and the vocabulary of its own tokenizer ({tokenizer.vocabulary.size} tokens). A note costs "
-        f"melodia {rate:.2f} tokens, measured over the pieces of midi_samples/. A note costs notochord two events, its "
-        "beginning and its end; the ratio to be reached counts only one."
+        f"melodia {rate:.2f} tokens, measured over the pieces of midi_samples/. A note costs notochord two "
+        "events, its beginning and its end (a velocity of 0); the last column counts one only."
     )
     counts = thread_counts()
     obstacle = engine.reason()
@@ -72,7 +74,7 @@ def run(options: Options, section: Section) -> None:
             child.close()
 
     count_names = [f"µs a note, {count} thread{'s' * (count > 1)}" for count in counts]
-    table = Table(["way", "parameters", "µs an event or token", *count_names, "× notochord", "× two events"])
+    table = Table(["way", "parameters", "µs an event or token", *count_names, "× notochord", "× one event"])
     theirs = [found.get(f"notochord {count}") for count in counts]
     measured = [value for value in theirs if value is not None]
     base = min(measured) if measured else None
@@ -80,18 +82,18 @@ def run(options: Options, section: Section) -> None:
         table.rows.append([missing, *[""] * (len(table.columns) - 1)])
     else:
         facts = next(iter(children.values())).facts
-        name = f"notochord {facts['notochord']} (torch {facts['torch']}), one event"
-        events = ["" if value is None else micros(value) for value in theirs]
-        table.rows.append([name, f"{facts['parameters']:,}", micros(base), *events, "1", "2"])
+        name = f"notochord {facts['notochord']} (torch {facts['torch']})"
+        notes = ["" if value is None else micros(EVENTS * value) for value in theirs]
+        table.rows.append([name, f"{facts['parameters']:,}", micros(base), *notes, "1", "0.5"])
     for weights in WEIGHTS:
         times = [found[f"{weights} {count}"] for count in counts]
         note = min(times) * rate
         row = [f"melodia {weights}", f"{model.parameter_count():,}", micros(min(times))]
         row += [micros(value * rate) for value in times]
-        row += [""] * 2 if base is None else [figure(base / note), figure(2 * base / note)]
+        row += [""] * 2 if base is None else [figure(EVENTS * base / note), figure(base / note)]
         table.rows.append(row)
         what = f"CPU generation, one stream, equal parameter count, per note, {weights}"
-        value = None if base is None else base / note
+        value = None if base is None else EVENTS * base / note
         section.targets.append(Target(what, "notochord query + feed", LIMIT, value, why=missing))
     section.tables.append(table)
     for count, child in children.items():
