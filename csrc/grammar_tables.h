@@ -1,0 +1,144 @@
+// What the grammar (grammar.h) works on: operations, the head of the tables, registers, masks of bits.
+//
+// Letters: V = vocabulary size, W = words of a mask (64 tokens each), P = programs of the vocabulary.
+#pragma once
+#include <cstdint>
+
+#include "philox.h"
+
+namespace melodia {
+
+// melodia.grammar.Op
+enum Op : int64_t {
+    kPad,
+    kBos,
+    kEos,
+    kBar,
+    kTimeSignature,
+    kPosition,
+    kTimeShift,
+    kTempo,
+    kProgram,
+    kPitch,
+    kDrum,
+    kVelocity,
+    kDuration,
+    kNoteOff,
+    kDrumOff,
+    kMicro,
+    kBpe,
+    kOps
+};
+
+constexpr int64_t kNone = -2;  // a register that holds nothing yet
+constexpr int64_t kFree = -1;  // notes with an end of their own: a pitch that does not sound
+constexpr int64_t kPitches = 128;
+constexpr int64_t kPrune = 32;
+
+// What may follow a type, as flags.
+enum Follow : int64_t {
+    kFollowNote = 1,
+    kFollowProgram = 2,
+    kFollowPosition = 4,
+    kFollowTempo = 8,
+    kFollowBar = 16,
+    kFollowEos = 32,
+    kFollowMetre = 64,
+    kFollowShift = 128,
+    kFollowMicro = 256
+};
+
+// Tokens of one operation, which stand in a row.
+struct GrammarSlice {
+    int64_t first, end, low;  // ids; the value of the first
+};
+
+// The numbers at the head of the tables.
+struct GrammarHead {
+    int64_t V, types, programs, allowed_programs, shifts, micros, roots, nodes, parts, depth;
+    int64_t has_bars, on_off, structured;
+    int64_t default_bar, default_unit;
+    int64_t silence, longest, reach;
+    int64_t max_polyphony;  // -1: no limit
+    int64_t allow_metre_changes, allow_tempo, allow_tempo_changes;
+    int64_t min_bars, max_bars;
+    int64_t bos_kind, eos_kind, pad, eos;
+    int64_t least_room, roomy;
+    GrammarSlice slices[kOps];
+};
+
+// melodia.grammar.state.REGISTERS, and how many ends there are.
+struct GrammarRegisters {
+    int64_t has_bars, on_off, kind, bar, bar_start, bar_length, unit, metre, now, place, program, pitch,
+        onset, tempo, heard, notes, bar_notes, min_bars, max_bars, require_note_in_bar, min_position;
+    int64_t ends;
+};
+
+// Where a sequence stands; the memory is the caller's.
+struct GrammarState {
+    GrammarRegisters* r;
+    int64_t* begun;  // [P] whether a program has played
+    int64_t* rows;   // [P][128] until when each pitch sounds, or since when (kFree: not)
+    int64_t* ends;   // [capacity] the same times of the notes that may still sound
+    int64_t capacity;
+};
+
+// What takes a state back to where it was before a trial step.
+struct GrammarUndo {
+    GrammarRegisters r;
+    int64_t row, pitch, before, created;
+    int64_t removed, at;  // an end that was taken out, and where; -1: none
+};
+
+struct GrammarFrame {
+    int64_t next, end;  // nodes of the trie that are left to try
+    GrammarUndo undo;
+};
+
+// Memory for masks with BPE tokens.
+struct GrammarScratch {
+    GrammarFrame* frames;  // [depth + 1]
+    uint64_t* masks;       // [depth + 1][W]
+};
+
+MELODIA_HD int64_t grammar_least(int64_t a, int64_t b) { return a < b ? a : b; }
+MELODIA_HD int64_t grammar_most(int64_t a, int64_t b) { return a > b ? a : b; }
+
+// a / b, rounded down; b > 0.
+MELODIA_HD int64_t floor_div(int64_t a, int64_t b) { return a / b - (a % b < 0); }
+
+MELODIA_HD bool has_bit(const uint64_t* mask, int64_t i) { return mask[i / 64] >> (i % 64) & 1; }
+MELODIA_HD void set_bit(uint64_t* mask, int64_t i) { mask[i / 64] |= uint64_t{1} << (i % 64); }
+MELODIA_HD void clear_bit(uint64_t* mask, int64_t i) { mask[i / 64] &= ~(uint64_t{1} << (i % 64)); }
+
+MELODIA_HD void clear_bits(uint64_t* mask, int64_t from, int64_t to) {
+    while (from < to) {
+        const int64_t end = grammar_least(to, (from / 64 + 1) * 64), count = end - from;
+        const uint64_t ones = count == 64 ? ~uint64_t{0} : (uint64_t{1} << count) - 1;
+        mask[from / 64] &= ~(ones << (from % 64));
+        from = end;
+    }
+}
+
+// Of `count` <= 64 bits from `first` on, leave those that stand in `keep`.
+MELODIA_HD void keep_bits(uint64_t* mask, int64_t first, int64_t count, uint64_t keep) {
+    const uint64_t drop = ~keep & (count == 64 ? ~uint64_t{0} : (uint64_t{1} << count) - 1);
+    mask[first / 64] &= ~(drop << (first % 64));
+    if (first % 64 != 0 && first % 64 + count > 64) mask[first / 64 + 1] &= ~(drop >> (64 - first % 64));
+}
+
+// How many of `count` ascending numbers are < limit (<= limit if `equal`).
+MELODIA_HD int64_t count_below(const int64_t* numbers, int64_t count, int64_t limit, bool equal) {
+    int64_t low = 0;
+    while (low < count) {
+        const int64_t middle = (low + count) / 2;
+        if (numbers[middle] < limit || (equal && numbers[middle] == limit)) {
+            low = middle + 1;
+        } else {
+            count = middle;
+        }
+    }
+    return low;
+}
+
+}  // namespace melodia
