@@ -113,13 +113,12 @@ def _print(console: Console, table: Table) -> None:
     from rich.table import Table as RichTable
     from rich.text import Text
 
-    drawn = RichTable(
-        title=Text(table.title), title_justify="left", box=box.SIMPLE_HEAD, caption_justify="left"
-    )
+    drawn = RichTable(box=box.SIMPLE_HEAD)
     for number, column in enumerate(table.columns):
         drawn.add_column(Text(column), justify="right" if number else "left", overflow="fold")
     for row in table.rows:
         drawn.add_row(*(Text(cell) for cell in row))
+    console.print(Text(table.title, style="bold"))
     console.print(drawn)
     if table.note:
         console.print(Text(table.note))
