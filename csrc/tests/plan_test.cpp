@@ -8,6 +8,7 @@
 #include <cstdlib>
 #include <limits>
 #include <random>
+#include <string>
 #include <vector>
 
 #include "engine/engine.h"
@@ -21,6 +22,7 @@ namespace {
 
 std::mt19937_64 generator;
 int failures = 0;
+std::string last_refusal;
 
 void check(bool fine, const char* what) {
     if (fine) return;
@@ -44,7 +46,8 @@ NetworkShape random_shape() {
     if (below(2) == 0) return shape;
     shape.encoder = {
         1 + below(3), below(2) == 0, 1 + below(20), below(2) == 0, below(2) == 0, 1 + below(9), {}};
-    for (int64_t i = below(3); i > 0; --i) shape.encoder.opens.push_back(below(shape.V));
+    for (int64_t i = below(std::min<int64_t>(shape.V, 2) + 1); i > 0; --i)
+        shape.encoder.opens.push_back(below(shape.V));
     return shape;
 }
 
@@ -111,7 +114,8 @@ bool refused(const Description& d, size_t ints, size_t floats) {
     try {
         Engine engine(i.data(), static_cast<int64_t>(ints), f.data(), static_cast<int64_t>(floats), 1);
         play(engine);
-    } catch (const PlanError&) {
+    } catch (const PlanError& error) {
+        last_refusal = error.what();
         return true;
     }
     return false;
@@ -150,7 +154,8 @@ int main(int argc, char** argv) {
     const int rounds = argc > 2 ? std::atoi(argv[2]) : 150;
     for (int round = 0; round < rounds; ++round) {
         const Description d = describe(random_shape());
-        check(!refused(d, d.ints.size(), d.floats.size()), "a good plan is refused");
+        if (refused(d, d.ints.size(), d.floats.size()))
+            check(false, ("a good plan is refused: " + last_refusal).c_str());
         for (int i = 0; i < 12; ++i) break_plan(d);
         if (round % 10 != 0) continue;
         for (size_t n = 0; n < d.ints.size(); ++n)
