@@ -10,7 +10,7 @@ from melodia.errors import ConfigError
 
 TEMPERATURE, TOP_P = 0.9, 0.95
 """What the command line chooses: of three settings tried, the one with which continuations of held-out songs came
-closest in scale consistency and pitch-class entropy to how the songs go on (`benchmarks/continuations.py`)."""
+closest in scale consistency and pitch-class entropy to how the songs go on (`melodia evaluate --generate`)."""
 
 
 @dataclass(frozen=True)
