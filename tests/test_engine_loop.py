@@ -357,6 +357,9 @@ def test_sanitizers_find_nothing(sanitizers: str, tmp_path: Path) -> None:
     names = ["blocks", "dispatch", "engine", "kernels_portable", "loop", "plan", "rules", "team"]
     if platform.machine().lower() in ("x86_64", "amd64"):
         names += list(machine)
+    elif platform.machine().lower() in ("aarch64", "arm64"):
+        machine["kernels_neondot"] = ["-march=armv8.2-a+dotprod"]
+        names += ["kernels_neon", "kernels_neondot"]
     sources = [(REPOSITORY / "csrc/engine" / f"{name}.cpp", machine.get(name, [])) for name in names]
     objects = []
     for source, extra in [*sources, (REPOSITORY / "csrc/tests/loop_test.cpp", [])]:
