@@ -87,8 +87,8 @@ MELODIA_DEVICE void receive(const Channel& c, int count, int* flag, Word word, V
         MELODIA_UNROLL
         for (int j = 0; j < kAhead; ++j) {
             const int i = first + j * stride;
-            if (i >= count) break;
-            if (from[j] != nullptr && !c.counted) {
+            if (from[j] == nullptr) continue;
+            if (!c.counted) {
                 Spin spin(c.gave_up, c.limit_ns);
                 while (MELODIA_EPOCH("decode exchange: epoch", got[j] >> 32 != c.epoch, false)) {
                     if (!spin.again()) {

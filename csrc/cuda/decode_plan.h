@@ -20,6 +20,8 @@ constexpr int kMaxSides = 16;
 constexpr int kChunkBytes = 512;         // of weights: 16 rows, 16 bytes for each lane of a warp
 constexpr uint32_t kEnd = ~uint32_t{0};  // the command that ends a session
 
+enum class Standing : int64_t { ready, chosen, taken, stopped, asks, nothing, nan };  // as in engine/loop.h
+
 struct Int8 {
     int8_t value;
 };
@@ -34,10 +36,11 @@ struct Matrix {
 
 struct CellPart {
     int32_t lstm, gates;
-    int32_t slot;                        // cells counted from the bottom
-    Matrix input;                        // tiles 0: tables stand in its place
-    Matrix recurrent;                    // rows: unit after unit, its gates side by side
-    const float *bias, *bias_n;          // [H][4], as in engine/plan.h
+    int32_t slot;                // cells counted from the bottom
+    int32_t state;               // where h [H] stands in a session's state, c [H] of an LSTM behind it
+    Matrix input;                // tiles 0: tables stand in its place
+    Matrix recurrent;            // rows: unit after unit, its gates side by side
+    const float *bias, *bias_n;  // [H][4], as in engine/plan.h
     const float* tables[1 + kMaxSides];  // the token's, then the side inputs': [rows][H][4]
 };
 
@@ -67,12 +70,13 @@ struct Stage {
 
 // Offsets in bytes of a block's shared memory. One arithmetic for host and device: filled in by the host.
 struct Layout {
-    int32_t raw, y;          // floats [group][raw_stride], [group][y_stride]; -1: not needed
-    int32_t states, inputs;  // numbers in the form of the weights
-    int32_t states_stride, inputs_stride, raw_stride, y_stride;  // bytes of a row
-    int32_t scales;             // [3][kGroup] of states (two vectors) and inputs
-    int32_t sums, shadow_sums;  // [shares x rows][kGroup + 1]
-    int32_t own;                // what a block keeps of its sessions, see Own
+    int32_t raw, y;                        // floats [group][raw_stride], [group][y_stride]; -1: not needed
+    int32_t states, inputs;                // numbers in the form of the weights
+    int32_t states_stride, inputs_stride;  // bytes of a row
+    int32_t raw_stride, y_stride;          // floats of a row
+    int32_t scales;                        // [3][kGroup] of states (two vectors) and inputs
+    int32_t sums, shadow_sums;             // [shares x rows][kGroup + 1]
+    int32_t own;                           // what a block keeps of its sessions, see Own
     int32_t flag;
     int32_t weights;            // resident matrices
     int32_t compute_bytes;      // of a compute block
@@ -81,11 +85,12 @@ struct Layout {
     int32_t padded_h;           // H rounded up to 32: where the second of two vectors begins
 };
 
-// Floats that a block keeps: for each cell h [B][U], c [B][U], the recurrent sums [B][U][4]; then per session
-// whether it goes on, its token, its side inputs.
+// Numbers of 4 bytes that a block keeps: for each cell h [B][U], c [B][U], the recurrent sums [B][U][4]; then
+// the tokens of this step and of the one before [2][B], kEnd where a session has ended, and side inputs
+// [B][S].
 struct Own {
-    int32_t slot, c, sums;  // floats of a cell; where c and the sums begin in it
-    int32_t alive, tokens, sides, size;
+    int32_t slot, c, sums;  // numbers of a cell; where c and the sums begin in it
+    int32_t tokens, sides, size;
 };
 
 struct Network {
@@ -108,10 +113,10 @@ struct DeviceRules {
 };
 
 // A session as its sampler sees it: the fixed part of a record; arrays follow (RecordLayout).
-struct Voice {
+struct Record {
     GrammarRegisters grammar;
-    SideRegisters sides;
-    int64_t place_bar[kBarsKept], place_count[kBarsKept];
+    GrammarState state;  // of them and the record's arrays
+    SideState sides;
     int64_t standing, token;  // engine::Standing
     double nll, entropy;
     int64_t made, fed;
@@ -125,11 +130,12 @@ struct Voice {
     int64_t ring_size, ring_at;
     int64_t rules;                 // which
     int64_t waits, pauses, ended;  // its logits are under way; it ends behind them; it has ended
+    int64_t prepared;              // mask and noise of the next choice are made
 };
 
 // Offsets in bytes of a record's arrays.
 struct RecordLayout {
-    int64_t begun, rows, ends, places, place_tokens, masks, ring, counts, size;
+    int64_t begun, rows, ends, places, masks, ring, counts, size;
     int64_t ends_capacity, places_capacity;
     int64_t words;  // of a mask
     // Of a sampler's scratch, per session.

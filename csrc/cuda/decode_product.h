@@ -142,9 +142,12 @@ template <class W>
 class Sums {
   public:
     MELODIA_DEVICE Sums(float* sums, const Matrix* first, const Matrix* second)
-        : sums_(sums), m_{first, second}, tiles_(first->tiles + (second == nullptr ? 0 : second->tiles)) {
+        : sums_(sums),
+          first_(first),
+          second_(second),
+          tiles_(first->tiles + (second == nullptr ? 0 : second->tiles)) {
         const int warps_here = static_cast<int>(warps());
-        shares_ = tiles_ >= warps_here ? 1 : warps_here / tiles_;
+        shares_ = tiles_ >= warps_here || tiles_ == 0 ? 1 : warps_here / tiles_;
     }
 
     // By all warps; a barrier must follow.
@@ -154,9 +157,9 @@ class Sums {
             int tile = item % tiles_;
             const int share = item / tiles_;
             float* to = sums_ + (share * tiles_ + tile) * 16 * kSumsStride;
-            const bool second = tile >= m_[0]->tiles;
-            const Matrix& m = *m_[second];
-            if (second) tile -= m_[0]->tiles;
+            const bool second = tile >= first_->tiles;
+            const Matrix& m = second ? *second_ : *first_;
+            if (second) tile -= first_->tiles;
             const int each = (m.chunks + shares_ - 1) / shares_;
             const int begin = share * each < m.chunks ? share * each : m.chunks;
             const int end = begin + each < m.chunks ? begin + each : m.chunks;
@@ -174,12 +177,12 @@ class Sums {
 
     // Row `row` of a matrix with vector v, made of x.
     MELODIA_DEVICE float get(int matrix, int row, int v, const Vectors& x) const {
-        const int whole = matrix * m_[0]->tiles * 16 + row;
+        const int whole = matrix * first_->tiles * 16 + row;
         float sum = 0.0f;
         for (int share = 0; share < shares_; ++share)
             sum += sums_[(share * tiles_ * 16 + whole) * kSumsStride + v];
         if constexpr (same_type<W, Int8>::value) {
-            const Matrix& m = *m_[matrix];
+            const Matrix& m = matrix ? *second_ : *first_;
             sum *= m.scale[int64_t{block()} * m.tiles * 16 + row] * x.scale[v];
         }
         return sum;
@@ -187,7 +190,7 @@ class Sums {
 
   private:
     float* sums_;
-    const Matrix* m_[2];
+    const Matrix *first_, *second_;
     int tiles_, shares_;
 };
 

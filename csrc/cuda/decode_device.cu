@@ -1,0 +1,423 @@
+#include "cuda/decode_device.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <stdexcept>
+
+namespace melodia::cuda::decode {
+
+namespace {
+
+using engine::Panels;
+
+int64_t up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
+int64_t parts(int64_t n, int64_t unit) { return (n + unit - 1) / unit; }
+
+int64_t columns_of(engine::Weights w) {
+    return w == engine::Weights::fp32 ? 8 : w == engine::Weights::bf16 ? 16 : 32;
+}
+
+// A number of packed weights (engine/plan.h), as its bits.
+uint32_t bits_at(const Panels& p, int64_t panel, int64_t n, int64_t k) {
+    const char* data = p.data + panel * p.stride;
+    const int64_t rows = p.rows();
+    uint32_t bits = 0;
+    if (p.weights == engine::Weights::fp32) {
+        std::memcpy(&bits, data + 4 * (k * rows + n), 4);
+    } else if (p.weights == engine::Weights::bf16) {
+        std::memcpy(&bits, data + 2 * ((k / 2 * rows + n) * 2 + k % 2), 2);
+    } else {
+        std::memcpy(&bits, data + (k / 4 * rows + n) * 4 + k % 4, 1);
+    }
+    return bits;
+}
+
+// Where a number of a chunk stands (decode_product.h).
+int64_t place_of(engine::Weights w, int64_t row, int64_t k) {
+    if (w == engine::Weights::fp32) return (k / 4 * 16 + row) * 16 + k % 4 * 4;
+    if (w == engine::Weights::bf16)
+        return (row % 8 * 4 + k % 8 / 2) * 16 + (row / 8 + 2 * (k / 8)) * 4 + k % 2 * 2;
+    return (k / 16 * 16 + row) * 16 + k % 16;
+}
+
+// Everything that a network has in device memory, first on the host; pointers are offsets until it is there.
+class Blob {
+  public:
+    template <class T>
+    T* take(int64_t count) {  // an offset
+        const int64_t at = up(static_cast<int64_t>(bytes_.size()), 256);
+        bytes_.resize(static_cast<size_t>(at + count * static_cast<int64_t>(sizeof(T))), 0);
+        return reinterpret_cast<T*>(at);
+    }
+    template <class T>
+    T* host(T* offset) {
+        return reinterpret_cast<T*>(bytes_.data() + reinterpret_cast<intptr_t>(offset));
+    }
+    template <class T>
+    const T* copy(const T* from, int64_t count) {
+        T* to = take<T>(count);
+        std::copy_n(from, count, host(to));
+        return to;
+    }
+    const std::vector<unsigned char>& bytes() const { return bytes_; }
+
+  private:
+    std::vector<unsigned char> bytes_ = std::vector<unsigned char>(256, 0);  // no offset is null
+};
+
+struct Source {
+    int64_t panel, n;  // panel -1: a row of zeros
+};
+
+// row(block, local row) and column(k) say where a number comes from; a column of -1 is zeros.
+template <class Row, class Column>
+Matrix pack(Blob& blob, const Panels& from, int64_t blocks, int64_t rows, int64_t K, Row row, Column column) {
+    Matrix m{};
+    const int64_t width = columns_of(from.weights), size = 32 / width;
+    m.tiles = static_cast<int32_t>(parts(rows, 16));
+    m.chunks = static_cast<int32_t>(parts(K, width));
+    m.resident = -1;
+    auto* data = blob.take<unsigned char>(blocks * m.tiles * m.chunks * kChunkBytes);
+    const bool whole = from.weights == engine::Weights::int8;
+    float* scale = whole ? blob.take<float>(blocks * m.tiles * 16) : nullptr;
+    for (int64_t b = 0; b < blocks; ++b) {
+        for (int64_t r = 0; r < rows; ++r) {
+            const Source at = row(b, r);
+            if (at.panel < 0) continue;
+            if (whole) blob.host(scale)[b * m.tiles * 16 + r] = from.scale[at.panel * from.rows() + at.n];
+            for (int64_t k = 0; k < K; ++k) {
+                const int64_t source = column(k);
+                if (source < 0) continue;
+                const uint32_t bits = bits_at(from, at.panel, at.n, source);
+                const int64_t chunk = (b * m.tiles + r / 16) * m.chunks + k / width;
+                std::memcpy(blob.host(data) + chunk * kChunkBytes + place_of(from.weights, r % 16, k % width),
+                            &bits, static_cast<size_t>(size));
+            }
+        }
+    }
+    m.data = data;
+    m.scale = scale;
+    return m;
+}
+
+// [rows][Hp / 16][G][16] -> [rows][H][4]
+const float* unit_rows(Blob& blob, const engine::Cell& cell, const float* from, int64_t rows) {
+    if (from == nullptr) return nullptr;
+    float* to = blob.take<float>(rows * cell.H * 4);
+    for (int64_t r = 0; r < rows; ++r)
+        for (int64_t j = 0; j < cell.H; ++j)
+            for (int64_t g = 0; g < cell.gates; ++g)
+                blob.host(to)[(r * cell.H + j) * 4 + g] =
+                    from[r * cell.gates * cell.Hp + (j / 16 * cell.gates + g) * 16 + j % 16];
+    return to;
+}
+
+template <class T>
+void rebase(T*& pointer, const unsigned char* base) {
+    if (pointer != nullptr)
+        pointer =
+            reinterpret_cast<T*>(const_cast<unsigned char*>(base + reinterpret_cast<intptr_t>(pointer)));
+}
+void rebase(Matrix& m, const unsigned char* base) {
+    rebase(m.data, base);
+    rebase(m.scale, base);
+}
+
+}  // namespace
+
+void require(const char* failure) {
+    if (failure != nullptr) throw std::runtime_error(failure);
+}
+
+#if defined(MELODIA_EMULATOR)
+void Memory::release() { std::free(data_); }
+unsigned char* Memory::reserve(int64_t bytes) {
+    if (bytes <= size_ && data_ != nullptr) return data_;
+    release();
+    size_ = up(std::max<int64_t>(bytes, 16), 256);
+    data_ = static_cast<unsigned char*>(std::aligned_alloc(256, static_cast<size_t>(size_)));
+    if (data_ == nullptr) throw std::bad_alloc();
+    std::memset(data_, 0, static_cast<size_t>(size_));
+    return data_;
+}
+void Memory::write(void* device, const void* host, int64_t bytes) {
+    if (bytes > 0) std::memcpy(device, host, static_cast<size_t>(bytes));
+}
+void Memory::read(void* host, const void* device, int64_t bytes) { write(host, device, bytes); }
+#else
+namespace {
+void check(cudaError_t error) {
+    if (error == cudaSuccess) return;
+    (void)cudaGetLastError();
+    throw std::runtime_error(std::string("the device: ") + cudaGetErrorString(error));
+}
+}  // namespace
+void Memory::release() {
+    if (data_ != nullptr) (void)cudaFree(data_);
+    data_ = nullptr;
+}
+unsigned char* Memory::reserve(int64_t bytes) {
+    if (bytes <= size_ && data_ != nullptr) return data_;
+    release();
+    size_ = up(std::max<int64_t>(bytes, 16), 256);
+    check(cudaMalloc(&data_, static_cast<size_t>(size_)));
+    check(cudaMemset(data_, 0, static_cast<size_t>(size_)));
+    return data_;
+}
+void Memory::write(void* device, const void* host, int64_t bytes) {
+    if (bytes > 0) check(cudaMemcpy(device, host, static_cast<size_t>(bytes), cudaMemcpyHostToDevice));
+}
+void Memory::read(void* host, const void* device, int64_t bytes) {
+    if (bytes > 0) check(cudaMemcpy(host, device, static_cast<size_t>(bytes), cudaMemcpyDeviceToHost));
+}
+#endif
+
+Decoder::Decoder(const int64_t* ints, int64_t int_count, const float* floats, int64_t float_count,
+                 const Options& wanted)
+    : plan(ints, int_count, floats, float_count), options(wanted) {
+    if (plan.context > 0)
+        throw engine::PlanError("the CUDA engine does not run bidirectional models; use the CPU's");
+    require(device_of(&device));
+    const int64_t H = plan.H, V = plan.V, D = plan.D, padded = up(H, 32);
+    if (plan.side_sizes.size() > kMaxSides) throw engine::PlanError("there are too many side inputs");
+    // A block for each processor, one of them to choose; never so many that a block has few units, because
+    // tiles have 16 rows.
+    const int64_t most = std::max<int64_t>(1, options.blocks > 0 ? options.blocks : device.processors - 1);
+    const int64_t units = std::max(options.least_units > 0 ? options.least_units : 4, parts(H, most));
+    const int64_t blocks = parts(H, units);
+    net.V = static_cast<int32_t>(V);
+    net.H = static_cast<int32_t>(H);
+    net.D = static_cast<int32_t>(D);
+    net.S = static_cast<int32_t>(plan.side_sizes.size());
+    net.blocks = static_cast<int32_t>(blocks);
+    net.units = static_cast<int32_t>(units);
+    net.folded = plan.folded;
+    net.levels = static_cast<int32_t>(plan.levels.size());
+    net.state_size = plan.state_size;
+    net.words = 1 + net.S;
+    net.raw = plan.weights == engine::Weights::int8;
+
+    Blob blob;
+    const auto same = [](int64_t width) { return [=](int64_t k) { return k < width ? k : -1; }; };
+    const auto gates = [=](const engine::Cell& cell) {
+        const int64_t G = cell.gates;
+        return [=](int64_t b, int64_t r) {
+            const int64_t j = b * units + r / G;
+            return j < H ? Source{j / 16, r % G * 16 + j % 16} : Source{-1, 0};
+        };
+    };
+    const auto shared_rows = [](const Panels& p, int64_t share, int64_t total) {
+        const int64_t rows = p.rows();
+        return [=](int64_t b, int64_t r) {
+            const int64_t j = b * share + r;
+            return j < total ? Source{j / rows, j % rows} : Source{-1, 0};
+        };
+    };
+    const auto add = [&](Stage stage) {
+        stage.words = net.words;
+        net.words += stage.rows;
+        stages.push_back(stage);
+        return static_cast<int32_t>(stages.size()) - 1;
+    };
+    Stage incoming{};  // what the next stage takes in
+    incoming.shadow = -1;
+    incoming.vectors = 1;
+    incoming.size = plan.folded ? 0 : net.D;
+    int32_t state = 0;
+    for (size_t i = 0; i < plan.levels.size(); ++i) {
+        const engine::Level& level = plan.levels[i];
+        Stage stage = incoming;
+        stage.kind = kCells;
+        stage.cells = static_cast<int32_t>(level.cells.size());
+        stage.rows = stage.cells * net.H;
+        for (int32_t k = 0; k < stage.cells; ++k) {
+            const engine::Cell& cell = level.cells[k];
+            CellPart& part = stage.cell[k];
+            part.lstm = cell.lstm;
+            part.gates = static_cast<int32_t>(cell.gates);
+            part.slot = net.slots++;
+            part.state = state;
+            state += cell.lstm ? 2 * net.H : net.H;
+            if (cell.input.count > 0) {
+                const int64_t width = i == 0 ? D : H;
+                part.input = pack(blob, cell.input, blocks, units * cell.gates, up(width, 32), gates(cell),
+                                  same(width));
+            }
+            part.recurrent =
+                pack(blob, cell.recurrent, blocks, units * cell.gates, padded, gates(cell), same(H));
+            part.bias = unit_rows(blob, cell, cell.bias, 1);
+            part.bias_n = unit_rows(blob, cell, cell.bias_n, 1);
+            for (size_t t = 0; t < cell.tables.size(); ++t)
+                part.tables[t] = unit_rows(blob, cell, cell.tables[t], t == 0 ? V : plan.side_sizes[t - 1]);
+        }
+        incoming = Stage{};
+        incoming.shadow = add(stage);
+        incoming.vectors = stage.cells;
+        incoming.size = net.H;
+        if (level.projection.count > 0) {
+            stage = incoming;
+            stage.kind = kProjection;
+            stage.gated = level.combine == engine::Combine::gated;
+            stage.rows = net.H;
+            stage.share = net.units;
+            const int64_t Hp = plan.Hp;
+            stage.product = pack(blob, level.projection, blocks, units, 2 * padded,
+                                 shared_rows(level.projection, units, H), [=](int64_t k) {
+                                     const int64_t j = k % padded;
+                                     return j < H ? k / padded * Hp + j : -1;
+                                 });
+            stage.bias = blob.copy(level.projection_bias, H);
+            add(stage);
+            incoming = Stage{};
+            incoming.shadow = -1;
+            incoming.vectors = 1;
+            incoming.size = net.H;
+        }
+        incoming.level = static_cast<int32_t>(i);
+        incoming.adds = level.combine == engine::Combine::sum;
+        incoming.residual = level.residual;
+        incoming.keeps = i + 1 < plan.levels.size() && plan.levels[i + 1].residual;
+        if (level.norm.weight != nullptr) {
+            incoming.norm_weight = blob.copy(level.norm.weight, H);
+            incoming.norm_bias = blob.copy(level.norm.bias, H);
+            incoming.norm_eps = level.norm.eps;
+        }
+        net.raw = net.raw || incoming.adds || incoming.residual || incoming.keeps ||
+                  incoming.norm_weight != nullptr;
+    }
+    int64_t width = H;
+    if (plan.head_projection.count > 0) {
+        Stage stage = incoming;
+        stage.kind = kHeadProjection;
+        stage.rows = net.D;
+        stage.share = static_cast<int32_t>(parts(D, blocks));
+        stage.product = pack(blob, plan.head_projection, blocks, stage.share, padded,
+                             shared_rows(plan.head_projection, stage.share, D), same(H));
+        add(stage);
+        incoming = Stage{};
+        incoming.shadow = -1;
+        incoming.vectors = 1;
+        incoming.size = net.D;
+        width = D;
+    }
+    Stage stage = incoming;
+    stage.kind = kHead;
+    stage.rows = net.V;
+    stage.share = static_cast<int32_t>(parts(V, blocks));
+    stage.product = pack(blob, plan.head, blocks, stage.share, up(width, 32),
+                         shared_rows(plan.head, stage.share, V), same(width));
+    stage.bias = blob.copy(plan.head_bias, V);
+    add(stage);
+    net.stages = static_cast<int32_t>(stages.size());
+    for (size_t e = 0; e < plan.embeddings.size(); ++e) {
+        const int64_t rows = e == 0 ? V : plan.side_sizes[e - 1];
+        float* to = blob.take<float>(rows * D);
+        for (int64_t r = 0; r < rows; ++r)
+            std::copy_n(plan.embeddings[e] + r * plan.Dp, D, blob.host(to) + r * D);
+        net.embeddings[e] = to;
+    }
+    float* ends = blob.take<float>(1025);  // as GumbelBounds has them
+    for (uint32_t i = 0; i < 1024; ++i) blob.host(ends)[i] = static_cast<float>(gumbel_of(i << 22));
+    blob.host(ends)[1024] = static_cast<float>(gumbel_of(~uint32_t{0}));
+    edges = ends;
+
+    const unsigned char* base = memory.upload(blob.bytes().data(), static_cast<int64_t>(blob.bytes().size()));
+    for (Stage& s : stages) {
+        for (CellPart& cell : s.cell) {
+            rebase(cell.input, base);
+            rebase(cell.recurrent, base);
+            rebase(cell.bias, base);
+            rebase(cell.bias_n, base);
+            for (const float*& table : cell.tables) rebase(table, base);
+        }
+        rebase(s.product, base);
+        rebase(s.bias, base);
+        rebase(s.norm_weight, base);
+        rebase(s.norm_bias, base);
+    }
+    for (const float*& embedding : net.embeddings) rebase(embedding, base);
+    rebase(edges, base);
+}
+
+Layout Decoder::layout_of(int64_t B, int64_t samplers, std::vector<Stage>& of, Own& own) const {
+    const int64_t H = net.H, padded = up(H, 32), group = std::min<int64_t>(B, kGroup), U = net.units;
+    const int64_t warps = (options.threads > 0 ? options.threads : kThreads) / 32;
+    const int64_t bytes = plan.weights == engine::Weights::fp32   ? 4
+                          : plan.weights == engine::Weights::bf16 ? 2
+                                                                  : 1;
+    int64_t in = padded, input = padded, tiles = 1;
+    for (const Stage& s : of) {
+        in = std::max(in, (s.vectors - 1) * padded + up(s.size, 32));
+        input = std::max(input, in);
+        int64_t wide = s.product.tiles, deep = 0;
+        for (int32_t k = 0; k < s.cells; ++k)
+            wide += s.cell[k].input.tiles, deep += s.cell[k].recurrent.tiles;
+        tiles = std::max({tiles, wide, deep});
+    }
+    own = {};
+    own.c = static_cast<int32_t>(B * U);
+    own.sums = 2 * own.c;
+    own.slot = 6 * own.c;
+    own.tokens = net.slots * own.slot;
+    own.sides = own.tokens + static_cast<int32_t>(2 * B);
+    own.size = own.sides + static_cast<int32_t>(B * net.S);
+
+    Layout l{};
+    int64_t at = 0;
+    const auto take = [&](int64_t size) {
+        const int64_t from = at;
+        at = up(at + size, 128);
+        return static_cast<int32_t>(from);
+    };
+    l.padded_h = static_cast<int32_t>(padded);
+    l.states_stride = static_cast<int32_t>(in * bytes + 16);  // rows begin in different banks
+    l.inputs_stride = static_cast<int32_t>(input * bytes + 16);
+    l.states = take(group * l.states_stride);
+    l.inputs = take(group * l.inputs_stride);
+    l.raw = l.states;
+    l.raw_stride = l.states_stride;
+    l.y = -1;
+    if (net.raw && bytes < 4) {
+        l.raw_stride = static_cast<int32_t>(in * 4 + 16);
+        l.raw = take(group * l.raw_stride);
+    }
+    if (net.raw) {
+        l.y_stride = static_cast<int32_t>(up(std::max<int64_t>(H, net.D), 32) * 4 + 16);
+        l.y = take(group * l.y_stride);
+    }
+    l.raw_stride /= 4;  // floats
+    l.y_stride /= 4;
+    l.scales = take(3 * kGroup * 4);
+    const int64_t sums = std::max(tiles, warps) * 16 * (kGroup + 1) * 4;
+    l.sums = take(sums);
+    l.shadow_sums = take(sums);
+    l.own = take(own.size * 4);
+    l.flag = take(16);
+    l.weights = static_cast<int32_t>(at);
+    // What a token waits for first, then what is made in the shadow.
+    const int64_t space = options.streamed ? 0 : device.shared_bytes;
+    const auto keep = [&](Matrix& m) {
+        const int64_t size = int64_t{m.tiles} * m.chunks * kChunkBytes;
+        m.resident = -1;
+        if (m.tiles > 0 && at + size <= space) m.resident = take(size);
+    };
+    for (auto s = of.rbegin(); s != of.rend(); ++s) {
+        keep(s->product);
+        for (CellPart& cell : s->cell) keep(cell.input);
+    }
+    for (Stage& s : of)
+        for (CellPart& cell : s.cell) keep(cell.recurrent);
+    l.compute_bytes = static_cast<int32_t>(at);
+    l.sampler_bytes = 768;
+    if (B <= samplers && 768 + 12 * int64_t{net.V} <= device.shared_bytes) {
+        l.sampler_in_shared = 1;
+        l.sampler_bytes += 12 * net.V;
+    }
+    if (l.weights > device.shared_bytes)
+        throw std::invalid_argument("so many sessions do not fit into the shared memory of this device (" +
+                                    std::to_string(device.shared_bytes) + " bytes); take fewer at once");
+    return l;
+}
+
+}  // namespace melodia::cuda::decode

@@ -1,0 +1,180 @@
+// The launches of sessions.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <stdexcept>
+
+#include "cuda/decode_device.h"
+
+namespace melodia::cuda::decode {
+
+Lanes::Lanes(Decoder& decoder, int64_t count) : decoder_(decoder), B_(count), stages_(decoder.stages) {
+    if (count < 1 || count > 4096) throw std::invalid_argument("sessions must be 1 to 4096");
+    const Network& net = decoder.net;
+    if (decoder.options.threads > 0) threads_ = static_cast<int>(decoder.options.threads);
+    const int64_t room = std::max<int64_t>(1, decoder.device.processors - net.blocks);
+    const int64_t most = decoder.options.samplers > 0 ? decoder.options.samplers : 16;
+    args_.samplers = static_cast<int32_t>(std::min({B_, room, most}));
+    args_.layout = decoder.layout_of(B_, args_.samplers, stages_, args_.own_layout);
+    shared_bytes_ = std::max(args_.layout.compute_bytes, args_.layout.sampler_bytes);
+    args_.net = net;
+    args_.net.stage = device_stages_.upload(stages_.data(), static_cast<int64_t>(stages_.size()));
+    args_.B = static_cast<int32_t>(B_);
+    args_.counted = decoder.options.counted != 0;
+    args_.limit_ns =
+        1000 * static_cast<uint64_t>(decoder.options.limit_us > 0 ? decoder.options.limit_us : 20000);
+    args_.edges = decoder.edges;
+    const int64_t groups = (B_ + kGroup - 1) / kGroup;
+    counters_.of<uint32_t>(B_ + net.stages * groups + 1);
+    words_.of<uint64_t>(2 * B_ * net.words);
+    state_.assign(static_cast<size_t>(B_ * net.state_size), 0.0f);
+    logits_.assign(static_cast<size_t>(B_ * net.V), 0.0f);
+}
+
+void Lanes::read(int64_t lane, float* state) const {
+    const int64_t size = decoder_.net.state_size;
+    std::copy_n(state_.data() + lane * size, size, state);
+}
+
+void Lanes::write(int64_t lane, const float* state) {
+    const int64_t size = decoder_.net.state_size;
+    for (int64_t i = 0; i < size; ++i)
+        if (!std::isfinite(state[i])) throw std::invalid_argument("a state's numbers must be finite");
+    std::copy_n(state, size, state_.data() + lane * size);
+}
+
+void Lanes::advance(int64_t T, const int32_t* tokens, const int32_t* sides, float* logits, bool all) {
+    const engine::Plan& plan = decoder_.plan;
+    const auto S = static_cast<int64_t>(plan.side_sizes.size());
+    if (T < 1) throw std::invalid_argument("at least one step is needed");
+    for (int64_t r = 0; r < T * B_; ++r)
+        if (tokens[r] < 0 || tokens[r] >= plan.V)
+            throw std::invalid_argument("token " + std::to_string(tokens[r]) + " is not in a vocabulary of " +
+                                        std::to_string(plan.V));
+    for (int64_t r = 0; r < T * B_ * S; ++r)
+        if (sides[r] < 0 || sides[r] >= plan.side_sizes[r % S])
+            throw std::invalid_argument("side input " + std::to_string(r % S) + " is outside its limits");
+    const int64_t most = decoder_.options.launch_steps > 0 ? decoder_.options.launch_steps : 1024;
+    for (int64_t t = 0, n; t < T; t += n) {
+        n = std::min(most, T - t);
+        Job job;
+        job.steps = n;
+        job.given = tokens + t * B_;
+        job.given_sides = sides + t * B_ * S;
+        job.all_logits = all && logits != nullptr ? logits + t * B_ * plan.V : nullptr;
+        run(job);
+    }
+    if (logits != nullptr && !all) std::copy(logits_.begin(), logits_.end(), logits);
+}
+
+void Lanes::run(const Job& job) {
+    const Network& net = args_.net;
+    const int64_t V = net.V, figures = B_ * job.steps;
+    Args a = args_;
+    a.steps = static_cast<int32_t>(job.steps);
+    a.words = words_.of<uint64_t>(2 * B_ * net.words);
+    a.gave_up = counters_.of<uint32_t>(1);
+    a.counters = a.gave_up + 1;
+    a.state_out = state_out_.of<float>(static_cast<int64_t>(state_.size()));
+    a.kept = kept_.of<float>(int64_t{net.blocks} * a.own_layout.size);
+    bool residual = false;
+    for (const Stage& s : stages_) residual = residual || s.keeps;
+    if (residual) a.below = below_.of<float>(int64_t{net.blocks} * net.levels * B_ * net.H);
+    a.logits = device_logits_.upload(logits_.data(), B_ * V);
+    if (job.records == nullptr) {
+        a.given = given_.upload(job.given, figures);
+        a.given_sides =
+            net.S > 0 ? given_sides_.upload(job.given_sides, figures * net.S) : given_sides_.of<int32_t>(1);
+        if (job.all_logits != nullptr) a.all_logits = all_logits_.of<float>(figures * V);
+    } else {
+        a.record = *job.record;
+        a.rules = job.rules;
+        a.records = job.device_records;
+        a.scratch = scratch_.of<unsigned char>(B_ * job.record->scratch_size);
+        a.tokens = tokens_.of<int32_t>(figures);
+        a.nll = nll_.of<double>(figures);
+        a.entropy = entropy_.of<double>(figures);
+    }
+    const auto begin = [&] {
+        a.state_in = state_in_.upload(state_.data(), static_cast<int64_t>(state_.size()));
+        if (job.records != nullptr) Memory::write(a.records, job.records, B_ * job.record->size);
+        if (epoch_ > 0xF0000000u) {  // once in 4e9 steps
+            require(clear(words_.of<uint64_t>(1), static_cast<size_t>(words_.size()), nullptr));
+            epoch_ = 1;
+        }
+        a.epoch = epoch_;
+        epoch_ += static_cast<uint32_t>(job.steps) + 2;
+        require(clear(counters_.of<uint32_t>(1), static_cast<size_t>(counters_.size()), nullptr));
+    };
+    begin();
+    if (decoder_.options.apart != 0 || !together(a)) {
+        begin();
+        apart(a);
+    }
+    Memory::read(state_.data(), a.state_out, static_cast<int64_t>(sizeof(float) * state_.size()));
+    if (job.records == nullptr) {
+        if (job.all_logits != nullptr) {
+            Memory::read(job.all_logits, a.all_logits, static_cast<int64_t>(sizeof(float)) * figures * V);
+            std::copy_n(job.all_logits + (figures - B_) * V, B_ * V, logits_.data());
+            return;
+        }
+    } else {
+        Memory::read(job.records, a.records, B_ * job.record->size);
+        Memory::read(job.tokens, a.tokens, 4 * figures);
+        Memory::read(job.nll, a.nll, 8 * figures);
+        Memory::read(job.entropy, a.entropy, 8 * figures);
+    }
+    Memory::read(logits_.data(), a.logits, static_cast<int64_t>(sizeof(float)) * B_ * V);
+}
+
+bool Lanes::together(const Args& args) {
+    const auto weights = static_cast<int>(decoder_.plan.weights);
+    const auto failed = [&](const std::string& why) {
+        decoder_.fallbacks += 1;
+        decoder_.fallback = why;
+        return false;
+    };
+    int64_t blocks = 0;
+    if (const char* failure = blocks_at_once(weights, threads_, shared_bytes_, &blocks))
+        return failed(failure);
+    if (blocks < args.net.blocks + args.samplers)
+        return failed("the device holds " + std::to_string(blocks) + " blocks at once of " +
+                      std::to_string(args.net.blocks + args.samplers));
+    Args a = args;
+    a.step_end = a.steps + 1;
+    a.phase_end = a.net.stages + 1;
+    a.first = a.last = 1;
+    if (const char* failure = start(weights, a, threads_, shared_bytes_, true, nullptr))
+        return failed(failure);
+    uint32_t gave_up = 0;
+    Memory::read(&gave_up, a.gave_up, 4);
+    return gave_up == 0 || failed("a block gave up waiting for the others");
+}
+
+void Lanes::apart(Args a) {
+    const auto weights = static_cast<int>(decoder_.plan.weights);
+    std::vector<Stage> stages = stages_;
+    for (Stage& s : stages) {  // weights are read where they are used, once
+        s.product.resident = -1;
+        for (CellPart& cell : s.cell) cell.input.resident = cell.recurrent.resident = -1;
+    }
+    Memory memory;
+    a.net.stage = memory.upload(stages.data(), static_cast<int64_t>(stages.size()));
+    const int64_t shared = std::max(a.layout.weights, a.layout.sampler_bytes);
+    for (int32_t step = 0; step <= a.steps; ++step) {
+        a.step_begin = step;
+        a.step_end = step + 1;
+        for (int32_t phase = 0; phase <= a.net.stages; ++phase) {
+            a.phase_begin = phase;
+            a.phase_end = phase + 1;
+            a.first = step == 0 && phase == 0;
+            a.last = step == a.steps && phase == a.net.stages;
+            require(start(weights, a, threads_, shared, false, nullptr));
+        }
+    }
+    uint32_t gave_up = 0;
+    Memory::read(&gave_up, a.gave_up, 4);
+    if (gave_up != 0) throw std::runtime_error("the device did not finish a stage in time");
+}
+
+}  // namespace melodia::cuda::decode

@@ -1,0 +1,474 @@
+// A sampler block of a decode launch: takes in logits, chooses, commands the next step.
+//
+// The contract is that of csrc/sampling.h and engine/loop.cpp, by another way: candidates stand at their ids,
+// what is filtered out becomes -infinity, and thresholds are found by halving. Sums of top-p are whole
+// numbers, so that their order does not matter. exp and log of two libraries may differ in their last bit; a
+// choice differs only where two scores, or a sum and its limit, are as close as that.
+//
+// Mask and noise of the next choice, and what the grammar makes of the last one, are made while the compute
+// blocks are at work.
+#pragma once
+
+#include "cuda/decode_exchange.h"
+#include "cuda/decode_kernel.h"
+#include "sampling.h"
+
+namespace melodia::cuda::decode {
+
+constexpr float kRemoved = -__builtin_huge_valf();
+
+MELODIA_DEVICE uint32_t ordered(float x) {    // as x is
+    const uint32_t bits = bits_of(x + 0.0f);  // -0 as 0
+    return bits >> 31 ? ~bits : bits | 0x80000000u;
+}
+
+MELODIA_DEVICE int ones_in(uint32_t bits) {
+    int count = 0;
+    for (; bits != 0; bits &= bits - 1) ++count;
+    return count;
+}
+
+// The grammar's long ways are functions of their own, for the sake of ptxas.
+MELODIA_APART void grammar_mask(const Grammar& g, GrammarState& s, uint64_t* mask, GrammarScratch scratch) {
+    g.mask(s, mask, scratch);
+}
+MELODIA_APART void grammar_advance(const Grammar& g, GrammarState& s, int64_t token) { g.advance(s, token); }
+MELODIA_APART void side_advance(const SideInputs& sides, SideState& s, int64_t token, int32_t* out) {
+    sides.advance(s, token, out);
+}
+
+class SamplerBlock {
+  public:
+    MELODIA_DEVICE SamplerBlock(const Args& args, unsigned char* shared)
+        : a(args),
+          box_(reinterpret_cast<double*>(shared)),
+          flag_(reinterpret_cast<int*>(shared + 640)),
+          shared_(shared + 768),
+          mine_(static_cast<int>(block()) - a.net.blocks) {}
+
+    MELODIA_DEVICE void run() {
+        if (a.phase_begin > 0) return;
+        if (thread() == 0) *flag_ = 1;
+        MELODIA_SYNC("decode sampler: started");
+        for (int step = a.step_begin; step < a.step_end; ++step) {
+            bool goes_on = false;
+            for (int b = mine_; b < a.B; b += a.samplers) {
+                bool command;
+                if (!(a.records == nullptr ? give(step, b, &command) : choose(step, b, &command))) return;
+                goes_on = goes_on || command;
+            }
+            if (a.records != nullptr)
+                for (int b = mine_; b < a.B; b += a.samplers) finish(step, b);
+            if (!goes_on) return;
+        }
+    }
+
+  private:
+    const Args& a;
+    double* box_;  // [2][warps]
+    int* flag_;
+    unsigned char* shared_;
+    int mine_;  // the first of its sessions; the others follow `samplers` apart
+    int turn_ = 0;
+
+    MELODIA_DEVICE int count() const { return static_cast<int>(threads()); }
+    MELODIA_DEVICE int me() const { return static_cast<int>(thread()); }
+
+    // ---- Where things stand
+
+    MELODIA_DEVICE unsigned char* record(int b) const { return a.records + b * a.record.size; }
+    MELODIA_DEVICE Record& voice(int b) const { return *reinterpret_cast<Record*>(record(b)); }
+    template <class T>
+    MELODIA_DEVICE T* scratch(int b, int64_t offset) const {
+        return reinterpret_cast<T*>(a.scratch + b * a.record.scratch_size + offset);
+    }
+    MELODIA_DEVICE uint64_t* legal(int b) const { return scratch<uint64_t>(b, a.record.legal); }
+    MELODIA_DEVICE uint64_t* wanted(int b) const { return scratch<uint64_t>(b, a.record.wanted); }
+    MELODIA_DEVICE uint32_t* noise(int b) const { return scratch<uint32_t>(b, a.record.noise); }
+    MELODIA_DEVICE int32_t* counts(int b) const {
+        return reinterpret_cast<int32_t*>(record(b) + a.record.counts);
+    }
+    MELODIA_DEVICE int32_t* ring(int b) const {
+        return reinterpret_cast<int32_t*>(record(b) + a.record.ring);
+    }
+    MELODIA_DEVICE const uint64_t* mask_of(int b, int which) const {
+        return reinterpret_cast<const uint64_t*>(record(b) + a.record.masks) + which * a.record.words;
+    }
+    MELODIA_DEVICE double* masses(int b) const {
+        return a.layout.sampler_in_shared ? reinterpret_cast<double*>(shared_)
+                                          : scratch<double>(b, a.record.masses);
+    }
+    MELODIA_DEVICE float* candidates(int b) const {
+        return a.layout.sampler_in_shared ? reinterpret_cast<float*>(shared_ + 8 * int64_t{a.net.V})
+                                          : scratch<float>(b, a.record.candidates);
+    }
+    MELODIA_DEVICE float* logits(int b) const { return a.logits + int64_t{b} * a.net.V; }
+
+    // ---- Over the block: the same for every thread
+
+    template <class T, class F>
+    MELODIA_DEVICE T over_block(T x, F both) {
+        for (unsigned mask = 16; mask; mask >>= 1) x = both(x, shuffle_xor(x, mask));
+        turn_ ^= 1;  // the box of the call before may still be read
+        auto* box = reinterpret_cast<T*>(box_ + turn_ * 32);
+        if (lane() == 0) box[warp()] = x;
+        MELODIA_SYNC("decode sampler: parts");
+        T all = box[0];
+        for (unsigned w = 1; w < warps(); ++w) all = both(all, box[w]);
+        return all;
+    }
+    MELODIA_DEVICE double sum(double x) {
+        return over_block(x, [](double p, double q) { return p + q; });
+    }
+    MELODIA_DEVICE int32_t total(int32_t x) {
+        return over_block(x, [](int32_t p, int32_t q) { return p + q; });
+    }
+    MELODIA_DEVICE double greatest(double x) {
+        return over_block(x, [](double p, double q) { return p > q ? p : q; });
+    }
+    MELODIA_DEVICE int32_t least(int32_t x) {
+        return over_block(x, [](int32_t p, int32_t q) { return p < q ? p : q; });
+    }
+
+    // ---- Commands and logits
+
+    // The last thing before the compute blocks go on. By all threads; side: [S] of the first thread.
+    MELODIA_DEVICE void command(int step, int b, uint32_t token, const int32_t* side) {
+        const Channel out = channel_of(a, step, b, 1);
+        if (thread() == 0) {
+            uint64_t* words = words_of(a, step, b);
+            post(out, words, token);
+            for (int j = 0; j < a.net.S; ++j) post(out, words + 1 + j, static_cast<uint32_t>(side[j]));
+        }
+        announce(out);
+    }
+
+    MELODIA_DEVICE bool receive_logits(int step, int b, float* to) {
+        const int last = a.net.stages - 1;
+        const Channel in = channel_of(a, step, a.B + last * groups_of(a) + b / kGroup, a.net.blocks);
+        await(in, flag_);
+        const uint64_t* words = words_of(a, step, b) + a.net.stage[last].words;
+        receive(
+            in, a.net.V, flag_, [&](int i) { return words + i; },
+            [&](int i, uint32_t number) { to[i] = float_of(number); });
+        MELODIA_SYNC("decode sampler: logits");
+        return *flag_ != 0;
+    }
+
+    // Tokens that are given.
+    MELODIA_DEVICE bool give(int step, int b, bool* goes_on) {
+        if (step > 0) {
+            float* all =
+                a.all_logits == nullptr ? logits(b) : a.all_logits + (int64_t{step - 1} * a.B + b) * a.net.V;
+            if (!receive_logits(step - 1, b, all)) return false;
+        }
+        *goes_on = step < a.steps;
+        const int64_t at = int64_t{step} * a.B + b;
+        if (*goes_on)
+            command(step, b, static_cast<uint32_t>(a.given[at]), a.given_sides + at * a.net.S);
+        else
+            command(step, b, kEnd, none().x);
+        return true;
+    }
+
+    struct Row {
+        int32_t x[kMaxSides];
+    };
+    MELODIA_DEVICE static Row none() { return {}; }
+
+    // One step of a session up to its command.
+    MELODIA_DEVICE bool choose(int step, int b, bool* goes_on) {
+        Record& v = voice(b);
+        *goes_on = false;
+        const bool ended = v.ended != 0, waits = v.waits != 0, prepared = v.prepared != 0;
+        const bool taken = v.standing == int64_t(Standing::taken);
+        bool fed = step < a.steps && !v.pauses;
+        MELODIA_SYNC("decode sampler: read");
+        if (ended) return true;
+        if (waits && !receive_logits(step - 1, b, logits(b))) return false;
+        if (fed && !taken) {
+            if (!prepared) prepare(b);
+            fed = decide(b);
+        }
+        Row side = none();
+        if (thread() == 0) {
+            v.waits = fed;
+            v.ended = !fed;
+            if (fed) side_advance(a.rules[v.rules].sides, v.sides, v.token, side.x);
+        }
+        command(step, b, fed ? static_cast<uint32_t>(v.token) : kEnd, side.x);
+        *goes_on = fed;
+        return true;
+    }
+
+    // Mask and noise.
+    MELODIA_DEVICE void prepare(int b) {
+        Record& v = voice(b);
+        if (v.tokens > 0) {
+            for (int q = me(); 4 * q < a.net.V; q += count()) {
+                const Words4 words = noise_words(v.random_seed, static_cast<uint32_t>(v.session),
+                                                 static_cast<uint64_t>(v.fed), static_cast<uint32_t>(q));
+                for (int j = 0; j < 4 && 4 * q + j < a.net.V; ++j) noise(b)[4 * q + j] = words.x[j];
+            }
+            if (thread() == 0) narrow(b);
+        }
+        MELODIA_SYNC("decode sampler: prepared");
+    }
+
+    // As Loop::decide.
+    MELODIA_DEVICE void narrow(int b) {
+        Record& v = voice(b);
+        const DeviceRules& rules = a.rules[v.rules];
+        uint64_t *from = legal(b), *to = wanted(b);
+        const GrammarScratch memory = {scratch<GrammarFrame>(b, a.record.frames),
+                                       scratch<uint64_t>(b, a.record.frame_masks)};
+        grammar_mask(rules.grammar, v.state, from, memory);
+        const GrammarRegisters& r = v.grammar;
+        uint64_t any = 0;
+        for (int64_t w = 0; w < a.record.words; ++w) {
+            uint64_t bits = from[w];
+            if (v.exclude) bits &= ~mask_of(b, 3)[w];
+            for (int rule = 0; rule < 3; ++rule) {
+                if (!v.late[rule]) continue;
+                uint64_t left = bits & mask_of(b, rule)[w];
+                for (int j = 0; left != 0; ++j, left >>= 1)
+                    if ((left & 1) && r.now + rules.moves[w * 64 + j] * r.unit >= v.ticks[rule])
+                        bits &= ~(uint64_t{1} << j);
+            }
+            to[w] = bits;
+            any |= bits;
+        }
+        for (int64_t w = 0; any == 0 && w < a.record.words; ++w) to[w] = from[w];
+    }
+
+    // The next token, or why there is none; true: it is to be fed.
+    MELODIA_DEVICE bool decide(int b) {
+        Record& v = voice(b);
+        const bool asks = v.tokens <= 0;
+        const int32_t token = asks ? 0 : draw(b);
+        if (thread() == 0) {
+            auto standing = Standing::chosen;
+            if (asks) {
+                standing = Standing::asks;
+            } else if (token < 0) {
+                v.token = token;
+                v.nll = v.entropy = 0.0;
+                standing = token == kNotANumber ? Standing::nan : Standing::nothing;
+            } else {
+                v.token = token;
+                const int64_t moved = a.rules[v.rules].moves[token];
+                const GrammarRegisters& r = v.grammar;
+                if ((v.stop && has_bit(mask_of(b, 4), token)) ||
+                    (moved > 0 && r.now + moved * r.unit >= v.stop_tick))
+                    standing = Standing::stopped;
+            }
+            v.standing = int64_t(standing);
+        }
+        MELODIA_SYNC("decode sampler: decided");
+        return v.standing == int64_t(Standing::chosen);
+    }
+
+    // Behind the command: what the choice means for the next.
+    MELODIA_DEVICE void finish(int step, int b) {
+        Record& v = voice(b);
+        MELODIA_SYNC("decode sampler: commanded");
+        const bool chosen = v.standing == int64_t(Standing::chosen);
+        if (v.ended) {
+            if (v.ended == 2 || v.standing != int64_t(Standing::stopped)) return;
+            measure(b, static_cast<int32_t>(v.token));
+            if (thread() == 0) v.ended = 2;
+            return;
+        }
+        if (chosen) measure(b, static_cast<int32_t>(v.token));
+        if (thread() == 0) {
+            const DeviceRules& rules = a.rules[v.rules];
+            if (chosen) {
+                grammar_advance(rules.grammar, v.state, v.token);
+                const int64_t at = int64_t{b} * a.steps + step;
+                a.tokens[at] = static_cast<int32_t>(v.token);
+                a.nll[at] = v.nll;
+                a.entropy[at] = v.entropy;
+                remember(b, static_cast<int32_t>(v.token));
+                v.tokens -= 1;
+                v.made += 1;
+                v.fed += 1;
+            }
+            v.standing = int64_t(Standing::ready);
+            v.pauses = v.pause != 0 && (rules.traits[v.token] & kEndsNote) != 0;
+            v.prepared = step + 1 < a.step_end && step + 1 < a.steps && !v.pauses;
+        }
+        MELODIA_SYNC("decode sampler: accepted");
+        if (v.prepared) prepare(b);
+    }
+
+    static constexpr uint8_t kEndsNote = 1, kBeginsNote = 2;
+
+    // The ring of the last tokens and how often each that begins a note stands in it.
+    MELODIA_DEVICE void remember(int b, int32_t token) const {
+        Record& v = voice(b);
+        if (v.ring_size == 0) return;
+        const uint8_t* traits = a.rules[v.rules].traits;
+        int32_t& place = ring(b)[v.ring_at++ % v.ring_size];
+        if (place >= 0 && (traits[place] & kBeginsNote)) counts(b)[place] -= 1;
+        place = token;
+        if (traits[token] & kBeginsNote) counts(b)[token] += 1;
+    }
+
+    // ---- The choice; numbers as in sampling.h
+
+    MELODIA_DEVICE int32_t draw(int b) {
+        const Record& v = voice(b);
+        const int V = a.net.V;
+        const float* from = logits(b);
+        float* x = candidates(b);
+        const uint64_t* allowed = wanted(b);
+        int32_t nan = 0, here = 0;
+        for (int i = me(); i < V; i += count()) {  // 1, 2, 3
+            const float logit = from[i];
+            nan |= logit != logit;
+            float kept = has_bit(allowed, i) ? logit : kRemoved;
+            here += kept > kRemoved;
+            if (v.penalty != 1.0f && counts(b)[i] > 0) kept = penalised(kept, v.penalty);
+            if (!v.greedy && v.temperature != 1.0f) kept /= v.temperature;
+            x[i] = kept > kRemoved ? kept : kRemoved;
+        }
+        if (total(nan) != 0) return kNotANumber;
+        here = total(here);
+        if (here == 0) return kNothingLegal;
+        if (v.greedy) return likeliest(x);
+        if (v.top_k > 0 && v.top_k < here) keep_top_k(x, static_cast<int32_t>(v.top_k));  // 4
+        if (v.top_p < 1.0 && !keep_top_p(x, masses(b), v.top_p)) return kNotANumber;      // 5
+        if (v.min_p > 0.0) {                                                              // 6
+            const double threshold = top_of(x) + v.log_min_p;
+            for (int i = me(); i < V; i += count())
+                if (double(x[i]) < threshold) x[i] = kRemoved;
+        }
+        return noisiest(x, noise(b));  // 7
+    }
+
+    MELODIA_DEVICE double top_of(const float* x) {
+        double top = kRemoved;
+        for (int i = me(); i < a.net.V; i += count()) top = double(x[i]) > top ? double(x[i]) : top;
+        return greatest(top);
+    }
+
+    MELODIA_DEVICE int32_t likeliest(const float* x) {
+        const double top = top_of(x);
+        int32_t best = INT32_MAX;
+        for (int i = me(); i < a.net.V; i += count())
+            if (double(x[i]) == top && i < best) best = i;
+        return least(best);
+    }
+
+    // Keeps what is above `key`, and of what is there the first `ties`.
+    MELODIA_DEVICE void keep(float* x, uint32_t key, int32_t ties) {
+        for (int i = me(); i < a.net.V; i += count())
+            if (ordered(x[i]) < key) x[i] = kRemoved;
+        MELODIA_SYNC("decode sampler: removed");
+        if (warp() == 0) {
+            int32_t before = 0;
+            for (int first = 0; first < a.net.V; first += 32) {
+                const int i = first + static_cast<int>(lane());
+                const bool equal = i < a.net.V && ordered(x[i]) == key;
+                const uint32_t all = warp_ballot(equal);
+                if (equal && before + ones_in(all & ((1u << lane()) - 1)) >= ties) x[i] = kRemoved;
+                before += ones_in(all);
+            }
+        }
+        MELODIA_SYNC("decode sampler: ties removed");
+    }
+
+    MELODIA_DEVICE void keep_top_k(float* x, int32_t k) {
+        uint32_t key = 0;
+        for (uint32_t bit = 0x80000000u; bit; bit >>= 1) {
+            int32_t enough = 0;
+            for (int i = me(); i < a.net.V; i += count()) enough += ordered(x[i]) >= (key | bit);
+            if (total(enough) >= k) key |= bit;
+        }
+        int32_t above = 0;
+        for (int i = me(); i < a.net.V; i += count()) above += ordered(x[i]) > key;
+        keep(x, key, k - total(above));
+    }
+
+    MELODIA_DEVICE bool keep_top_p(float* x, double* mass, double p) {
+        const double top = top_of(x);
+        if (top == -double(kRemoved)) return false;  // infinite: no number is its mass
+        double part = 0.0;
+        for (int i = me(); i < a.net.V; i += count()) {
+            mass[i] = x[i] > kRemoved ? mass_of(double(x[i]) - top) : 0.0;
+            part += mass[i];
+        }
+        const double limit = p * sum(part);
+        uint32_t key = 0;
+        for (uint32_t bit = 0x80000000u; bit; bit >>= 1) {
+            part = 0.0;
+            for (int i = me(); i < a.net.V; i += count())
+                if (ordered(x[i]) >= (key | bit)) part += mass[i];
+            if (sum(part) >= limit) key |= bit;
+        }
+        part = 0.0;
+        double each = 0.0;
+        for (int i = me(); i < a.net.V; i += count()) {
+            if (ordered(x[i]) > key) part += mass[i];
+            if (ordered(x[i]) == key) each = mass[i];
+        }
+        double before = sum(part);
+        each = greatest(each);
+        int32_t ties = 0;
+        while (before < limit && each > 0.0) before += each, ++ties;
+        keep(x, key, ties);
+        return true;
+    }
+
+    // Bounds first (GumbelBounds), the noise itself for what they leave.
+    MELODIA_DEVICE int32_t noisiest(const float* x, const uint32_t* words) {
+        constexpr double margin = 4e-6;
+        double bound = kRemoved;
+        for (int i = me(); i < a.net.V; i += count()) {
+            const double low = double(x[i]) + (a.edges[words[i] >> 22] - margin);
+            bound = low > bound ? low : bound;
+        }
+        bound = greatest(bound);
+        double score = kRemoved;
+        int32_t best = INT32_MAX;
+        for (int i = me(); i < a.net.V; i += count()) {
+            if (!(x[i] > kRemoved) || double(x[i]) + (a.edges[(words[i] >> 22) + 1] + margin) < bound)
+                continue;
+            const double now = double(x[i]) + gumbel_of(words[i]);
+            if (now > score) score = now, best = i;
+        }
+        const double highest = greatest(score);
+        best = least(score == highest ? best : INT32_MAX);
+        return best == INT32_MAX ? kNotANumber : best;
+    }
+
+    // NLL under the unfiltered distribution, entropy of the filtered.
+    MELODIA_DEVICE void measure(int b, int32_t token) {
+        Record& v = voice(b);
+        const float *all = logits(b), *x = candidates(b);
+        const double top = top_of(all);
+        double part = 0.0;
+        for (int i = me(); i < a.net.V; i += count()) part += fast_exp(double(all[i]) - top);
+        const double whole = sum(part);
+        double entropy = 0.0;
+        if (!v.greedy) {
+            const double best = top_of(x);
+            double weights = 0.0, weighted = 0.0;
+            for (int i = me(); i < a.net.V; i += count()) {
+                if (!(x[i] > kRemoved)) continue;
+                const double weight = fast_exp(double(x[i]) - best);
+                weights += weight;
+                weighted += weight * (double(x[i]) - best);
+            }
+            weights = sum(weights);
+            weighted = sum(weighted);
+            entropy = log(weights) - weighted / weights;
+        }
+        if (thread() == 0) {
+            v.nll = top + log(whole) - double(all[token]);
+            v.entropy = entropy > 0.0 ? entropy : 0.0;
+        }
+    }
+};
+
+}  // namespace melodia::cuda::decode
