@@ -21,7 +21,7 @@ from conftest import REPOSITORY
 
 import benchmarks.suite
 from benchmarks import __main__ as command
-from benchmarks.suite import machine, onnx_peer
+from benchmarks.suite import machine
 from benchmarks.suite.floor import Reading
 from benchmarks.suite.measuring import Timing, Way, interleave, percentile
 from benchmarks.suite.options import Options
@@ -29,7 +29,6 @@ from benchmarks.suite.page import Page, Section, Table, Target, figure
 from melodia import engine
 
 needs_engine = pytest.mark.skipif(engine.reason() is not None, reason=f"needs the engine: {engine.reason()}")
-needs_onnx = pytest.mark.skipif(onnx_peer.missing() is not None, reason=f"{onnx_peer.missing()}")
 
 
 def test_the_examples_in_the_suite_are_true() -> None:
