@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from cuda_emulation import arguments
 from test_build import setup
 
 from melodia.info import collect
@@ -139,3 +140,21 @@ def test_library_loads_without_a_gpu() -> None:
     assert done.returncode == 0, done.stderr
     assert "the CUDA kernels are built, but" in done.stdout
     assert done.stdout.splitlines()[-1] == "True"
+
+
+@pytest.mark.skipif(native.reason() is not None, reason=f"no native library: {native.reason()}")
+@pytest.mark.parametrize("name", [name for name in cuda._CAST if not name.endswith("step")])
+def test_autocast_converts_the_operands(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What runs under CUDA's autocast, on CPU tensors: float32 operands become bfloat16, states stay."""
+    operator = getattr(torch.ops.melodia, name)
+    if name == "lookup":
+        given: list[object] = [torch.zeros(2, 3, 1, dtype=torch.int64), torch.randn(4, 5)]
+    else:
+        given = [*arguments(name, 3, 2, 8), None, 2]
+    monkeypatch.setattr(torch, "get_autocast_dtype", lambda device: torch.bfloat16)
+    got = cuda._autocast(name)(*given)
+    rounded = [x.bfloat16() if k in cuda._CAST[name] else x for k, x in enumerate(given)]  # type: ignore[attr-defined]
+    want = operator(*rounded)
+    got, want = ((x,) if isinstance(x, torch.Tensor) else x for x in (got, want))
+    assert got[0].dtype == torch.bfloat16
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,29 @@ _CHOICES = {
     "MELODIA_CUDA_SCAN": ("automatic", "resident", "steps", "rows"),
     "MELODIA_CUDA_EXCHANGE": ("automatic", "counter", "in_band"),
 }
+
+# The arguments that autocast converts, by operator: gates, weights and tables. States and biases stay.
+_CAST = {
+    "lstm_step": (0, 3),
+    "gru_step": (0, 2),
+    "lstm_scan": (0, 3),
+    "gru_scan": (0, 2),
+    "pair_scan": (0, 1, 5, 7),
+    "lookup": (1,),
+}
+_IMPLEMENTATIONS = torch.library.Library("melodia", "IMPL")
+
+
+def _autocast(name: str) -> Callable[..., Any]:
+    """The operator under autocast: its operands in autocast's type, sums and states in float32 as always."""
+
+    def call(*arguments: Any) -> Any:
+        dtype = torch.get_autocast_dtype("cuda")
+        converted = [x.to(dtype) if k in _CAST[name] else x for k, x in enumerate(arguments)]
+        with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCUDA)):
+            return getattr(torch.ops.melodia, name)(*converted)
+
+    return call
 
 
 def build_facts() -> dict[str, Any]:
@@ -61,6 +85,8 @@ def _load() -> tuple[ctypes.CDLL | None, str | None]:
         library.melodia_cuda_problem.restype = ctypes.c_char_p
         library.melodia_cuda_configure.argtypes = [ctypes.c_int32, ctypes.c_int32, ctypes.c_uint64]
         library.melodia_cuda_configure(path, exchange, SPIN_LIMIT_NS)
+        for name in _CAST:
+            _IMPLEMENTATIONS.impl(name, _autocast(name), "AutocastCUDA")
     except Exception as error:  # whatever is wrong with the library must not break the fallback
         return None, f"the CUDA kernels do not load: {error}"
     return library, None
@@ -83,7 +109,9 @@ def _reason() -> str | None:
         problem = library.melodia_cuda_problem()
         if torch.version.cuda is None:
             return f"the CUDA kernels are built, but this torch ({torch.__version__}) has no CUDA"
-        return f"the CUDA kernels are built, but {problem.decode() if problem else 'torch sees no CUDA device'}"
+        return (
+            f"the CUDA kernels are built, but {problem.decode() if problem else 'torch sees no CUDA device'}"
+        )
     problem = library.melodia_cuda_problem()
     return None if problem is None else f"the CUDA kernels are built, but {problem.decode()}"
 
@@ -120,6 +148,6 @@ def unfit(operands: tuple[Tensor, ...], others: tuple[Tensor, ...]) -> str | Non
         if x.dtype not in TYPES:
             return f"it runs in float32, bfloat16 and float16 only (received {x.dtype})"
     types = {x.dtype for x in operands}
-    if len(types) > 1:
+    if len(types) > 1 and not torch.is_autocast_enabled("cuda"):
         return f"gates and weights must be of one type (received {' and '.join(sorted(map(str, types)))})"
     return None
