@@ -222,3 +222,14 @@ def test_settings_may_come_as_one_value(sampler: Sampler) -> None:
 def test_wishes_that_cannot_be(sampler: Sampler, settings: dict[str, Any], message: str) -> None:
     with pytest.raises((ConfigError, GrammarError), match=message):
         sampler.generate(**settings)
+
+
+def test_sampling_as_a_whole_or_in_parts(sampler: Sampler) -> None:
+    parts = {"temperature": 0.8, "repetition_penalty": 1.5, "repetition_window": 3}
+    whole = SamplingConfig(**parts)  # type: ignore[arg-type]
+    assert tokens_of(sampler, sampling=whole) == tokens_of(sampler, **parts)
+    assert tokens_of(sampler, **parts) != tokens_of(sampler, **parts | {"repetition_window": 60}), (
+        "the window counts"
+    )
+    with pytest.raises(ConfigError, match="not both"):
+        tokens_of(sampler, sampling=whole, temperature=0.5)

@@ -234,6 +234,7 @@ class Sampler:
         top_p: float | None = None,
         min_p: float | None = None,
         repetition_penalty: float = 1.0,
+        repetition_window: int = SamplingConfig.repetition_window,
         greedy: bool = False,
         random_seed: int | None = None,
         session: int = 0,
@@ -249,7 +250,8 @@ class Sampler:
             bars: exactly this many bars; a bar that is completed is not one of them.
             seconds: or this long, rounded up to a bar line.
             tokens: or this many tokens, and then to the next bar line.
-            temperature, top_k, top_p, min_p, repetition_penalty, greedy: see `melodia.decode.SamplingConfig`.
+            temperature, top_k, top_p, min_p, repetition_penalty, repetition_window, greedy: see
+                `melodia.decode.SamplingConfig`.
             random_seed: 0 to 2**64 - 1; the same one gives the same music. None: drawn, and reported.
             session: 0 to 2**32 - 1; other streams of one random seed.
             state: continue this session instead of the sampler's own.
@@ -260,9 +262,16 @@ class Sampler:
         Raises:
             ConfigError, GrammarError: a value lies outside its limits, or values contradict each other.
         """
-        sampling = wishes.pop("sampling", None) or SamplingConfig(
-            temperature, top_k, top_p, min_p, repetition_penalty, greedy=greedy
+        sampling = SamplingConfig(
+            temperature, top_k, top_p, min_p, repetition_penalty, repetition_window, greedy
         )
+        if wishes.get("sampling") is not None:
+            if sampling != SamplingConfig():
+                raise ConfigError(
+                    "give `sampling` or the separate settings (temperature, top_k, ...), not both"
+                )
+            sampling = wishes["sampling"]
+        wishes.pop("sampling", None)
         return self.generate_many(
             1, state=state, bars=bars, seconds=seconds, tokens=tokens,
             sampling=sampling, random_seed=random_seed, session=session, **wishes,
