@@ -244,12 +244,13 @@ def check(emulator: Emulator, schedules: range) -> None:
             cotangents, want = wanted(name, inputs)
             got = emulator.values(name, inputs, cotangents, None)
             assert error(got, want) < TOLERANCE, (name, "rows", schedule)
-        index = torch.randint(0, 5, (3, 40, 3), generator=torch.Generator().manual_seed(schedule))
-        grad = torch.randn(3, 40, 6)
-        want_grad = torch.zeros(5, 6).index_add_(
-            0, index.flatten(), grad.repeat_interleave(3, 1).flatten(0, 1)
+        g = torch.Generator().manual_seed(schedule)
+        index = torch.randint(0, 3, (3, 120, 3), generator=g)  # five windows; columns for all warps
+        grad = torch.randn(3, 120, 256, generator=g)
+        want_grad = torch.zeros(3, 256).index_add_(
+            0, index.flatten(), grad.flatten(0, 1).repeat_interleave(3, 0)
         )
-        got_grad = emulator.ops.lookup_backward(grad, index, 5)
+        got_grad = emulator.ops.lookup_backward(grad, index, 3)
         assert error([got_grad], [want_grad]) < TOLERANCE, ("lookup_backward", schedule)
 
 

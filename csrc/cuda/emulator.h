@@ -391,7 +391,7 @@ struct Machine {
             ready_.insert(ready_.end(), kept.begin(), kept.end());
             if (weak_ && random.below(8) == 0) drain(2);
             stalled = progress_ == before ? stalled + 1 : 0;
-            if (setup.schedule && random.below(64) == 0) victim = choose();
+            if (setup.schedule && random.below(16) == 0) victim = choose();
             if (stalled < 2) continue;
             if (held) {  // those who stood still are the only ones that can go on
                 const Victim last = victim;
