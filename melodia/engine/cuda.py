@@ -226,7 +226,7 @@ def error_of(library: ctypes.CDLL) -> str:
     return why.decode()
 
 
-def _free_lanes(library: ctypes.CDLL, pointer: int, engine: CudaEngine) -> None:
+def _free_lanes(library: ctypes.CDLL, pointer: int, engine: Engine) -> None:
     """Free lanes; the engine is an argument so that it lives until then."""
     library.melodia_lanes_free(pointer)
 

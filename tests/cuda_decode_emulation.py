@@ -1,0 +1,313 @@
+"""The CUDA decode engine on the emulator: its library, and checks that compare it with the CPU's engine.
+
+As a program, `python tests/cuda_decode_emulation.py LIBRARY...`: runs the checks on each library in a process of its
+own and prints a line for each, "passed" or what went wrong first. Mutants have to fail.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from model_zoo import ZOO, H, V
+from sampler_helpers import make_seed, scale, tiny_sampler
+
+from melodia import engine
+from melodia.decode import SamplingConfig
+from melodia.engine import cuda
+from melodia.engine.description import describe
+from melodia.engine.loop import Start, Stopped, Terms, TokenLoop
+from melodia.engine.rules import pack, rules_of
+from melodia.grammar import Grammar
+from melodia.grammar.state import REGISTERS
+from melodia.model import Model, ModelConfig
+
+CSRC = Path(__file__).resolve().parent.parent / "csrc"
+COMPILER = shutil.which("g++") or shutil.which("c++")
+KERNEL = "cuda/decode_kernel.cu"
+SOURCES = (
+    KERNEL,
+    "cuda/decode_device.cu",
+    "cuda/decode_lanes.cu",
+    "cuda/decode_loop.cu",
+    "cuda/decode_api.cu",
+    "engine/plan.cpp",
+    "engine/rules.cpp",
+)
+KINDS = [name for name, options in ZOO.items() if options["kind"] != "bidirectional"]
+NAMES = re.compile(r'MELODIA_(?:SYNC|ORDER|EPOCH)\(\s*"([^"]+)"')
+TOLERANCE = {"fp32": 2e-5, "bf16": 2e-2, "int8": 2e-2}
+"""Sums in another order; a number that is rounded the other way moves a logit by 1 / 256 of a weight at most."""
+
+
+def compile_object(folder: Path, source: str, mutant: str = "") -> Path:
+    """One source for the emulator; `mutant` names the barrier that is left out."""
+    out = folder / f"{Path(source).stem}.o"
+    flags = ["-x", "c++", "-std=c++17", "-O0" if mutant else "-O1", "-Wall", "-Wextra", "-Werror", "-fPIC"]
+    flags += [
+        "-fvisibility=hidden",
+        "-U_FORTIFY_SOURCE",
+        "-DMELODIA_EMULATOR",
+        f'-DMELODIA_MUTANT="{mutant}"',
+    ]
+    flags += ["-Wno-unused-but-set-variable", f"-I{CSRC}"]
+    folder.mkdir(parents=True, exist_ok=True)
+    subprocess.run([str(COMPILER), *flags, "-c", str(CSRC / source), "-o", str(out)], check=True, timeout=300)
+    return out
+
+
+def link(folder: Path, objects: list[Path]) -> Path:
+    """The library from its objects."""
+    out = folder / "libmelodia_cuda_emulator.so"
+    subprocess.run(
+        [str(COMPILER), "-shared", *map(str, objects), "-o", str(out), "-Wl,-z,defs"], check=True, timeout=300
+    )
+    return out
+
+
+@lru_cache(maxsize=1)
+def build() -> Path:
+    """The library of the sources as they are; kept in build/ until they change."""
+    files = [*CSRC.glob("cuda/*"), *CSRC.glob("engine/*.h"), *CSRC.glob("*.h")]
+    digest = hashlib.sha256()
+    for file in sorted([*files, *(CSRC / source for source in SOURCES)]):
+        digest.update(file.read_bytes())
+    folder = CSRC.parent / "build" / f"decode-{digest.hexdigest()[:16]}"
+    out = folder / "libmelodia_cuda_emulator.so"
+    if not out.exists():
+        with ThreadPoolExecutor(2) as pool:
+            link(folder, list(pool.map(lambda source: compile_object(folder, source), SOURCES)))
+    return out
+
+
+def mutant_names() -> list[str]:
+    """What orders threads in the decode kernel."""
+    found = [
+        name for file in sorted(CSRC.glob("cuda/decode_*.h")) for name in NAMES.findall(file.read_text())
+    ]
+    assert len(found) == len(set(found)), "a name stands in two places"
+    return found
+
+
+@lru_cache(maxsize=64)
+def load(path: Path) -> ctypes.CDLL:
+    """A library that runs on the emulator."""
+    library = cuda.load(path)
+    library.melodia_emulator_configure.argtypes = [
+        ctypes.c_uint64,
+        ctypes.c_int64,
+        ctypes.c_int64,
+        ctypes.c_int32,
+    ]
+    return library
+
+
+def configure(
+    library: ctypes.CDLL,
+    *,
+    schedule: int = 1,
+    blocks: int = 8,
+    shared_bytes: int = 64 << 10,
+    expire: bool = False,
+) -> None:
+    """Choose the schedule and the size of the device."""
+    library.melodia_emulator_configure(schedule, blocks, shared_bytes, expire)
+
+
+def options(**changed: int) -> cuda.Options:
+    """Small blocks, so that there are several."""
+    return cuda.Options(**({"threads": 64, "least_units": 1} | changed))
+
+
+@lru_cache(maxsize=64)
+def described(name: str, weights: str, vocabulary: int = V) -> tuple[Any, Any, tuple[int, ...]]:
+    """A model of the zoo as the engine reads it, and the sizes of its side inputs."""
+    torch.manual_seed(0)
+    settings = {"vocab_size": vocabulary, "hidden_size": H} | ZOO[name]
+    model = Model(ModelConfig(**settings)).eval()
+    return *describe(model, weights), tuple(spec.size for spec in model.config.side_inputs)
+
+
+def random_input(sizes: tuple[int, ...], T: int, B: int, vocabulary: int = V) -> tuple[Any, Any]:
+    """Tokens [T, B] and side inputs [T, B, S] or None."""
+    numbers = np.random.default_rng(T * 100 + B)
+    sides = [numbers.integers(0, size, (T, B)) for size in sizes]
+    return numbers.integers(0, vocabulary, (T, B)), np.stack(sides, -1) if sides else None
+
+
+def check_lanes(
+    library: ctypes.CDLL, name: str, weights: str, T: int, B: int, vocabulary: int = V, **changed: int
+) -> None:
+    """Given tokens: every logit and the states of two calls, and no launch that fell back."""
+    ints, floats, sizes = described(name, weights, vocabulary)
+    packed = cuda.CudaEngine(ints, floats, library=library, options=options(**changed))
+    mine, other = cuda.CudaLanes(packed, B), engine.Lanes(engine.Engine(ints, floats, threads=1), B)
+    tokens, sides = random_input(sizes, T, B, vocabulary)
+    for part in (slice(0, T // 2), slice(T // 2, T)):
+        rows = None if sides is None else sides[part]
+        close(mine.advance(tokens[part], rows), other.advance(tokens[part], rows), TOLERANCE[weights])
+    for lane in range(B):
+        close(mine.read(lane), other.read(lane), TOLERANCE[weights])
+    assert packed.facts()["stalls"] == 0, packed.fallback()
+
+
+def close(one: Any, other: Any, tolerance: float) -> None:
+    """Numbers within a tolerance; NaN is not."""
+    assert np.abs(one - other).max() <= tolerance, f"{np.abs(one - other).max()} apart"
+
+
+@lru_cache(maxsize=8)
+def primed(scheme: str = "REMI") -> Any:
+    """A small sampler behind two bars of a scale."""
+    sampler = tiny_sampler(scheme)
+    sampler.prime(make_seed(scale(2)))
+    return sampler
+
+
+def loops(
+    library: ctypes.CDLL,
+    B: int,
+    config: SamplingConfig | None = None,
+    scheme: str = "REMI",
+    first_session: int = 0,
+    **changed: int,
+) -> tuple[TokenLoop, cuda.CudaLoop]:
+    """The CPU's loop and the device's over the same lanes."""
+    sampler = primed(scheme)
+    state = sampler.state
+    ints, floats = describe(sampler.model, "fp32")
+    rules = rules_of(Grammar.compile(sampler.vocabulary), state.side.specs)
+    flat = np.concatenate([np.asarray(part, np.float32).reshape(-1) for part in state.model_state.values()])
+    config = config or SamplingConfig()
+    starts = [
+        Start(
+            state.logits, state.grammar, state.side, config, 9, first_session + i, state.fed, (61, 62, 61, 70)
+        )
+        for i in range(B)
+    ]
+    on_cpu = engine.Engine(ints, floats, threads=1)
+    on_gpu = cuda.CudaEngine(ints, floats, library=library, options=options(least_units=4, **changed))
+    found: list[Any] = [engine.Lanes(on_cpu, B), cuda.CudaLanes(on_gpu, B)]
+    for lanes in found:
+        for lane in range(B):
+            lanes.write(lane, flat)
+    return (
+        TokenLoop(on_cpu, found[0], [rules] * B, starts),
+        cuda.CudaLoop(on_gpu, found[1], [rules] * B, starts),
+    )
+
+
+def same(one: TokenLoop, other: TokenLoop, lane: int, at_other: int | None = None) -> int:
+    """Everything about a lane is the same; how many tokens came."""
+    there = lane if at_other is None else at_other
+    a, b = one.drain(lane), other.drain(there)
+    assert a[0].tolist() == b[0].tolist()
+    assert np.allclose(a[1], b[1], atol=1e-4)
+    assert np.allclose(a[2], b[2], atol=1e-4)
+    for name in ("standing", "made", "fed"):
+        assert one.facts[name][lane] == other.facts[name][there], name
+    x, y = one.followers[lane].state, other.followers[there].state
+    assert [getattr(x, name) for name in REGISTERS] == [getattr(y, name) for name in REGISTERS]
+    assert x.ends == y.ends
+    assert {p: row.tolist() for p, row in x.rows.items()} == {p: row.tolist() for p, row in y.rows.items()}
+    assert np.array_equal(one.followers[lane].side.to_array(), other.followers[there].side.to_array())
+    close(one.logits(lane), other.logits(there), 1e-4)
+    close(one._lanes.read(lane), other._lanes.read(there), 1e-4)
+    return len(a[0])
+
+
+def bits(*kinds: str) -> Any:
+    """Token types as a mask."""
+    vocabulary = primed().vocabulary
+    return pack(np.isin(np.arange(vocabulary.size), vocabulary.ids_of(*kinds)))
+
+
+FILTERS = SamplingConfig(
+    temperature=0.9, top_k=40, top_p=0.9, min_p=0.01, repetition_penalty=1.3, repetition_window=3
+)
+
+
+def check_loop(
+    library: ctypes.CDLL, B: int, steps: int, config: SamplingConfig | None = None, **changed: int
+) -> None:
+    """Some tokens, a stop that is taken, tokens again."""
+    pair = loops(library, B, config, **changed)
+    assert isinstance(pair[1]._lanes.engine, cuda.CudaEngine)
+    for loop in pair:
+        for lane in range(B):
+            loop.set_terms(lane, Terms(1000))
+        assert loop.run(steps=steps) == Stopped.STEPS
+    for lane in range(B):
+        assert same(*pair, lane) == steps
+    for loop in pair:
+        for lane in range(B):
+            loop.set_terms(lane, Terms(1000, stop=bits("Pitch")))
+        while int(loop.facts["standing"].max()) < 3:
+            loop.run()
+    # Lanes of the device do not stop with the first: they all come to their own stop.
+    for loop in pair:
+        for lane in loop.waiting():
+            loop.take(lane)
+        for lane in range(B):
+            loop.set_terms(lane, Terms(1))
+        loop.run(steps=2)
+    if B == 1:
+        same(*pair, 0)
+    assert pair[1]._lanes.engine.facts()["stalls"] == 0, pair[1]._lanes.engine.fallback()
+
+
+def checks(library: ctypes.CDLL) -> Iterator[Any]:
+    """What a mutant has to fail: one call after the other."""
+    for schedule in range(1, 8):
+        configure(library, schedule=schedule)
+        yield lambda: check_lanes(library, "sequential-deep", "fp32", 4, 2)
+        yield lambda: check_lanes(library, "gru", "fp32", 5, 1, 9)  # blocks without a row of the head
+        yield lambda: check_lanes(library, "parallel-gated", "int8", 4, 2)
+        yield lambda: check_lanes(library, "parallel-sum", "bf16", 4, 9, counted=1)
+    for schedule in range(1, 6):
+        configure(library, schedule=schedule)
+        yield lambda: check_loop(library, 1, 4, FILTERS)
+        yield lambda: check_loop(library, 1, 3, SamplingConfig(top_k=701 - 3))
+        yield lambda: check_loop(library, 2, 3, counted=1)
+
+
+def verdict(path: str) -> str:
+    """The word passed, or what went wrong first."""
+    try:
+        for check in checks(load(Path(path))):
+            check()
+    except Exception as error:
+        return f"{type(error).__name__}: {str(error)[:200]}".replace("\n", " ")
+    return "passed"
+
+
+def main(paths: list[str]) -> None:
+    """A line for each library; a library that kills its process says so."""
+    described("gru", "fp32"), primed()  # what every process needs
+    for path in paths:
+        read, write = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.write(write, verdict(path).encode())
+            os._exit(0)
+        os.close(write)
+        _, status = os.waitpid(child, 0)
+        text = os.read(read, 4096).decode()
+        os.close(read)
+        print(text or f"died ({status})", flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,249 @@
+"""The CUDA decode engine, on the emulator: the CPU engine's logits, states and tokens, under every schedule."""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import cuda_decode_emulation as emulation
+import numpy as np
+import pytest
+from cuda_decode_emulation import FILTERS, KINDS, bits, check_lanes, check_loop, configure, loops, same
+
+from melodia import engine
+from melodia.decode import SamplingConfig
+from melodia.engine import cuda
+from melodia.engine.loop import Standing, Stopped, Terms
+from melodia.errors import BackendError, ConfigError, GrammarError
+
+pytestmark = [
+    pytest.mark.skipif(emulation.COMPILER is None, reason="no C++ compiler"),
+    pytest.mark.skipif(engine.reason() is not None, reason=f"no engine: {engine.reason()}"),
+]
+
+
+@pytest.fixture(scope="module")
+def library() -> ctypes.CDLL:
+    return emulation.load(emulation.build())
+
+
+@pytest.mark.parametrize("weights", ["fp32", "bf16", "int8"])
+@pytest.mark.parametrize("name", KINDS)
+def test_logits_and_states_of_every_kind(library: ctypes.CDLL, name: str, weights: str) -> None:
+    configure(library, schedule=len(name))
+    check_lanes(library, name, weights, 4, 3)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"counted": 1},
+        {"apart": 1},
+        {"streamed": 1},
+        {"launch_steps": 1},
+        {"least_units": 6},
+        {"blocks": 4, "samplers": 1, "threads": 96},
+    ],
+    ids=str,
+)
+def test_every_way_through_the_kernel(library: ctypes.CDLL, changed: dict[str, int]) -> None:
+    configure(library, schedule=5)
+    check_lanes(library, "parallel", "fp32", 4, 10, **changed)
+    check_lanes(library, "gru-deep", "bf16", 3, 1, **changed)
+
+
+def test_embeddings_that_are_not_folded(library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> None:
+    configure(library, schedule=4)
+    monkeypatch.setattr("melodia.engine.description.TABLE_BYTES", 0)
+    emulation.described.cache_clear()
+    try:
+        check_lanes(library, "sequential-deep", "fp32", 4, 3)
+        check_lanes(library, "reversed", "int8", 4, 2)
+    finally:
+        emulation.described.cache_clear()
+
+
+def test_a_session_does_not_depend_on_the_others(library: ctypes.CDLL) -> None:
+    """Alone or among nine, in one call or in three: the same bits."""
+    configure(library, schedule=2)
+    ints, floats, sizes = emulation.described("sequential-deep", "fp32")
+    packed = cuda.CudaEngine(ints, floats, library=library, options=emulation.options())
+    tokens, sides = emulation.random_input(sizes, 6, 9)
+    together, alone = cuda.CudaLanes(packed, 9), cuda.CudaLanes(packed, 1)
+    all_logits = together.advance(tokens, sides)
+    for part in (slice(0, 1), slice(1, 4), slice(4, 6)):
+        logits = alone.advance(tokens[part, 8:], sides[part, 8:])
+        assert np.array_equal(logits, all_logits[part, 8:])
+    assert np.array_equal(alone.read(0), together.read(8))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        None,
+        FILTERS,
+        SamplingConfig(greedy=True),
+        SamplingConfig(top_k=3),
+        SamplingConfig(top_p=0.5),
+        SamplingConfig(min_p=0.2, temperature=1.4),
+    ],
+    ids=str,
+)
+def test_tokens_of_every_filter(library: ctypes.CDLL, config: SamplingConfig | None) -> None:
+    configure(library, schedule=6)
+    check_loop(library, 1, 10, config)
+
+
+def test_a_batch_is_what_its_sessions_are_alone(library: ctypes.CDLL) -> None:
+    configure(library, schedule=3)
+    together = loops(library, 3, FILTERS, samplers=2)[1]
+    for lane in range(3):
+        together.set_terms(lane, Terms(1000))
+    assert together.run(steps=8) == Stopped.STEPS
+    for lane in range(3):
+        alone = loops(library, 1, FILTERS, first_session=lane, launch_steps=3)[1]
+        alone.set_terms(0, Terms(1000))
+        assert alone.run(steps=8) == Stopped.STEPS
+        assert same(together, alone, lane, 0) == 8
+
+
+def test_where_a_lane_stops(library: ctypes.CDLL) -> None:
+    """Its tokens are used up, at a class of tokens, at a tick, behind a note, where something is not to come."""
+    configure(library, schedule=8)
+    late = ((bits("Bar"), 0),)
+    for terms, pause in [
+        (Terms(4), False),
+        (Terms(100, stop=bits("Velocity")), False),
+        (Terms(100, stop_tick=emulation.primed().state.grammar.now + 1), False),
+        (Terms(100, exclude=bits("Bar", "EOS"), late=late), True),
+    ]:
+        pair = loops(library, 1)
+        for loop in pair:
+            loop.set_terms(0, terms, pause=pause)
+        assert pair[0].run(steps=60) == pair[1].run(steps=60)
+        assert pair[0].facts["token"][0] == pair[1].facts["token"][0]
+        same(*pair, 0)
+
+
+def test_the_caller_chooses(library: ctypes.CDLL) -> None:
+    configure(library, schedule=1)
+    pair = loops(library, 1, FILTERS)
+    for _ in range(3):
+        for loop in pair:
+            assert loop.run() == Stopped.LANE
+            assert loop.facts["standing"][0] == Standing.ASKS
+            loop.choose(0, loop.followers[0].mask())
+            loop.take(0)
+            loop.set_terms(0, None)
+        assert pair[0].facts["token"][0] == pair[1].facts["token"][0]
+    for loop in pair:
+        assert loop.run(steps=1) in (Stopped.STEPS, Stopped.LANE)
+    assert same(*pair, 0) == 3
+
+
+def test_lanes_that_are_kept_go_on(library: ctypes.CDLL) -> None:
+    configure(library, schedule=1)
+    pair = loops(library, 3)
+    for loop, kind in zip(pair, (engine.Lanes, cuda.CudaLanes), strict=True):
+        for lane in range(3):
+            loop.set_terms(lane, Terms(1000))
+        loop.run(steps=3)
+        old = loop._lanes
+        new = kind(old.engine, 2)
+        for to, of in enumerate((0, 2)):
+            new.write(to, old.read(of))
+        loop.keep(new, [0, 2])
+        loop.run(steps=4)
+    assert [same(*pair, lane) for lane in range(2)] == [7, 7]
+
+
+def test_blocks_that_wait_in_vain(library: ctypes.CDLL) -> None:
+    """Too few blocks at once, or time that runs out: the same tokens stage by stage, and the engine says so."""
+    one = loops(library, 1)
+    for loop in one:
+        loop.set_terms(0, Terms(1000))
+    configure(library, schedule=1, blocks=2)
+    assert one[0].run(steps=4) == one[1].run(steps=4) == Stopped.STEPS
+    assert same(*one, 0) == 4
+    packed = one[1]._lanes.engine
+    assert isinstance(packed, cuda.CudaEngine)
+    assert packed.facts()["stalls"] == 1
+    assert packed.fallback().startswith("the device holds 2 blocks at once of ")
+
+
+def test_a_device_that_fails_changes_nothing(library: ctypes.CDLL) -> None:
+    configure(library, schedule=1)
+    pair = loops(library, 1)
+    for loop in pair:
+        loop.set_terms(0, Terms(1000))
+        loop.run(steps=3)
+    lanes = pair[1]._lanes
+    configure(library, schedule=1, shared_bytes=256)  # no launch fits any more
+    before = lanes.read(0)
+    try:
+        with pytest.raises(GrammarError, match="bytes of shared memory"):
+            pair[1].run(steps=3)
+    finally:
+        configure(library, schedule=1)
+    assert np.array_equal(before, lanes.read(0))
+    for loop in pair:
+        loop.run(steps=3)
+    assert same(*pair, 0) == 6
+
+
+def test_what_cannot_run_says_why(library: ctypes.CDLL) -> None:
+    configure(library)
+    ints, floats, _ = emulation.described("bilstm-gru", "fp32")
+    with pytest.raises(ConfigError, match="does not run bidirectional models"):
+        cuda.CudaEngine(ints, floats, library=library)
+    if cuda.reason() is not None:
+        with pytest.raises(BackendError, match="use device cpu"):
+            cuda.CudaEngine(ints, floats)
+    ints, floats, _ = emulation.described("gru", "fp32")
+    lanes = cuda.CudaLanes(cuda.CudaEngine(ints, floats, library=library), 1)
+    with pytest.raises(ValueError, match="token 99 is not in a vocabulary of 23"):
+        lanes.step([99])
+    with pytest.raises(ValueError, match="must be finite"):
+        lanes.write(0, np.full(lanes.state_size, np.nan, np.float32))
+    with pytest.raises(ConfigError, match="sessions must be"):
+        cuda.CudaLanes(cuda.CudaEngine(ints, floats, library=library), 5000)
+
+
+@pytest.mark.slow
+def test_many_schedules(library: ctypes.CDLL) -> None:
+    for schedule in range(40):
+        configure(library, schedule=schedule)
+        check_lanes(
+            library, KINDS[schedule % len(KINDS)], "fp32", 4, 1 + schedule % 4, counted=schedule % 3 == 0
+        )
+        check_loop(library, 1 + schedule % 2, 5, FILTERS, counted=schedule % 3 == 1)
+
+
+@pytest.mark.slow
+def test_without_any_barrier_fence_or_epoch_a_check_fails(tmp_path: Path) -> None:
+    names = emulation.mutant_names()
+    whole = emulation.build()
+    objects = [whole.parent / f"{Path(source).stem}.o" for source in emulation.SOURCES[1:]]
+
+    def mutant(index: int) -> Path:
+        folder = tmp_path / str(index)
+        return emulation.link(
+            folder, [emulation.compile_object(folder, emulation.KERNEL, names[index]), *objects]
+        )
+
+    with ThreadPoolExecutor(2) as pool:
+        libraries = [whole, *pool.map(mutant, range(len(names)))]
+    done = subprocess.run(
+        [sys.executable, str(Path(emulation.__file__)), *map(str, libraries)],
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    verdicts = done.stdout.splitlines()
+    assert verdicts[0] == "passed"
+    survivors = [name for name, verdict in zip(names, verdicts[1:], strict=True) if verdict == "passed"]
+    assert not survivors
