@@ -255,16 +255,17 @@ def check(emulator: Emulator, schedules: range) -> None:
 
 
 def check_chunks(emulator: Emulator, schedules: range) -> None:
-    """A resident scan whose vectors do not fit into shared memory at once."""
+    """Scans whose vectors, and in steps the weights, come in three chunks and more."""
     inputs = arguments("gru_scan", 3, 2, 84)
     cotangents, want = wanted("gru_scan", inputs)
+    ways = (("resident", "counter", 24), ("resident", "in_band", 24), ("steps", "automatic", 11))
     for schedule in schedules:
-        for exchange in ("counter", "in_band"):
+        for path, exchange, kilobytes in ways:
             emulator.configure(
-                path="resident", exchange=exchange, schedule=schedule, shared_bytes=24 << 10, blocks=40
+                path=path, exchange=exchange, schedule=schedule, shared_bytes=kilobytes << 10, blocks=40
             )
             got = emulator.values("gru_scan", inputs, cotangents, None)
-            assert error(got, want) < TOLERANCE, ("chunks", exchange, schedule, error(got, want))
+            assert error(got, want) < TOLERANCE, ("chunks", path, exchange, schedule, error(got, want))
 
 
 def _weights(grad_gates: Tensor, output: Tensor, h: Tensor) -> list[Tensor]:
