@@ -32,6 +32,7 @@ class Info:
         cores: processors that this process may use.
         threads: threads that torch uses for one operator.
         cuda: names of the CUDA devices that torch sees.
+        cuda_engine: whether the decoder runs on a GPU, or why not.
         cuda_kernels: what the CUDA kernels were built with, or why there are none, or why they are not used.
         environment: MELODIA_* variables that are set.
     """
@@ -51,6 +52,7 @@ class Info:
     cores: int
     threads: int
     cuda: list[str]
+    cuda_engine: str
     cuda_kernels: str
     environment: dict[str, str] = field(default_factory=dict)
 
@@ -69,6 +71,7 @@ class Info:
             f"engine for generating on the CPU: {self.engine}",
             f"processor: {self.cpu}, {self.cores} cores, {self.threads} threads, {' '.join(self.cpu_features)}",
             f"CUDA devices: {', '.join(self.cuda) or 'none'}",
+            f"engine for generating on CUDA: {self.cuda_engine}",
             f"CUDA kernels: {self.cuda_kernels}",
             *(f"{name}={value}" for name, value in self.environment.items()),
         ]
@@ -83,6 +86,7 @@ def collect() -> Info:
     import torch
 
     from melodia import __version__, engine
+    from melodia.engine import cuda as cuda_engine
     from melodia.kernels import backend_report, native
     from melodia.kernels import cuda as kernels_cuda
 
@@ -104,6 +108,7 @@ def collect() -> Info:
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         threads=torch.get_num_threads(),
         cuda=[torch.cuda.get_device_name(k) for k in range(torch.cuda.device_count())],
+        cuda_engine="loaded" if (why := cuda_engine.reason()) is None else f"none: {why}",
         cuda_kernels=kernels_cuda.describe(),
         environment={k: v for k, v in sorted(os.environ.items()) if k.startswith("MELODIA_")},
     )

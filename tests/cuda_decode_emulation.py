@@ -80,7 +80,9 @@ def link(folder: Path, objects: list[Path]) -> Path:
 @lru_cache(maxsize=1)
 def build() -> Path:
     """The library of the sources as they are; kept in build/ until they change."""
-    files = [*CSRC.glob("cuda/*"), *CSRC.glob("engine/*.h"), *CSRC.glob("*.h")]
+    shared = ("device", "numbers", "emulator", "emulator_parts", "launch", "cell")
+    files = [*CSRC.glob("cuda/decode_*"), *(CSRC / f"cuda/{name}.h" for name in shared)]
+    files += [*CSRC.glob("engine/*.h"), *CSRC.glob("*.h")]
     digest = hashlib.sha256()
     for file in sorted([*files, *(CSRC / source for source in SOURCES)]):
         digest.update(file.read_bytes())
@@ -273,8 +275,11 @@ def checks(library: ctypes.CDLL) -> Iterator[Any]:
     for schedule in range(1, 8):
         configure(library, schedule=schedule)
         yield lambda: check_lanes(library, "sequential-deep", "fp32", 4, 2)
-        yield lambda: check_lanes(library, "gru", "fp32", 5, 1, 9)  # blocks without a row of the head
+        yield lambda: check_lanes(
+            library, "lstm-tied", "fp32", 24, 1, 2, threads=32
+        )  # most have no row of the head
         yield lambda: check_lanes(library, "parallel-gated", "int8", 4, 2)
+        yield lambda: check_lanes(library, "lstm", "fp32", 2, 3, apart=1)
         yield lambda: check_lanes(library, "parallel-sum", "bf16", 4, 9, counted=1)
     for schedule in range(1, 6):
         configure(library, schedule=schedule)

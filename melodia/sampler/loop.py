@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from melodia.engine.loop import Standing, Start, TokenLoop
+from melodia.engine.loop import Standing, Start
 from melodia.engine.rules import rules_of
 from melodia.grammar import NoteEvent
 from melodia.sampler.lane import Lane
@@ -128,7 +128,7 @@ class _Bursts:
             for lane in live
         ]
         rules = [rules_of(lane.grammar, lane.session.side.specs) for lane in live]
-        self._loop = TokenLoop(stepper.lanes.engine, stepper.lanes, rules, starts)
+        self._loop = stepper.loop(rules, starts)
         for lane, follower in zip(live, self._loop.followers, strict=True):
             lane.session.grammar = follower.state
 

@@ -46,6 +46,7 @@ class Runner:
         self._weights = weights
         self.config: ModelConfig = source.config
         self.device = "cpu" if isinstance(source, Network) else str(source.input.weight.device)
+        self._on_gpu = self.device in ("cuda", "cuda:0")
         obstacle = self._obstacle()
         if obstacle is not None and weights != "fp32":
             raise BackendError(f"{weights} weights need the engine, but {obstacle}; use fp32")
@@ -54,7 +55,8 @@ class Runner:
         self._runs_engine = obstacle is None
         if obstacle is None:
             self.runs = "native"
-            self.why = f"the engine is loaded ({engine.instruction_set()}, {weights} weights)"
+            kind = "on CUDA" if self._on_gpu else engine.instruction_set()
+            self.why = f"the engine is loaded ({kind}, {weights} weights)"
         else:
             self.runs, self.why = self._torch_runs(obstacle)
 
@@ -74,18 +76,37 @@ class Runner:
             from melodia.sampler.torch_stepper import TorchStepper
 
             return TorchStepper(self.model, first, self._backend)
-        return EngineStepper(self._packed, self.config, first)
+        packed = self._packed
+        if self._on_gpu:
+            from melodia.engine.cuda import CudaEngine
+            from melodia.sampler.cuda_stepper import CudaStepper
+
+            assert isinstance(packed, CudaEngine)
+            return CudaStepper(packed, self.config, first)
+        return EngineStepper(packed, self.config, first)
 
     @cached_property
     def _packed(self) -> engine.Engine:
+        if self._on_gpu:
+            from melodia.engine.cuda import CudaEngine
+
+            return CudaEngine(*describe(self.network, self._weights))
         return engine.Engine(*describe(self.network, self._weights))
 
     def _obstacle(self) -> str | None:
         """Why the engine does not run; None if it does."""
         if not isinstance(self._source, Network):
             weight = self._source.input.weight
-            if weight.device.type != "cpu":
-                return f"the engine runs on the CPU (the model is on {weight.device})"
+            if self._on_gpu:
+                from melodia.engine import cuda
+
+                if self.config.blocks:
+                    return "the CUDA engine does not run bidirectional models"
+                why = cuda.reason()
+                if why is not None:
+                    return f"the engine runs on the CPU (the model is on {weight.device}, and {why})"
+            elif weight.device.type != "cpu":
+                return f"the engines run on the CPU and the first GPU (the model is on {weight.device})"
             if str(weight.dtype) != "torch.float32":
                 return f"the engine takes float32 models (this one is {weight.dtype})"
         return engine_obstacle(self._backend)

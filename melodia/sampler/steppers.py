@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from melodia import engine
+from melodia.engine.loop import Start, TokenLoop
+from melodia.engine.rules import Rules
 from melodia.model.config import ModelConfig
 from melodia.model.network import ModelState, initial_state
 
@@ -56,13 +58,21 @@ class EngineStepper:
     compiled = True
 
     def __init__(self, packed: engine.Engine, config: ModelConfig, first: Sequence[ModelState]) -> None:
-        self.lanes = engine.Lanes(packed, len(first))
         self._packed = packed
+        self.lanes = self.sessions(len(first))
         self._sides = bool(config.side_inputs)
         self._like = initial_state(config)  # the engine's numbers are these parts, one behind the other
         for lane, state in enumerate(first):
             parts = [state[name].astype(np.float32).reshape(-1) for name in self._like]
             self.lanes.write(lane, np.concatenate(parts))
+
+    def sessions(self, count: int) -> engine.Lanes:
+        """New sessions of the engine."""
+        return engine.Lanes(self._packed, count)
+
+    def loop(self, rules: Sequence[Rules], starts: Sequence[Start]) -> TokenLoop:
+        """The loop over tokens of the present lanes."""
+        return TokenLoop(self._packed, self.lanes, rules, starts)
 
     def feed(self, tokens: Sequence[int], sides: Sequence[NDArray[np.int32]]) -> Rows:
         """See `Stepper.feed`."""
@@ -74,7 +84,7 @@ class EngineStepper:
 
     def keep(self, lanes: Sequence[int]) -> None:
         """See `Stepper.keep`."""
-        kept = engine.Lanes(self._packed, len(lanes))
+        kept = self.sessions(len(lanes))
         for new, old in enumerate(lanes):
             kept.write(new, self.lanes.read(old))
         self.lanes = kept
