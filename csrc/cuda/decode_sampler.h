@@ -48,13 +48,15 @@ class SamplerBlock {
 
     MELODIA_DEVICE void run() {
         if (a.phase_begin > 0) return;
-        if (thread() == 0) *flag_ = 1;
-        MELODIA_SYNC("decode sampler: started");
+        if (thread() == 0) *flag_ = 1;  // seen behind the first barrier, and nobody waits before it
         for (int step = a.step_begin; step < a.step_end; ++step) {
             bool goes_on = false;
             for (int b = mine_; b < a.B; b += a.samplers) {
+                const Look look = a.records == nullptr ? Look{} : look_at(step, b);
+                MELODIA_SYNC("decode sampler: read");
                 bool command;
-                if (!(a.records == nullptr ? give(step, b, &command) : choose(step, b, &command))) return;
+                if (!(a.records == nullptr ? give(step, b, &command) : choose(step, b, look, &command)))
+                    return;
                 goes_on = goes_on || command;
             }
             if (a.records != nullptr)
@@ -151,8 +153,7 @@ class SamplerBlock {
         receive(
             in, a.net.V, flag_, [&](int i) { return words + i; },
             [&](int i, uint32_t number) { to[i] = float_of(number); });
-        MELODIA_SYNC("decode sampler: logits");
-        return *flag_ != 0;
+        return total(*flag_ == 0) == 0;  // one answer for all
     }
 
     // Tokens that are given.
@@ -176,18 +177,25 @@ class SamplerBlock {
     };
     MELODIA_DEVICE static Row none() { return {}; }
 
+    // Where a session stands, before the first thread writes there.
+    struct Look {
+        bool ended, waits, prepared, taken, fed;
+    };
+    MELODIA_DEVICE Look look_at(int step, int b) const {
+        const Record& v = voice(b);
+        return {v.ended != 0, v.waits != 0, v.prepared != 0, v.standing == int64_t(Standing::taken),
+                step < a.steps && !v.pauses};
+    }
+
     // One step of a session up to its command.
-    MELODIA_DEVICE bool choose(int step, int b, bool* goes_on) {
+    MELODIA_DEVICE bool choose(int step, int b, const Look& look, bool* goes_on) {
         Record& v = voice(b);
+        bool fed = look.fed;
         *goes_on = false;
-        const bool ended = v.ended != 0, waits = v.waits != 0, prepared = v.prepared != 0;
-        const bool taken = v.standing == int64_t(Standing::taken);
-        bool fed = step < a.steps && !v.pauses;
-        MELODIA_SYNC("decode sampler: read");
-        if (ended) return true;
-        if (waits && !receive_logits(step - 1, b, logits(b))) return false;
-        if (fed && !taken) {
-            if (!prepared) prepare(b);
+        if (look.ended) return true;
+        if (look.waits && !receive_logits(step - 1, b, logits(b))) return false;
+        if (fed && !look.taken) {
+            if (!look.prepared) prepare(b);
             fed = decide(b);
         }
         Row side = none();
