@@ -184,6 +184,7 @@ def loops(
     config: SamplingConfig | None = None,
     scheme: str = "REMI",
     first_session: int = 0,
+    equal: bool = False,
     **changed: int,
 ) -> tuple[TokenLoop, cuda.CudaLoop]:
     """The CPU's loop and the device's over the same lanes."""
@@ -193,10 +194,9 @@ def loops(
     rules = rules_of(Grammar.compile(sampler.vocabulary), state.side.specs)
     flat = np.concatenate([np.asarray(part, np.float32).reshape(-1) for part in state.model_state.values()])
     config = config or SamplingConfig()
+    logits = np.zeros_like(state.logits) if equal else state.logits  # ties everywhere
     starts = [
-        Start(
-            state.logits, state.grammar, state.side, config, 9, first_session + i, state.fed, (61, 62, 61, 70)
-        )
+        Start(logits, state.grammar, state.side, config, 9, first_session + i, state.fed, (61, 62, 61, 70))
         for i in range(B)
     ]
     on_cpu = engine.Engine(ints, floats, threads=1)
@@ -242,7 +242,7 @@ FILTERS = SamplingConfig(
 
 
 def check_loop(
-    library: ctypes.CDLL, B: int, steps: int, config: SamplingConfig | None = None, **changed: int
+    library: ctypes.CDLL, B: int, steps: int, config: SamplingConfig | None = None, **changed: Any
 ) -> None:
     """Some tokens, a stop that is taken, tokens again."""
     pair = loops(library, B, config, **changed)
@@ -284,7 +284,8 @@ def checks(library: ctypes.CDLL) -> Iterator[Any]:
     for schedule in range(1, 6):
         configure(library, schedule=schedule)
         yield lambda: check_loop(library, 1, 4, FILTERS)
-        yield lambda: check_loop(library, 1, 3, SamplingConfig(top_k=701 - 3))
+        yield lambda: check_loop(library, 1, 2, SamplingConfig(top_k=5), equal=True)
+        yield lambda: check_loop(library, 1, 2, SamplingConfig(top_p=0.3), equal=True)
         yield lambda: check_loop(library, 2, 3, counted=1)
 
 

@@ -372,7 +372,7 @@ class SamplerBlock {
     MELODIA_DEVICE void keep(float* x, uint32_t key, int32_t ties) {
         for (int i = me(); i < a.net.V; i += count())
             if (ordered(x[i]) < key) x[i] = kRemoved;
-        MELODIA_SYNC("decode sampler: removed");
+        // Both loops leave -infinity where they meet, so that nobody has to wait in between.
         if (warp() == 0) {
             int32_t before = 0;
             for (int first = 0; first < a.net.V; first += 32) {
