@@ -9,11 +9,10 @@ SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu)
 
 .PHONY: install demo test test-slow lint format clean
 
-# A tiny model of midi_samples/ (until one is bundled), and with it a continuation as MIDI, picture and sound.
+# The model that comes with melodia continues a piece: MIDI, picture and sound.
 demo: $(STAMP)
-	$(BIN)/melodia train midi_samples --out out/demo-model --size tiny --minutes 1 --force
-	$(BIN)/melodia generate --seed midi_samples/bach_prelude_c_major.mid --seed-bars 8 --bars 8 --random-seed 1 \
-	    --model out/demo-model --out out/demo.mid --plot --audio --force
+	$(BIN)/melodia generate --seed midi_samples/petzold_minuet_g_major.mid --seed-bars 8 --bars 8 --random-seed 1 \
+	    --out out/demo.mid --plot --audio --force
 
 install: $(STAMP)
 

@@ -1,0 +1,68 @@
+"""The model that comes with melodia: small, credited, found by itself, and able to continue every sample."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from melodia.evaluation.collapse import collapse_report
+from melodia.evaluation.statistics import estimate_key, longest_repeated_run, pitch_in_scale
+from melodia.sampler import Continuation, Sampler
+from melodia.sampler.sampler import bundled_folder
+
+SAMPLES = sorted((Path(__file__).parent.parent / "midi_samples").glob("*.mid"))
+LIMIT = 16 << 20  # bytes of the weights
+
+
+@pytest.fixture(scope="module")
+def sampler() -> Sampler:
+    return Sampler.load()
+
+
+def continued(sampler: Sampler, path: Path, random_seed: int) -> Continuation:
+    sampler.prime(path, seed_bars=8)
+    return sampler.generate(bars=8, temperature=0.9, top_p=0.95, random_seed=random_seed)
+
+
+def test_what_is_shipped(sampler: Sampler) -> None:
+    folder = bundled_folder()
+    assert (folder / "model.safetensors").stat().st_size <= LIMIT
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    for credit in ("OpenScore", "Mutopia", "polishscores.org", "chopinscores.org", "Freedoom", "Groove MIDI"):
+        assert credit in card
+    notices = (folder / "NOTICES.txt").read_text(encoding="utf-8")
+    assert "Redistributions in binary form must reproduce" in notices, "Freedoom's licence asks for it"
+    assert sampler.originality_index is not None
+    names = [path.name for path in folder.rglob("*") if path.suffix in (".mid", ".midi")]
+    assert not names, "weights, not music"
+
+
+@pytest.mark.parametrize("path", SAMPLES, ids=lambda path: path.stem)
+def test_every_sample_is_continued(sampler: Sampler, path: Path) -> None:
+    made = continued(sampler, path, random_seed=1)
+    assert made.report.bars == 8
+    notes = [note for instrument in made.midi.instruments for note in instrument.notes]
+    assert len(notes) >= 8
+    assert longest_repeated_run(made.midi) < 16, "it hammers one note"
+    assert not any("one note" in finding for finding in collapse_report(made.midi).findings)
+
+
+def test_it_keeps_the_key_of_most(sampler: Sampler) -> None:
+    """Notes of the continuations in the seeds' own scales; of twelve pitch classes drawn at random 7/12 would be."""
+    shares = []
+    for path in SAMPLES:
+        made = continued(sampler, path, random_seed=2)
+        key = estimate_key(sampler.state.seed)
+        if key is not None and estimate_key(made.midi) is not None:
+            shares.append(pitch_in_scale(made.midi, key.tonic, key.mode))
+    assert len(shares) >= 14
+    assert np.mean(shares) > 0.75
+
+
+def test_it_starts_from_nothing_too(sampler: Sampler) -> None:
+    sampler.prime(None)
+    made = sampler.generate(bars=8, temperature=0.9, top_p=0.95, random_seed=3)
+    assert made.report.bars == 8
+    assert sum(len(instrument.notes) for instrument in made.midi.instruments) >= 8
