@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from melodia.evaluation.collapse import collapse_report
 from melodia.evaluation.statistics import estimate_key, longest_repeated_run, pitch_in_scale
 from melodia.sampler import Continuation, Sampler
+from melodia.sampler.loop import Loop
 from melodia.sampler.sampler import bundled_folder
 
 SAMPLES = sorted((Path(__file__).parent.parent / "midi_samples").glob("*.mid"))
@@ -66,3 +68,22 @@ def test_it_starts_from_nothing_too(sampler: Sampler) -> None:
     made = sampler.generate(bars=8, temperature=0.9, top_p=0.95, random_seed=3)
     assert made.report.bars == 8
     assert sum(len(instrument.notes) for instrument in made.midi.instruments) >= 8
+
+
+@pytest.mark.parametrize("name", ["drunken_sailor", "yankee_doodle"])
+def test_drums_do_not_drown_the_tune(sampler: Sampler, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a bar of drums alone the next one holds a note with a pitch; in bursts and token by token."""
+    sampler.prime(SAMPLES[0].with_name(f"{name}.mid"), seed_bars=8)
+    made = {}
+    for bursts in (True, False):
+        monkeypatch.setattr("melodia.sampler.sampler.Loop", lambda *them, b=bursts: Loop(*them, bursts=b))
+        made[bursts] = sampler.generate(bars=8, temperature=0.9, top_p=0.95, random_seed=1)
+    assert made[True].tokens.tolist() == made[False].tokens.tolist()
+    midi = made[True].midi
+    lines = [*midi.get_downbeats(), midi.get_end_time()]
+    pitched = [note for instrument in midi.instruments if not instrument.is_drum for note in instrument.notes]
+    heard = [
+        any(note.start < end - 1e-6 and note.end > start + 1e-6 for note in pitched)
+        for start, end in pairwise(lines[:9])
+    ]
+    assert not any(not first and not second for first, second in pairwise(heard))

@@ -76,6 +76,11 @@ class Plan:
         self._bar = -1
         self._bar_tokens = 0
         self.crowded = 0
+        programs = context.programs if request.programs is None else request.programs
+        self._tune = (
+            programs is not None and -1 in programs and max(programs) >= 0 and not request.silent_bars
+        )
+        self._due = False  # the first note of the present bar must have a pitch
         self._unseeded = state.notes == 0
         tempo = request.tempo or context.tempo
         self.tempi: list[tuple[int, float]] = [] if tempo is None else [(context.origin, tempo)]
@@ -86,6 +91,7 @@ class Plan:
         state.min_bars = _NEVER
         if state.bar >= 0:
             self._bar, start, _ = self.bar_at(state)
+            self._due = self._tune_is_due(state, start)
             if start == context.join and not self._awaits_metre(state):
                 self._enter_bar(state, self._bar, start)
             self._settle(state, 0)
@@ -123,6 +129,7 @@ class Plan:
             or s.now < join + MICRO_RESOLUTION * classes.has_micro
             or (s.has_bars and (s.bar_end <= join or not classes.metres_behind_bars))
             or (self._unseeded and not s.notes)
+            or (self._due and not s.bar_notes)
         ):
             return None
         exclude, late = [], self._late(s, start, end)
@@ -193,6 +200,7 @@ class Plan:
             self._bar = index
             self.crowded += self._bar_tokens > BAR_TOKENS
             self._bar_tokens = 0
+            self._due = self._tune_is_due(s, start)
             self._enter_bar(s, index, start)
         self._settle(s, count)
 
@@ -276,6 +284,8 @@ class Plan:
             prelude = self._prelude(wanted)
             if prelude is not None:
                 wanted = prelude
+        if self._due and not s.bar_notes:
+            wanted &= ~classes.drums
         if self._bar_tokens >= BAR_TOKENS:
             away = wanted & (classes.bar if s.has_bars else classes.shift)
             if away.any():
@@ -357,6 +367,13 @@ class Plan:
         sounds = bool(s.ends) if s.on_off else any(end > start for end in s.ends)
         if (is_first or not sounds) and self.bar_at(s)[2] == s.bar_end:
             s.require_note_in_bar = 1
+
+    def _tune_is_due(self, s: GrammarState, start: int) -> bool:
+        """Whether only drums sounded in the bar before the one that begins here, and there is more to play."""
+        if not self._tune or not s.has_bars or start <= self.context.join:
+            return False
+        before = start - s.bar_length
+        return not any(program >= 0 and int(row.max()) > before for program, row in s.rows.items())
 
     def _settle(self, s: GrammarState, count: int) -> None:
         """Find the first full bar and, when it can be known, the last one."""
