@@ -301,6 +301,7 @@ def verdict(path: str) -> str:
 
 def main(paths: list[str]) -> None:
     """A line for each library; a library that kills its process says so."""
+    torch.set_num_threads(1)  # a fork has none of torch's threads, and would wait for them for ever
     described("gru", "fp32"), primed()  # what every process needs
     for path in paths:
         read, write = os.pipe()
