@@ -281,6 +281,9 @@ def checks(library: ctypes.CDLL) -> Iterator[Any]:
         yield lambda: check_lanes(library, "parallel-gated", "int8", 4, 2)
         yield lambda: check_lanes(library, "lstm", "fp32", 2, 3, apart=1)
         yield lambda: check_lanes(library, "parallel-sum", "bf16", 4, 9, counted=1)
+    for schedule in range(8, 200):  # a buffer that is written too early shows in one of fifty
+        configure(library, schedule=schedule)
+        yield lambda: check_lanes(library, "lstm-tied", "fp32", 24, 1, 2, threads=32)
     for schedule in range(1, 6):
         configure(library, schedule=schedule)
         yield lambda: check_loop(library, 1, 4, FILTERS)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from melodia import engine
-from melodia.decode import Choice, Noise, choose
+from melodia.decode import Choice, Noise, SamplingConfig, choose
 from melodia.grammar import Grammar, NoteEvent
 from melodia.midi.report import Finding
 from melodia.sampler.classes import TokenClasses
@@ -72,7 +72,7 @@ class Lane:
         legal = self.plan.restrict(session.grammar, self.grammar.mask(session.grammar))
         recent: list[int] = []
         if request.sampling.repetition_penalty != 1.0:
-            window = self.recent[-request.sampling.repetition_window :]
+            window = self.recent[-self.sampling.repetition_window :]
             recent = [token for token in window if self.classes.pitch[token]]
         if compiled:
             choice = engine.choose(
@@ -123,6 +123,12 @@ class Lane:
             self.entropy += entropy
             self.notes += found
         return found
+
+    @property
+    def sampling(self) -> SamplingConfig:
+        """How tokens are chosen; the repetition penalty counts no further back than `recent` goes."""
+        sampling = self.request.sampling
+        return replace(sampling, repetition_window=min(sampling.repetition_window, RECENT))
 
     @property
     def recent(self) -> list[int]:

@@ -119,7 +119,7 @@ class _Bursts:
                 logits=lane.session.logits,
                 grammar=lane.session.grammar,
                 side=lane.session.side,
-                sampling=lane.request.sampling,
+                sampling=lane.sampling,
                 random_seed=lane.request.random_seed,
                 session=lane.request.session,
                 fed=lane.session.fed,
