@@ -176,7 +176,6 @@ def test_failures_exit_with_one_and_one_line(
         ["inspect", str(tmp_path)],
         ["generate", "--seed", str(nothing), "--model", str(model), "--out", out],
         ["generate", "--model", str(tmp_path / "no-model"), "--out", out],
-        ["generate", "--out", out],
         ["train", str(empty_folder), "--out", str(tmp_path / "m"), "--cache", str(tmp_path / "c")],
         ["train", str(tmp_path / "nowhere"), "--out", str(tmp_path / "m"), "--cache", str(tmp_path / "c")],
     ):
