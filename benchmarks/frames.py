@@ -34,6 +34,10 @@ from melodia.training.streams import IGNORED, Passage
 
 LOWEST, PITCHES = 21, 88
 MAX_NOTES = 32  # of a frame; the four sets have 15 at most
+LOOKBACK1 = 1  # its place among the side inputs of `Notes`
+INTERVALS = 2 * PITCHES  # 87 down to 87 up, and none
+MOTION = 12  # semitones told apart
+MATCH_LENGTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 Frame = tuple[int, ...]
 Sequences = list[list[Frame]]
 
@@ -188,20 +192,83 @@ class FrameModel(Model):
             self.initialise(random_seed)
 
 
+class RelativeHead(nn.Module):
+    """Logits of the next note by pitch and by interval; what it returns still lies apart, see `NoteModel`.
+
+    Weights [V + 2 I, H]: V tokens, and I intervals to each of two notes that are known: the one that stood at this
+    place of the frame before, and the one just said. Intervals let what is learned in one key hold in all.
+    """
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(Notes.size + 2 * INTERVALS, hidden_size))
+        self.bias = nn.Parameter(torch.empty(Notes.size + 2 * INTERVALS))
+        self.projection = None
+
+    @torch.no_grad()
+    def initialise(self, generator: torch.Generator, scale: float) -> None:
+        """As `melodia.model.model.Head`."""
+        bound = scale * (3 * self.weight.shape[1]) ** -0.5
+        self.weight.uniform_(-bound, bound, generator=generator)
+        self.bias.zero_()
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """Logits that still lie apart: x [..., H] -> [..., V + 2 I]."""
+        return F.linear(x, self.weight, self.bias)
+
+
+class NoteModel(Model):
+    """A melodia model of notes: the same input and stack, and `RelativeHead`."""
+
+    def __init__(self, config: ModelConfig, random_seed: int) -> None:
+        super().__init__(config, random_seed=None)
+        self.head = RelativeHead(config.hidden_size)  # type: ignore[assignment]
+        if not self.input.weight.is_meta:
+            self.initialise(random_seed)
+
+    def forward(self, tokens: Tensor, side: Tensor | None = None, *rest: Any, **more: Any) -> Any:
+        """As `Model.forward`: logits [B, T, V] and the state."""
+        assert side is not None
+        apart, state = super().forward(tokens, side, *rest, **more)
+        logits = apart[..., : Notes.size]
+        for part, reference in enumerate((side[..., LOOKBACK1] - 1, tokens)):
+            # Interval of token p to reference r: p - r, and the last column where either is no note.
+            ids = torch.arange(Notes.size, device=tokens.device)
+            interval = ids - reference.unsqueeze(-1) + PITCHES - 1
+            known = (ids > 0) & (reference > 0).unsqueeze(-1)
+            column = torch.where(known, interval, INTERVALS - 1)
+            start = Notes.size + part * INTERVALS
+            logits = logits + apart[..., start : start + INTERVALS].gather(-1, column)
+        return logits, state
+
+
+class NoteInput(SideInputSpec):
+    """A side input that the grammar of melodia's tokens does not know."""
+
+    def __post_init__(self) -> None:
+        """Any name will do."""
+
+
 class Notes:
     """A frame note by note: token 0 ends a frame, token p is the pitch LOWEST + p - 1.
 
-    Three side inputs stand beside each token, so that voices can be led without counting: how many notes of the frame
-    have been said, and which tokens came next at this place in the frame before and two frames before.
+    Side inputs stand beside each token, all of them functions of the notes before, so that voices can be led without
+    counting and a tune that comes back is known: how many notes of the frame have been said; which tokens came next
+    at this place in the frame before and two frames before; by how much the note just said moved from the one in its
+    place; which token follows where the piece was last as it is now (the longest run of equal frames that ends here,
+    and as much of this frame as has been said), and how long that run is.
     """
 
     name = "Notes"
     block_length = 32
     size = 1 + PITCHES
     specs = (
-        SideInputSpec("position", MAX_NOTES + 1),
-        SideInputSpec("lookback1", 2 + PITCHES),
-        SideInputSpec("lookback2", 2 + PITCHES),
+        NoteInput("position", MAX_NOTES + 1),
+        NoteInput("lookback1", 2 + PITCHES),
+        NoteInput("lookback2", 2 + PITCHES),
+        NoteInput("motion", 2 * MOTION + 2),
+        NoteInput("match", 2 + PITCHES),
+        NoteInput("match_length", len(MATCH_LENGTHS) + 1),
     )
 
     def __init__(self, sequences: Sequences) -> None:
@@ -211,15 +278,23 @@ class Notes:
         """A step for every note and for the end of every frame."""
         targets: list[int] = []
         frames: list[int] = []
-        side: list[tuple[int, int, int]] = []
+        side: list[tuple[int, ...]] = []
         before: list[list[int]] = [[], []]  # what one and two frames ago said
-        for number, frame in enumerate(sequence):
+        for number, (frame, match) in enumerate(zip(sequence, matches(sequence), strict=True)):
             said = [pitch - LOWEST + 1 for pitch in frame] + [0]
+            again = [] if match is None else [pitch - LOWEST + 1 for pitch in sequence[match.frame]] + [0]
+            moved = 0
             for place, token in enumerate(said):
                 back = [1 + old[place] if place < len(old) else 0 for old in before]
-                side.append((place, back[0], back[1]))
+                going = place < len(again) and again[:place] == said[:place]
+                follows = 1 + again[place] if going else 0
+                length = int(np.searchsorted(MATCH_LENGTHS, match.length, "right")) if going and match else 0
+                side.append((place, back[0], back[1], moved, follows, length))
                 targets.append(token)
                 frames.append(number)
+                moved = 0
+                if back[0] > 1 and token:
+                    moved = 1 + MOTION + max(-MOTION, min(MOTION, token - (back[0] - 1)))
             before = [said, before[0]]
         inputs = [0, *targets[:-1]]
         return Example(
@@ -229,7 +304,7 @@ class Notes:
 
     def model(self, config: ModelConfig, random_seed: int) -> Model:
         """The model of a configuration."""
-        return Model(replace(config, vocab_size=self.size, side_inputs=self.specs), random_seed=random_seed)
+        return NoteModel(replace(config, vocab_size=self.size, side_inputs=self.specs), random_seed)
 
     def nll(self, logits: Tensor, tokens: Tensor, targets: Tensor) -> Tensor:
         """Nats of each step [B, T], 0 where it is not scored: logits [B, T, V].
@@ -243,6 +318,38 @@ class Notes:
             logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none"
         )
         return flat.view_as(targets)
+
+
+@dataclass(frozen=True)
+class Match:
+    """Where the frames before stood already.
+
+    Attributes:
+        frame: the number of the frame that followed there.
+        length: how many frames are equal, going back from there and from here.
+    """
+
+    frame: int
+    length: int
+
+
+def matches(sequence: list[Frame]) -> list[Match | None]:
+    """For each frame, the longest run of frames before it that stood earlier already (of equals, the latest).
+
+    >>> matches([(60,), (62,), (60,), (62,)])
+    [None, None, None, Match(frame=1, length=1)]
+    """
+    lengths = np.zeros(0, np.int64)  # of the runs that end at each earlier frame and at the last one
+    numbers: dict[Frame, int] = {}
+    ids = np.array([numbers.setdefault(frame, len(numbers)) for frame in sequence], np.int64)
+    found: list[Match | None] = []
+    for t in range(len(ids)):
+        if t >= 2:  # runs that end at frame j < t - 1 and at frame t - 1
+            grown = np.concatenate(([0], lengths))[: t - 1] + 1
+            lengths = np.where(ids[: t - 1] == ids[t - 1], grown, 0)
+        best = int(lengths.max()) if lengths.size else 0
+        found.append(Match(int(np.flatnonzero(lengths == best)[-1]) + 1, best) if best else None)
+    return found
 
 
 HEADS = {"bernoulli": Bernoulli, "notes": Notes}

@@ -22,7 +22,7 @@ import platform
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import date
 from pathlib import Path
 from types import SimpleNamespace
@@ -42,9 +42,10 @@ from melodia.training.optimiser import AveragedWeights, make_optimiser
 from melodia.training.streams import LaneStream, stack_windows
 
 SETS = ("jsb_chorales", "nottingham", "musedata", "piano_midi")
-PARAMETERS = 1_000_000
+PARAMETERS = 250_000
 WINDOW = {"bernoulli": 128, "notes": 400}  # steps between two updates
-PATIENCE = 12  # validations without a better result
+VALIDATIONS = 12  # over the whole budget
+PATIENCE = 4  # validations without a better result
 
 
 @dataclass(frozen=True)
@@ -52,27 +53,32 @@ class Settings:
     """How a set is learned; one family for all kinds.
 
     Attributes:
-        minutes: at most so long.
-        batch_size: lanes.
+        epochs: at most so many passes over the training part.
         learning_rate: the highest.
+        batch_size: lanes.
         dropout, embedding_dropout, weight_drop: see `ModelConfig`.
         weight_decay: of AdamW.
     """
 
-    minutes: float
+    epochs: float
+    learning_rate: float
     batch_size: int = 16
-    learning_rate: float = 3e-3
-    dropout: float = 0.5
+    dropout: float = 0.3
     embedding_dropout: float = 0.1
-    weight_drop: float = 0.3
+    weight_drop: float = 0.2
     weight_decay: float = 0.05
 
 
+_SMALL, _LARGE = {"batch_size": 8}, {"dropout": 0.15, "embedding_dropout": 0.0, "weight_drop": 0.1}
 SETTINGS = {
-    "jsb_chorales": Settings(minutes=4),
-    "nottingham": Settings(minutes=8, dropout=0.4, weight_drop=0.2),
-    "musedata": Settings(minutes=10, dropout=0.4, weight_drop=0.2),
-    "piano_midi": Settings(minutes=6),
+    ("jsb_chorales", "bernoulli"): Settings(epochs=24, learning_rate=4e-3, **_SMALL),
+    ("jsb_chorales", "notes"): Settings(epochs=32, learning_rate=6e-3, **_SMALL),
+    ("nottingham", "bernoulli"): Settings(epochs=8, learning_rate=6e-3, **_LARGE),
+    ("nottingham", "notes"): Settings(epochs=2, learning_rate=8e-3, **_LARGE),
+    ("musedata", "bernoulli"): Settings(epochs=6, learning_rate=6e-3, **_LARGE),
+    ("musedata", "notes"): Settings(epochs=2, learning_rate=8e-3, **_LARGE),
+    ("piano_midi", "bernoulli"): Settings(epochs=12, learning_rate=4e-3, **_SMALL),
+    ("piano_midi", "notes"): Settings(epochs=6, learning_rate=6e-3, **_SMALL),
 }
 
 
@@ -89,10 +95,11 @@ def main() -> int:
     add("--heads", default=",".join(HEADS))
     add("--kinds", default=",".join(KINDS))
     add("--random-seeds", default="0,1,2")
-    add("--minutes", type=float, default=None, help="for each run, instead of the set's own")
+    add("--epochs", type=float, default=None, help="for each run, instead of the set's own")
     add("--parameters", type=int, default=PARAMETERS)
     add("--transpose", action="store_true", help="move sequences by -5 to +6 semitones; reported apart")
     add("--threads", type=int, default=None)
+    add("--watch", action="store_true", help="print every validation")
     add = commands.add_parser("score").add_argument
     add("runs", type=Path, metavar="RUNS")
     add("--test", action="append", default=[], required=True, metavar="SET=FILE")
@@ -127,11 +134,18 @@ def train_all(arguments: argparse.Namespace) -> None:
                     )
                     if (arguments.out / f"{label}.json").is_file():
                         continue
-                    settings = SETTINGS[name]
-                    if arguments.minutes is not None:
-                        settings = Settings(**{**asdict(settings), "minutes": arguments.minutes})
+                    settings = SETTINGS[name, head_name]
+                    if arguments.epochs is not None:
+                        settings = replace(settings, epochs=arguments.epochs)
                     run = Run(
-                        parts, head_name, kind, settings, arguments.parameters, seed, arguments.transpose
+                        parts,
+                        head_name,
+                        kind,
+                        settings,
+                        arguments.parameters,
+                        seed,
+                        arguments.transpose,
+                        arguments.watch,
                     )
                     result, model = run.train()
                     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -153,8 +167,9 @@ class Run:
         parameters: int,
         random_seed: int,
         transpose: bool,
+        watch: bool = False,
     ) -> None:
-        self.settings, self.random_seed, self.transpose = settings, random_seed, transpose
+        self.settings, self.random_seed, self.transpose, self.watch = settings, random_seed, transpose, watch
         self.train_sequences, valid = parts["train"], parts["valid"]
         known = [*self.train_sequences, *valid]
         if transpose:
@@ -172,7 +187,7 @@ class Run:
         self.hidden = hidden_for(self.head, self.options, parameters)
         self.model = build(self.head, self.options, self.hidden, random_seed)
         self.config = TrainingConfig(
-            minutes=settings.minutes,
+            epochs=settings.epochs,
             batch_size=settings.batch_size,
             learning_rate=settings.learning_rate,
             weight_decay=settings.weight_decay,
@@ -187,7 +202,7 @@ class Run:
         return self.head.example(transposed(self.train_sequences[number], int(shift))).passage
 
     def train(self) -> tuple[dict[str, Any], Model]:
-        """Train until time or patience runs out; the best weights and what they reach."""
+        """Train until epochs or patience run out; the best weights and what they reach."""
         config, model = self.config, self.model
         optimiser, average = make_optimiser(model, config), AveragedWeights(model, 0.995)
 
@@ -211,9 +226,10 @@ class Run:
         generator = torch.Generator().manual_seed(self.random_seed)
         best: dict[str, Any] = {"frame": math.inf}
         weights: dict[str, torch.Tensor] = {}
-        budget, began, scoring = 60.0 * self.settings.minutes, time.perf_counter(), 0.0
+        budget, spent, validated = self.settings.epochs * stream.steps_per_epoch, 0, 0
+        began, processor = time.perf_counter(), time.process_time()
         iteration = misses = 0
-        while (spent := time.perf_counter() - began) < budget and misses < PATIENCE:
+        while spent < budget and misses < PATIENCE:
             model.train()
             batch = stream.next()
             tokens, targets = torch.from_numpy(batch.tokens), torch.from_numpy(batch.targets)
@@ -228,19 +244,16 @@ class Run:
             optimiser.zero_grad(set_to_none=True)
             iteration += 1
             average.update(iteration)
-            if (
-                time.perf_counter() - began
-            ) * 0.1 > scoring + budget * 0.004:  # a tenth of the time is for scoring
-                at = time.perf_counter()
+            spent += int(batch.lengths.sum())
+            if spent * VALIDATIONS >= (validated + 1) * budget:
+                validated = int(spent * VALIDATIONS / budget)
                 result = score(average.model, self.head, self.valid)
-                scoring += time.perf_counter() - at
                 misses += 1
                 if result["frame"] < best["frame"]:
-                    best, misses = {**result, "iteration": iteration}, 0
-                    weights = {name: p.clone() for name, p in average.model.state_dict().items()}
-        result = score(average.model, self.head, self.valid)
-        if result["frame"] < best["frame"]:
-            best, weights = {**result, "iteration": iteration}, dict(average.model.state_dict())
+                    best = {**result, "iteration": iteration, "epochs": spent / stream.steps_per_epoch}
+                    weights, misses = {name: p.clone() for name, p in average.model.state_dict().items()}, 0
+                if self.watch:
+                    print(f"  {spent / stream.steps_per_epoch:.2f} epochs: {result['frame']:.4f}", flush=True)
         model.load_state_dict(weights)
         facts = {
             "valid": best,
@@ -251,6 +264,7 @@ class Run:
             "transposed": self.transpose,
             "iterations": iteration,
             "seconds": time.perf_counter() - began,
+            "processor_seconds": time.process_time() - processor,
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
         }
@@ -357,13 +371,13 @@ def page(runs: list[tuple[Path, dict[str, Any]]]) -> str:
         "the runs by `python benchmarks/polyphony.py train FOLDER --out RUNS` (what the columns mean stands there).",
         f"torch {torch.__version__}, {platform.machine()}. Mean over random seeds ± standard deviation; n: how many.",
         "",
-        "| set | head | transposed | part | kind | n | parameters | minutes | over frames | over sequences "
+        "| set | head | transposed | part | kind | n | parameters | processor minutes | over frames | over sequences "
         "| over frames, without the first | over sequences, without the first |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for key in sorted(rows, key=lambda key: (SETS.index(key[0]), *key[1:4], _mean(rows[key], "frame")[0])):
         group = rows[key]
-        minutes = np.mean([facts["seconds"] for facts in group]) / 60
+        minutes = np.mean([facts["processor_seconds"] for facts in group]) / 60
         cells = ["{:.3f} ± {:.3f}".format(*_mean(group, column)) for column in COLUMNS]
         lines.append(
             f"| {' | '.join(key)} | {len(group)} | {group[0]['parameters']:,} | {minutes:.1f} | {' | '.join(cells)} |"

@@ -10,9 +10,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from benchmarks import polyphony
-from benchmarks.frames import IGNORED, LOWEST, Bernoulli, Notes, build, hidden_for, load, transposed
+from benchmarks.frames import (
+    IGNORED,
+    LOWEST,
+    MOTION,
+    Bernoulli,
+    Match,
+    Notes,
+    build,
+    hidden_for,
+    load,
+    matches,
+    transposed,
+)
 from melodia.model import KINDS
 
 SEQUENCE = [(60, 64, 67), (), (60, 65), (59, 65, 67)]
@@ -32,10 +46,57 @@ def test_notes_by_hand() -> None:
     assert example.passage.inputs.tolist() == [0, *said[:-1]]
     assert example.frame.tolist() == [0, 0, 0, 0, 1, 2, 2, 2, 3, 3, 3, 3]
     assert example.passage.side is not None
-    place, one, two = example.passage.side.T.tolist()
+    place, one, two, motion, match, length = example.passage.side.T.tolist()
     assert place == [0, 1, 2, 3, 0, 0, 1, 2, 0, 1, 2, 3]
     assert one == [0, 0, 0, 0, 1 + c, 1, 0, 0, 1 + c, 1 + f, 1, 0], "what came next here a frame ago"
     assert two == [0, 0, 0, 0, 0, 1 + c, 1 + e, 1 + g, 1, 0, 0, 0]
+    assert motion == [0] * 9 + [1 + MOTION - 1, 1 + MOTION, 0], "b is below c, f stays"
+    assert not any(match) and not any(length), "no frame came twice"
+
+
+def test_what_came_before_is_found_again() -> None:
+    """A frame that stood already is followed by what followed it there, as far as this one goes the same way."""
+    c, e = 60 - LOWEST + 1, 64 - LOWEST + 1
+    side = Notes([]).example([(60,), (60, 64), (60,), (60, 64), (60,), (60,)]).passage.side
+    assert side is not None
+    match, length = side[:, 4].tolist(), side[:, 5].tolist()
+    assert match == [0, 0] + [0, 0, 0] + [0, 0] + [1 + c, 1 + e, 1] + [1 + c, 1] + [1 + c, 1 + e]
+    assert length == [0] * 7 + [1] * 3 + [2] * 2 + [3] * 2
+
+
+@given(st.lists(st.integers(0, 2), max_size=40))
+def test_matches_are_the_longest(numbers: list[int]) -> None:
+    sequence = [(60 + number,) for number in numbers]
+    for t, found in enumerate(matches(sequence)):
+        runs = {
+            i: next((n for n in range(i) if sequence[i - 1 - n] != sequence[t - 1 - n]), i)
+            for i in range(1, t)
+        }
+        longest = max(runs.values(), default=0)
+        if not longest:
+            assert found is None
+        else:
+            assert found == Match(max(i for i in runs if runs[i] == longest), longest)
+
+
+def test_intervals_move_with_the_music() -> None:
+    """With the weights of pitches at zero the notes' probabilities are the same in another key."""
+    head = Notes([])
+    model = build(head, {"kind": "gru"}, 8, 1)
+    with torch.no_grad():
+        for parameter in (model.head.weight[: head.size], model.input.weight, *model.input.side[1:3]):
+            parameter.zero_()
+        model.input.side[4].zero_()
+    nats = []
+    for sequence in (SEQUENCE, transposed(SEQUENCE, 3)):
+        passage = head.example(sequence).passage
+        tokens, targets = torch.from_numpy(passage.inputs)[None], torch.from_numpy(passage.targets)[None]
+        assert passage.side is not None
+        with torch.no_grad():
+            logits, _ = model(tokens, torch.from_numpy(passage.side.astype(np.int64))[None])
+        middle = logits[..., 1 + 20 : 1 + 60] - logits[..., :1]  # far from the ends of the keyboard
+        nats.append(middle)
+    torch.testing.assert_close(nats[0][..., :-3], nats[1][..., 3:])
 
 
 def test_frames_by_hand() -> None:
@@ -104,7 +165,7 @@ def test_the_whole_way(
     test_part = write_set(tmp_path / "test.json.gz", test=[SEQUENCE[1:]])
     runs = tmp_path / "runs"
     command = ["polyphony.py", "train", str(tmp_path), "--out", str(runs), "--sets", "jsb_chorales"]
-    command += ["--kinds", "sequential", "--random-seeds", "0", "--minutes", "0.02", "--parameters", "20000"]
+    command += ["--kinds", "sequential", "--random-seeds", "0", "--epochs", "3", "--parameters", "20000"]
     for extra in ([], ["--transpose"]):
         monkeypatch.setattr("sys.argv", command + extra)
         assert polyphony.main() == 0
