@@ -103,14 +103,14 @@ class Chooser {
     explicit Chooser(int32_t vocab_size) { reserve(vocab_size); }
 
     // logits [V]; legal: a bit per token, or null for no mask; recent: distinct ids, `recent_count` of them.
-    // with_entropy: nll and entropy as well, within 1e-11.
+    // with_entropy: nll and entropy as well, within 1e-11. bias [V], or null for none.
     Choice choose(const float* logits, int32_t vocab_size, const uint64_t* legal, const int32_t* recent,
                   int32_t recent_count, const Sampling& sampling, uint64_t random_seed, uint32_t session,
-                  uint64_t position, bool with_entropy) {
+                  uint64_t position, bool with_entropy, const float* bias = nullptr) {
         reserve(vocab_size);
         float top;
         if (!scan(logits, vocab_size, top)) return {kNotANumber};
-        gather(logits, vocab_size, legal);  // 1
+        gather(logits, vocab_size, legal, bias);  // 1
         if (count_ == 0) return {kNothingLegal};
         if (sampling.repetition_penalty != 1.0f)
             penalise(recent, recent_count, sampling.repetition_penalty);  // 2
@@ -182,7 +182,7 @@ class Chooser {
     }
 
     // Candidates stand in order of id from here to the end.
-    void gather(const float* logits, int32_t vocab_size, const uint64_t* legal) {
+    void gather(const float* logits, int32_t vocab_size, const uint64_t* legal, const float* bias) {
         constexpr float removed = -std::numeric_limits<float>::infinity();
         int32_t n = 0;
         for (int32_t base = 0; base < vocab_size; base += 64) {
@@ -190,7 +190,7 @@ class Chooser {
             if (vocab_size - base < 64) bits &= (uint64_t{1} << (vocab_size - base)) - 1;
             for (; bits; bits &= bits - 1) {
                 const int32_t id = base + __builtin_ctzll(bits);
-                logit_[n] = logits[id];
+                logit_[n] = bias ? logits[id] + bias[id] : logits[id];
                 id_[n] = id;
                 n += logits[id] > removed;
             }

@@ -131,6 +131,10 @@ void Loop::begin(int64_t lane, const Sampling& sampling, int64_t window, uint64_
     }
 }
 
+void Loop::set_bias(int64_t lane, const float* bias) {
+    voices_[lane]->bias.assign(bias, bias == nullptr ? bias : bias + V_);
+}
+
 void Loop::set_terms(int64_t lane, const LaneTerms& terms) {
     Voice& v = *voices_[lane];
     v.terms = terms;
@@ -176,6 +180,7 @@ RecordLayout Loop::plan_records(int64_t steps) const {
     l.masks = take(8 * W_ * 5);
     l.ring = take(4 * ring);
     l.counts = take(4 * V_);
+    l.bias = take(4 * V_);
     l.size = up(next, 256);
     next = 0;
     l.frames = take(static_cast<int64_t>(sizeof(GrammarFrame)) * (depth + 1));
@@ -236,6 +241,8 @@ void Loop::pack(int64_t lane, const RecordLayout& l, unsigned char* record, unsi
     }
     v.exclude = mask(t.exclude, 3);
     v.stop = mask(t.stop, 4);
+    v.biased = !host.bias.empty();
+    std::copy(host.bias.begin(), host.bias.end(), at<float>(record, l.bias));
     v.top_p = host.sampling.top_p;
     v.min_p = host.sampling.min_p;
     v.log_min_p = v.min_p > 0.0 ? std::log(v.min_p) : 0.0;
@@ -370,9 +377,10 @@ void Loop::choose(int64_t lane, const uint64_t* legal) {
             distinct.push_back(token);
     std::sort(distinct.begin(), distinct.end());
     distinct.erase(std::unique(distinct.begin(), distinct.end()), distinct.end());
-    const Choice choice = chooser_.choose(logits(lane), static_cast<int32_t>(V_), legal, distinct.data(),
-                                          static_cast<int32_t>(distinct.size()), v.sampling, v.random_seed,
-                                          v.session, static_cast<uint64_t>(facts.fed), true);
+    const Choice choice =
+        chooser_.choose(logits(lane), static_cast<int32_t>(V_), legal, distinct.data(),
+                        static_cast<int32_t>(distinct.size()), v.sampling, v.random_seed, v.session,
+                        static_cast<uint64_t>(facts.fed), true, v.bias.empty() ? nullptr : v.bias.data());
     facts.token = choice.token;
     facts.nll = choice.nll;
     facts.entropy = choice.entropy;

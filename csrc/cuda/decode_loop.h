@@ -26,6 +26,7 @@ class Loop {
     float* logits(int64_t lane) { return logits_.data() + lane * V_; }
     void begin(int64_t lane, const Sampling& sampling, int64_t window, uint64_t random_seed, uint32_t session,
                int64_t fed, const int64_t* recent, int64_t recent_count);
+    void set_bias(int64_t lane, const float* bias);
     void set_terms(int64_t lane, const LaneTerms& terms);
     // As engine::Loop::run, but `steps`, a pause, the time and the flag are seen between launches.
     Stopped run(int64_t steps, int64_t microseconds, const int32_t* flag);
@@ -41,6 +42,7 @@ class Loop {
         Sampling sampling;
         uint64_t random_seed = 0;
         uint32_t session = 0;
+        std::vector<float> bias;
         LaneTerms terms{};
         std::vector<uint64_t> bits;   // what the terms point to
         std::vector<int32_t> recent;  // a ring of the last tokens

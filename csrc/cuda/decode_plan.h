@@ -122,6 +122,7 @@ struct Record {
     int64_t made, fed;
     int64_t tokens, pause, stop_tick, ticks[3];
     int64_t late[3], exclude, stop;  // whether there are such masks
+    int64_t biased;                  // whether there is a bias
     double top_p, min_p, log_min_p;
     float temperature, penalty;
     int64_t top_k, greedy;
@@ -135,7 +136,7 @@ struct Record {
 
 // Offsets in bytes of a record's arrays.
 struct RecordLayout {
-    int64_t begun, rows, ends, places, masks, ring, counts, size;
+    int64_t begun, rows, ends, places, masks, ring, counts, bias, size;
     int64_t ends_capacity, places_capacity;
     int64_t words;  // of a mask
     // Of a sampler's scratch, per session.

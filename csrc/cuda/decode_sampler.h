@@ -93,6 +93,9 @@ class SamplerBlock {
     MELODIA_DEVICE int32_t* ring(int b) const {
         return reinterpret_cast<int32_t*>(record(b) + a.record.ring);
     }
+    MELODIA_DEVICE const float* bias(int b) const {
+        return reinterpret_cast<const float*>(record(b) + a.record.bias);
+    }
     MELODIA_DEVICE const uint64_t* mask_of(int b, int which) const {
         return reinterpret_cast<const uint64_t*>(record(b) + a.record.masks) + which * a.record.words;
     }
@@ -334,7 +337,7 @@ class SamplerBlock {
         for (int i = me(); i < V; i += count()) {  // 1, 2, 3
             const float logit = from[i];
             nan |= logit != logit;
-            float kept = has_bit(allowed, i) ? logit : kRemoved;
+            float kept = has_bit(allowed, i) ? v.biased ? logit + bias(b)[i] : logit : kRemoved;
             here += kept > kRemoved;
             if (v.penalty != 1.0f && counts(b)[i] > 0) kept = penalised(kept, v.penalty);
             if (!v.greedy && v.temperature != 1.0f) kept /= v.temperature;

@@ -56,6 +56,10 @@ void Loop::begin(int64_t lane, const Sampling& sampling, int64_t window, uint64_
     }
 }
 
+void Loop::set_bias(int64_t lane, const float* bias) {
+    voices_[lane]->bias.assign(bias, bias == nullptr ? bias : bias + V_);
+}
+
 void Loop::set_terms(int64_t lane, const LaneTerms& terms) {
     Voice& v = *voices_[lane];
     v.terms = terms;
@@ -136,9 +140,10 @@ void Loop::draw(int64_t lane, const uint64_t* legal) {
         seen_[token] = stamp_;
         distinct_.push_back(token);
     }
-    const Choice choice = chooser_.choose(logits(lane), static_cast<int32_t>(V_), legal, distinct_.data(),
-                                          static_cast<int32_t>(distinct_.size()), v.sampling, v.random_seed,
-                                          v.session, static_cast<uint64_t>(facts.fed), true);
+    const Choice choice =
+        chooser_.choose(logits(lane), static_cast<int32_t>(V_), legal, distinct_.data(),
+                        static_cast<int32_t>(distinct_.size()), v.sampling, v.random_seed, v.session,
+                        static_cast<uint64_t>(facts.fed), true, v.bias.empty() ? nullptr : v.bias.data());
     facts.token = choice.token;
     facts.nll = choice.nll;
     facts.entropy = choice.entropy;

@@ -62,6 +62,8 @@ class Loop {
     // recent: the last tokens, the newest last; `window` of them count for the repetition penalty.
     void begin(int64_t lane, const Sampling& sampling, int64_t window, uint64_t random_seed, uint32_t session,
                int64_t fed, const int64_t* recent, int64_t recent_count);
+    // What is added to the logits of every choice, [V]; null: nothing.
+    void set_bias(int64_t lane, const float* bias);
     void set_terms(int64_t lane, const LaneTerms& terms);
 
     // Goes on until a lane needs the caller, and at most `steps` (0: any number), `microseconds` (0: any
@@ -83,6 +85,7 @@ class Loop {
         Sampling sampling;
         uint64_t random_seed = 0;
         uint32_t session = 0;
+        std::vector<float> bias;
         LaneTerms terms{};
         std::vector<uint64_t> bits;   // what the terms point to
         std::vector<int32_t> recent;  // a ring of the last tokens

@@ -150,6 +150,13 @@ MELODIA_API int melodia_loop_begin(void* loop, int64_t lane, const BeginNumbers*
     });
 }
 
+MELODIA_API int melodia_loop_bias(void* loop, int64_t lane, const float* bias) {
+    return guarded([&] {
+        loop_of(loop, lane).set_bias(lane, bias);
+        return 1;
+    });
+}
+
 MELODIA_API int melodia_loop_terms(void* loop, int64_t lane, const LaneTerms* terms) {
     return guarded([&] {
         loop_of(loop, lane).set_terms(lane, *terms);

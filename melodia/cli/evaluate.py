@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from melodia.decode.config import TEMPERATURE, TOP_P
+from melodia.decode.config import PITCH_BIAS, TEMPERATURE, TOP_P
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -43,6 +43,9 @@ def evaluate(
     min_p: float | None = typer.Option(None, help="With --generate: least share of the likeliest token."),
     repetition_penalty: float = typer.Option(
         1.0, help="With --generate: above 1, recent tokens become less likely."
+    ),
+    pitch_bias: float = typer.Option(
+        PITCH_BIAS, help="With --generate: how strongly notes keep to the seed's pitch classes, 0 to 1."
     ),
     random_seed: int = typer.Option(0, help="With --generate: of the choice of pieces and of the music."),
     json_file: Path | None = typer.Option(
@@ -84,6 +87,7 @@ def evaluate(
             seed_bars=seed_bars,
             bars=bars,
             sampling=sampling,
+            pitch_bias=pitch_bias,
             random_seed=random_seed,
             device=device,
             backend=backend,

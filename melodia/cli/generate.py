@@ -6,7 +6,7 @@ from pathlib import Path
 
 import typer
 
-from melodia.decode.config import TEMPERATURE, TOP_P
+from melodia.decode.config import PITCH_BIAS, TEMPERATURE, TOP_P
 
 _SEED = "The seed: a MIDI file to continue (not a random number; that is --random-seed)."
 
@@ -32,6 +32,9 @@ def generate(
     ),
     min_p: float | None = typer.Option(None, help="Keep tokens at least this share of the likeliest one."),
     repetition_penalty: float = typer.Option(1.0, help="Above 1, recent tokens become less likely."),
+    pitch_bias: float = typer.Option(
+        PITCH_BIAS, help="How strongly new notes keep to the seed's pitch classes, 0 (not at all) to 1."
+    ),
     random_seed: int | None = typer.Option(None, help="Number that makes the result repeatable."),
     continuation_only: bool = typer.Option(
         False, "--continuation-only", help="Write the new music without the seed."
@@ -85,6 +88,7 @@ def generate(
         tokens=tokens,
         num_samples=num_samples,
         sampling=sampling,
+        pitch_bias=pitch_bias,
         random_seed=random_seed,
         continuation_only=continuation_only,
         plot=plot,

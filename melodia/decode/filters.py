@@ -3,7 +3,7 @@
 Letters: V = vocabulary size. Logits are float32 [V]; a removed token stands at -inf. The arithmetic is part
 of the contract, because compiled engines reproduce it token for token:
 
-1. *grammar mask*: illegal tokens -> -inf.
+1. *grammar mask*: illegal tokens -> -inf; then the bias, where there is one: float32 sum.
 2. *repetition penalty* r: each distinct recent token once; float32: logit < 0 ? logit * r : logit / r.
 3. *temperature* t: float32 division, logit / t.
 4. *top-k*: the first k candidates in the order (logit descending, id ascending): ties go to the lowest id.
@@ -98,7 +98,11 @@ def min_p(logits: Logits, p: float) -> Logits:
 
 
 def apply_filters(
-    logits: Logits, legal: NDArray[np.bool_] | None, recent: Iterable[int], config: SamplingConfig
+    logits: Logits,
+    legal: NDArray[np.bool_] | None,
+    recent: Iterable[int],
+    config: SamplingConfig,
+    bias: Logits | None = None,
 ) -> Logits:
     """All filters in their order.
 
@@ -107,6 +111,7 @@ def apply_filters(
         legal: bool [V] from the grammar, or None for no mask.
         recent: ids that the repetition penalty counts.
         config: the settings.
+        bias: float32 [V], added to the logits; None for nothing.
 
     Returns:
         float32 [V]; removed tokens at -inf; at least one token is left.
@@ -121,6 +126,8 @@ def apply_filters(
         )
     if legal is not None:
         logits = grammar_mask(logits, legal)
+    if bias is not None:
+        logits = logits + bias
     if not (logits > _REMOVED).any():
         raise GrammarError("no token is allowed here; loosen the constraints")
     if config.repetition_penalty != 1.0:
@@ -144,6 +151,7 @@ def choose(
     recent: Iterable[int],
     config: SamplingConfig,
     noise: NDArray[np.float64] | None,
+    bias: Logits | None = None,
 ) -> Choice:
     """Filter the logits and draw a token.
 
@@ -153,6 +161,7 @@ def choose(
         recent: ids that the repetition penalty counts.
         config: the settings.
         noise: Gumbel noise of this place, float64 [V] (`philox.Noise`); None for a greedy choice.
+        bias: as in `apply_filters`.
 
     Raises:
         MelodiaError, GrammarError: as in `apply_filters`.
@@ -161,7 +170,7 @@ def choose(
     >>> choose(logits, None, (), SamplingConfig(greedy=True), None).token
     0
     """
-    filtered = apply_filters(logits, legal, recent, config)
+    filtered = apply_filters(logits, legal, recent, config, bias)
     if config.greedy:
         token = int(np.argmax(filtered))
         return Choice(token, token_nll(logits, token), 0.0)

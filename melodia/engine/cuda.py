@@ -73,6 +73,7 @@ def load(path: Path) -> ctypes.CDLL:
     function("melodia_loop_logits", c_void_p, c_void_p, c_int64)
     begin = POINTER(native_loop.BeginNumbers)
     function("melodia_loop_begin", c_int, c_void_p, c_int64, begin, c_void_p, c_int64)
+    function("melodia_loop_bias", c_int, c_void_p, c_int64, c_void_p)
     function("melodia_loop_terms", c_int, c_void_p, c_int64, POINTER(native_loop.LaneTerms))
     function("melodia_loop_run", c_int64, c_void_p, c_int64, c_int64, c_void_p)
     function("melodia_loop_choose", c_int, c_void_p, c_int64, c_void_p)

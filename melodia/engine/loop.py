@@ -79,6 +79,7 @@ class Start:
         sampling, random_seed, session: of its choices.
         fed: the position of the next token in its stream of random numbers.
         recent: the last tokens, the newest last, for the repetition penalty.
+        bias: float32 [V], added to the logits of every choice; None: nothing.
     """
 
     logits: NDArray[np.float32]
@@ -89,6 +90,7 @@ class Start:
     session: int
     fed: int
     recent: Sequence[int]
+    bias: NDArray[np.float32] | None = None
 
 
 _FACTS = np.dtype(
@@ -173,6 +175,11 @@ class TokenLoop:
                 self._pointer, lane, ctypes.byref(numbers), recent.ctypes.data, len(recent)
             )
         )
+        if start.bias is not None:
+            bias = np.ascontiguousarray(start.bias, np.float32)
+            if bias.shape != (self._V,):
+                raise ValueError(f"a bias must be [{self._V}] (received {bias.shape})")
+            self._check(self._library.melodia_loop_bias(self._pointer, lane, bias.ctypes.data))
 
     def set_terms(
         self, lane: int, terms: Terms | None, *, pause: bool = False, bars_total: int | None = None

@@ -80,6 +80,7 @@ def library() -> ctypes.CDLL:
     function("melodia_loop_follower", c_void_p, c_void_p, c_int64)
     function("melodia_loop_logits", c_void_p, c_void_p, c_int64)
     function("melodia_loop_begin", c_int, c_void_p, c_int64, POINTER(BeginNumbers), c_void_p, c_int64)
+    function("melodia_loop_bias", c_int, c_void_p, c_int64, c_void_p)
     function("melodia_loop_terms", c_int, c_void_p, c_int64, POINTER(LaneTerms))
     function("melodia_loop_run", c_int64, c_void_p, c_int64, c_int64, c_void_p)
     function("melodia_loop_choose", c_int, c_void_p, c_int64, c_void_p)

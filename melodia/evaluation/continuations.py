@@ -58,6 +58,7 @@ def continue_pieces(
     seed_bars: int = 16,
     bars: int = 16,
     sampling: SamplingConfig | None = None,
+    pitch_bias: float = 0.0,
     random_seed: int = 0,
     index: Index | None = None,
     progress: Callable[[int, int, str], None] | None = None,
@@ -71,6 +72,7 @@ def continue_pieces(
         seed_bars: bars of the seed.
         bars: bars to generate, and to compare with.
         sampling: temperature and filters.
+        pitch_bias: towards the seeds' pitch classes; see `melodia.sampler.Request`.
         random_seed: of the choice of pieces, and of the music (session k for the k-th piece).
         index: of the training music, to look both up.
         progress: called with (pieces done, pieces wanted, name).
@@ -95,13 +97,17 @@ def continue_pieces(
             break
         name, path = files[place]
         try:
-            parts = _parts(sampler, path, seed_bars, bars)
+            parts = parts_of(sampler, path, seed_bars, bars)
             if parts is None:
                 continue
             score, seed, real = parts
             sampler.prime(score, seed_bars=seed_bars)
             continuation = sampler.generate(
-                bars=bars, sampling=sampling, random_seed=random_seed, session=len(pairs)
+                bars=bars,
+                sampling=sampling,
+                pitch_bias=pitch_bias,
+                random_seed=random_seed,
+                session=len(pairs),
             )
         except MelodiaError as error:
             failed.append(f"{name}: {error}")
@@ -112,7 +118,7 @@ def continue_pieces(
     return pairs, failed
 
 
-def _parts(sampler: Sampler, path: Path, seed_bars: int, bars: int) -> tuple[Any, Any, Any] | None:
+def parts_of(sampler: Sampler, path: Path, seed_bars: int, bars: int) -> tuple[Any, Any, Any] | None:
     """The score, its first bars and those behind; None where there are too few bars or notes."""
     score, _ = read_score(path)
     table = bar_table(score)

@@ -6,6 +6,7 @@ import numpy as np
 
 from melodia.engine.rules import Bits, pack
 from melodia.grammar import Op, compile_tables
+from melodia.grammar.state import NONE
 from melodia.sampler.metres import Metres
 from melodia.vocabulary import Vocabulary
 
@@ -20,7 +21,8 @@ class TokenClasses:
         inner_metre: BPE tokens that set a metre.
         inner_shift: BPE tokens with a time shift behind their beginning.
         pitch: tokens that begin notes: what the repetition penalty counts.
-        drums: tokens that lead to a note of the drums, or begin one.
+        plays: tokens that name a program or begin a note.
+        program_of: int64 [V], the program that a Program token names; `NONE` for other tokens.
         moves: int64 [V], by how many grid units the token's time shifts move on.
         micro: int64 [V], by how many ticks a MicroTiming token moves a note off its grid point.
         moving: tokens with a time shift.
@@ -38,7 +40,9 @@ class TokenClasses:
         self.position = ops == Op.POSITION
         self.shift = ops == Op.TIME_SHIFT
         self.pitch = (ops == Op.PITCH) | (ops == Op.DRUM)
-        self.drums = (ops == Op.DRUM) | ((ops == Op.PROGRAM) & (np.array(tables.values) < 0))
+        names = ops == Op.PROGRAM
+        self.plays = self.pitch | names
+        self.program_of = np.where(names, np.array(tables.values), NONE)
         micro = ops == Op.MICRO
         self.micro = np.where(micro, np.array(tables.values), 0).astype(np.int64)
         self.moves = np.where(self.shift, np.array(tables.values), 0).astype(np.int64)
@@ -52,7 +56,7 @@ class TokenClasses:
             self.inner_shift[token] = (later == Op.TIME_SHIFT).any()
             self.moves[token] = self.moves[list(parts)].sum()
             self.pitch[token] = self.pitch[list(parts)].any()
-            self.drums[token] = self.drums[list(parts)].any()
+            self.plays[token] = self.plays[list(parts)].any()
         self.has_metres = bool(tables.metres)
         self.has_micro = bool(micro.any())
         kinds = [kind for kind in dict.fromkeys(vocabulary.types) if kind != "BPE"]

@@ -16,9 +16,11 @@ from melodia import engine
 from melodia.decode import Choice, Noise, SamplingConfig, choose
 from melodia.grammar import Grammar, NoteEvent
 from melodia.midi.report import Finding
+from melodia.sampler.bias import seed_bias
 from melodia.sampler.classes import TokenClasses
 from melodia.sampler.continuation import Event, TimeMap
 from melodia.sampler.plan import BAR_TOKENS, Plan
+from melodia.sampler.players import rests_of
 from melodia.sampler.request import Request
 from melodia.sampler.session import Session, Tail, half_described, tail_at
 
@@ -50,7 +52,9 @@ class Lane:
         self.request = request
         self.grammar = grammar
         self.classes = classes
-        self.plan = Plan(classes, session.context, request, self.session.grammar, cycle)
+        programs = request.programs or (None if request.any_program else session.context.programs)
+        rests = rests_of(session.seed, programs, classes.tables.ticks_per_quarter)
+        self.plan = Plan(classes, session.context, request, self.session.grammar, cycle, rests)
         self.count = 0
         self.tokens: list[int] = []
         self.nll: list[float] = []
@@ -65,6 +69,7 @@ class Lane:
         self._recent = list(session.recent)
         self._noise = Noise(request.random_seed, request.session, classes.vocabulary.size)
         self.session.side.bars_total = self.plan.bars_total
+        self.bias = seed_bias(classes, session.seed, request)
 
     def choose(self, *, compiled: bool = False) -> Choice | None:
         """Draw the next token from the session's logits, in compiled code or not; None if it ends the piece."""
@@ -75,18 +80,16 @@ class Lane:
             window = self.recent[-self.sampling.repetition_window :]
             recent = [token for token in window if self.classes.pitch[token]]
         if compiled:
-            choice = engine.choose(
-                session.logits,
-                legal,
-                recent,
-                request.sampling,
-                random_seed=request.random_seed,
-                session=request.session,
-                position=session.fed,
-            )
+            place = {"random_seed": request.random_seed, "session": request.session, "position": session.fed}
+            biased = session.logits if self.bias is None else session.logits + self.bias
+            choice = engine.choose(biased, legal, recent, request.sampling, **place)
+            if self.bias is not None:  # its NLL is the model's own
+                alone = np.arange(len(legal)) == choice.token
+                own = engine.choose(session.logits, alone, (), SamplingConfig(greedy=True), **place)
+                choice = choice._replace(nll=own.nll)
         else:
             noise = None if request.sampling.greedy else self._noise.at(session.fed)
-            choice = choose(session.logits, legal, recent, request.sampling, noise)
+            choice = choose(session.logits, legal, recent, request.sampling, noise, self.bias)
         if self.plan.ends(session.grammar, choice.token):
             self.stop(choice.token)
             return None

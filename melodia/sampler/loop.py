@@ -124,6 +124,7 @@ class _Bursts:
                 session=lane.request.session,
                 fed=lane.session.fed,
                 recent=lane.recent,
+                bias=lane.bias,
             )
             for lane in live
         ]

@@ -34,6 +34,8 @@ class Request:
         tempo_changes: let the model change the tempo.
         pitch_range: lowest and highest pitch of melodic notes; None for all.
         max_polyphony: most notes at once; None for no limit.
+        pitch_bias: how strongly new notes keep to the pitch classes of the seed, 0 (not at all) to 1; see
+            `melodia.sampler.bias`.
         may_end: let the model end the piece before its length is reached, after one bar at the earliest.
         silent_bars: allow bars in which nothing sounds. The first bar is never empty.
 
@@ -59,6 +61,7 @@ class Request:
     tempo_changes: bool = False
     pitch_range: tuple[int, int] | None = None
     max_polyphony: int | None = None
+    pitch_bias: float = 0.0
     may_end: bool = False
     silent_bars: bool = False
 
@@ -85,6 +88,10 @@ class Request:
         if self.tempo is not None and not 4 <= self.tempo <= 1000:
             raise ConfigError(
                 f"`tempo` must be within 4 and 1000 quarter notes a minute (received {self.tempo})"
+            )
+        if not 0 <= self.pitch_bias <= 1:
+            raise ConfigError(
+                f"`pitch_bias` must be within 0 and 1 (received {self.pitch_bias}); 0 turns it off"
             )
         if self.metre is not None:
             object.__setattr__(self, "metre", check_metre(self.metre))

@@ -256,8 +256,8 @@ class Sampler:
             session: 0 to 2**32 - 1; other streams of one random seed.
             state: continue this session instead of the sampler's own.
             wishes: fields of `melodia.sampler.Request`: programs, any_program, metre, metre_changes, tempo,
-                tempo_changes, pitch_range, max_polyphony, may_end, silent_bars, and `sampling`, a SamplingConfig
-                in place of the separate settings.
+                tempo_changes, pitch_range, max_polyphony, pitch_bias, may_end, silent_bars, and `sampling`, a
+                SamplingConfig in place of the separate settings.
 
         Raises:
             ConfigError, GrammarError: a value lies outside its limits, or values contradict each other.

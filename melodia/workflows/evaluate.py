@@ -32,6 +32,7 @@ def evaluate_folder(
     seed_bars: int = SEED_BARS,
     bars: int = BARS,
     sampling: SamplingConfig | None = None,
+    pitch_bias: float = 0.0,
     random_seed: int = 0,
     device: str = "auto",
     backend: str = "auto",
@@ -46,6 +47,7 @@ def evaluate_folder(
         seed_bars: bars of each seed.
         bars: bars to generate, and to compare with.
         sampling: temperature and filters of the generation.
+        pitch_bias: of the generation, towards the seeds' pitch classes.
         random_seed: of the choice of pieces and of the music.
         device, backend: where and with what to compute.
         progress: is told what happens (`melodia.workflows.train.Reporter`).
@@ -77,7 +79,9 @@ def evaluate_folder(
     if generate:
         root = Path(folder)
         files = [(row.path, root / row.path if root.is_dir() else root) for row in rows]
-        generated = _generate(sampler, files, generate, seed_bars, bars, sampling, random_seed, read)
+        generated = _generate(
+            sampler, files, generate, seed_bars, bars, sampling, pitch_bias, random_seed, read
+        )
     used = set(pieces.used)
     return Evaluation(
         model=_facts(sampler, model),
@@ -101,6 +105,7 @@ def _generate(
     seed_bars: int,
     bars: int,
     sampling: SamplingConfig | None,
+    pitch_bias: float,
     random_seed: int,
     read: Any,
 ) -> Generated:
@@ -113,6 +118,7 @@ def _generate(
         seed_bars=seed_bars,
         bars=bars,
         sampling=sampling,
+        pitch_bias=pitch_bias,
         random_seed=random_seed,
         index=index,
         progress=read,
@@ -138,6 +144,7 @@ def _generate(
             "top_p": sampling.top_p,
             "min_p": sampling.min_p,
             "repetition_penalty": sampling.repetition_penalty,
+            "pitch_bias": pitch_bias,
         },
         failed=tuple(failed),
     )

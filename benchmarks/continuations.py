@@ -1,0 +1,281 @@
+"""What continuations keep of their seeds: register, voices, key, programs, balance of drums and tune, endings.
+
+`python -m benchmarks.continuations --whole midi_samples --pieces HELD_OUT --json FILE` continues each file of the one
+folder behind its end, and pieces of the other (searched with its sub-folders, as many from each) behind their first 16
+bars, several times each. The held-out pieces go on by themselves: what the same figures are for the bars that really
+come there is the yardstick. Everything is relative to the seed, piece by piece; means are over pieces.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from melodia.corpus.discover import find_midi_files
+from melodia.decode import SamplingConfig
+from melodia.decode.config import PITCH_BIAS, TEMPERATURE, TOP_P
+from melodia.errors import MelodiaError
+from melodia.evaluation.collapse import collapse_report
+from melodia.evaluation.continuations import parts_of
+from melodia.evaluation.notes import NoteTable, note_table
+from melodia.evaluation.statistics import estimate_key, pitch_in_scale, polyphony
+from melodia.midi import read_score
+from melodia.sampler import Sampler
+
+SEED_BARS, BARS, WINDOW = 16, 16, 4
+NAN = float("nan")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A seed, and what really comes behind it.
+
+    Attributes:
+        name: of the file.
+        score: what the sampler reads.
+        seed_bars: how much of it is the seed; None: all.
+        seed: the seed, as the tokenizer writes it.
+        real: the bars behind it, as the tokenizer writes them; None where the seed is the whole piece.
+    """
+
+    name: str
+    score: Any
+    seed_bars: int | None
+    seed: Any
+    real: Any = None
+
+
+@dataclass
+class Texture:
+    """A stretch of music, as far as it is compared. Letters: W windows of 4 bars, P programs.
+
+    Attributes:
+        pitch, top, bottom: mean over notes, and over quarter notes of the highest and the lowest pitch that sounds,
+            of each window [W]; nan where nothing sounds.
+        voices: mean number of pitched notes that sound together while any does.
+        chord: notes of an onset of pitched notes.
+        notes: notes a bar, drums included.
+        shares: share of each program in the notes (-1 for the drums) [P].
+        drums_only: share of the bars with drums and without a pitched note.
+    """
+
+    pitch: NDArray[np.float64]
+    top: NDArray[np.float64]
+    bottom: NDArray[np.float64]
+    voices: float
+    chord: float
+    notes: float
+    shares: dict[int, float] = field(default_factory=dict)
+    drums_only: float = 0.0
+
+
+def texture(score: Any) -> Texture:
+    """The texture of a score."""
+    table = note_table(score)
+    pitched = table.pitched
+    windows = [
+        table.bars_between(first, min(first + WINDOW, table.bars)).pitched
+        for first in range(0, table.bars, WINDOW)
+    ]
+    lines = [
+        outer_lines(pitched, table.bar_lines[first], table.bar_lines[min(first + WINDOW, table.bars)])
+        for first in range(0, table.bars, WINDOW)
+    ]
+    programs = [-1 if track.is_drum else int(track.program) for track in score.tracks]
+    counts = dict.fromkeys(programs, 0)
+    for track, count in zip(*np.unique(table.track, return_counts=True), strict=True):
+        counts[programs[track]] += int(count)
+    total = max(1, len(table.start))
+    drums, tune = (np.unique(part.bar_of_note) for part in (table.select(table.drum), pitched))
+    return Texture(
+        pitch=np.array([mean(window.pitch) for window in windows]),
+        top=np.array([top for top, _ in lines]),
+        bottom=np.array([bottom for _, bottom in lines]),
+        voices=polyphony(table),
+        chord=len(pitched.start) / len(np.unique(pitched.start)) if len(pitched.start) else NAN,
+        notes=len(table.start) / max(1, table.bars),
+        shares={program: count / total for program, count in counts.items() if count},
+        drums_only=len(np.setdiff1d(drums, tune)) / max(1, table.bars),
+    )
+
+
+def outer_lines(table: NoteTable, first: int, last: int) -> tuple[float, float]:
+    """Mean highest and lowest pitch that sound at the quarter notes between two ticks."""
+    tops, bottoms = [], []
+    for tick in range(int(first), int(last), table.resolution):
+        sounding = table.pitch[(table.start < tick + table.resolution) & (table.end > tick)]
+        if len(sounding):
+            tops.append(sounding.max())
+            bottoms.append(sounding.min())
+    return mean(tops), mean(bottoms)
+
+
+def mean(values: Iterable[float]) -> float:
+    """The mean of what is defined; nan of nothing."""
+    known = [float(value) for value in values if value == value]
+    return float(np.mean(known)) if known else NAN
+
+
+def compare(seed: Any, music: Any) -> dict[str, float]:
+    """What music keeps of the seed before it: figures by name, nan where undefined."""
+    before, after = texture(seed), texture(music)
+    found: dict[str, float] = {}
+    for name in ("pitch", "top", "bottom"):
+        start = mean(getattr(before, name))
+        curve = getattr(after, name) - start
+        for window, value in enumerate(curve[: BARS // WINDOW]):
+            found[f"{name} drift, bars {window * WINDOW + 1}-{(window + 1) * WINDOW}"] = float(value)
+        found[f"{name} drift"] = mean(curve)
+        found[f"{name} drift, size"] = abs(mean(curve))
+    found["voices, ratio"] = after.voices / before.voices
+    found["voices, log size"] = abs(np.log(after.voices / before.voices))
+    found["chord, ratio"] = after.chord / before.chord
+    found["notes a bar, ratio"] = after.notes / before.notes
+    found["notes a bar, log size"] = abs(np.log(max(after.notes, 0.1) / before.notes))
+    programs = set(before.shares) | set(after.shares)
+    found["programs, distance"] = (
+        sum(abs(before.shares.get(p, 0) - after.shares.get(p, 0)) for p in programs) / 2
+    )
+    found["programs lost"] = (
+        float(sum(p not in after.shares for p in before.shares)) if len(before.shares) > 1 else NAN
+    )
+    if -1 in before.shares:
+        found["drums' share, seed"] = before.shares[-1]
+        found["drums' share"] = after.shares.get(-1, 0.0)
+        found["bars of drums alone"] = after.drums_only
+    key = estimate_key(seed)
+    if key is not None and after.voices == after.voices:
+        other = estimate_key(music)
+        found["in the seed's scale, seed"] = pitch_in_scale(seed, key.tonic, key.mode)
+        found["in the seed's scale"] = pitch_in_scale(music, key.tonic, key.mode)
+        found["seed's key"] = float(other is not None and (other.tonic, other.mode) == (key.tonic, key.mode))
+        found["seed's scale as key"] = float(other is not None and signature(other) == signature(key))
+        found.update(ending(music, key.tonic))
+    report = collapse_report(music)
+    found["collapse findings"] = float(bool(report.findings))
+    found["note loop"] = float(report.note_loop)
+    return found
+
+
+def signature(key: Any) -> int:
+    """The pitch class of the major key with the same scale."""
+    return (key.tonic + 3 * (key.mode == "minor")) % 12
+
+
+def ending(music: Any, tonic: int) -> dict[str, float]:
+    """How the last bar ends: on the tonic in the bass, with a last note longer than the mean one, to the bar line."""
+    table = note_table(music)
+    pitched = table.pitched
+    last = pitched.select(pitched.start == pitched.start.max())
+    sounding = pitched.select(pitched.end >= pitched.end.max() - table.resolution // 12)
+    return {
+        "ends on the tonic": float(sounding.pitch.min() % 12 == tonic),
+        "last note's length over the mean": float(
+            (last.end - last.start).max() / (pitched.end - pitched.start).mean()
+        ),
+        "quarters of silence at the end": float((table.bar_lines[-1] - table.end.max()) / table.resolution),
+    }
+
+
+def pieces_of(sampler: Sampler, whole: Path | None, held_out: Path | None, count: int) -> Iterator[Piece]:
+    """The pieces to continue; of those that are cut, as many from each sub-folder."""
+    if whole is not None:
+        for found in find_midi_files(whole):
+            score = read_score(found.path)[0]
+            yield Piece(
+                f"{whole.name}/{found.relative}",
+                score,
+                None,
+                sampler.tokenizer.decode(sampler.tokenizer.encode(score).ids),
+            )
+    if held_out is None:
+        return
+    folders: dict[str, list[Path]] = {}
+    for found in find_midi_files(held_out):
+        folders.setdefault(found.relative.split("/")[0], []).append(found.path)
+    rng = np.random.default_rng(0)
+    queues = [
+        (name, [files[i] for i in rng.permutation(len(files))]) for name, files in sorted(folders.items())
+    ]
+    while count and any(files for _, files in queues):
+        for name, files in queues:
+            while count and files:
+                path = files.pop()
+                try:
+                    parts = parts_of(sampler, path, SEED_BARS, BARS)
+                except MelodiaError:
+                    continue
+                if parts is not None:
+                    yield Piece(f"{name}/{path.name}", parts[0], SEED_BARS, parts[1], parts[2])
+                    count -= 1
+                    break
+
+
+def measure(
+    sampler: Sampler, piece: Piece, times: int, sampling: SamplingConfig, pitch_bias: float
+) -> dict[str, float]:
+    """The mean figures of a piece's continuations."""
+    sampler.prime(piece.score, seed_bars=piece.seed_bars)
+    made = sampler.generate_many(times, bars=BARS, sampling=sampling, pitch_bias=pitch_bias, random_seed=1)
+    found = [compare(piece.seed, continuation.score) for continuation in made]
+    names = dict.fromkeys(name for one in found for name in one)
+    return {name: mean(one.get(name, NAN) for one in found) for name in names}
+
+
+def table(columns: dict[str, list[dict[str, float]]]) -> list[str]:
+    """The means over pieces as lines of text, a column for each set."""
+    names = dict.fromkeys(name for rows in columns.values() for row in rows for name in row)
+    lines = [f"{'':36}" + "".join(f"{title:>14}" for title in columns)]
+    for name in names:
+        means = (mean(row.get(name, NAN) for row in rows) for rows in columns.values())
+        lines.append(f"{name:36}" + "".join(f"{value:14.3f}" for value in means))
+    return lines
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Continue, compare, print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", type=Path, help="a checkpoint folder; without: the model that comes along")
+    parser.add_argument("--weights", default="fp32", choices=("fp32", "bf16", "int8"))
+    parser.add_argument("--whole", type=Path, metavar="FOLDER", help="files to continue behind their end")
+    parser.add_argument("--pieces", type=Path, metavar="FOLDER", help="files to continue behind 16 bars")
+    parser.add_argument("--count", type=int, default=36, help="how many of --pieces")
+    parser.add_argument("--times", type=int, default=4, help="continuations of each")
+    parser.add_argument("--temperature", type=float, default=TEMPERATURE)
+    parser.add_argument("--top-p", type=float, default=TOP_P)
+    parser.add_argument("--min-p", type=float)
+    parser.add_argument("--repetition-penalty", type=float, default=1.0)
+    parser.add_argument("--pitch-bias", type=float, default=PITCH_BIAS)
+    parser.add_argument("--json", type=Path, help="write the figures of every piece here")
+    options = parser.parse_args(arguments)
+    sampler = Sampler.load(options.model, weights=options.weights)
+    sampling = SamplingConfig(
+        temperature=options.temperature,
+        top_p=options.top_p,
+        min_p=options.min_p,
+        repetition_penalty=options.repetition_penalty,
+    )
+    whole: dict[str, dict[str, float]] = {}
+    held_out: dict[str, dict[str, float]] = {}
+    real: dict[str, dict[str, float]] = {}
+    for piece in pieces_of(sampler, options.whole, options.pieces, options.count):
+        found = measure(sampler, piece, options.times, sampling, options.pitch_bias)
+        (whole if piece.real is None else held_out)[piece.name] = found
+        if piece.real is not None:
+            real[piece.name] = compare(piece.seed, piece.real)
+    sets = {"whole": whole, "held-out": held_out, "real": real}
+    print("\n".join(table({name: list(rows.values()) for name, rows in sets.items() if rows})))
+    if options.json is not None:
+        text = json.dumps(sets, indent=1).replace("NaN", "null") + "\n"
+        options.json.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""The figures of benchmarks/continuations.py on music made by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sampler_helpers import make_seed, scale
+
+from benchmarks.continuations import compare, main, table, texture
+
+TUNE = [(beat, 1, pitch, 73) for beat, pitch in enumerate([72, 74, 76, 77, 79, 81, 83, 84] * 4)]
+BASS = [(beat, 4, 48, 32) for beat in range(0, 32, 4)]
+DRUMS = [(beat, 1, 38, -1) for beat in range(32)]
+
+
+def test_music_keeps_all_of_itself() -> None:
+    piece = make_seed([*TUNE, *BASS, *DRUMS])
+    found = compare(piece, piece)
+    for name, value in found.items():
+        if "drift" in name or name in ("programs, distance", "programs lost", "bars of drums alone"):
+            assert value == pytest.approx(0), name
+        if "ratio" in name or name == "seed's key":
+            assert value == pytest.approx(1), name
+    assert found["drums' share"] == found["drums' share, seed"] == pytest.approx(32 / 72)
+
+
+def test_what_is_lost_is_seen() -> None:
+    seed = make_seed([*TUNE, *BASS, *DRUMS])
+    music = make_seed([*((on, length, pitch - 12, of) for on, length, pitch, of in TUNE[:16]), *DRUMS])
+    found = compare(seed, music)
+    assert found["top drift"] == pytest.approx(-12)
+    assert found["programs lost"] == 1
+    assert found["bars of drums alone"] == pytest.approx(0.5)
+    assert found["voices, ratio"] == pytest.approx(0.5)
+    assert found["drums' share"] == pytest.approx(32 / 48)
+
+
+def test_a_texture_by_hand() -> None:
+    found = texture(make_seed([(0, 4, 60, 0), (0, 2, 64, 0), (2, 2, 62, 0)]))
+    assert found.voices == 2
+    assert found.chord == 1.5
+    assert found.notes == 3
+    assert found.top.tolist() == [63]
+    assert found.bottom.tolist() == [60]
+    assert found.pitch.tolist() == [62]
+
+
+def test_a_table_leaves_out_what_is_undefined() -> None:
+    lines = table({"one": [{"x": 1.0}, {"x": float("nan")}, {"x": 2.0}], "other": [{}]})
+    assert lines[1].split() == ["x", "1.500", "nan"]
+
+
+def test_it_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from melodia.midi import write_midi
+
+    folder = tmp_path / "pieces"
+    folder.mkdir()
+    write_midi(make_seed(scale(32)), folder / "a.mid")
+    main(["--pieces", str(folder), "--count", "1", "--times", "1", "--json", str(tmp_path / "x.json")])
+    printed = capsys.readouterr().out
+    assert "held-out" in printed
+    assert "in the seed's scale" in printed
+    assert np.isfinite(float(printed.splitlines()[1].split()[-1]))
+    assert (tmp_path / "x.json").read_text().startswith("{")

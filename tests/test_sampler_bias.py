@@ -1,0 +1,131 @@
+"""What continuations keep of their seed beyond the grammar: its pitch classes and its programs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from sampler_helpers import make_seed, scale, tiny_sampler
+
+from melodia import engine
+from melodia.decode import Noise, SamplingConfig, choose, token_nll
+from melodia.errors import ConfigError
+from melodia.sampler import Request, Sampler
+from melodia.sampler.bias import seed_bias
+from melodia.sampler.loop import Loop
+from melodia.sampler.plan import LAST_BARS, REST_BARS
+from melodia.sampler.players import rests_of
+
+
+def test_the_bias_by_hand() -> None:
+    """Three Cs and a G: with one more of every class the shares are 4/16, 2/16 and ten times 1/16."""
+    sampler = tiny_sampler()
+    seed = make_seed([(0, 1, 60, 0), (1, 1, 72, 0), (2, 1, 48, 0), (3, 1, 67, 0), (0, 1, 38, -1)])
+    bias = seed_bias(sampler._classes, seed, Request(pitch_bias=0.5))
+    assert bias is not None
+    mean = (3 * 0.25**0.5 + 0.125**0.5) / 4
+    index = sampler.vocabulary.index
+    for pitch, share in ((60, 4 / 16), (55, 2 / 16), (61, 1 / 16), (62, 1 / 16)):
+        assert bias[index[f"Pitch_{pitch}"]] == pytest.approx(0.5 * np.log(share) - np.log(mean), rel=1e-5)
+    others = [i for i, kind in enumerate(sampler.vocabulary.types) if kind != "Pitch"]
+    assert not bias[others].any()
+    assert seed_bias(sampler._classes, seed, Request()) is None
+    drums = make_seed([(0, 1, 38, -1)])
+    assert seed_bias(sampler._classes, drums, Request(pitch_bias=0.5)) is None
+
+
+def test_a_bias_counts_before_the_filters_and_not_in_the_nll() -> None:
+    logits = np.log(np.array([0.7, 0.2, 0.1], np.float32))
+    bias = np.array([-9, 0, 3], np.float32)
+    choice = choose(logits, None, (), SamplingConfig(top_k=1), Noise(1, 0, 3).at(0), bias)
+    assert choice.token == 2
+    assert choice.nll == token_nll(logits, 2)
+    assert choice.entropy == 0
+
+
+def test_more_bias_more_of_the_seeds_classes() -> None:
+    sampler = tiny_sampler()
+    sampler.prime(make_seed(scale(4)))  # whole tones
+
+    def strange(weight: float) -> float:
+        made = sampler.generate_many(8, bars=4, pitch_bias=weight, random_seed=1)
+        pitches = [note.pitch for one in made for note in one.events]
+        return float(np.mean([pitch % 2 for pitch in pitches]))
+
+    none, some, much = (strange(weight) for weight in (0.0, 0.5, 1.0))
+    assert none > some > much
+
+
+@pytest.mark.skipif(engine.reason() is not None, reason=f"no engine: {engine.reason()}")
+@pytest.mark.parametrize("settings", [{}, {"top_p": 0.9, "temperature": 0.8}, {"repetition_penalty": 1.3}])
+def test_bursts_and_tokens_agree(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    sampler = tiny_sampler()
+    sampler.prime(make_seed(scale(4)))
+    for bursts in (False, True):
+        monkeypatch.setattr("melodia.sampler.sampler.Loop", lambda *them, b=bursts: Loop(*them, bursts=b))
+        made += sampler.generate_many(2, bars=6, pitch_bias=0.7, random_seed=5, **settings)
+    for one, other in zip(made[:2], made[2:], strict=True):
+        assert one.tokens.tolist() == other.tokens.tolist()
+        assert (one.nll == other.nll).all()
+        assert (one.entropy == other.entropy).all()
+    plain = sampler.generate(bars=6, random_seed=5, **settings)
+    assert plain.tokens.tolist() != made[2].tokens.tolist()
+    reference = Sampler(sampler.model, sampler.tokenizer, backend="reference")
+    reference.prime(make_seed(scale(4)))
+    of_reference = reference.generate(bars=6, pitch_bias=0.7, random_seed=5, **settings)
+    assert of_reference.tokens.tolist() == made[0].tokens.tolist()
+
+
+@pytest.mark.parametrize("weight", [-0.1, 1.5])
+def test_a_weight_out_of_range(weight: float) -> None:
+    with pytest.raises(ConfigError, match=r"`pitch_bias` must be within 0 and 1"):
+        Request(pitch_bias=weight)
+
+
+# -- programs -----------------------------------------------------------------------------------------------------
+
+
+def test_rests_by_hand() -> None:
+    notes = [(0, 2, 60, 0), (7, 1, 62, 0), (39, 1, 60, 0)]  # rests of 5 and 31 quarters
+    notes += [(beat, 1, 40, 32) for beat in range(40)]
+    notes += [(0, 4, 70, 40)]  # silent for the last 36: it plays no more
+    assert rests_of(make_seed(notes), None, 12) == {0: 31 * 12, 32: 0}
+    assert rests_of(make_seed(notes), (0,), 12) == {}, "one program alone"
+    assert rests_of(None, None, 12) == {}
+
+
+def test_no_program_rests_longer_than_it_may() -> None:
+    import torch
+
+    seed = make_seed([*scale(8), *scale(8, program=40), *scale(8, program=-1)])
+    sampler = tiny_sampler()
+    with torch.no_grad():  # a model that plays one program only
+        index = sampler.vocabulary.index
+        sampler.model.head.bias[index["Program_0"]] += 9
+        sampler.model.head.bias[[index["Program_40"], index["Program_-1"]]] -= 9
+    sampler.prime(seed)
+    made = sampler.generate(bars=16, random_seed=1)
+    for program in (0, 40, -1):
+        spans = [(e.onset, e.onset + e.duration) for e in made._notes if e.program == program]
+        bar = 4 * sampler._classes.tables.ticks_per_quarter
+        ends = [0, *(end for _, end in spans)]
+        starts = [*(start for start, _ in spans), 16 * bar]
+        longest = max(start - max(ends[: i + 1]) for i, start in enumerate(starts))
+        assert longest <= (REST_BARS + 3) * bar, program  # the two are asked for one after the other
+    free = sampler.generate(bars=16, random_seed=1, silent_bars=True)
+    assert {note.program for note in free._notes} == {0}
+
+
+def test_the_model_is_told_the_last_bars_only() -> None:
+    sampler = tiny_sampler()
+    sampler.prime(make_seed(scale(4)))
+    lane = sampler._lane(sampler.state, Request(bars=8, random_seed=1))
+    loop = sampler._loop([lane])
+    told: dict[int, set[int | None]] = {}
+    while loop.live:
+        loop.step()
+        told.setdefault(lane.plan._bar - 3, set()).add(lane.plan.bars_total)
+    assert all(told[bar] == {None} for bar in range(1, 9 - LAST_BARS))
+    assert all(told[bar] == {12} for bar in range(9 - LAST_BARS, 9))
