@@ -219,18 +219,20 @@ def main() -> None:
     """Compare, print, write the page."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", type=int, default=200)
+    parser.add_argument(
+        "--only", type=int, nargs="+", metavar="N", help="these models, to look at a divergence again"
+    )
     parser.add_argument("--tokens", type=int, default=2000)
     parser.add_argument(
         "--out", type=Path, default=PAGE, help="the page (default: SEQUENCES.md beside this file)"
     )
     options = parser.parse_args()
-    machine = facts(
-        f"python -m benchmarks.sequences --models {options.models} --tokens {options.tokens}", other_work()
-    )
+    which = f"--only {' '.join(map(str, options.only))}" if options.only else f"--models {options.models}"
+    machine = facts(f"python -m benchmarks.sequences {which} --tokens {options.tokens}", other_work())
     began = time.perf_counter()
     rows: list[dict[str, Any]] = []
     lengths: list[int] = []
-    for number in range(options.models):
+    for done, number in enumerate(options.only or range(options.models), start=1):
         length, row = compare(number, options.tokens)
         lengths.append(length)
         if row is not None:
@@ -240,8 +242,8 @@ def main() -> None:
                 f"model {number} ({row['what']}): token {row['place']} differs: {row['cause']}{gap}",
                 flush=True,
             )
-        if (number + 1) % 10 == 0:
-            print(f"{number + 1} models, {sum(lengths):,} tokens, {len(rows)} divergences", flush=True)
+        if done % 10 == 0:
+            print(f"{done} models, {sum(lengths):,} tokens, {len(rows)} divergences", flush=True)
     machine["time taken"] = f"{time.perf_counter() - began:.0f} s"
     options.out.write_text(page(rows, lengths, options.tokens, machine))
 
