@@ -116,7 +116,8 @@ struct ScanKernels {
     bool pairs;  // packed weights are bf16, two successive k side by side (an odd depth gets a zero); else
                  // float
 
-    // weight [GH, H] -> panels [H / unit_panel][H][G][unit_panel], padded with zeros.
+    // weight [GH, H] -> panels [H / unit_panel][tiles][H][G / tiles][unit_panel], padded with zeros; tiles:
+    // the register tiles that share the gates.
     void (*pack_forward)(const E* weight, int64_t G, int64_t H, void* packed, int64_t begin, int64_t end);
     // weight [GH, H] -> panels [H / backward_panel][GH][backward_panel], padded with zeros.
     void (*pack_backward)(const E* weight, int64_t G, int64_t H, void* packed, int64_t begin, int64_t end);

@@ -152,12 +152,7 @@ void lstm_scan(const LstmScan<E>& a, int64_t begin, int64_t end, int64_t* live) 
     using Packed = typename Operand<E>::Packed;
     const int64_t H = a.H, B = a.B, panels = (H + W - 1) / W, depth = padded_depth<E>(H);
     if (rounds<E>) copy(a.h + begin * H, a.h_n + begin * H, (end - begin) * H);
-    alignas(64) float sums[max_rows][4 * W];
-    constexpr int vectors = 4 / Vector::lstm_split;  // gates in one tile
-    float* out[Vector::lstm_split][max_rows];
-    for (int s = 0; s < Vector::lstm_split; ++s) {
-        for (int m = 0; m < max_rows; ++m) out[s][m] = sums[m] + s * vectors * W;
-    }
+    alignas(64) float sums[rows_together][4 * W];
     copy(a.c + begin * H, a.c_n + begin * H, (end - begin) * H);
     for (int64_t t = 0; t < a.T; ++t) {
         const E* previous = t ? a.output + (t - 1) * B * H : a.h_operand;
@@ -170,13 +165,10 @@ void lstm_scan(const LstmScan<E>& a, int64_t begin, int64_t end, int64_t* live) 
         for (int64_t u = 0; u < panels; ++u) {
             const auto* panel = static_cast<const Packed*>(a.packed) + u * depth * 4 * W;
             const int64_t k = u * W, n = smaller(W, H - k);
-            for_row_tiles<Vector::lstm_rows>(count, [&](int64_t first, int64_t row_count) {
-                const E* rows[max_rows];
+            for_row_tiles<rows_together>(count, [&](int64_t first, int64_t row_count) {
+                const E* rows[rows_together];
                 for (int64_t m = 0; m < row_count; ++m) rows[m] = previous + live[first + m] * H;
-                for (int s = 0; s < Vector::lstm_split; ++s) {
-                    tile_of<Vector::lstm_rows, vectors, E>(
-                        row_count, H, rows, panel + s * vectors * W * Operand<E>::step, 4 * W, out[s], false);
-                }
+                multiply_forward<4, Vector::lstm_rows, E>(H, rows, row_count, panel, sums);
                 for (int64_t m = 0; m < row_count; ++m) {
                     const int64_t b = live[first + m], at = b * H + k;
                     const E* gates_x = a.gates_x + (t * B + b) * 4 * H + k;
@@ -201,9 +193,7 @@ void gru_scan(const GruScan<E>& a, int64_t begin, int64_t end, int64_t* live) {
     using Packed = typename Operand<E>::Packed;
     const int64_t H = a.H, B = a.B, panels = (H + W - 1) / W, depth = padded_depth<E>(H);
     if (rounds<E>) copy(a.h + begin * H, a.h_n + begin * H, (end - begin) * H);
-    alignas(64) float sums[max_rows][3 * W];
-    float* out[max_rows];
-    for (int m = 0; m < max_rows; ++m) out[m] = sums[m];
+    alignas(64) float sums[rows_together][3 * W];
     for (int64_t t = 0; t < a.T; ++t) {
         const E* previous = t ? a.output + (t - 1) * B * H : a.h_operand;
         E* output = a.output + t * B * H;
@@ -214,10 +204,10 @@ void gru_scan(const GruScan<E>& a, int64_t begin, int64_t end, int64_t* live) {
         for (int64_t u = 0; u < panels; ++u) {
             const auto* panel = static_cast<const Packed*>(a.packed) + u * depth * 3 * W;
             const int64_t k = u * W, n = smaller(W, H - k);
-            for_row_tiles<Vector::gru_rows>(count, [&](int64_t first, int64_t row_count) {
-                const E* rows[max_rows];
+            for_row_tiles<rows_together>(count, [&](int64_t first, int64_t row_count) {
+                const E* rows[rows_together];
                 for (int64_t m = 0; m < row_count; ++m) rows[m] = previous + live[first + m] * H;
-                tile_of<Vector::gru_rows, 3, E>(row_count, H, rows, panel, 3 * W, out, false);
+                multiply_forward<3, Vector::gru_rows, E>(H, rows, row_count, panel, sums);
                 for (int64_t m = 0; m < row_count; ++m) {
                     const int64_t b = live[first + m], at = b * H + k;
                     const E* gates_x = a.gates_x + (t * B + b) * 3 * H + k;

@@ -12,8 +12,8 @@ using melodia::cpu::bf16;
 
 constexpr int64_t W = Vector::width;
 constexpr int64_t backward_panel = W * Vector::backward_vectors;
-constexpr int64_t depth_block = 512;  // rows of a panel that stay in the second-level cache together
-constexpr int max_rows = 8;           // of any register tile
+constexpr int max_rows = 8;            // of any register tile
+constexpr int64_t rows_together = 48;  // that go over a panel's block while it is in a cache
 
 #define MELODIA_INLINE inline __attribute__((always_inline))
 
@@ -146,21 +146,26 @@ MELODIA_INLINE int64_t place(int64_t k, int64_t j, int64_t width) {
     return (k / step * width + j) * step + k % step;
 }
 
+// How many gates of a cell one register tile has; a panel holds tile after tile.
+constexpr int gates_in_tile(int64_t G) { return static_cast<int>(G == 4 ? 4 / Vector::lstm_split : G); }
+
 template <class E>
 void pack_forward(const E* weight, int64_t G, int64_t H, void* packed, int64_t begin, int64_t end) {
     using Op = Operand<E>;
     constexpr int64_t block = 16;  // of k, so that the lines being written stay in the first-level cache
-    const int64_t depth = padded_depth<E>(H);
+    const int64_t depth = padded_depth<E>(H), gates = gates_in_tile(G), width = gates * W;
     for (int64_t u = begin; u < end; ++u) {
         auto* panel = static_cast<typename Op::Packed*>(packed) + u * depth * G * W;
         const int64_t units = smaller(W, H - u * W);
         for (int64_t k0 = 0; k0 < depth; k0 += block) {
             const int64_t k1 = smaller(depth, k0 + block);
             for (int64_t g = 0; g < G; ++g) {
+                auto* part = panel + g / gates * depth * width;
                 for (int64_t j = 0; j < W; ++j) {
                     const E* row = weight + (g * H + u * W + j) * H;
                     for (int64_t k = k0; k < k1; ++k)
-                        panel[place<E>(k, g * W + j, G * W)] = Op::pack(j < units && k < H ? row[k] : E{});
+                        part[place<E>(k, g % gates * W + j, width)] =
+                            Op::pack(j < units && k < H ? row[k] : E{});
                 }
             }
         }
@@ -182,12 +187,36 @@ void pack_backward(const E* weight, int64_t G, int64_t H, void* packed, int64_t 
     }
 }
 
+// sums[m][G][W] = weight_hh h of one panel for `count` rows, at most rows_together: `rows` points at each h.
+// A block of the panel stays in the first-level cache (where it fits) for all rows.
+template <int G, int MR, class E>
+MELODIA_INLINE void multiply_forward(int64_t H, const E* const* rows, int64_t count,
+                                     const typename Operand<E>::Packed* panel, float (*sums)[G * W]) {
+    constexpr int gates = gates_in_tile(G);
+    constexpr int64_t block = Vector::depth_block * Operand<E>::step;
+    const int64_t depth = padded_depth<E>(H);
+    for (int64_t k0 = 0; k0 < H; k0 += block) {
+        for (int part = 0; part < G / gates; ++part) {
+            const auto* from = panel + (part * depth + k0) * gates * W;
+            for_row_tiles<MR>(count, [&](int64_t first, int64_t n) {
+                const E* at[max_rows];
+                float* out[max_rows];
+                for (int64_t m = 0; m < n; ++m) {
+                    at[m] = rows[first + m] + k0;
+                    out[m] = sums[first + m] + part * gates * W;
+                }
+                tile_of<MR, gates, E>(n, smaller(block, H - k0), at, from, gates * W, out, k0 > 0);
+            });
+        }
+    }
+}
+
 // grad_h[b] (+)= grad_gates[b] x weight_hh for the rows b in live[0 .. count).
 template <class E>
 void multiply_backward(const E* grad_gates, int64_t K, const void* packed, int64_t H, float* grad_h,
                        const int64_t* live, int64_t count, bool add) {
     const int64_t panels = (H + backward_panel - 1) / backward_panel, padded = padded_depth<E>(K);
-    constexpr int64_t block = depth_block * Operand<E>::step;
+    constexpr int64_t block = Vector::depth_block * Operand<E>::step;
     for (int64_t p = 0; p < panels; ++p) {
         for (int64_t k0 = 0; k0 < K; k0 += block) {
             const int64_t depth = smaller(block, K - k0);

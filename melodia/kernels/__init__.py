@@ -129,6 +129,8 @@ def _unfit(operands: tuple[Tensor, ...], others: tuple[Tensor, ...], half: bool,
         half: whether the call knows bfloat16 on the CPU.
         on_cuda: whether there is a CUDA kernel for the call.
     """
+    if all(x.is_cpu and x.dtype == torch.float32 for x in (*operands, *others)):
+        return None  # soon said: single steps are short
     if any(x.device.type == "cuda" for x in (*operands, *others)):
         return cuda.unfit(operands, others) if on_cuda else "there is no CUDA kernel for this call"
     amp = torch.is_autocast_enabled("cpu")  # then the operators convert by themselves
