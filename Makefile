@@ -42,4 +42,4 @@ $(STAMP): pyproject.toml constraints.txt setup.py $(wildcard build_support/*.py)
 	touch $(STAMP)
 
 clean:
-	rm -rf build dist *.egg-info melodia/kernels/*.so melodia/kernels/native_build.json
+	rm -rf build dist *.egg-info melodia/*/*.so melodia/kernels/native_build.json

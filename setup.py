@@ -1,10 +1,10 @@
 """Builds melodia: Python, and two native libraries where they can be built.
 
-The operators go through torch's stable ABI, the engine needs no torch, and neither uses the Python ABI, so one
-binary serves every Python and every torch from 2.10 on. The lists of sources, the search for tools and the text for
-ninja stand in build_support/. The environment decides, never the presence of a GPU:
+The operators go through torch's stable ABI and use no Python ABI, so one binary serves every Python and every torch
+from 2.10 on. The engine needs no torch; it is a pybind11 module of the Python that builds it. The lists of sources, the
+search for tools and the text for ninja stand in build_support/. The environment decides, never the presence of a GPU:
 
-    MELODIA_NATIVE=auto  (default) build when compiler, ninja and (operators) torch are there; else say so
+    MELODIA_NATIVE=auto  (default) build when compiler, ninja, (operators) torch and (engine) pybind11 are there
     MELODIA_NATIVE=1     build, or fail with the reason
     MELODIA_NATIVE=0     pure Python
     MELODIA_CUDA=auto    (default) build the CUDA kernels when nvcc and a torch with CUDA are there
@@ -37,7 +37,7 @@ sys.path.insert(0, str(ROOT))  # pip runs this file with another first folder
 
 from build_support.ninja import kernel_resources, ninja_file  # noqa: E402
 from build_support.sources import ALL_SOURCES, CUDA, ENGINE, FACTS, LIBRARIES, OPERATORS, Library  # noqa: E402
-from build_support.toolchain import Nvcc, Toolchain, decide, decide_cuda, must_build  # noqa: E402
+from build_support.toolchain import Nvcc, Toolchain, decide, decide_cuda, find_headers, must_build  # noqa: E402
 
 
 def replace_file(source: Path, target: Path) -> None:
@@ -96,6 +96,9 @@ class BuildNative(build_ext):
             return nvcc
         if isinstance(tools, str):
             return tools
+        headers = find_headers() if library.python else []
+        if isinstance(headers, str):
+            return headers
         return tools.torch_version if library.torch and tools.torch is None else None
 
     def facts(
@@ -165,7 +168,7 @@ class BuildNative(build_ext):
 
 
 class Wheel(bdist_wheel):
-    """A wheel of pure Python, or one per platform; never one per Python version."""
+    """A wheel of pure Python, or one for a platform; and for one Python where the engine is in it."""
 
     def finalize_options(self) -> None:
         """Decide whether the wheel is bound to this platform."""
@@ -173,8 +176,11 @@ class Wheel(bdist_wheel):
         self.root_is_pure = isinstance(decide(), str)
 
     def get_tag(self) -> tuple[str, str, str]:
-        """py3-none-<platform>: the native library has no Python ABI."""
-        return ("py3", "none", "any" if self.root_is_pure else super().get_tag()[2])
+        """By what was built: only the engine uses the ABI of this Python."""
+        tag: tuple[str, str, str] = super().get_tag()
+        if (Path(self.get_finalized_command("build_ext").build_lib) / ENGINE.path).exists():
+            return tag
+        return ("py3", "none", "any" if self.root_is_pure else tag[2])
 
 
 setup(

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from build_support.sources import Library
-from build_support.toolchain import ROOT, Nvcc, Toolchain
+from build_support.toolchain import ROOT, Nvcc, Toolchain, find_headers
 
 TORCH_TARGET_VERSION = "0x020a000000000000"  # 2.10: no newer symbol is used
 
@@ -44,7 +44,11 @@ def ninja_file(tools: Toolchain, nvcc: Nvcc | None, libraries: dict[Path, Librar
     flags += ["-Wno-maybe-uninitialized", "-Wno-uninitialized"]  # gcc 12 warns about its own AVX-512 header
     flags += ["-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-pthread"]
     flags += [f"-I{ROOT / 'csrc'}", *shlex.split(os.environ.get("CXXFLAGS", ""))]
-    link = ["-pthread", *(["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else ["-Wl,-z,defs"])]
+    darwin = sys.platform == "darwin"
+    link = ["-pthread", *(["-undefined", "dynamic_lookup"] if darwin else [])]
+    complete = [] if darwin else ["-Wl,-z,defs"]  # Python's symbols are the interpreter's
+    headers = find_headers()
+    python_flags = [] if isinstance(headers, str) else [f"-isystem{folder}" for folder in headers]
     torch_flags: list[str] = []
     torch_link: list[str] = []
     nvcc_torch_link: list[str] = []
@@ -52,7 +56,7 @@ def ninja_file(tools: Toolchain, nvcc: Nvcc | None, libraries: dict[Path, Librar
         torch_flags = [f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}", f"-isystem{tools.torch / 'include'}"]
         torch_link = [f"-L{tools.torch / 'lib'}", "-ltorch_cpu"]
         nvcc_torch_link = [*torch_link, "-lc10"]
-        if sys.platform != "darwin":
+        if not darwin:
             torch_link = ["-Wl,--as-needed", *torch_link, "-lc10"]
     lines = [
         "ninja_required_version = 1.5",
@@ -75,7 +79,8 @@ def ninja_file(tools: Toolchain, nvcc: Nvcc | None, libraries: dict[Path, Librar
             objects.append(object_of(source, library))
             if objects[-1] in made:
                 continue
-            words = quoted([*extra, *(torch_flags if library.torch else [])])
+            headers_of = torch_flags if library.torch else python_flags if library.python else []
+            words = quoted([*extra, *headers_of])
             lines += [f"build {objects[-1]}: compile {path_of(ROOT / source)}", f"  extra = {words}"]
         for source, kernels in library.kernels.items():
             objects.append(object_of(source, library))
@@ -83,9 +88,9 @@ def ninja_file(tools: Toolchain, nvcc: Nvcc | None, libraries: dict[Path, Librar
             lines += [f"  extra = {'$architectures' if kernels else '$one_architecture'}"]
         made |= set(objects)
         rule = "nvcc_link" if library.cuda else "link"
-        libraries_of_torch = nvcc_torch_link if library.cuda else torch_link
         lines += [f"build {path_of(path)}: {rule} {' '.join(objects)}"]
-        lines += [f"  extra = {quoted(libraries_of_torch if library.torch else [])}"]
+        linked = (nvcc_torch_link if library.cuda else torch_link) if library.torch else []
+        lines += [f"  extra = {quoted([*([] if library.cuda or library.python else complete), *linked])}"]
         lines += [f"default {path_of(path)}"]
     return "\n".join([*lines, ""])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import sysconfig
 from dataclasses import dataclass, field
 
 
@@ -15,6 +16,7 @@ class Library:
     sources: dict[str, list[str]]  # for the C++ compiler, each with flags of its own
     kernels: dict[str, bool] = field(default_factory=dict)  # for nvcc; whether there are kernels inside
     torch: bool = False  # whether it calls torch
+    python: bool = False  # whether it is a pybind11 module of the Python that builds it
 
     @property
     def cuda(self) -> bool:
@@ -45,13 +47,13 @@ _OPERATORS_X86: dict[str, list[str]] = {
 }
 
 _ENGINE: dict[str, list[str]] = {
-    "csrc/engine/api.cpp": [],
     "csrc/engine/blocks.cpp": [],
     "csrc/engine/dispatch.cpp": [],
     "csrc/engine/engine.cpp": [],
     "csrc/engine/kernels_portable.cpp": [],
     "csrc/engine/loop.cpp": [],
-    "csrc/engine/loop_api.cpp": [],
+    "csrc/engine/module.cpp": [],
+    "csrc/engine/module_loop.cpp": [],
     "csrc/engine/plan.cpp": [],
     "csrc/engine/rules.cpp": [],
     "csrc/engine/team.cpp": [],
@@ -74,9 +76,10 @@ OPERATORS = Library(
     torch=True,
 )
 ENGINE = Library(
-    "melodia/engine/libmelodia_engine.so",
+    f"melodia/engine/_engine{sysconfig.get_config_var('EXT_SUFFIX')}",
     "engine",
     _ENGINE | (_ENGINE_X86 if X86 else _ENGINE_ARM if ARM else {}),
+    python=True,
 )
 CUDA = Library(
     "melodia/kernels/libmelodia_cuda.so",

@@ -9,6 +9,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 from typing import NamedTuple
 
@@ -60,6 +61,19 @@ def find_torch() -> tuple[Path | None, str]:
     return torch, found[1]
 
 
+def find_headers() -> list[str] | str:
+    """The folders of pybind11's and Python's headers, or the sentence that says which are missing."""
+    if importlib.util.find_spec("pybind11") is None:
+        return "pybind11 was not found; `pip install pybind11` first"
+    import pybind11
+
+    paths = sysconfig.get_paths()
+    folders = [pybind11.get_include(), *dict.fromkeys([paths["include"], paths["platinclude"]])]
+    if not any((Path(folder) / "Python.h").exists() for folder in folders):
+        return f"Python.h was not found in {paths['include']}; install Python's headers (python3-dev) first"
+    return folders
+
+
 def decide() -> Toolchain | str:
     """The tools to build with, or the reason for pure Python; fails where MELODIA_NATIVE=1 cannot be met."""
     wish = os.environ.get("MELODIA_NATIVE", "auto").strip().lower() or "auto"
@@ -69,6 +83,8 @@ def decide() -> Toolchain | str:
         return "MELODIA_NATIVE=0 asked for pure Python"
     tools = find_toolchain()
     missing = tools if isinstance(tools, str) else tools.torch_version if tools.torch is None else None
+    headers = find_headers()
+    missing = missing or (headers if isinstance(headers, str) else None)
     if wish == "1" and missing is not None:
         raise SystemExit(f"MELODIA_NATIVE=1 asks for the native library, but {missing}")
     return tools

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -227,16 +228,38 @@ def test_source_distribution_builds_as_pip_does_it(tmp_path: Path) -> None:
     assert hook("build_wheel", unpacked).endswith("-py3-none-any.whl")
 
 
+@pytest.mark.parametrize("missing", ["pybind11", "Python.h"])
+def test_missing_headers_are_a_reason(missing: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(str(REPOSITORY))
+    from build_support import toolchain
+
+    if missing == "pybind11":
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+        says = "pybind11 was not found; `pip install pybind11` first"
+    else:
+        pytest.importorskip("pybind11")
+        nowhere = {"include": str(tmp_path), "platinclude": str(tmp_path)}
+        monkeypatch.setattr("sysconfig.get_paths", lambda: nowhere)
+        says = f"Python.h was not found in {tmp_path}; install Python's headers (python3-dev) first"
+    assert toolchain.find_headers() == says
+    monkeypatch.setattr(toolchain, "find_toolchain", lambda: toolchain.Toolchain([], "", tmp_path, "2.10"))
+    monkeypatch.setenv("MELODIA_NATIVE", "1")
+    with pytest.raises(SystemExit, match="MELODIA_NATIVE=1 asks for the native library, but"):
+        toolchain.decide()
+
+
 @pytest.mark.slow
-def test_native_wheel_is_for_this_platform_and_every_python(tmp_path: Path) -> None:
+def test_native_wheel_is_for_this_platform_and_this_python(tmp_path: Path) -> None:
     if native.build_facts().get("compiler") is None:
         pytest.skip("no C++ compiler built the library here")
     done = setup(["bdist_wheel"], tmp_path, MELODIA_NATIVE="1")
     assert done.returncode == 0, done.stderr
     (wheel,) = (tmp_path / "dist").iterdir()
-    assert "-py3-none-" in wheel.name
+    python = f"cp{sys.version_info.major}{sys.version_info.minor}"
+    assert f"-{python}-{python}-" in wheel.name  # the engine is a module of this Python
     assert not wheel.name.endswith("-any.whl")
     listing = subprocess.run(
         [sys.executable, "-m", "zipfile", "-l", wheel], capture_output=True, text=True, check=True
     ).stdout
     assert "melodia/kernels/libmelodia_ops.so" in listing
+    assert f"melodia/engine/_engine{sysconfig.get_config_var('EXT_SUFFIX')}" in listing

@@ -27,7 +27,7 @@ Loop::Loop(const Plan& plan, Lanes& lanes, const Rules* const* rules, int64_t co
         if (of.sides.tables.S != S_ ||
             !std::equal(plan.side_sizes.begin(), plan.side_sizes.end(), of.sides.tables.sizes))
             throw std::invalid_argument("the side inputs are not those of the network");
-        voices_.push_back(std::make_unique<Voice>(of));
+        voices_.push_back(std::make_shared<Voice>(of));
     }
     facts_.assign(count, LaneFacts{static_cast<int64_t>(Standing::ready), -1, 0.0, 0.0, 0, 0});
     logits_.assign(static_cast<size_t>(count * V_), 0.0f);

@@ -56,7 +56,12 @@ class Loop {
 
     int64_t count() const { return static_cast<int64_t>(voices_.size()); }
     LaneFacts* facts() { return facts_.data(); }
+    int64_t words() const { return W_; }
     Follower& follower(int64_t lane) { return voices_[lane]->follower; }
+    // One that outlives the loop; its rules must, too.
+    std::shared_ptr<Follower> share_follower(int64_t lane) {
+        return {voices_[lane], &voices_[lane]->follower};
+    }
     float* logits(int64_t lane) { return logits_.data() + lane * V_; }
 
     // recent: the last tokens, the newest last; `window` of them count for the repetition penalty.
@@ -99,7 +104,7 @@ class Loop {
 
     Lanes* lanes_;
     int64_t V_, S_, W_;
-    std::vector<std::unique_ptr<Voice>> voices_;
+    std::vector<std::shared_ptr<Voice>> voices_;
     std::vector<LaneFacts> facts_;
     std::vector<float> logits_;             // [B, V]
     std::vector<int32_t> tokens_, sides_;   // [B], [B, S]
