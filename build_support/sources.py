@@ -57,6 +57,7 @@ _ENGINE: dict[str, list[str]] = {
     "csrc/engine/plan.cpp": [],
     "csrc/engine/rules.cpp": [],
     "csrc/engine/team.cpp": [],
+    "csrc/engine/voices.cpp": [],
 }
 _ENGINE_X86: dict[str, list[str]] = {
     "csrc/engine/kernels_avx2.cpp": _AVX2,

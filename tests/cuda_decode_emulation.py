@@ -45,6 +45,7 @@ SOURCES = (
     "cuda/decode_api.cu",
     "engine/plan.cpp",
     "engine/rules.cpp",
+    "engine/voices.cpp",
 )
 KINDS = [name for name, options in ZOO.items() if options["kind"] != "bidirectional"]
 NAMES = re.compile(r'MELODIA_(?:SYNC|ORDER|EPOCH)\(\s*"([^"]+)"')

@@ -357,7 +357,7 @@ def test_sanitizers_find_nothing(sanitizers: str, tmp_path: Path) -> None:
     avx512 = [f"-mavx512{part}" for part in ("f", "dq", "bw", "vl", "vnni")] + ["-mfma"]
     machine = {"kernels_avx2": ["-mavx2", "-mfma"], "kernels_avx512": avx512}
     machine["kernels_avx512bf16"] = [*avx512, "-mavx512bf16"]
-    names = ["blocks", "dispatch", "engine", "kernels_portable", "loop", "plan", "rules", "team"]
+    names = ["blocks", "dispatch", "engine", "kernels_portable", "loop", "plan", "rules", "team", "voices"]
     if platform.machine().lower() in ("x86_64", "amd64"):
         names += list(machine)
     elif platform.machine().lower() in ("aarch64", "arm64"):
