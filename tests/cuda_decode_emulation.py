@@ -45,6 +45,7 @@ SOURCES = (
     "cuda/decode_api.cu",
     "engine/plan.cpp",
     "engine/rules.cpp",
+    "engine/voices.cpp",
 )
 KINDS = [name for name, options in ZOO.items() if options["kind"] != "bidirectional"]
 NAMES = re.compile(r'MELODIA_(?:SYNC|ORDER|EPOCH)\(\s*"([^"]+)"')
@@ -155,7 +156,7 @@ def check_lanes(
     """Given tokens: every logit and the states of two calls, and no launch that fell back."""
     ints, floats, sizes = described(name, weights, vocabulary)
     packed = cuda.CudaEngine(ints, floats, library=library, options=options(**changed))
-    mine, other = cuda.CudaLanes(packed, B), engine.Lanes(engine.Engine(ints, floats, threads=1), B)
+    mine, other = engine.Lanes(packed, B), engine.Lanes(engine.Engine(ints, floats, threads=1), B)
     tokens, sides = random_input(sizes, T, B, vocabulary)
     for part in (slice(0, T // 2), slice(T // 2, T)):
         rows = None if sides is None else sides[part]
@@ -186,7 +187,7 @@ def loops(
     first_session: int = 0,
     equal: bool = False,
     **changed: int,
-) -> tuple[TokenLoop, cuda.CudaLoop]:
+) -> tuple[TokenLoop, TokenLoop]:
     """The CPU's loop and the device's over the same lanes."""
     sampler = primed(scheme)
     state = sampler.state
@@ -201,13 +202,13 @@ def loops(
     ]
     on_cpu = engine.Engine(ints, floats, threads=1)
     on_gpu = cuda.CudaEngine(ints, floats, library=library, options=options(least_units=4, **changed))
-    found: list[Any] = [engine.Lanes(on_cpu, B), cuda.CudaLanes(on_gpu, B)]
+    found: list[Any] = [engine.Lanes(on_cpu, B), engine.Lanes(on_gpu, B)]
     for lanes in found:
         for lane in range(B):
             lanes.write(lane, flat)
     return (
-        TokenLoop(on_cpu, found[0], [rules] * B, starts),
-        cuda.CudaLoop(on_gpu, found[1], [rules] * B, starts),
+        TokenLoop(found[0], [rules] * B, starts),
+        TokenLoop(found[1], [rules] * B, starts),
     )
 
 
@@ -226,7 +227,7 @@ def same(one: TokenLoop, other: TokenLoop, lane: int, at_other: int | None = Non
     assert {p: row.tolist() for p, row in x.rows.items()} == {p: row.tolist() for p, row in y.rows.items()}
     assert np.array_equal(one.followers[lane].side.to_array(), other.followers[there].side.to_array())
     close(one.logits(lane), other.logits(there), 1e-4)
-    close(one._lanes.read(lane), other._lanes.read(there), 1e-4)
+    close(one.lanes.read(lane), other.lanes.read(there), 1e-4)
     return len(a[0])
 
 
@@ -246,7 +247,7 @@ def check_loop(
 ) -> None:
     """Some tokens, a stop that is taken, tokens again."""
     pair = loops(library, B, config, **changed)
-    assert isinstance(pair[1]._lanes.engine, cuda.CudaEngine)
+    assert isinstance(pair[1].lanes.engine, cuda.CudaEngine)
     for loop in pair:
         for lane in range(B):
             loop.set_terms(lane, Terms(1000))
@@ -267,7 +268,7 @@ def check_loop(
         loop.run(steps=2)
     if B == 1:
         same(*pair, 0)
-    assert pair[1]._lanes.engine.facts()["stalls"] == 0, pair[1]._lanes.engine.fallback()
+    assert pair[1].lanes.engine.facts()["stalls"] == 0, pair[1].lanes.engine.fallback()
 
 
 def checks(library: ctypes.CDLL) -> Iterator[Any]:

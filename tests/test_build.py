@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -146,7 +147,8 @@ def setup(command: list[str], folder: Path, **environment: str) -> subprocess.Co
     """Run setup.py on a copy of what a source distribution holds."""
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(REPOSITORY / name, folder / name)
-    shutil.copytree(REPOSITORY / "csrc", folder / "csrc")
+    for name in ("csrc", "build_support"):
+        shutil.copytree(REPOSITORY / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(
         REPOSITORY / "melodia", folder / "melodia", ignore=shutil.ignore_patterns("*.so", "*build.json")
     )
@@ -198,16 +200,66 @@ def test_pure_wheel_is_for_every_platform(tmp_path: Path) -> None:
     assert wheel.name.endswith("-py3-none-any.whl")
 
 
+def test_source_distribution_builds_as_pip_does_it(tmp_path: Path) -> None:
+    """PEP 517: no folder of ours is on the path when setup.py runs; all it needs is in the archive."""
+    code = "from setuptools import build_meta as b; import sys; print(b.{}(sys.argv[1]))"
+    environment = {**os.environ, "MELODIA_NATIVE": "0", "PYTHONSAFEPATH": "1"}
+
+    def hook(name: str, folder: Path) -> str:
+        command = [sys.executable, "-c", code.format(name), str(tmp_path)]
+        done = subprocess.run(
+            command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout.splitlines()[-1]
+
+    copy = tmp_path / "tree"
+    names = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"], cwd=REPOSITORY, capture_output=True, text=True
+    )
+    if names.returncode != 0:
+        pytest.skip("not a clone")
+    for name in names.stdout.splitlines():
+        if (REPOSITORY / name).exists():
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(REPOSITORY / name, copy / name)
+    shutil.unpack_archive(tmp_path / hook("build_sdist", copy), tmp_path)
+    (unpacked,) = tmp_path.glob("melodia-*/")
+    assert hook("build_wheel", unpacked).endswith("-py3-none-any.whl")
+
+
+@pytest.mark.parametrize("missing", ["pybind11", "Python.h"])
+def test_missing_headers_are_a_reason(missing: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(str(REPOSITORY))
+    from build_support import toolchain
+
+    if missing == "pybind11":
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+        says = "pybind11 was not found; `pip install pybind11` first"
+    else:
+        pytest.importorskip("pybind11")
+        nowhere = {"include": str(tmp_path), "platinclude": str(tmp_path)}
+        monkeypatch.setattr("sysconfig.get_paths", lambda: nowhere)
+        says = f"Python.h was not found in {tmp_path}; install Python's headers (python3-dev) first"
+    assert toolchain.find_headers() == says
+    monkeypatch.setattr(toolchain, "find_toolchain", lambda: toolchain.Toolchain([], "", tmp_path, "2.10"))
+    monkeypatch.setenv("MELODIA_NATIVE", "1")
+    with pytest.raises(SystemExit, match="MELODIA_NATIVE=1 asks for the native library, but"):
+        toolchain.decide()
+
+
 @pytest.mark.slow
-def test_native_wheel_is_for_this_platform_and_every_python(tmp_path: Path) -> None:
+def test_native_wheel_is_for_this_platform_and_this_python(tmp_path: Path) -> None:
     if native.build_facts().get("compiler") is None:
         pytest.skip("no C++ compiler built the library here")
     done = setup(["bdist_wheel"], tmp_path, MELODIA_NATIVE="1")
     assert done.returncode == 0, done.stderr
     (wheel,) = (tmp_path / "dist").iterdir()
-    assert "-py3-none-" in wheel.name
+    python = f"cp{sys.version_info.major}{sys.version_info.minor}"
+    assert f"-{python}-{python}-" in wheel.name  # the engine is a module of this Python
     assert not wheel.name.endswith("-any.whl")
     listing = subprocess.run(
         [sys.executable, "-m", "zipfile", "-l", wheel], capture_output=True, text=True, check=True
     ).stdout
     assert "melodia/kernels/libmelodia_ops.so" in listing
+    assert f"melodia/engine/_engine{sysconfig.get_config_var('EXT_SUFFIX')}" in listing

@@ -21,7 +21,7 @@ from melodia.engine import cuda
 from melodia.engine.description import describe
 from melodia.engine.loop import Standing, Stopped, Terms
 from melodia.errors import BackendError, ConfigError, GrammarError
-from melodia.sampler.cuda_stepper import CudaStepper
+from melodia.sampler.steppers import EngineStepper
 
 pytestmark = [
     pytest.mark.skipif(emulation.COMPILER is None, reason="no C++ compiler"),
@@ -76,7 +76,7 @@ def test_a_session_does_not_depend_on_the_others(library: ctypes.CDLL) -> None:
     ints, floats, sizes = emulation.described("sequential-deep", "fp32")
     packed = cuda.CudaEngine(ints, floats, library=library, options=emulation.options())
     tokens, sides = emulation.random_input(sizes, 6, 9)
-    together, alone = cuda.CudaLanes(packed, 9), cuda.CudaLanes(packed, 1)
+    together, alone = engine.Lanes(packed, 9), engine.Lanes(packed, 1)
     all_logits = together.advance(tokens, sides)
     for part in (slice(0, 1), slice(1, 4), slice(4, 6)):
         logits = alone.advance(tokens[part, 8:], sides[part, 8:])
@@ -151,12 +151,12 @@ def test_the_caller_chooses(library: ctypes.CDLL) -> None:
 def test_lanes_that_are_kept_go_on(library: ctypes.CDLL) -> None:
     configure(library, schedule=1)
     pair = loops(library, 3)
-    for loop, kind in zip(pair, (engine.Lanes, cuda.CudaLanes), strict=True):
+    for loop in pair:
         for lane in range(3):
             loop.set_terms(lane, Terms(1000))
         loop.run(steps=3)
-        old = loop._lanes
-        new = kind(old.engine, 2)
+        old = loop.lanes
+        new = engine.Lanes(old.engine, 2)
         for to, of in enumerate((0, 2)):
             new.write(to, old.read(of))
         loop.keep(new, [0, 2])
@@ -172,7 +172,7 @@ def test_blocks_that_wait_in_vain(library: ctypes.CDLL) -> None:
     configure(library, schedule=1, blocks=2)
     assert one[0].run(steps=4) == one[1].run(steps=4) == Stopped.STEPS
     assert same(*one, 0) == 4
-    packed = one[1]._lanes.engine
+    packed = one[1].lanes.engine
     assert isinstance(packed, cuda.CudaEngine)
     assert packed.facts()["stalls"] == 1
     assert packed.fallback().startswith("the device holds 2 blocks at once of ")
@@ -184,7 +184,7 @@ def test_a_device_that_fails_changes_nothing(library: ctypes.CDLL) -> None:
     for loop in pair:
         loop.set_terms(0, Terms(1000))
         loop.run(steps=3)
-    lanes = pair[1]._lanes
+    lanes = pair[1].lanes
     configure(library, schedule=1, shared_bytes=256)  # no launch fits any more
     before = lanes.read(0)
     try:
@@ -211,7 +211,7 @@ def test_the_sampler_generates_with_it(
         *describe(sampler.model, "fp32"), library=library, options=emulation.options(least_units=12)
     )
     config = sampler.model.config
-    monkeypatch.setattr(sampler._runner, "stepper", lambda first: CudaStepper(packed, config, first))
+    monkeypatch.setattr(sampler._runner, "stepper", lambda first: EngineStepper(packed, config, first))
     sampler.prime(make_seed(scale(1)))
     made.append(sampler.generate_many(2, random_seed=3, **wish))
     for one, other in zip(*made, strict=True):
@@ -229,13 +229,13 @@ def test_what_cannot_run_says_why(library: ctypes.CDLL) -> None:
         with pytest.raises(BackendError, match="use device cpu"):
             cuda.CudaEngine(ints, floats)
     ints, floats, _ = emulation.described("gru", "fp32")
-    lanes = cuda.CudaLanes(cuda.CudaEngine(ints, floats, library=library), 1)
+    lanes = engine.Lanes(cuda.CudaEngine(ints, floats, library=library), 1)
     with pytest.raises(ValueError, match="token 99 is not in a vocabulary of 23"):
         lanes.step([99])
     with pytest.raises(ValueError, match="must be finite"):
         lanes.write(0, np.full(lanes.state_size, np.nan, np.float32))
     with pytest.raises(ConfigError, match="sessions must be"):
-        cuda.CudaLanes(cuda.CudaEngine(ints, floats, library=library), 5000)
+        engine.Lanes(cuda.CudaEngine(ints, floats, library=library), 5000)
 
 
 @pytest.mark.slow

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import platform
 import shutil
@@ -169,7 +168,6 @@ def test_endless_music_is_not_kept() -> None:
 def loop_of(
     sampler: Sampler, lanes: int = 1, config: SamplingConfig | None = None, session: int = 0
 ) -> TokenLoop:
-    packed = sampler._runner.stepper([sampler.state.model_state]).lanes.engine
     stepper = sampler._runner.stepper([sampler.state.model_state] * lanes)
     state = sampler.state
     rules = rules_of(Grammar.compile(sampler.vocabulary), state.side.specs)
@@ -179,7 +177,7 @@ def loop_of(
         )
         for i in range(lanes)
     ]
-    return TokenLoop(packed, stepper.lanes, [rules] * lanes, starts)
+    return TokenLoop(stepper.lanes, [rules] * lanes, starts)
 
 
 def test_a_lane_stops_where_its_terms_say() -> None:
@@ -245,8 +243,8 @@ def test_time_and_flags_stop_a_call() -> None:
     loop.set_terms(0, Terms(1 << 40, exclude=eos))
     assert loop.run(microseconds=2000) == Stopped.TIME
     assert loop.facts["made"][0] > 0
-    flag = ctypes.c_int32(0)
-    timer = threading.Timer(0.05, lambda: setattr(flag, "value", 1))
+    flag = np.zeros(1, np.int32)
+    timer = threading.Timer(0.05, lambda: flag.fill(1))
     timer.start()
     assert loop.run(flag=flag) == Stopped.FLAG  # Python's other threads run meanwhile
     assert loop.run(flag=flag) == Stopped.FLAG
@@ -288,7 +286,7 @@ def test_what_is_refused() -> None:
     stepper = sampler._runner.stepper([sampler.state.model_state])
     for rules, why in ((other, "another vocabulary"), (bare, "side inputs")):
         with pytest.raises(ConfigError, match=why):
-            TokenLoop(stepper.lanes.engine, stepper.lanes, [rules], [])
+            TokenLoop(stepper.lanes, [rules], [])
     loop = loop_of(sampler)
     with pytest.raises(GrammarError, match="does not wait"):
         loop.choose(0, np.ones(sampler.vocabulary.size, bool))
@@ -299,7 +297,7 @@ def test_what_is_refused() -> None:
     with pytest.raises(GrammarError, match="no token is allowed"):
         loop.take(0)
     broken = loop_of(sampler)
-    broken._logits(0)[:] = np.nan
+    broken._native.logits(0)[:] = np.nan
     broken.set_terms(0, Terms(5))
     assert broken.run() == Stopped.LANE
     with pytest.raises(MelodiaError, match="nan"):
@@ -359,7 +357,7 @@ def test_sanitizers_find_nothing(sanitizers: str, tmp_path: Path) -> None:
     avx512 = [f"-mavx512{part}" for part in ("f", "dq", "bw", "vl", "vnni")] + ["-mfma"]
     machine = {"kernels_avx2": ["-mavx2", "-mfma"], "kernels_avx512": avx512}
     machine["kernels_avx512bf16"] = [*avx512, "-mavx512bf16"]
-    names = ["blocks", "dispatch", "engine", "kernels_portable", "loop", "plan", "rules", "team"]
+    names = ["blocks", "dispatch", "engine", "kernels_portable", "loop", "plan", "rules", "team", "voices"]
     if platform.machine().lower() in ("x86_64", "amd64"):
         names += list(machine)
     elif platform.machine().lower() in ("aarch64", "arm64"):

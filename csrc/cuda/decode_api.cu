@@ -1,20 +1,36 @@
-// The decode engine on CUDA for Python: the functions of engine/api.cpp and engine/loop_api.cpp under the
-// same names, in a library of its own. Followers and rules are those of the CPU's library: both are built
-// from one tree.
+// The decode engine on CUDA for Python (melodia/engine/cuda_native.py): plain C functions, because nvcc's
+// objects are linked without Python. Followers and rules are those of the CPU's engine: both are built from
+// one tree.
+//
+// Functions that can fail return 0 or null and leave a sentence in melodia_engine_error(). Pointers are made
+// by this file and given back to it; the caller frees loops before their lanes, and lanes before their
+// engine.
 #include <cstring>
+#include <exception>
+#include <string>
 
 #include "cuda/decode_loop.h"
-#include "engine/api.h"
 
-namespace melodia::engine {
-thread_local std::string last_error;
-}
+#define MELODIA_API extern "C" __attribute__((visibility("default")))
 
 using namespace melodia::cuda::decode;
-using melodia::engine::guarded;
-using melodia::engine::last_error;
 
 namespace {
+
+thread_local std::string last_error;
+
+// Runs a body; where it throws, keeps the sentence and returns nothing (0, null).
+template <class F>
+auto guarded(F&& body) -> decltype(body()) {
+    try {
+        return body();
+    } catch (const std::exception& error) {
+        last_error = error.what();
+    } catch (...) {
+        last_error = "an unknown error";
+    }
+    return {};
+}
 
 Options options;
 

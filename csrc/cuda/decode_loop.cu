@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
-#include <cstring>
 #include <stdexcept>
 
 namespace melodia::cuda::decode {
@@ -20,8 +19,6 @@ constexpr double kLaunchSeconds = 0.05;  // screens and other programs get their
 
 int64_t up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
-bool over(const LaneFacts& facts) { return facts.standing >= static_cast<int64_t>(Standing::stopped); }
-
 template <class T>
 T* at(unsigned char* base, int64_t offset) {
     return reinterpret_cast<T*>(base + offset);
@@ -30,24 +27,13 @@ T* at(unsigned char* base, int64_t offset) {
 }  // namespace
 
 Loop::Loop(Decoder& decoder, Lanes& lanes, const engine::Rules* const* rules, int64_t count)
-    : decoder_(decoder),
-      lanes_(&lanes),
-      V_(decoder.net.V),
-      W_((V_ + 63) / 64),
-      chooser_(static_cast<int32_t>(V_)) {
-    if (count != lanes.count()) throw std::invalid_argument("there must be rules for every session");
-    const std::vector<int64_t>& sizes = decoder.plan.side_sizes;
-    for (int64_t lane = 0; lane < count; ++lane) {
-        const engine::Rules& of = *rules[lane];
-        if (of.grammar.head->V != V_) throw std::invalid_argument("the grammar is of another vocabulary");
-        if (of.sides.tables.S != static_cast<int64_t>(sizes.size()) ||
-            !std::equal(sizes.begin(), sizes.end(), of.sides.tables.sizes))
-            throw std::invalid_argument("the side inputs are not those of the network");
-        voices_.push_back(std::make_unique<Voice>(of));
-    }
-    facts_.assign(count, LaneFacts{static_cast<int64_t>(Standing::ready), -1, 0.0, 0.0, 0, 0});
-    logits_.assign(static_cast<size_t>(count * V_), 0.0f);
+    : Voices(decoder.plan, lanes.count(), rules, count), decoder_(decoder), lanes_(&lanes) {
     upload(rules);
+}
+
+void Loop::keep(Lanes& lanes, const int64_t* kept, int64_t count) {
+    Voices::keep(lanes.count(), kept, count);
+    lanes_ = &lanes;
 }
 
 // Tables as engine/rules.h has them, once for each of the different rules.
@@ -111,46 +97,6 @@ void Loop::upload(const engine::Rules* const* rules) {
         made.push_back(there);
     }
     Memory::write(place, made.data(), static_cast<int64_t>(made.size() * sizeof(DeviceRules)));
-}
-
-void Loop::begin(int64_t lane, const Sampling& sampling, int64_t window, uint64_t random_seed,
-                 uint32_t session, int64_t fed, const int64_t* recent, int64_t recent_count) {
-    Voice& v = *voices_[lane];
-    if (window < 1 || window > (1 << 20))
-        throw std::invalid_argument("the window of the penalty is too long");
-    v.sampling = sampling;
-    v.random_seed = random_seed;
-    v.session = session;
-    facts_[lane].fed = fed;
-    v.recent.assign(sampling.repetition_penalty == 1.0f ? 0 : window, -1);
-    v.at = 0;
-    for (int64_t i = std::max<int64_t>(0, recent_count - window); !v.recent.empty() && i < recent_count;
-         ++i) {
-        if (recent[i] < 0 || recent[i] >= V_) throw std::invalid_argument("a token is not in the vocabulary");
-        v.recent[v.at++ % window] = static_cast<int32_t>(recent[i]);
-    }
-}
-
-void Loop::set_bias(int64_t lane, const float* bias) {
-    voices_[lane]->bias.assign(bias, bias == nullptr ? bias : bias + V_);
-}
-
-void Loop::set_terms(int64_t lane, const LaneTerms& terms) {
-    Voice& v = *voices_[lane];
-    v.terms = terms;
-    v.bits.clear();
-    v.bits.reserve(static_cast<size_t>(W_) * (LaneTerms::kRules + 2));
-    auto keep = [&](const uint64_t*& from) {
-        if (from == nullptr) return;
-        v.bits.insert(v.bits.end(), from, from + W_);
-        from = v.bits.data() + v.bits.size() - W_;
-    };
-    for (const uint64_t*& late : v.terms.late) keep(late);
-    keep(v.terms.exclude);
-    keep(v.terms.stop);
-    v.follower.sides().r.bars_total = std::max<int64_t>(0, terms.bars_total);
-    if (facts_[lane].standing == static_cast<int64_t>(Standing::asks))
-        facts_[lane].standing = static_cast<int64_t>(Standing::ready);
 }
 
 RecordLayout Loop::plan_records(int64_t steps) const {
@@ -314,7 +260,7 @@ bool Loop::launch(int64_t steps) {
     job.entropy = entropy.data();
     lanes_->set_logits(logits_.data());
     std::vector<int64_t> taken;
-    for (const LaneFacts& f : facts_) taken.push_back(f.standing == static_cast<int64_t>(Standing::taken));
+    for (const LaneFacts& f : facts_) taken.push_back(f.is(engine::Standing::taken));
     lanes_->run(job);
     bool pauses = false;
     for (int64_t lane = 0; lane < B; ++lane) {
@@ -338,9 +284,9 @@ Stopped Loop::run(int64_t steps, int64_t microseconds, const int32_t* flag) {
         bool asked = count() == 0;
         for (int64_t lane = 0; lane < count(); ++lane) {
             LaneFacts& facts = facts_[lane];
-            if (facts.standing == static_cast<int64_t>(Standing::ready) && voices_[lane]->terms.tokens <= 0)
-                facts.standing = static_cast<int64_t>(Standing::asks);
-            asked = asked || over(facts);
+            if (facts.is(engine::Standing::ready) && voices_[lane]->terms.tokens <= 0)
+                facts.set(engine::Standing::asks);
+            asked = asked || facts.over();
         }
         if (asked) return Stopped::lane;
         if (flag != nullptr && __atomic_load_n(flag, __ATOMIC_RELAXED) != 0) return Stopped::flag;
@@ -355,80 +301,10 @@ Stopped Loop::run(int64_t steps, int64_t microseconds, const int32_t* flag) {
         done += n;
         if (pauses) return Stopped::pause;
         for (const LaneFacts& facts : facts_)
-            if (over(facts)) return Stopped::lane;
+            if (facts.over()) return Stopped::lane;
         if (done == steps) return Stopped::steps;
         if (microseconds > 0 && Clock::now() >= until) return Stopped::time;
     }
-}
-
-void Loop::check(int64_t lane, Standing standing) const {
-    if (facts_[lane].standing != static_cast<int64_t>(standing))
-        throw std::invalid_argument("the lane does not wait for this");
-}
-
-// On the host, as engine::Loop::draw.
-void Loop::choose(int64_t lane, const uint64_t* legal) {
-    check(lane, Standing::asks);
-    Voice& v = *voices_[lane];
-    LaneFacts& facts = facts_[lane];
-    std::vector<int32_t> distinct;
-    for (const int32_t token : v.recent)
-        if (token >= 0 && (v.follower.rules().traits[token] & engine::Rules::kBeginsNote))
-            distinct.push_back(token);
-    std::sort(distinct.begin(), distinct.end());
-    distinct.erase(std::unique(distinct.begin(), distinct.end()), distinct.end());
-    const Choice choice =
-        chooser_.choose(logits(lane), static_cast<int32_t>(V_), legal, distinct.data(),
-                        static_cast<int32_t>(distinct.size()), v.sampling, v.random_seed, v.session,
-                        static_cast<uint64_t>(facts.fed), true, v.bias.empty() ? nullptr : v.bias.data());
-    facts.token = choice.token;
-    facts.nll = choice.nll;
-    facts.entropy = choice.entropy;
-    facts.standing = static_cast<int64_t>(choice.token >= 0             ? Standing::stopped
-                                          : choice.token == kNotANumber ? Standing::nan
-                                                                        : Standing::nothing);
-}
-
-void Loop::take(int64_t lane) {
-    check(lane, Standing::stopped);
-    Voice& v = *voices_[lane];
-    LaneFacts& facts = facts_[lane];
-    v.follower.check();
-    v.follower.advance_grammar(facts.token);
-    v.tokens.push_back(static_cast<int32_t>(facts.token));
-    v.nll.push_back(facts.nll);
-    v.entropy.push_back(facts.entropy);
-    if (!v.recent.empty())
-        v.recent[v.at++ % static_cast<int64_t>(v.recent.size())] = static_cast<int32_t>(facts.token);
-    v.terms.tokens -= 1;
-    facts.made += 1;
-    facts.fed += 1;
-    facts.standing = static_cast<int64_t>(Standing::taken);
-}
-
-void Loop::drain(int64_t lane, int32_t* tokens, double* nll, double* entropy) {
-    Voice& v = *voices_[lane];
-    std::copy(v.tokens.begin(), v.tokens.end(), tokens);
-    std::copy(v.nll.begin(), v.nll.end(), nll);
-    std::copy(v.entropy.begin(), v.entropy.end(), entropy);
-    v.tokens.clear();
-    v.nll.clear();
-    v.entropy.clear();
-    facts_[lane].made = 0;
-}
-
-void Loop::keep(Lanes& lanes, const int64_t* kept, int64_t count) {
-    if (count != lanes.count()) throw std::invalid_argument("the sessions are not those that go on");
-    for (int64_t i = 0; i < count; ++i)
-        if (kept[i] < (i == 0 ? 0 : kept[i - 1] + 1) || kept[i] >= this->count())
-            throw std::invalid_argument("the lanes to keep must ascend");
-    for (int64_t i = 0; i < count; ++i) {
-        std::swap(voices_[i], voices_[kept[i]]);
-        facts_[i] = facts_[kept[i]];
-        std::memmove(logits(i), logits(kept[i]), static_cast<size_t>(V_) * sizeof(float));
-    }
-    voices_.resize(static_cast<size_t>(count));
-    lanes_ = &lanes;
 }
 
 }  // namespace melodia::cuda::decode

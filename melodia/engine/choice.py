@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,42 +32,34 @@ def choose(
 
     Raises:
         MelodiaError, GrammarError: as there.
+        ValueError: a recent token is not in the vocabulary.
     """
-    logits = np.ascontiguousarray(logits, np.float32)
-    legal = None if legal is None else np.ascontiguousarray(legal, np.bool_)
-    ids = (ctypes.c_int32 * len(recent))(*recent)
-    made = native.ChoiceNumbers()
-    done = native.library().melodia_choose(
-        logits.ctypes.data,
-        len(logits),
-        None if legal is None else legal.ctypes.data,
-        ids,
-        len(recent),
-        ctypes.byref(_numbers(config)),
+    token, nll, entropy = native.module().choose(
+        np.asarray(logits, np.float32, order="C"),
+        None if legal is None else np.asarray(legal, np.bool_, order="C"),
+        recent,
+        sampling_of(config),
         random_seed,
         session,
         position,
-        True,
-        ctypes.byref(made),
     )
-    if not done:
-        raise MelodiaError(native.last_error())
-    if made.token == -1:
+    if token == -1:
         raise GrammarError("no token is allowed here; loosen the constraints")
-    if made.token < 0:
+    if token < 0:
         raise MelodiaError(
             "the model's logits are not numbers (nan); its weights are damaged, train or load it again"
         )
-    return Choice(made.token, made.nll, made.entropy)
+    return Choice(token, nll, entropy)
 
 
 @lru_cache(maxsize=64)
-def _numbers(config: SamplingConfig) -> native.SamplingNumbers:
-    return native.SamplingNumbers(
+def sampling_of(config: SamplingConfig) -> Any:
+    """The settings as the engine takes them."""
+    return native.module().Sampling(
         temperature=config.temperature,
+        top_k=0 if config.top_k is None else config.top_k,
         top_p=1.0 if config.top_p is None else config.top_p,
         min_p=0.0 if config.min_p is None else config.min_p,
         repetition_penalty=config.repetition_penalty,
-        top_k=0 if config.top_k is None else config.top_k,
         greedy=config.greedy,
     )

@@ -5,8 +5,6 @@ Letters: B sessions, T steps, V vocabulary, S side inputs, N numbers of a state.
 
 from __future__ import annotations
 
-import ctypes
-import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,10 +25,15 @@ class Engine:
         floats: its tensors, float32. Neither is kept.
         threads: with the caller's own; None: as many as there are cores, at most 8. Never more than cores.
 
+    Attributes:
+        native: the compiled network.
+
     Raises:
         BackendError: the engine is not there.
         ConfigError: the description is wrong.
     """
+
+    native: Any
 
     def __init__(self, ints: NDArray[np.int64], floats: Floats, *, threads: int | None = None) -> None:
         why = native.reason()
@@ -38,93 +41,59 @@ class Engine:
             raise BackendError(f"the engine was asked for, but {why}; build it (see CONTRIBUTING.md)")
         if threads is not None and threads < 1:
             raise ConfigError(f"`threads` must be at least 1 (received {threads})")
-        ints = np.ascontiguousarray(ints, np.int64)
-        floats = np.ascontiguousarray(floats, np.float32)
-        library = native.library()
-        self.pointer = library.melodia_engine_new(
-            ints.ctypes.data, len(ints), floats.ctypes.data, len(floats), threads or min(8, native.cores())
+        self.native = native.module().Engine(
+            np.ascontiguousarray(ints, np.int64),
+            np.ascontiguousarray(floats, np.float32),
+            threads or min(8, native.cores()),
         )
-        if not self.pointer:
-            raise ConfigError(f"the engine refuses this network: {native.last_error()}")
-        self._free = weakref.finalize(self, library.melodia_engine_free, self.pointer)
 
     def facts(self) -> dict[str, int]:
         """V, S, context, state_size [floats], step_bytes (weights read per token), memory, threads, stalls."""
-        facts = native.Facts()
-        native.library().melodia_engine_facts(self.pointer, ctypes.byref(facts))
-        return {name: getattr(facts, name) for name, *_ in native.Facts._fields_}
+        found: dict[str, int] = self.native.facts()
+        return found
 
 
 class Lanes:
-    """B sessions of one engine, at the beginning at first. One thread at a time may use them.
+    """B sessions of one engine, at the beginning at first.
+
+    One thread at a time may use them (RuntimeError otherwise); several threads may each use their own.
 
     Args:
         engine: its network.
         count: B.
+
+    Raises:
+        ConfigError: there are too many, or none.
     """
 
     def __init__(self, engine: Engine, count: int) -> None:
         self.engine = engine
         self.count = count
-        facts = engine.facts()
-        self._V, self._S = facts["V"], facts["S"]
-        self.state_size = facts["state_size"]
-        self._library = native.library()
-        self._pointer = self._library.melodia_lanes_new(engine.pointer, count)
-        if not self._pointer:
-            raise ConfigError(f"no room for {count} sessions: {native.last_error()}")
-        self._free = weakref.finalize(self, _free_lanes, self._library, self._pointer, engine)
+        self.state_size = engine.facts()["state_size"]
+        self.native = engine.native.lanes(count)
 
     def step(self, tokens: Sequence[int] | NDArray[Any], sides: NDArray[Any] | None = None) -> Floats:
         """One token for each session: tokens [B], sides [B, S] -> logits [B, V]."""
-        return self._advance(np.asarray(tokens)[None], None if sides is None else sides[None], False)
+        logits: Floats = self.native.step(_ids(tokens), None if sides is None else _ids(sides))
+        return logits
 
     def advance(
         self, tokens: NDArray[Any], sides: NDArray[Any] | None = None, *, every: bool = True
     ) -> Floats:
         """T steps: tokens [T, B], sides [T, B, S] -> logits [T, B, V], or [B, V] of the last unless `every`."""
-        return self._advance(np.asarray(tokens), sides, every)
-
-    def _advance(self, tokens: NDArray[Any], sides: NDArray[Any] | None, every: bool) -> Floats:
-        T = len(tokens)
-        if tokens.shape != (T, self.count):
-            raise ValueError(f"tokens must be [T, {self.count}] (received {tokens.shape})")
-        if (0 if sides is None else sides.shape) != ((T, self.count, self._S) if self._S else 0):
-            raise ValueError(f"side inputs must be [T, {self.count}, {self._S}]")
-        tokens = np.ascontiguousarray(tokens, np.int32)
-        sides = None if sides is None else np.ascontiguousarray(sides, np.int32)
-        logits = np.empty((T, self.count, self._V) if every else (self.count, self._V), np.float32)
-        self._check(
-            self._library.melodia_lanes_advance(
-                self._pointer,
-                T,
-                tokens.ctypes.data,
-                None if sides is None else sides.ctypes.data,
-                logits.ctypes.data,
-                every,
-            )
-        )
+        logits: Floats = self.native.advance(_ids(tokens), None if sides is None else _ids(sides), every)
         return logits
 
     def read(self, lane: int) -> Floats:
         """The state of a session, float32 [N]: the parts of `melodia.model.network.initial_state` one by one."""
-        state = np.empty(self.state_size, np.float32)
-        self._check(self._library.melodia_lanes_read(self._pointer, lane, state.ctypes.data))
+        state: Floats = self.native.read(lane)
         return state
 
     def write(self, lane: int, state: Floats) -> None:
         """Set the state [N] of a session."""
-        state = np.ascontiguousarray(state, np.float32)
-        if state.shape != (self.state_size,):
-            raise ValueError(f"a state must be [{self.state_size}] (received {state.shape})")
-        self._check(self._library.melodia_lanes_write(self._pointer, lane, state.ctypes.data))
-
-    @staticmethod
-    def _check(done: int) -> None:
-        if not done:
-            raise ValueError(native.last_error())
+        self.native.write(lane, np.asarray(state, np.float32, order="C"))
 
 
-def _free_lanes(library: ctypes.CDLL, pointer: int, engine: Engine) -> None:
-    """Free lanes; the engine is an argument so that it lives until then."""
-    library.melodia_lanes_free(pointer)
+def _ids(numbers: Sequence[int] | NDArray[Any]) -> NDArray[np.int32]:
+    """Whole numbers as the engine reads them; those that are already are not copied."""
+    return np.asarray(numbers, np.int32, order="C")

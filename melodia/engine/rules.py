@@ -5,7 +5,6 @@ The tables are those of csrc/grammar.h and csrc/side_inputs.h. Letters: V vocabu
 
 from __future__ import annotations
 
-import ctypes
 import weakref
 from collections.abc import Sequence
 from typing import Any
@@ -13,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from melodia.engine import native, native_loop
-from melodia.errors import BackendError, ConfigError, GrammarError
+from melodia.engine import native
+from melodia.errors import BackendError
 from melodia.grammar import Grammar, GrammarState, Op
 from melodia.grammar.compiled import Node
 from melodia.grammar.state import REGISTERS
@@ -37,11 +36,6 @@ def pack(mask: NDArray[np.bool_]) -> Bits:
     words = np.zeros((*mask.shape[:-1], -(-mask.shape[-1] // 64) * 8), np.uint8)
     words[..., : packed.shape[-1]] = packed
     return words.view("<u8").astype(np.uint64, copy=False)
-
-
-def unpack(words: Bits, V: int) -> NDArray[np.bool_]:
-    """The inverse of `pack` for one mask: words [W] -> bool [V]."""
-    return np.unpackbits(words.view(np.uint8), count=V, bitorder="little").view(np.bool_)
 
 
 def describe_rules(grammar: Grammar, specs: Sequence[SideInputSpec] = ()) -> NDArray[np.int64]:
@@ -133,6 +127,9 @@ class Rules:
         grammar: with its constraints.
         specs: the side inputs of the model, S of them.
 
+    Attributes:
+        native: the compiled tables.
+
     Raises:
         BackendError: the engine is not there.
         ConfigError: the tables are refused.
@@ -142,18 +139,13 @@ class Rules:
         self.grammar = grammar
         self.specs = tuple(specs)
         self.vocabulary: Vocabulary = grammar.vocabulary
-        self.words = -(-self.vocabulary.size // 64)
         self._set(describe_rules(grammar, specs))
 
     def _set(self, ints: NDArray[np.int64]) -> None:
         why = native.reason()
         if why is not None:
             raise BackendError(f"the engine was asked for, but {why}; build it (see CONTRIBUTING.md)")
-        library = native_loop.library()
-        self.pointer = library.melodia_rules_new(ints.ctypes.data, len(ints))
-        if not self.pointer:
-            raise ConfigError(f"the engine refuses this grammar: {native.last_error()}")
-        self._free = weakref.finalize(self, library.melodia_rules_free, self.pointer)
+        self.native = native.module().Rules(ints)
 
 
 _KEPT: weakref.WeakKeyDictionary[Grammar, dict[tuple[SideInputSpec, ...], Rules]] = (
@@ -175,27 +167,20 @@ class NativeState(GrammarState):
     `rows` and `ends` are copies; `copy` gives a state of Python's.
     """
 
-    __slots__ = ("_at", "_begun", "_count", "_ends", "_keep", "_programs", "_rows")
+    __slots__ = ("_at", "_begun", "_ends", "_programs", "_rows")
 
-    def __init__(self, follower: int, programs: Sequence[int], keep: object) -> None:
+    def __init__(self, follower: Any, programs: Sequence[int]) -> None:
         """The state of a follower.
 
         Args:
-            follower: its pointer.
+            follower: of the engine.
             programs: of its rows.
-            keep: lives as long as this state.
         """
-        places = native_loop.StatePlaces()
-        native_loop.library().melodia_follower_places(follower, ctypes.byref(places))
-        count = len(REGISTERS)
-        self._at = (ctypes.c_int64 * (count + 1)).from_address(places.registers)
-        self._begun = (ctypes.c_int64 * len(programs)).from_address(places.begun)
-        self._rows = np.ctypeslib.as_array(
-            (ctypes.c_int64 * (PITCHES * len(programs))).from_address(places.rows)
-        ).reshape(-1, PITCHES)
-        self._ends = (ctypes.c_int64 * places.capacity).from_address(places.ends)
+        self._at = memoryview(follower.registers)  # gives plain numbers, and faster than an array
+        self._begun: NDArray[np.int64] = follower.begun
+        self._rows: NDArray[np.int64] = follower.rows
+        self._ends: NDArray[np.int64] = follower.ends
         self._programs = programs
-        self._keep = keep
 
     @property
     def rows(self) -> dict[int, NDArray[np.int64]]:  # type: ignore[override]
@@ -205,7 +190,8 @@ class NativeState(GrammarState):
     @property
     def ends(self) -> list[int]:  # type: ignore[override]
         """A copy of the ends."""
-        return self._ends[: self._at[len(REGISTERS)]]
+        ends: list[int] = self._ends[: self._at[len(REGISTERS)]].tolist()
+        return ends
 
     def copy(self, *, share_rows: bool = False) -> GrammarState:
         """An independent state of Python's."""
@@ -233,41 +219,31 @@ class Follower:
 
     Args:
         rules: the grammar and the side inputs.
-        pointer: of a follower that `keep` owns; None: a new one at the beginning of music.
-        keep: lives as long as this follower.
+        native: a follower of the engine under these rules; None: a new one at the beginning of music.
 
     Attributes:
         state: the grammar's registers, in the engine's memory.
     """
 
-    def __init__(self, rules: Rules, pointer: int | None = None, keep: object = None) -> None:
+    def __init__(self, rules: Rules, native: Any = None) -> None:
         self.rules = rules
-        self._library = native_loop.library()
-        self._keep = keep
-        if pointer is None:
-            pointer = self._library.melodia_follower_new(rules.pointer)
-            if not pointer:
-                raise ConfigError(f"no room for a sequence: {native.last_error()}")
-            self._free = weakref.finalize(self, _free_follower, self._library, pointer, rules)
-        self.pointer: int = pointer
+        self._native = rules.native.follow() if native is None else native
         programs = [*rules.grammar._programs, *rules.grammar._program_token]
-        self.state: GrammarState = NativeState(pointer, list(dict.fromkeys(programs)), self)
-        self._words = np.zeros(rules.words, np.uint64)
-        self._row = np.zeros(max(1, len(rules.specs)), np.int32)
+        self.state: GrammarState = NativeState(self._native, list(dict.fromkeys(programs)))
 
     def mask(self) -> NDArray[np.bool_]:
         """Which tokens may follow, as `Grammar.mask`: bool [V]."""
-        self._check(self._library.melodia_follower_mask(self.pointer, self._words.ctypes.data))
-        return unpack(self._words, self.rules.vocabulary.size)
+        allowed: NDArray[np.bool_] = self._native.mask()
+        return allowed
 
     def advance(self, token: int) -> None:
         """Step the grammar behind a token, unchecked, as `Grammar.advance`."""
-        self._check(self._library.melodia_follower_advance(self.pointer, token))
+        self._native.advance(token)
 
     def advance_side(self, token: int) -> NDArray[np.int32]:
         """Step the side inputs behind a token: int32 [S]."""
-        self._check(self._library.melodia_follower_advance_side(self.pointer, token, self._row.ctypes.data))
-        return self._row[: len(self.rules.specs)].copy()
+        row: NDArray[np.int32] = self._native.advance_side(token)
+        return row
 
     def set_state(self, state: GrammarState) -> None:
         """Go on from a state of Python's.
@@ -276,40 +252,18 @@ class Follower:
             GrammarError: it belongs to another vocabulary.
         """
         rows = state.rows
-        registers = np.array([getattr(state, name) for name in REGISTERS], np.int64)
-        programs, ends = np.array(list(rows), np.int64), np.array(state.ends, np.int64)
-        times = np.concatenate([np.zeros(0, np.int64), *rows.values()])
-        self._check(
-            self._library.melodia_follower_set_grammar(
-                self.pointer,
-                registers.ctypes.data,
-                len(programs),
-                programs.ctypes.data,
-                times.ctypes.data,
-                len(ends),
-                ends.ctypes.data,
-            )
+        self._native.set_grammar(
+            np.array([getattr(state, name) for name in REGISTERS], np.int64),
+            np.array(list(rows), np.int64),
+            np.array(list(rows.values()), np.int64).reshape(-1, PITCHES),
+            np.array(state.ends, np.int64),
         )
 
     @property
     def side(self) -> SideInputTracker:
         """The side inputs' registers, as a tracker of Python's."""
-        count = self._library.melodia_follower_sides(self.pointer, None, 0)
-        flat = np.zeros(count, np.int64)
-        self._library.melodia_follower_sides(self.pointer, flat.ctypes.data, count)
-        return SideInputTracker.from_array(self.rules.vocabulary, self.rules.specs, flat)
+        return SideInputTracker.from_array(self.rules.vocabulary, self.rules.specs, self._native.side)
 
     @side.setter
     def side(self, tracker: SideInputTracker) -> None:
-        flat = np.ascontiguousarray(tracker.to_array(), np.int64)
-        self._check(self._library.melodia_follower_set_sides(self.pointer, flat.ctypes.data, len(flat)))
-
-    @staticmethod
-    def _check(done: int) -> None:
-        if not done:
-            raise GrammarError(native.last_error())
-
-
-def _free_follower(library: ctypes.CDLL, pointer: int, rules: Rules) -> None:
-    """Free a follower; its rules are an argument so that they live until then."""
-    library.melodia_follower_free(pointer)
+        self._native.side = np.ascontiguousarray(tracker.to_array(), np.int64)

@@ -76,14 +76,7 @@ class Runner:
             from melodia.sampler.torch_stepper import TorchStepper
 
             return TorchStepper(self.model, first, self._backend)
-        packed = self._packed
-        if self._on_gpu:
-            from melodia.engine.cuda import CudaEngine
-            from melodia.sampler.cuda_stepper import CudaStepper
-
-            assert isinstance(packed, CudaEngine)
-            return CudaStepper(packed, self.config, first)
-        return EngineStepper(packed, self.config, first)
+        return EngineStepper(self._packed, self.config, first)
 
     @cached_property
     def _packed(self) -> engine.Engine:

@@ -44,10 +44,10 @@ class Stepper(Protocol):
 
 
 class EngineStepper:
-    """The engine.
+    """The engine, on the CPU or on a GPU.
 
     Args:
-        packed: the network.
+        packed: the network, of either.
         config: its configuration.
         first: the states that the lanes begin with.
 
@@ -59,20 +59,16 @@ class EngineStepper:
 
     def __init__(self, packed: engine.Engine, config: ModelConfig, first: Sequence[ModelState]) -> None:
         self._packed = packed
-        self.lanes = self.sessions(len(first))
+        self.lanes = engine.Lanes(packed, len(first))
         self._sides = bool(config.side_inputs)
         self._like = initial_state(config)  # the engine's numbers are these parts, one behind the other
         for lane, state in enumerate(first):
             parts = [state[name].astype(np.float32).reshape(-1) for name in self._like]
             self.lanes.write(lane, np.concatenate(parts))
 
-    def sessions(self, count: int) -> engine.Lanes:
-        """New sessions of the engine."""
-        return engine.Lanes(self._packed, count)
-
     def loop(self, rules: Sequence[Rules], starts: Sequence[Start]) -> TokenLoop:
         """The loop over tokens of the present lanes."""
-        return TokenLoop(self._packed, self.lanes, rules, starts)
+        return TokenLoop(self.lanes, rules, starts)
 
     def feed(self, tokens: Sequence[int], sides: Sequence[NDArray[np.int32]]) -> Rows:
         """See `Stepper.feed`."""
@@ -84,7 +80,7 @@ class EngineStepper:
 
     def keep(self, lanes: Sequence[int]) -> None:
         """See `Stepper.keep`."""
-        kept = self.sessions(len(lanes))
+        kept = engine.Lanes(self._packed, len(lanes))
         for new, old in enumerate(lanes):
             kept.write(new, self.lanes.read(old))
         self.lanes = kept

@@ -243,7 +243,7 @@ class Streams:
             )
             for b in range(B)
         ]
-        self._loop = TokenLoop(self.engine, self.lanes, [rules_of(grammar, specs)] * B, starts)
+        self._loop = TokenLoop(self.lanes, [rules_of(grammar, specs)] * B, starts)
         for b in range(B):
             self._loop.set_terms(b, Terms(1 << 62))
 
