@@ -34,7 +34,7 @@ format: $(STAMP)
 	$(BIN)/clang-format -i $(SOURCES)
 
 # torch comes first, so that the native library is compiled against the torch that runs it.
-$(STAMP): pyproject.toml constraints.txt setup.py $(SOURCES)
+$(STAMP): pyproject.toml constraints.txt setup.py $(wildcard build_support/*.py) $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) torch
 	$(PIP) setuptools wheel ninja pybind11

@@ -146,7 +146,8 @@ def setup(command: list[str], folder: Path, **environment: str) -> subprocess.Co
     """Run setup.py on a copy of what a source distribution holds."""
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(REPOSITORY / name, folder / name)
-    shutil.copytree(REPOSITORY / "csrc", folder / "csrc")
+    for name in ("csrc", "build_support"):
+        shutil.copytree(REPOSITORY / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(
         REPOSITORY / "melodia", folder / "melodia", ignore=shutil.ignore_patterns("*.so", "*build.json")
     )
@@ -196,6 +197,34 @@ def test_pure_wheel_is_for_every_platform(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     (wheel,) = (tmp_path / "dist").iterdir()
     assert wheel.name.endswith("-py3-none-any.whl")
+
+
+def test_source_distribution_builds_as_pip_does_it(tmp_path: Path) -> None:
+    """PEP 517: no folder of ours is on the path when setup.py runs; all it needs is in the archive."""
+    code = "from setuptools import build_meta as b; import sys; print(b.{}(sys.argv[1]))"
+    environment = {**os.environ, "MELODIA_NATIVE": "0", "PYTHONSAFEPATH": "1"}
+
+    def hook(name: str, folder: Path) -> str:
+        command = [sys.executable, "-c", code.format(name), str(tmp_path)]
+        done = subprocess.run(
+            command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout.splitlines()[-1]
+
+    copy = tmp_path / "tree"
+    names = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"], cwd=REPOSITORY, capture_output=True, text=True
+    )
+    if names.returncode != 0:
+        pytest.skip("not a clone")
+    for name in names.stdout.splitlines():
+        if (REPOSITORY / name).exists():
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(REPOSITORY / name, copy / name)
+    shutil.unpack_archive(tmp_path / hook("build_sdist", copy), tmp_path)
+    (unpacked,) = tmp_path.glob("melodia-*/")
+    assert hook("build_wheel", unpacked).endswith("-py3-none-any.whl")
 
 
 @pytest.mark.slow
