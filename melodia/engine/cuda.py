@@ -7,6 +7,7 @@ torch. No GPU has run this yet: what is known of it comes from the emulator (csr
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import weakref
 from collections.abc import Sequence
@@ -87,7 +88,11 @@ def _loaded() -> tuple[ctypes.CDLL | None, str | None]:
     if os.environ.get("MELODIA_DISABLE_EXT", "0") not in ("", "0"):
         return None, "MELODIA_DISABLE_EXT is set"
     if not LIBRARY.exists():
-        return None, "the CUDA engine was not built"
+        try:
+            why = json.loads(native.BUILD_FACTS.read_text())["cuda"]["reason"]
+        except (OSError, ValueError, KeyError):
+            why = None
+        return None, f"the CUDA engine was not built: {why or 'melodia was installed without it'}"
     try:
         library = load(LIBRARY)
     except (OSError, AttributeError) as error:
