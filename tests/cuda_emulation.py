@@ -273,20 +273,19 @@ def check_chunks(emulator: Emulator, schedules: range) -> None:
 
 
 def check_stacks(emulator: Emulator, schedules: range) -> None:
-    """Single steps of stacks whose tiles belong to several blocks, or to one that makes them one after the other."""
-    levels = ["gated", "sum", "lstm", "gru"]
-    codes = [reference.LEVELS.index(level) for level in levels]
-    made = {H: stack_arguments(levels, 9, H, True) for H in (21, 84)}
-    for schedule in schedules:
-        for path, H, kilobytes in (
-            ("resident", 21, 64),
-            ("rows", 21, 64),
-            ("steps", 84, 12),
-            ("resident", 84, 12),
-        ):
-            output, after = reference.hybrid_step(*made[H], levels, True, True)
+    """Single steps of stacks: tiles of several blocks, of one block in turn, vectors that come in chunks."""
+    stack, wide = ["gated", "sum", "lstm", "gru"], ["concat"]
+    for path, levels, B, H, kilobytes in (
+        ("resident", stack, 9, 21, 64),
+        ("rows", stack, 9, 21, 64),
+        ("resident", wide, 2, 84, 12),
+    ):
+        made = stack_arguments(levels, B, H, True)
+        codes = [reference.LEVELS.index(level) for level in levels]
+        output, after = reference.hybrid_step(*made, levels, True, True)
+        for schedule in schedules:
             emulator.configure(path=path, schedule=schedule, shared_bytes=kilobytes << 10)
-            got, state = emulator.ops.hybrid_step(*made[H], codes, True, True)
+            got, state = emulator.ops.hybrid_step(*made, codes, True, True)
             off = error([got, *state], [output, *after])
             assert off < 2 * TOLERANCE, ("hybrid_step", path, H, schedule, off)
 
