@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import importlib.util
 import os
 import re
 import shutil
@@ -178,9 +179,9 @@ def close(one: Any, other: Any, tolerance: float) -> None:
 
 @lru_cache(maxsize=8)
 def primed(scheme: str = "REMI") -> Any:
-    """A small sampler behind two bars of a scale."""
+    """A small sampler behind two bars of a scale; at the beginning where there is no MIDI library (gpu_check.py)."""
     sampler = tiny_sampler(scheme)
-    sampler.prime(make_seed(scale(2)))
+    sampler.prime(make_seed(scale(2)) if importlib.util.find_spec("symusic") else None)
     return sampler
 
 
