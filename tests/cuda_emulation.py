@@ -273,11 +273,14 @@ def check_chunks(emulator: Emulator, schedules: range) -> None:
 
 
 def check_stacks(emulator: Emulator, schedules: range) -> None:
-    """Single steps of stacks: tiles of several blocks, of one block in turn, vectors that come in chunks."""
+    """Single steps of stacks: tiles of several blocks, of one block in turn, vectors that come in chunks.
+
+    With 13 units a warp brings other rows than it has measured.
+    """
     stack, wide = ["gated", "sum", "lstm", "gru"], ["concat"]
     for path, levels, B, H, kilobytes in (
-        ("resident", stack, 9, 21, 64),
-        ("rows", stack, 9, 21, 64),
+        ("resident", stack, 9, 13, 64),
+        ("rows", stack, 9, 13, 64),
         ("resident", wide, 2, 84, 12),
     ):
         made = stack_arguments(levels, B, H, True)
@@ -286,6 +289,7 @@ def check_stacks(emulator: Emulator, schedules: range) -> None:
         for schedule in schedules:
             emulator.configure(path=path, schedule=schedule, shared_bytes=kilobytes << 10)
             got, state = emulator.ops.hybrid_step(*made, codes, True, True)
+            assert emulator.chosen() == path
             off = error([got, *state], [output, *after])
             assert off < 2 * TOLERANCE, ("hybrid_step", path, H, schedule, off)
 
