@@ -122,7 +122,7 @@ def nvcc_rules(tools: Toolchain, nvcc: Nvcc) -> list[str]:
     ]
 
 
-_KERNEL = re.compile(r"\d((?:scan|lookup|gates|hybrid|decode)[a-z_]*)I(f|\w*?(?:Bf16|Half|Int8|f))E")
+_KERNEL = re.compile(r"\d((?:scan|lookup|gates|hybrid|decode)[a-z_]*)I(f|\w*?(?:Bf16|Half|Int8))[EL]")
 _TYPES = {"Bf16": "bfloat16", "Half": "float16", "Int8": "int8"}
 
 

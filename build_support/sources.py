@@ -69,7 +69,7 @@ _ENGINE_ARM: dict[str, list[str]] = {
     "csrc/engine/kernels_neondot.cpp": ["-march=armv8.2-a+dotprod"],
 }
 
-# The names are those that melodia/kernels/native.py, melodia/engine/native.py, melodia/kernels/cuda.py load.
+# The names are those that native.py and cuda.py of melodia/kernels and melodia/engine load.
 OPERATORS = Library(
     "melodia/kernels/libmelodia_ops.so",
     "native library",
@@ -85,18 +85,41 @@ ENGINE = Library(
 CUDA = Library(
     "melodia/kernels/libmelodia_cuda.so",
     "CUDA kernels",
-    {"csrc/cuda/ops_cuda.cpp": []},
+    {"csrc/cuda/ops_cuda.cpp": [], "csrc/cuda/hybrid_ops.cpp": []},
     {
         "csrc/cuda/scan_forward.cu": True,
         "csrc/cuda/scan_backward.cu": True,
         "csrc/cuda/scan_rows.cu": True,
         "csrc/cuda/lookup.cu": True,
+        "csrc/cuda/hybrid_step.cu": True,
         "csrc/cuda/gates.cu": True,
         "csrc/cuda/scan.cu": False,
+        "csrc/cuda/hybrid.cu": False,
     },
     torch=True,
 )
-LIBRARIES = (OPERATORS, ENGINE, CUDA)
+# Followers and rules come from the engine, whose sources they share.
+CUDA_ENGINE = Library(
+    "melodia/engine/libmelodia_cuda_engine.so",
+    "CUDA engine",
+    {"csrc/engine/plan.cpp": [], "csrc/engine/rules.cpp": [], "csrc/engine/voices.cpp": []},
+    {
+        "csrc/cuda/decode_bf16.cu": True,
+        "csrc/cuda/decode_fp32.cu": True,
+        "csrc/cuda/decode_int8.cu": True,
+        "csrc/cuda/decode_kernel.cu": False,
+        "csrc/cuda/decode_device.cu": False,
+        "csrc/cuda/decode_lanes.cu": False,
+        "csrc/cuda/decode_loop.cu": False,
+        "csrc/cuda/decode_api.cu": False,
+    },
+)
+LIBRARIES = (
+    OPERATORS,
+    ENGINE,
+    CUDA_ENGINE,
+    CUDA,
+)  # the last two are built together, what takes longest first
 
 # What a source distribution must hold, whatever the machine.
 ALL_SOURCES = [*_OPERATORS, *_OPERATORS_X86, *_ENGINE, *_ENGINE_X86, *_ENGINE_ARM]

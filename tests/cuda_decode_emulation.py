@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import importlib.util
 import os
 import re
 import shutil
@@ -36,9 +37,11 @@ from melodia.model import Model, ModelConfig
 
 CSRC = Path(__file__).resolve().parent.parent / "csrc"
 COMPILER = shutil.which("g++") or shutil.which("c++")
-KERNEL = "cuda/decode_kernel.cu"
+ENTRIES = ("cuda/decode_fp32.cu", "cuda/decode_bf16.cu", "cuda/decode_int8.cu")
+KERNEL = "decode_kernels.cpp"  # all entries as one source
 SOURCES = (
     KERNEL,
+    "cuda/decode_kernel.cu",
     "cuda/decode_device.cu",
     "cuda/decode_lanes.cu",
     "cuda/decode_loop.cu",
@@ -56,6 +59,7 @@ TOLERANCE = {"fp32": 2e-5, "bf16": 2e-2, "int8": 2e-2}
 def compile_object(folder: Path, source: str, mutant: str = "") -> Path:
     """One source for the emulator; `mutant` names the barrier that is left out."""
     out = folder / f"{Path(source).stem}.o"
+    file = CSRC / source
     flags = ["-x", "c++", "-std=c++17", "-O0" if mutant else "-O1", "-Wall", "-Wextra", "-Werror", "-fPIC"]
     flags += [
         "-fvisibility=hidden",
@@ -65,7 +69,10 @@ def compile_object(folder: Path, source: str, mutant: str = "") -> Path:
     ]
     flags += ["-Wno-unused-but-set-variable", f"-I{CSRC}"]
     folder.mkdir(parents=True, exist_ok=True)
-    subprocess.run([str(COMPILER), *flags, "-c", str(CSRC / source), "-o", str(out)], check=True, timeout=300)
+    if source == KERNEL:
+        file = folder / KERNEL
+        file.write_text("".join(f'#include "{entry}"\n' for entry in ENTRIES))
+    subprocess.run([str(COMPILER), *flags, "-c", str(file), "-o", str(out)], check=True, timeout=300)
     return out
 
 
@@ -83,9 +90,9 @@ def build() -> Path:
     """The library of the sources as they are; kept in build/ until they change."""
     shared = ("device", "numbers", "emulator", "emulator_parts", "launch", "cell")
     files = [*CSRC.glob("cuda/decode_*"), *(CSRC / f"cuda/{name}.h" for name in shared)]
-    files += [*CSRC.glob("engine/*.h"), *CSRC.glob("*.h")]
+    files += [*CSRC.glob("engine/*.h"), *CSRC.glob("*.h"), *CSRC.glob("engine/*.cpp")]
     digest = hashlib.sha256()
-    for file in sorted([*files, *(CSRC / source for source in SOURCES)]):
+    for file in sorted(files):
         digest.update(file.read_bytes())
     folder = CSRC.parent / "build" / f"decode-{digest.hexdigest()[:16]}"
     out = folder / "libmelodia_cuda_emulator.so"
@@ -173,9 +180,9 @@ def close(one: Any, other: Any, tolerance: float) -> None:
 
 @lru_cache(maxsize=8)
 def primed(scheme: str = "REMI") -> Any:
-    """A small sampler behind two bars of a scale."""
+    """A small sampler behind two bars of a scale; at the beginning where there is no MIDI library (gpu_check.py)."""
     sampler = tiny_sampler(scheme)
-    sampler.prime(make_seed(scale(2)))
+    sampler.prime(make_seed(scale(2)) if importlib.util.find_spec("symusic") else None)
     return sampler
 
 

@@ -138,3 +138,30 @@ def native_function(name: str) -> Callable[..., Any]:
             return getattr(kernels, name)(*inputs)
 
     return call
+
+
+def stack_arguments(
+    levels: list[str], B: int, H: int, layer_norm: bool, seed: int = 0
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """gates_x, state, weights of a random stack, for `hybrid_step`."""
+    g = generator(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=g)
+
+    gates, state, weights = [], [], []
+    for index, level in enumerate(levels):
+        pair = level not in ("lstm", "gru")
+        for cell in ("lstm", "gru") if pair else (level,):
+            G = {"lstm": 4, "gru": 3}[cell] * H
+            if index == 0:
+                gates.append(normal(B, G))
+            else:
+                weights += [normal(G, H) / H**0.5, normal(G) * 0.3]
+            weights += [normal(G, H) / H**0.5, normal(G) * 0.3]
+            state += [normal(B, H) for _ in range(2 if cell == "lstm" else 1)]
+        if level in ("concat", "gated"):
+            weights += [normal(H, 2 * H) / H**0.5, normal(H) * 0.3]
+        if layer_norm:
+            weights += [1 + normal(H) * 0.3, normal(H) * 0.3]
+    return gates, state, weights

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from symusic.core import NoteTick, ScoreTick, TempoTick, TimeSignatureTick, TrackTick
 
 from melodia.grammar import Grammar
-from melodia.midi import midi_bytes, read_score
 from melodia.model import Model, ModelConfig
 from melodia.sampler import Continuation, Sampler
 from melodia.side_inputs import NAMES, default_specs
 from melodia.tokenizer import Tokenizer, TokenizerConfig
+
+if TYPE_CHECKING:
+    from symusic.core import ScoreTick
 
 TPQ = 480
 
@@ -62,6 +63,8 @@ def make_seed(
     tpq: int = TPQ,
 ) -> ScoreTick:
     """A score of (onset, duration, pitch, program), times in quarter notes; program -1 is the drums."""
+    from symusic.core import NoteTick, ScoreTick, TempoTick, TimeSignatureTick, TrackTick
+
     score = ScoreTick(tpq)
     score.tempos.append(TempoTick(0, qpm=tempo))
     score.time_signatures.append(TimeSignatureTick(0, *metre))
@@ -104,6 +107,8 @@ def quarters(metre: tuple[int, int]) -> float:
 
 def check_continuation(sampler: Sampler, made: Continuation, bars: int | None = None) -> None:
     """What every continuation fulfils, whatever the seed; `bars` is the length that was asked for."""
+    from melodia.midi import midi_bytes, read_score
+
     context = sampler.state.context
     tpq = made.score.ticks_per_quarter
     metre = made.report.metre

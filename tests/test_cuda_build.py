@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cuda_emulation import arguments
+from cuda_emulation import CSRC, arguments
 from test_build import setup
 
 from melodia.info import collect
@@ -114,18 +115,48 @@ def test_unknown_choice(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
         cuda._choice(variable)
 
 
+HOT = {
+    "scan_forward_kernel": {"float32", "bfloat16", "float16"},
+    "scan_backward_kernel": {"float32", "bfloat16", "float16"},
+    "hybrid_step_kernel": {"float32", "bfloat16", "float16"},
+    "decode": {"float32", "bfloat16", "int8"},
+}
+
+
 @BUILT
-def test_hot_kernels_keep_everything_in_registers() -> None:
-    """No spills and no stack in any scan, on any architecture; the numbers are shown (pytest -rP)."""
-    kernels = cuda.build_facts()["kernels"]
-    architectures = set(cuda.build_facts()["architectures"])
-    for name in ("scan_forward_kernel", "scan_backward_kernel"):
-        rows = [row for row in kernels if row["kernel"] == name]
-        assert {row["architecture"] for row in rows} == architectures
-        assert {row["type"] for row in rows} == {"float32", "bfloat16", "float16"}
-        for row in rows:
-            print(row)
-            assert (row["spills"], row["stack"]) == (0, 0), row
+@pytest.mark.parametrize("name", HOT)
+def test_hot_kernels_keep_everything_in_registers(name: str) -> None:
+    """No spills on any architecture, and no stack but the decoder's arrays; the numbers are shown (pytest -rP)."""
+    rows = [row for row in cuda.build_facts()["kernels"] if row["kernel"] == name]
+    wanted = set(itertools.product(cuda.build_facts()["architectures"], HOT[name]))
+    assert {(row["architecture"], row["type"]) for row in rows} == wanted
+    for row in rows:
+        print(row)
+        assert row["spills"] == 0, row
+        assert row["stack"] <= (160 if name == "decode" else 0), row
+
+
+@BUILT
+def test_every_kernel_is_in_the_facts() -> None:
+    """What ptxas said of each; a kernel whose name the build does not know would be missed."""
+    text = "".join(file.read_text() for file in (CSRC / "cuda").glob("*") if file.suffix in (".cu", ".h"))
+    names = re.findall(r"__launch_bounds__\([^)]*\)\s+(?:void\s+)?(\w+)\(", text)
+    assert len(names) >= 8
+    assert {row["kernel"] for row in cuda.build_facts()["kernels"]} == set(names)
+
+
+@BUILT
+def test_engine_is_built_too_and_says_why_it_cannot_run() -> None:
+    """In a fresh process: the library loads without a GPU and names the obstacle."""
+    code = "from melodia.engine import cuda; print(cuda.LIBRARY.exists(), cuda.reason())"
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    there, reason = done.stdout.strip().split(" ", 1)
+    assert there == "True"
+    assert reason != "None"
+    assert "was not built" not in reason
+    assert "does not load" not in reason
 
 
 @BUILT

@@ -18,25 +18,32 @@ pytestmark = pytest.mark.skipif(emulation.COMPILER is None, reason="no C++ compi
 
 NAMES = re.compile(r'MELODIA_(?:SYNC|ORDER|EPOCH)\(\s*"([^"]+)"')
 SCANS = ("scan_forward", "scan_backward")
+IN_WORDS = ("exchange: parity", "exchange: epoch")  # which no stack exchanges
 
 
-def where() -> dict[str, tuple[str, ...]]:
-    """The sources to build anew for every name: its own, or those that include its header."""
-    found: dict[str, tuple[str, ...]] = {}
+def where() -> dict[tuple[str, str], tuple[str, ...]]:
+    """The sources to build anew for every name and the checks that have to fail.
+
+    Its own source, or for a name in a header those that include it.
+    """
+    found: dict[tuple[str, str], tuple[str, ...]] = {}
     for file in emulation.files():
         for name in NAMES.findall(file.read_text()):
-            assert name not in found or found[name] == (file.stem,), f"{name} stands in two files"
-            found[name] = (file.stem,) if file.suffix == ".cu" else SCANS
+            checks = "stacks" if file.stem.startswith("hybrid") else "scans"
+            assert found.get((name, checks), (file.stem,)) == (file.stem,), f"{name} stands in two files"
+            found[name, checks] = (file.stem,) if file.suffix == ".cu" else SCANS
+            if file.suffix == ".h" and name not in IN_WORDS:
+                found[name, "stacks"] = ("hybrid_step",)
     return found
 
 
 MUTANTS = where()
 
 
-def run(library: Path) -> subprocess.CompletedProcess[str]:
+def run(library: Path, checks: str) -> subprocess.CompletedProcess[str]:
     """The checks, in a process of their own: a torch process knows one library of operators."""
     return subprocess.run(
-        [sys.executable, str(Path(emulation.__file__)), str(library)],
+        [sys.executable, str(Path(emulation.__file__)), str(library), checks],
         capture_output=True,
         text=True,
         timeout=240,
@@ -48,21 +55,23 @@ def test_nothing_orders_threads_without_a_name() -> None:
     for file in sorted((emulation.CSRC / "cuda").glob("*.cu")):
         bare = re.findall(r"(?<!\w)(sync_block|sync_warp|__syncthreads|__syncwarp)\(", file.read_text())
         assert not bare, file.name
-    assert len(MUTANTS) >= 15
+    assert len(MUTANTS) >= 30
 
 
 @pytest.mark.slow
-def test_checks_pass_on_the_kernels_as_they_are() -> None:
-    done = run(emulation.build())
+@pytest.mark.parametrize("checks", ["scans", "stacks"])
+def test_checks_pass_on_the_kernels_as_they_are(checks: str) -> None:
+    done = run(emulation.build(), checks)
     assert done.returncode == 0, done.stderr[-2000:]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", MUTANTS)
-def test_without(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "checks"), MUTANTS)
+def test_without(name: str, checks: str, tmp_path: Path) -> None:
     whole = emulation.build().parent
-    changed = emulation.compile_objects(tmp_path, MUTANTS[name], mutant=name)
-    same = [whole / f"{source}.o" for source in emulation.SOURCES if source not in MUTANTS[name]]
-    done = run(emulation.link(tmp_path, [*changed, *same]))
+    sources = MUTANTS[name, checks]
+    changed = emulation.compile_objects(tmp_path, sources, mutant=name)
+    same = [whole / f"{source}.o" for source in emulation.SOURCES if source not in sources]
+    done = run(emulation.link(tmp_path, [*changed, *same]), checks)
     assert done.returncode != 0, f"nothing fails without '{name}'"
     assert "AssertionError" in done.stderr or "kernel " in done.stderr, done.stderr[-2000:]

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from kernel_helpers import generator, instruction_set, native_function
+from kernel_helpers import stack_arguments as arguments
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -32,33 +33,6 @@ STACKS = [
 ]
 # Relative to the largest magnitude (at least 1): a few float32 roundings per level, and the fitted tanh's 4e-7.
 OUTPUT, GRADIENT = 5e-6, 2e-5
-
-
-def arguments(
-    levels: list[str], B: int, H: int, layer_norm: bool, seed: int = 0
-) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """gates_x, state, weights of a random stack."""
-    g = generator(seed)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=g)
-
-    gates, state, weights = [], [], []
-    for index, level in enumerate(levels):
-        pair = level not in ("lstm", "gru")
-        for cell in ("lstm", "gru") if pair else (level,):
-            G = {"lstm": 4, "gru": 3}[cell] * H
-            if index == 0:
-                gates.append(normal(B, G))
-            else:
-                weights += [normal(G, H) / H**0.5, normal(G) * 0.3]
-            weights += [normal(G, H) / H**0.5, normal(G) * 0.3]
-            state += [normal(B, H) for _ in range(2 if cell == "lstm" else 1)]
-        if level in ("concat", "gated"):
-            weights += [normal(H, 2 * H) / H**0.5, normal(H) * 0.3]
-        if layer_norm:
-            weights += [1 + normal(H) * 0.3, normal(H) * 0.3]
-    return gates, state, weights
 
 
 def assert_close(got: list[Tensor], want: list[Tensor], tolerance: float) -> None:
@@ -240,3 +214,18 @@ def test_gradcheck_of_the_reference() -> None:
         return flat(reference.hybrid_step(gates, state, tensors[counts[1] :], levels, True, True))
 
     assert torch.autograd.gradcheck(call, [x for part in made for x in part])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_of_the_reference(dtype: torch.dtype) -> None:
+    """Gates and matrices in half precision beside float32 states and vectors: float32 sums, and every gradient."""
+    levels = ["gated", "sum", "lstm"]
+    gates, state, weights = arguments(levels, 2, 9, True)
+    rounded = [x.to(dtype) for x in gates], [x.to(dtype) if x.dim() == 2 else x for x in weights]
+    leaves = [x.requires_grad_() for part in (rounded[0], state, rounded[1]) for x in part]
+    got = flat(reference.hybrid_step(rounded[0], state, rounded[1], levels, True, True))
+    wide = [x.detach().float() for x in rounded[0]], [x.detach().float() for x in rounded[1]]
+    assert {x.dtype for x in got} == {torch.float32}
+    assert_close(got, flat(reference.hybrid_step(wide[0], state, wide[1], levels, True, True)), 3e-2)
+    grads = torch.autograd.grad(sum(x.sum() for x in got), leaves)
+    assert all(grad.dtype == x.dtype and grad.isfinite().all() for grad, x in zip(grads, leaves, strict=True))

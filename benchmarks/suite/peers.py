@@ -58,6 +58,7 @@ def refuse_more(model: Model) -> None:
 
 
 def _copied(module: nn.LSTM | nn.GRU, layers: list[RecurrentLayer]) -> nn.LSTM | nn.GRU:
+    module = module.to(layers[0].weight_hh)  # its device and type
     with torch.no_grad():
         for index, layer in enumerate(layers):
             for name, weight in layer.named_parameters():
@@ -86,7 +87,7 @@ class Eager:
         self._groups = [[torch_layers(run) for run in group] for group in _runs(model)]
         self._states: list[list[Any]] = [[None] * len(group) for group in self._groups]
         self._joins = [level.projection for level in model.stack.levels if isinstance(level, PairLevel)]
-        self._token = torch.zeros(B, dtype=torch.long)
+        self._token = torch.zeros(B, dtype=torch.long, device=model.input.weight.device)
 
     @torch.inference_mode()
     def step(self) -> None:

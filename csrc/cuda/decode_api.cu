@@ -46,14 +46,8 @@ MELODIA_API const char* melodia_engine_error() { return last_error.c_str(); }
 
 // Why there is no device to run on; empty if there is one.
 MELODIA_API const char* melodia_cuda_obstacle() {
-    thread_local std::string why;
-    melodia::cuda::Device device{};
-    const char* failure = melodia::cuda::device_of(&device);
-    why = failure != nullptr ? failure
-          : device.capability < 80
-              ? "the GPU is older than sm_80 (sm_" + std::to_string(device.capability) + ")"
-              : std::string();
-    return why.c_str();
+    const char* why = melodia::cuda::obstacle_of_device();
+    return why != nullptr ? why : "";
 }
 
 // For engines that are made from now on; null: as the device wants it.

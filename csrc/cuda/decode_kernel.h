@@ -5,15 +5,24 @@
 #include "cuda/launch.h"
 
 #if defined(MELODIA_EMULATOR)
-#define __grid_constant__
 #define MELODIA_APART inline
 #else
-#define MELODIA_APART __device__ __noinline__
+#define MELODIA_APART inline __device__ __noinline__
 #endif
 
 namespace melodia::cuda::decode {
 
 constexpr int kThreads = 256;
+
+using Kernel = void (*)(Args);
+template <class W>
+Kernel kernel_of();  // W: float, Bf16 or Int8
+template <>
+Kernel kernel_of<float>();
+template <>
+Kernel kernel_of<Bf16>();
+template <>
+Kernel kernel_of<Int8>();
 
 const char* blocks_at_once(int weights, int threads, int64_t shared_bytes, int64_t* blocks);
 const char* start(int weights, const Args& args, int threads, int64_t shared_bytes, bool together,

@@ -36,6 +36,35 @@ inline const char* device_of(Device* device) {
 }
 #endif
 
+// Why nothing can run here at all: no driver, one that is too old, no device, one that is too old; or null.
+inline const char* obstacle_of_device() {
+#if !defined(MELODIA_EMULATOR)
+    thread_local char text[256];
+    int driver = 0, devices = 0;
+    if (cudaDriverGetVersion(&driver) != cudaSuccess || driver == 0) return "no NVIDIA driver was found";
+    if (driver / 1000 < CUDART_VERSION / 1000) {
+        snprintf(text, sizeof text,
+                 "the driver knows CUDA %d.%d and the library needs %d; update the driver, or build "
+                 "with an older nvcc",
+                 driver / 1000, driver % 1000 / 10, CUDART_VERSION / 1000);
+        return text;
+    }
+    const cudaError_t error = cudaGetDeviceCount(&devices);
+    if (error != cudaSuccess || devices == 0) {
+        (void)cudaGetLastError();
+        return error != cudaSuccess ? cudaGetErrorString(error) : "no CUDA device was found";
+    }
+    Device device{};
+    if (const char* failure = device_of(&device)) return failure;
+    if (device.capability < 80) {
+        snprintf(text, sizeof text, "the kernels need compute capability 8.0 (received %d.%d)",
+                 static_cast<int>(device.capability / 10), static_cast<int>(device.capability % 10));
+        return text;
+    }
+#endif
+    return nullptr;
+}
+
 // How many blocks of that kernel the device holds at once: what a launch that waits across blocks may have.
 template <class... P>
 const char* resident_blocks(void (*kernel)(P...), unsigned threads, size_t shared_bytes, int64_t* blocks) {

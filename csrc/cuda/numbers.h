@@ -13,6 +13,7 @@
 #define __host__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
+#define __grid_constant__
 #define MELODIA_DEVICE inline
 #define MELODIA_UNROLL
 #else

@@ -3,144 +3,22 @@
 // The schemas stand in csrc/ops.cpp. Everything runs on the current stream, memory comes from torch's
 // allocator and nothing waits for the GPU, so that a call may be captured into a graph. With MELODIA_EMULATOR
 // the same code registers operators for CPU tensors in the namespace melodia_emulator
-// (tests/test_cuda_scans.py).
-#include <torch/csrc/stable/accelerator.h>
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/Exception.h>
-
-#include <optional>
-#include <string>
-#include <tuple>
-#include <vector>
-
-#include "cuda/scan.h"
+// (tests/test_cuda_scans.py). hybrid_step stands in hybrid_ops.cpp.
+#include "cuda/tensors.h"
 
 #if defined(MELODIA_EMULATOR)
 #include "cuda/emulator.h"
-#else
-#include <dlfcn.h>
 #endif
 
 namespace melodia::cuda {
-namespace {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-using Sizes = std::vector<int64_t>;
-using Maybe = std::optional<Tensor>;
-
-// What a scan keeps for its backward pass: nothing, an LSTM's cells, gates and cells.
-constexpr int64_t kNothing = 0, kGates = 2;
 
 ScanOptions options;
 Path chosen = Path::automatic;
 
-std::string text(const Sizes& sizes) {
-    std::string out = "[";
-    for (size_t k = 0; k < sizes.size(); ++k) out += (k ? ", " : "") + std::to_string(sizes[k]);
-    return out + "]";
-}
+namespace {
 
-Sizes sizes_of(const Tensor& x) {
-    Sizes sizes(static_cast<size_t>(x.dim()));
-    for (size_t k = 0; k < sizes.size(); ++k) sizes[k] = x.size(static_cast<int64_t>(k));
-    return sizes;
-}
-
-const char* text(ScalarType type) {
-    return type == ScalarType::Float      ? "float32"
-           : type == ScalarType::BFloat16 ? "bfloat16"
-           : type == ScalarType::Half     ? "float16"
-                                          : "int64";
-}
-
-// Where the first tensor of a call is, and its current stream; the device is the current one as long as this
-// lives.
-class Where {
-  public:
-#if defined(MELODIA_EMULATOR)
-    explicit Where(const Tensor&) {}
-    bool has(const Tensor& x) const { return x.is_cpu(); }
-    void* stream() const { return nullptr; }
-#else
-    explicit Where(const Tensor& x) : index_(x.get_device_index()), guard_(index_) {}
-    bool has(const Tensor& x) const { return x.is_cuda() && x.get_device_index() == index_; }
-    // In libtorch_cuda.so, which a torch without CUDA does not have: so it is looked up, not linked.
-    void* stream() const {
-        using Get = int32_t (*)(int32_t, void**);
-        static const Get get = [] {
-            void* library = dlopen("libtorch_cuda.so", RTLD_NOLOAD | RTLD_LAZY);
-            return library ? reinterpret_cast<Get>(dlsym(library, "aoti_torch_get_current_cuda_stream"))
-                           : nullptr;
-        }();
-        void* stream = nullptr;
-        STD_TORCH_CHECK(get != nullptr && get(index_, &stream) == 0,
-                        "torch does not tell its current CUDA stream");
-        return stream;
-    }
-
-  private:
-    int32_t index_;
-    torch::stable::accelerator::DeviceGuard guard_;
-#endif
-};
-
-// The tensor as a contiguous array of that shape and type; an error that names the argument otherwise.
-Tensor checked(const Where& where, const Tensor& x, const char* name, const Sizes& sizes, ScalarType type) {
-    STD_TORCH_CHECK(sizes_of(x) == sizes, "`", name, "` must have the shape ", text(sizes), " (received ",
-                    text(sizes_of(x)), ")");
-    STD_TORCH_CHECK(x.scalar_type() == type, "`", name, "` must be ", text(type),
-                    " on this backend, beside the other arguments; convert it");
-    STD_TORCH_CHECK(where.has(x), "`", name, "` must be on the same CUDA device as the other arguments");
-    return torch::stable::contiguous(x);
-}
-
-Maybe checked(const Where& where, const Maybe& x, const char* name, const Sizes& sizes, ScalarType type) {
-    if (!x.has_value()) return std::nullopt;
-    return checked(where, *x, name, sizes, type);
-}
-
-bool is_number(ScalarType type) {
-    return type == ScalarType::Float || type == ScalarType::BFloat16 || type == ScalarType::Half;
-}
-
-Tensor converted(const Tensor& x, ScalarType type) {
-    return x.scalar_type() == type ? x : torch::stable::to(x, type);
-}
-
-// States and biases: float32 inside, whatever they come in.
-Tensor checked_floats(const Where& where, const Tensor& x, const char* name, const Sizes& sizes) {
-    return checked(where, is_number(x.scalar_type()) ? converted(x, ScalarType::Float) : x, name, sizes,
-                   ScalarType::Float);
-}
-
-Maybe checked_floats(const Where& where, const Maybe& x, const char* name, const Sizes& sizes) {
-    if (!x.has_value()) return std::nullopt;
-    return checked_floats(where, *x, name, sizes);
-}
-
-Tensor made(const Tensor& like, const Sizes& sizes, ScalarType type) {
-    return torch::stable::new_empty(like, sizes, type);
-}
-
-const void* data(const Tensor& x) { return x.const_data_ptr(); }
-const void* data(const Maybe& x) { return x.has_value() ? x->const_data_ptr() : nullptr; }
-const float* floats(const Tensor& x) { return static_cast<const float*>(x.const_data_ptr()); }
-const float* floats(const Maybe& x) { return x.has_value() ? floats(*x) : nullptr; }
-float* mutable_floats(const Tensor& x) { return static_cast<float*>(x.mutable_data_ptr()); }
-const int64_t* integers(const Maybe& x) { return static_cast<const int64_t*>(data(x)); }
-
-Type type_of(const Tensor& x, const char* name) {
-    const ScalarType type = x.scalar_type();
-    STD_TORCH_CHECK(is_number(type), "`", name,
-                    "` must be float32, bfloat16 or float16 on this backend; convert it");
-    return type == ScalarType::Float      ? Type::float32
-           : type == ScalarType::BFloat16 ? Type::bfloat16
-                                          : Type::float16;
-}
+// What a scan keeps for its backward pass: nothing, an LSTM's cells, gates and cells.
+constexpr int64_t kNothing = 0, kGates = 2;
 
 struct Extent {
     int64_t T, B, H;
@@ -435,11 +313,7 @@ Tensor lookup_backward(Tensor grad_out, Tensor index, int64_t rows) {
     return grad;
 }
 
-#if defined(MELODIA_EMULATOR)
-STABLE_TORCH_LIBRARY_IMPL(melodia_emulator, CPU, m) {
-#else
-STABLE_TORCH_LIBRARY_IMPL(melodia, CUDA, m) {
-#endif
+MELODIA_OPERATORS(m) {
     m.impl("lstm_step", TORCH_BOX(&lstm_step));
     m.impl("gru_step", TORCH_BOX(&gru_step));
     m.impl("lstm_scan", TORCH_BOX(&lstm_scan));

@@ -181,33 +181,7 @@ const char* run(int element_bytes, int64_t T, int64_t B, const int64_t* lengths,
 
 }  // namespace
 
-const char* device_problem() {
-#if !defined(MELODIA_EMULATOR)
-    thread_local char text[256];
-    int driver = 0, devices = 0;
-    if (cudaDriverGetVersion(&driver) != cudaSuccess || driver == 0) return "no NVIDIA driver was found";
-    if (driver / 1000 < CUDART_VERSION / 1000) {
-        snprintf(text, sizeof text,
-                 "the driver knows CUDA %d.%d and the library needs %d; update the driver, or build "
-                 "with an older nvcc",
-                 driver / 1000, driver % 1000 / 10, CUDART_VERSION / 1000);
-        return text;
-    }
-    const cudaError_t error = cudaGetDeviceCount(&devices);
-    if (error != cudaSuccess || devices == 0) {
-        (void)cudaGetLastError();
-        return error != cudaSuccess ? cudaGetErrorString(error) : "no CUDA device was found";
-    }
-    Device device{};
-    if (const char* failure = device_of(&device)) return failure;
-    if (device.capability < 80) {
-        snprintf(text, sizeof text, "the kernels need compute capability 8.0 (received %d.%d)",
-                 static_cast<int>(device.capability / 10), static_cast<int>(device.capability % 10));
-        return text;
-    }
-#endif
-    return nullptr;
-}
+const char* device_problem() { return obstacle_of_device(); }
 
 int64_t scan_workspace(int64_t B, const int64_t* numbers, int count) {
     int64_t bytes = kFlagBytes;

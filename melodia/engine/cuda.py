@@ -9,6 +9,7 @@ what is known of it comes from the emulator (csrc/cuda/NOTES_decode.md).
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 from ctypes import POINTER, c_char_p, c_int, c_int64, c_void_p
 from functools import lru_cache
@@ -86,7 +87,11 @@ def _loaded() -> tuple[ctypes.CDLL | None, str | None]:
     if os.environ.get("MELODIA_DISABLE_EXT", "0") not in ("", "0"):
         return None, "MELODIA_DISABLE_EXT is set"
     if not LIBRARY.exists():
-        return None, "the CUDA engine was not built"
+        try:
+            why = json.loads(native.BUILD_FACTS.read_text())["cuda"]["reason"]
+        except (OSError, ValueError, KeyError):
+            why = None
+        return None, f"the CUDA engine was not built: {why or 'melodia was installed without it'}"
     try:
         library = load(LIBRARY)
     except (OSError, AttributeError) as error:

@@ -120,19 +120,18 @@ def _native_reason() -> str | None:
 _native_reason._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def _unfit(operands: tuple[Tensor, ...], others: tuple[Tensor, ...], half: bool, on_cuda: bool) -> str | None:
+def _unfit(operands: tuple[Tensor, ...], others: tuple[Tensor, ...], half: bool) -> str | None:
     """Why the native backend cannot run a call with these arguments; None if it can.
 
     Args:
         operands: what must be of one type.
         others: states and biases, each of any type that the call knows.
         half: whether the call knows bfloat16 on the CPU.
-        on_cuda: whether there is a CUDA kernel for the call.
     """
     if all(x.is_cpu and x.dtype == torch.float32 for x in (*operands, *others)):
         return None  # soon said: single steps are short
     if any(x.device.type == "cuda" for x in (*operands, *others)):
-        return cuda.unfit(operands, others) if on_cuda else "there is no CUDA kernel for this call"
+        return cuda.unfit(operands, others)
     amp = torch.is_autocast_enabled("cpu")  # then the operators convert by themselves
     known = (
         (torch.float32, torch.bfloat16, torch.float16) if amp else (torch.float32, torch.bfloat16)[: 1 + half]
@@ -149,20 +148,18 @@ def _unfit(operands: tuple[Tensor, ...], others: tuple[Tensor, ...], half: bool,
     return None
 
 
-def _native_runs(
-    *operands: Tensor, others: tuple[Tensor, ...] = (), half: bool = False, on_cuda: bool = True
-) -> bool:
+def _native_runs(*operands: Tensor, others: tuple[Tensor, ...] = (), half: bool = False) -> bool:
     """Whether this call goes to the native backend; raises where it must and cannot."""
     chosen = backends.chosen()
     if chosen == "reference":
         return False
     if chosen == "native":
         _require_native()
-        unfit = _unfit(operands, others, half, on_cuda)
+        unfit = _unfit(operands, others, half)
         if unfit is not None:
             raise BackendError(f"the native backend was asked for, but {unfit}; use auto or reference")
         return True
-    return _native_reason() is None and _unfit(operands, others, half, on_cuda) is None
+    return _native_reason() is None and _unfit(operands, others, half) is None
 
 
 def lstm_step(
@@ -282,6 +279,7 @@ def hybrid_step(
 
     Gradients of the native operator come from the reference's formulas.
     """
-    if _native_runs(*gates_x, *state, *weights, on_cuda=False):
+    matrices = (x for x in weights if x.dim() == 2)
+    if _native_runs(*gates_x, *matrices, others=(*state, *(x for x in weights if x.dim() != 2))):
         return native_ops.hybrid_step(gates_x, state, weights, levels, layer_norm, residual)
     return reference.hybrid_step(gates_x, state, weights, levels, layer_norm, residual)

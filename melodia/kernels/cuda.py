@@ -1,8 +1,9 @@
 """The CUDA kernels: loaded when a CUDA tensor first asks for them, with the reason kept where they cannot be.
 
-The library (csrc/cuda, built by setup.py with MELODIA_CUDA) implements the operators of `melodia.kernels.native_ops`
-for CUDA tensors in float32, bfloat16 and float16. It loads on a machine without a GPU; `reason()` says, in a sentence,
-why nothing runs there. Two variables choose how scans run, for comparisons:
+The library (csrc/cuda but for its decoder, built by setup.py with MELODIA_CUDA) implements the operators of
+`melodia.kernels.native_ops` for CUDA tensors in float32, bfloat16 and float16. It loads on a machine without a GPU;
+`reason()` says, in a sentence, why nothing runs there. Two variables choose how scans and steps of stacks run, for
+comparisons:
 
     MELODIA_CUDA_SCAN=automatic|resident|steps|rows        one launch for all steps; a launch per step; a block per row
     MELODIA_CUDA_EXCHANGE=automatic|counter|in_band        how blocks of one launch hand each other the state
@@ -30,7 +31,8 @@ _CHOICES = {
     "MELODIA_CUDA_EXCHANGE": ("automatic", "counter", "in_band"),
 }
 
-# The arguments that autocast converts, by operator: gates, weights and tables. States and biases stay.
+# The arguments that autocast converts, by operator: gates, weights and tables. States and biases stay, which of a
+# list of weights are those that are no matrices.
 _CAST = {
     "lstm_step": (0, 3),
     "gru_step": (0, 2),
@@ -38,6 +40,7 @@ _CAST = {
     "gru_scan": (0, 2),
     "pair_scan": (0, 1, 5, 7),
     "lookup": (1,),
+    "hybrid_step": (0, 2),
 }
 _IMPLEMENTATIONS = torch.library.Library("melodia", "IMPL")
 
@@ -47,11 +50,16 @@ def _autocast(name: str) -> Callable[..., Any]:
 
     def call(*arguments: Any) -> Any:
         dtype = torch.get_autocast_dtype("cuda")
-        converted = [x.to(dtype) if k in _CAST[name] else x for k, x in enumerate(arguments)]
+        converted = [_cast(x, dtype) if k in _CAST[name] else x for k, x in enumerate(arguments)]
         with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCUDA)):
             return getattr(torch.ops.melodia, name)(*converted)
 
     return call
+
+
+def _cast(x: Any, dtype: torch.dtype) -> Any:
+    """A tensor, or the matrices of a list, converted."""
+    return [y.to(dtype) if y.dim() == 2 else y for y in x] if isinstance(x, (list, tuple)) else x.to(dtype)
 
 
 def build_facts() -> dict[str, Any]:

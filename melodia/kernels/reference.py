@@ -227,8 +227,12 @@ def hybrid_step(
     gates, states, weight = iter(gates_x), iter(state), iter(weights)
     after: list[Tensor] = []
 
+    def linear(x: Tensor) -> Tensor:
+        matrix, bias = next(weight), next(weight)
+        return F.linear(_wide(x.to(matrix.dtype)), _wide(matrix), _wide(bias))
+
     def cell(kind: str, below: Tensor | None) -> Tensor:
-        share = next(gates) if below is None else F.linear(below, next(weight), next(weight))
+        share = next(gates) if below is None else linear(below)
         if kind == "lstm":
             after.extend(lstm_step(share, next(states), next(states), next(weight), next(weight)))
             return after[-2]
@@ -245,14 +249,16 @@ def hybrid_step(
             if level == "sum":
                 y = h_lstm + h_gru
             else:
-                y = F.linear(torch.cat((h_lstm, h_gru), dim=-1), next(weight), next(weight))
+                y = linear(torch.cat((h_lstm, h_gru), dim=-1))
             if level == "gated":
                 y = h_gru + torch.sigmoid(y) * (h_lstm - h_gru)
         x = x + y if residual and x is not None else y
-        below = F.layer_norm(x, x.shape[-1:], next(weight), next(weight)) if layer_norm else x
+        below = x
+        if layer_norm:
+            below = F.layer_norm(_wide(x), x.shape[-1:], _wide(next(weight)), _wide(next(weight)))
     if below is None:
         raise ValueError("a stack has one level at least (received none)")
-    return below, after
+    return below.to(state[0].dtype), after
 
 
 def _stack(outputs: list[Tensor], gates_x: Tensor, h: Tensor) -> Tensor:

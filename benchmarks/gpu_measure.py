@@ -1,0 +1,457 @@
+"""The measurements of gpu_check.py. Each is a function without arguments that prints rows of its table.
+
+Nothing here runs without a GPU, but for what tests/test_gpu_check.py runs on the emulator. Baselines stand in the same
+process and take turns with melodia; medians count.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+MARK = "RESULT "  # a line of a part's output that holds a row of its table, as JSON
+PATHS = {"automatic": 0, "resident": 1, "steps": 2, "rows": 3}
+EXCHANGES = {"automatic": 0, "counter": 1, "in_band": 2}
+
+
+def library() -> Any:
+    """The CUDA library, which has to be usable."""
+    from melodia.kernels import cuda
+
+    if cuda.reason() is not None:
+        raise SystemExit(cuda.reason())
+    loaded = cuda._load()[0]
+    assert loaded is not None
+    return loaded
+
+
+def arguments(kind: str, T: int, B: int, H: int, dtype: Any) -> list[Any]:
+    """gates_x, states, weight_hh, bias_hh of an "lstm" or "gru" scan on the GPU."""
+    import torch
+
+    G = {"lstm": 4, "gru": 3}[kind]
+    states = [torch.randn(B, H, device="cuda", dtype=dtype) for _ in range(2 if kind == "lstm" else 1)]
+    weight = torch.randn(G * H, H, device="cuda", dtype=dtype) / H**0.5
+    return [
+        torch.randn(T, B, G * H, device="cuda", dtype=dtype),
+        *states,
+        weight,
+        torch.zeros(G * H, device="cuda", dtype=dtype),
+    ]
+
+
+def medians(contestants: dict[str, Callable[[], object]], turns: int = 7) -> dict[str, float]:
+    """Median milliseconds of each, all taking turns; a contestant that fails is left out and its error printed."""
+    import torch
+
+    times: dict[str, list[float]] = {name: [] for name in contestants}
+    for turn in range(turns + 2):
+        for name, run in contestants.items():
+            if turn and not times[name] and turn > 2:
+                continue
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            try:
+                begin.record()
+                run()
+                end.record()
+                end.synchronize()
+            except RuntimeError as error:
+                print(f"{name}: {error}".splitlines()[0])
+                continue
+            if turn >= 2:  # the first two warm up
+                times[name].append(begin.elapsed_time(end))
+    return {name: statistics.median(values) for name, values in times.items() if values}
+
+
+def row(**values: object) -> None:
+    """A row of the part's table."""
+    shown = {name: f"{value:.4g}" if isinstance(value, float) else value for name, value in values.items()}
+    print(MARK + json.dumps(shown), flush=True)
+
+
+def small() -> int:
+    """Small scans on every path, forward and backward: what the sanitizers watch."""
+    import torch
+
+    from melodia import kernels
+
+    loaded = library()
+    for path, exchange_ in (
+        ("resident", "counter"),
+        ("resident", "in_band"),
+        ("steps", "automatic"),
+        ("rows", "automatic"),
+    ):
+        loaded.melodia_cuda_configure(PATHS[path], EXCHANGES[exchange_], 20_000_000_000)
+        for dtype in (torch.float32, torch.bfloat16):
+            for kind in ("lstm", "gru"):
+                inputs = [x.requires_grad_() for x in arguments(kind, 3, 9, 40, dtype)]
+                with kernels.use_backend("native"):
+                    outputs = getattr(kernels, f"{kind}_scan")(*inputs)
+                sum(x.float().sum() for x in outputs).backward()
+                torch.cuda.synchronize()
+                print(path, exchange_, dtype, kind, "done", flush=True)
+            given, levels = stack(("gated", "lstm", "gru"), 9, 24, dtype)
+            with kernels.use_backend("native"), torch.no_grad():
+                kernels.hybrid_step(*given, levels)
+            torch.cuda.synchronize()
+            print(path, exchange_, dtype, "hybrid_step", "done", flush=True)
+    for weights, B in itertools.product(("fp32", "bf16", "int8"), (1, 9)):
+        streams_of(network("parallel", 24), weights, B).make(3)
+        print("decode", weights, B, "done", flush=True)
+    return 0
+
+
+def exchange() -> int:
+    """Microseconds per step of forward scans, B = 1, by exchange; the product's share grows with H."""
+    import torch
+
+    loaded = library()
+    T = 2048
+    for H in (64, 128, 256, 512, 1024):
+        for dtype in (torch.bfloat16, torch.float32):
+            inputs = arguments("lstm", T, 1, H, dtype)
+            found = {}
+            for name in ("counter", "in_band"):
+
+                def scan(name: str = name, inputs: list[Any] = inputs) -> None:
+                    loaded.melodia_cuda_configure(PATHS["resident"], EXCHANGES[name], 2_000_000_000)
+                    torch.ops.melodia.lstm_scan(*inputs, None, 0)
+
+                found[name] = scan
+            took = medians(found)
+            row(H=H, type=str(dtype)[6:], **{f"{n} (us/step)": 1000 * t / T for n, t in took.items()})
+    return 0
+
+
+def pieces(kind: str, H: int, dtype: Any) -> list[Any]:
+    """The torch modules of a kind of one layer each, from the input upwards; the halves of a pair in a tuple."""
+    from torch import nn
+
+    lstm, gru = (module(H, H).cuda().to(dtype) for module in (nn.LSTM, nn.GRU))
+    return {
+        "lstm": [lstm],
+        "gru": [gru],
+        "sequential": [lstm, gru],
+        "reversed": [gru, lstm],
+        "parallel": [(lstm, gru)],
+    }[kind]
+
+
+def run_cudnn(parts: list[Any], x: Any) -> Any:
+    """What torch's own layers make of x [T, B, H]."""
+    for part in parts:
+        x = part[0](x)[0] + part[1](x)[0] if isinstance(part, tuple) else part(x)[0]
+    return x
+
+
+def run_scans(parts: list[Any], x: Any, backend: str) -> Any:
+    """The same by melodia's scans, with torch's weights."""
+    from torch import nn
+    from torch.nn import functional as F
+
+    from melodia import kernels
+
+    def share(module: Any) -> tuple[Any, list[Any], list[Any]]:
+        weight_ih, weight_hh, bias_ih, bias_hh = module.parameters()
+        zero = x.new_zeros(x.shape[1], x.shape[2])
+        states = [zero, zero] if isinstance(module, nn.LSTM) else [zero]
+        return F.linear(x, weight_ih, bias_ih), states, [weight_hh, bias_hh]
+
+    with kernels.use_backend(backend):
+        for part in parts:
+            if isinstance(part, tuple):
+                (gx, gs, gw), (ux, us, uw) = map(share, part)
+                lstm, gru, *_ = kernels.pair_scan(gx, ux, *gs, *us, *gw, *uw)
+                x = lstm + gru
+            else:
+                gates, states, weights = share(part)
+                scan: Any = kernels.lstm_scan if len(states) == 2 else kernels.gru_scan
+                x = scan(gates, *states, *weights)[0]
+    return x
+
+
+def square_rate(dtype: Any) -> float:
+    """Floating-point operations per second of a large square product."""
+    import torch
+
+    a, b = (torch.randn(4096, 4096, device="cuda", dtype=dtype) for _ in range(2))
+    return 2 * 4096**3 / (medians({"product": lambda: a @ b})["product"] / 1000)
+
+
+def training() -> int:
+    """Forward and backward of every kind, input products included, against cuDNN, eager steps and CUDA graphs.
+
+    `of the GEMM rate`: the operations of all products by the time, over the rate of a square product measured here.
+    """
+    import torch
+
+    library()
+    for dtype, tf32 in (
+        (torch.bfloat16, False),
+        (torch.float16, False),
+        (torch.float32, False),
+        (torch.float32, True),
+    ):
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+        rate = square_rate(dtype)
+        for kind in ("lstm", "gru", "sequential", "reversed", "parallel"):
+            for T, B, H in ((512, 64, 512), (512, 64, 1024), (512, 8, 512), (512, 256, 512), (128, 64, 512)):
+                parts = pieces(kind, H, dtype)
+                x = torch.randn(T, B, H, device="cuda", dtype=dtype, requires_grad=True)
+
+                def way(
+                    run: Callable[..., Any], *more: Any, parts: Any = parts, x: Any = x
+                ) -> Callable[[], None]:
+                    return lambda: run(parts, x, *more).float().sum().backward()
+
+                ways = {"cuDNN": way(run_cudnn), "melodia": way(run_scans, "native")}
+                if T == 128:  # a step of eager torch is a dozen launches
+                    ways["eager"] = way(run_scans, "reference")
+                took = medians(dict(ways) | captured(**ways), turns=5)
+                ours, theirs = took.get("melodia"), took.get("cuDNN")
+                work = 3 * 2 * T * B * {"lstm": 4, "gru": 3}.get(kind, 7) * H * 2 * H
+                row(
+                    kind=kind,
+                    type=str(dtype)[6:] + (" (tf32)" if tf32 else ""),
+                    T=T,
+                    B=B,
+                    H=H,
+                    ratio=theirs / ours if ours and theirs else None,
+                    **{"of the GEMM rate": work / (ours / 1000) / rate if ours else None},
+                    **{f"{n} (ms)": t for n, t in took.items()},
+                )
+    return 0
+
+
+def stepping() -> int:
+    """A chain of single steps, eager and captured, against torch's cells."""
+    import torch
+    from torch import nn
+
+    from melodia import kernels
+
+    library()
+    steps = 64
+    for kind in ("lstm", "gru"):
+        for B, H in ((1, 512), (64, 512), (64, 1024)):
+            for dtype in (torch.float32, torch.bfloat16):
+                cell = (nn.LSTMCell if kind == "lstm" else nn.GRUCell)(H, H).cuda().to(dtype)
+                gates, *states, weight, bias = arguments(kind, 1, B, H, dtype)
+                x = torch.randn(B, H, device="cuda", dtype=dtype)
+
+                @torch.no_grad()
+                def torchs(cell: Any = cell, x: Any = x, states: Any = states, kind: str = kind) -> None:
+                    state = tuple(states) if kind == "lstm" else states[0]
+                    for _ in range(steps):
+                        state = cell(x, state)
+
+                @torch.no_grad()
+                def ours(
+                    g: Any = gates[0], s: Any = states, w: Any = weight, b: Any = bias, kind: str = kind
+                ) -> None:
+                    state = tuple(s)
+                    with kernels.use_backend("native"):
+                        for _ in range(steps):
+                            made = getattr(kernels, f"{kind}_step")(g, *state, w, b)
+                            state = made if kind == "lstm" else (made,)
+
+                took = medians({"torch": torchs, "melodia": ours} | captured(torch=torchs, melodia=ours))
+                per_step = {f"{name} (us)": 1000 * t / steps for name, t in took.items()}
+                row(kind=kind, type=str(dtype)[6:], B=B, H=H, **per_step)
+    for levels in (("lstm", "gru"), ("lstm", "lstm", "gru"), ("concat",), ("gated", "gated")):
+        for B, H in ((1, 512), (64, 512), (64, 1024)):
+            for dtype in (torch.float32, torch.bfloat16):
+                (gates_x, first, weights), names = stack(levels, B, H, dtype)
+
+                @torch.no_grad()
+                def advance(
+                    backend: str, g: Any = gates_x, s: Any = first, w: Any = weights, names: Any = names
+                ) -> None:
+                    with kernels.use_backend(backend):
+                        for _ in range(steps):
+                            _, s = kernels.hybrid_step(g, s, w, names)
+
+                ways: dict[str, Callable[[], None]] = {
+                    "torch": partial(advance, "reference"),
+                    "melodia": partial(advance, "native"),
+                }
+                took = medians(dict(ways) | captured(**ways))
+                per_step = {f"{name} (us)": 1000 * t / steps for name, t in took.items()}
+                row(kind=" ".join(levels), type=str(dtype)[6:], B=B, H=H, **per_step)
+    return 0
+
+
+def stack(levels: tuple[str, ...], B: int, H: int, dtype: Any) -> tuple[tuple[Any, Any, Any], list[str]]:
+    """gates_x, state and weights for `kernels.hybrid_step` on the GPU, and the levels."""
+    import torch
+
+    def normal(*shape: int) -> Any:
+        return torch.randn(*shape, device="cuda", dtype=dtype) / shape[-1] ** 0.5
+
+    gates_x, state, weights = [], [], []
+    for index, level in enumerate(levels):
+        for cell in ("lstm", "gru") if level not in ("lstm", "gru") else (level,):
+            G = 4 * H if cell == "lstm" else 3 * H
+            if index == 0:
+                gates_x.append(normal(B, G))
+            for _ in range(1 if index == 0 else 2):
+                weights += [normal(G, H), normal(G)]
+            state += [normal(B, H) for _ in range(2 if cell == "lstm" else 1)]
+        if level in ("concat", "gated"):
+            weights += [normal(H, 2 * H), normal(H)]
+    return (gates_x, state, weights), list(levels)
+
+
+def memory() -> int:
+    """GB/s of torch reading a buffer again and again: from L2 where it fits, else from memory."""
+    import torch
+
+    for megabytes in (3, 6, 19, 38, 1024):
+        took = reading_time(megabytes << 20)
+        row(MB=megabytes, us=1e6 * took, **{"GB/s": megabytes * 1.048576e-3 / took})
+    torch.cuda.empty_cache()
+    return 0
+
+
+def reading_time(size: int) -> float:
+    """Seconds in which torch reads so many bytes that it has just read."""
+    import torch
+
+    buffer = torch.ones(max(1, size // 4), device="cuda")
+    return medians({"sum": lambda: [buffer.sum() for _ in range(20)]})["sum"] / 20000
+
+
+def network(kind: str, H: int, **settings: int) -> Any:
+    """A random model over the benchmark's vocabulary of 512 tokens with a grammar."""
+    from benchmarks.suite.ours import small_vocabulary
+    from melodia.model import Model, ModelConfig
+
+    return Model(ModelConfig(kind, small_vocabulary().size, H, **settings), random_seed=0).eval()
+
+
+def streams_of(
+    model: Any, weights: str, B: int, library: Any = None, options: dict[str, int] | None = None
+) -> Any:
+    """`benchmarks.suite.ours.Ours` on the GPU: B streams, grammar and choice inside the launch.
+
+    Args:
+        model: the network.
+        weights: "fp32", "bf16" or "int8".
+        B: streams.
+        library, options: of `melodia.engine.cuda.CudaEngine`, for tests and comparisons.
+    """
+    from benchmarks.suite.ours import SAMPLING, small_vocabulary
+    from melodia.engine import cuda
+    from melodia.model import Network
+    from melodia.workflows.bench import Streams
+
+    class OnGpu(Streams):
+        def _packed(self, description: Any, threads: int) -> Any:
+            chosen = None if options is None else cuda.Options(**options)
+            return cuda.CudaEngine(*description, library=library, options=chosen)
+
+        def _sessions(self, B: int) -> Any:
+            assert isinstance(self.engine, cuda.CudaEngine)
+            return cuda.CudaLanes(self.engine, B)
+
+        def _loop_of(self, rules: Any, starts: Any) -> Any:
+            assert isinstance(self.engine, cuda.CudaEngine)
+            assert isinstance(self.lanes, cuda.CudaLanes)
+            return cuda.CudaLoop(self.engine, self.lanes, rules, starts)
+
+    return OnGpu(Network.of(model), small_vocabulary(), SAMPLING, weights=weights, B=B)
+
+
+def generation() -> int:
+    """Tokens per second of the decode engine against eager torch with cuDNN's layers, and a CUDA graph of it.
+
+    `of the floor`: time over the time in which torch reads as many bytes as the weights have. melodia's grammar runs,
+    the others have none. `streamed`: no weights in shared memory. `fell back`: launches that were run stage by stage.
+    """
+    import torch
+
+    from benchmarks.suite.peers import Eager
+
+    steps, chain = 256, 16
+    kinds: tuple[tuple[str, str, int, dict[str, int]], ...] = (
+        ("i-a", "sequential", 512, {}),
+        ("i-b", "sequential", 512, {"lstm_layers": 2}),
+        ("ii", "parallel", 1024, {}),
+    )
+    for (name, kind, H, settings), B in itertools.product(kinds, (1, 8, 64)):
+        model = network(kind, H, **settings)
+        made = {weights: streams_of(model, weights, B) for weights in ("fp32", "bf16", "int8")}
+        made["bf16, streamed"] = streams_of(model, "bf16", B, options={"streamed": 1})
+        runs = {weights: partial(streams.make, steps) for weights, streams in made.items()}
+        for dtype in (torch.float32, torch.bfloat16):
+            peer = Eager(network(kind, H, **settings).cuda().to(dtype), B)
+            eager = {f"eager {str(dtype)[6:]}": partial(repeat, peer.step, chain)}
+            for way, run in (eager | captured(**eager)).items():
+                runs[way] = partial(repeat, run, steps // chain)
+        took: dict[str, list[float]] = {way: [] for way in runs}
+        for turn in range(7):
+            for way, run in runs.items():
+                torch.cuda.synchronize()
+                begin = time.perf_counter()
+                run()
+                torch.cuda.synchronize()
+                if turn >= 2:
+                    took[way].append((time.perf_counter() - begin) / steps)
+        found = {way: statistics.median(values) for way, values in took.items()}
+        for way, streams in made.items():
+            facts, spent = streams.engine.facts(), found[way]
+            rival = "eager float32" if way == "fp32" else "eager bfloat16"
+            graph = found.get(f"{rival}, graph")
+            row(
+                model=name,
+                B=B,
+                weights=way,
+                **{
+                    "us/step": 1e6 * spent,
+                    "tokens/s": B / spent,
+                    "of the floor": spent / reading_time(facts["step_bytes"]),
+                },
+                **{"x eager": found[rival] / spent, "x graph": graph / spent if graph else None},
+                **{"fell back": facts["stalls"]},
+            )
+    return 0
+
+
+def repeat(run: Callable[[], object], times: int) -> None:
+    """Call it so many times."""
+    for _ in range(times):
+        run()
+
+
+def captured(**runs: Callable[[], None]) -> dict[str, Callable[[], object]]:
+    """The same in CUDA graphs; one that cannot be captured is left out and its error printed."""
+    import torch
+
+    graphs: dict[str, Callable[[], object]] = {}
+    for name, run in runs.items():
+        try:
+            run()
+            torch.cuda.synchronize()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                run()
+            graphs[f"{name}, graph"] = graph.replay
+        except RuntimeError as error:
+            print(f"{name}, graph: {error}".splitlines()[0])
+    return graphs
+
+
+PARTS: dict[str, Callable[[], int]] = {
+    "small": small,
+    "memory": memory,
+    "exchange": exchange,
+    "stepping": stepping,
+    "training": training,
+    "generation": generation,
+}

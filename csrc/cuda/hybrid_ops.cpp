@@ -1,0 +1,123 @@
+// hybrid_step for CUDA tensors: from lists of tensors to the launch of hybrid.h.
+#include "cuda/hybrid.h"
+#include "cuda/tensors.h"
+
+namespace melodia::cuda {
+namespace {
+
+// What a level of a stack is; the names are in melodia/kernels/reference.py.
+enum Level : int64_t { lstm, gru, concat, sum, gated, level_count };
+
+// Takes the tensors of a list one after the other and keeps them alive.
+class Reader {
+  public:
+    Reader(const Where& where, const std::vector<Tensor>& list, const char* name, std::vector<Tensor>& kept)
+        : where_(where), list_(list), name_(name), kept_(kept) {}
+
+    // Gates and matrices, of one type.
+    const void* next(const Sizes& sizes, ScalarType type) { return data(keep(sizes, type)); }
+    // States and vectors, of any type.
+    Numbers next(const Sizes& sizes) {
+        const Tensor& x = keep(sizes, std::nullopt);
+        return {data(x), type_of(x, name_)};
+    }
+    void finish() const {
+        STD_TORCH_CHECK(at_ == list_.size(), "`", name_, "` must have ", at_, " tensors (received ",
+                        list_.size(), ")");
+    }
+
+  private:
+    const Tensor& keep(const Sizes& sizes, std::optional<ScalarType> type) {
+        STD_TORCH_CHECK(at_ < list_.size(), "`", name_, "` has ", list_.size(),
+                        " tensors and needs more; see reference.hybrid_step");
+        const Tensor& x = list_[at_++];
+        kept_.push_back(checked(where_, x, name_, sizes, type.value_or(x.scalar_type())));
+        return kept_.back();
+    }
+
+    const Where& where_;
+    const std::vector<Tensor>& list_;
+    const char* name_;
+    std::vector<Tensor>& kept_;
+    size_t at_ = 0;
+};
+
+std::tuple<Tensor, std::vector<Tensor>> hybrid_step(std::vector<Tensor> gates_x, std::vector<Tensor> state,
+                                                    std::vector<Tensor> weights, std::vector<int64_t> levels,
+                                                    bool layer_norm, bool residual) {
+    STD_TORCH_CHECK(!levels.empty() && !state.empty() && !gates_x.empty(),
+                    "a stack has one level at least (received none)");
+    STD_TORCH_CHECK(levels.size() <= kMaxLevels, "a stack has ", kMaxLevels,
+                    " levels at most on CUDA (received ", levels.size(), "); use the reference backend");
+    STD_TORCH_CHECK(state[0].dim() == 2, "`state` must be tensors of the shape [B, H] (received ",
+                    text(sizes_of(state[0])), ")");
+    const Where where(state[0]);
+    const int64_t B = state[0].size(0), H = state[0].size(1);
+    const ScalarType type = gates_x[0].scalar_type();
+    std::vector<Tensor> kept, after;
+    Reader of_gates(where, gates_x, "gates_x", kept), of_state(where, state, "state", kept),
+        of_weights(where, weights, "weights", kept);
+    const auto state_like = [&](size_t at) {
+        after.push_back(made(state[0], {B, H}, state[at].scalar_type()));
+        return after.back().mutable_data_ptr();
+    };
+    StepLevel built[kMaxLevels] = {};
+    for (size_t i = 0; i < levels.size(); ++i) {
+        const int64_t level = levels[i];
+        STD_TORCH_CHECK(level >= 0 && level < level_count, "`levels` must be within 0 and ", level_count - 1,
+                        " (received ", level, ")");
+        StepLevel& to = built[i];
+        to.join = level == Level::concat  ? Join::concat
+                  : level == Level::sum   ? Join::sum
+                  : level == Level::gated ? Join::gated
+                                          : Join::none;
+        for (int k = 0; k < (to.join == Join::none ? 1 : 2); ++k) {
+            StepCell& cell = to.cell[k];
+            cell.lstm = to.join == Join::none ? level == Level::lstm : k == 0;
+            const int64_t G = cell.lstm ? 4 : 3;
+            if (i == 0) {
+                cell.gates_x = of_gates.next({B, G * H}, type);
+            } else {
+                cell.weight_ih = of_weights.next({G * H, H}, type);
+                cell.bias_ih = of_weights.next({G * H});
+            }
+            cell.weight_hh = of_weights.next({G * H, H}, type);
+            cell.bias_hh = of_weights.next({G * H});
+            cell.h = of_state.next({B, H});
+            cell.h_n = state_like(after.size());
+            if (!cell.lstm) continue;
+            cell.c = of_state.next({B, H});
+            cell.c_n = state_like(after.size());
+        }
+        if (to.join == Join::concat || to.join == Join::gated) {
+            to.mix = of_weights.next({H, 2 * H}, type);
+            to.mix_bias = of_weights.next({H});
+        }
+        if (layer_norm) {
+            to.norm_weight = of_weights.next({H});
+            to.norm_bias = of_weights.next({H});
+        }
+    }
+    of_gates.finish();
+    of_state.finish();
+    of_weights.finish();
+    const Tensor output = made(state[0], {B, H}, state[0].scalar_type());
+    const StepStack stack{B,
+                          H,
+                          static_cast<int32_t>(levels.size()),
+                          residual,
+                          built,
+                          output.mutable_data_ptr(),
+                          type_of(output, "state")};
+    if (B * H == 0) return {output, after};
+    const Tensor workspace = made(output, {stack_workspace(stack)}, ScalarType::Byte);
+    const char* error = stack_step(type_of(gates_x[0], "gates_x"), stack, options,
+                                   workspace.mutable_data_ptr(), where.stream(), &chosen);
+    STD_TORCH_CHECK(error == nullptr, error ? error : "");
+    return {output, after};
+}
+
+MELODIA_OPERATORS(m) { m.impl("hybrid_step", TORCH_BOX(&hybrid_step)); }
+
+}  // namespace
+}  // namespace melodia::cuda

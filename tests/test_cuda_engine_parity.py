@@ -1,0 +1,74 @@
+"""The decode engine on a GPU against the CPU's engine: the checks that test_cuda_decode.py runs on the emulator.
+
+Skipped where it cannot run; the reason is shown.
+"""
+
+from __future__ import annotations
+
+import ctypes
+
+import pytest
+import torch
+from cuda_decode_emulation import FILTERS, KINDS, check_lanes, check_loop
+from kernel_helpers import stack_arguments
+from test_hybrid_step import STACKS, assert_close, flat
+
+from melodia import engine, kernels
+from melodia.decode import SamplingConfig
+from melodia.engine import cuda
+from melodia.kernels import cuda as cuda_kernels
+from melodia.kernels import reference
+
+needs_engine = pytest.mark.skipif(
+    cuda.reason() is not None or engine.reason() is not None, reason=f"no engine: {cuda.reason()}"
+)
+needs_kernels = pytest.mark.skipif(cuda_kernels.reason() is not None, reason=cuda_kernels.describe())
+WAYS = [{}, {"counted": 1}, {"apart": 1}, {"streamed": 1}, {"launch_steps": 1}, {"least_units": 6}]
+
+
+@pytest.fixture(scope="module")
+def library() -> ctypes.CDLL:
+    """The engine that was built."""
+    found = cuda._loaded()[0]
+    assert found is not None
+    return found
+
+
+@needs_engine
+@pytest.mark.parametrize("changed", WAYS, ids=str)
+@pytest.mark.parametrize("weights", ["fp32", "bf16", "int8"])
+@pytest.mark.parametrize("name", KINDS)
+def test_logits_and_states(library: ctypes.CDLL, name: str, weights: str, changed: dict[str, int]) -> None:
+    for B in (1, 9):
+        check_lanes(library, name, weights, 6, B, **changed)
+
+
+@needs_engine
+@pytest.mark.parametrize("changed", WAYS, ids=str)
+@pytest.mark.parametrize(
+    "config", [None, FILTERS, SamplingConfig(greedy=True), SamplingConfig(top_p=0.5)], ids=str
+)
+def test_tokens(library: ctypes.CDLL, config: SamplingConfig | None, changed: dict[str, int]) -> None:
+    for B in (1, 3):
+        check_loop(library, B, 20, config, **changed)
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("levels", STACKS, ids="-".join)
+def test_stacks(levels: list[str], dtype: torch.dtype) -> None:
+    """hybrid_step on every path, and in a graph; gradients are the reference's formulas."""
+    tolerance = {torch.float32: 2e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}[dtype]
+    loaded = cuda_kernels._load()[0]
+    assert loaded is not None
+    for path in range(4):
+        loaded.melodia_cuda_configure(path, 0, cuda_kernels.SPIN_LIMIT_NS)
+        for B, H in ((1, 17), (9, 64), (64, 100)):
+            made = [[x.to(dtype) for x in part] for part in stack_arguments(levels, B, H, True, seed=H)]
+            wide = [[x.float() for x in part] for part in made]
+            there = [[x.cuda() for x in part] for part in made]
+            with kernels.use_backend("native"):
+                got = flat(kernels.hybrid_step(*there, levels, True, True))
+            want = flat(reference.hybrid_step(*wide, levels, True, True))
+            assert_close([x.float().cpu() for x in got], want, tolerance)
+    loaded.melodia_cuda_configure(0, 0, cuda_kernels.SPIN_LIMIT_NS)

@@ -1,0 +1,70 @@
+"""benchmarks/gpu_check.py where there is no GPU: what it would run, its page, and its streams on the emulator."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import cuda_decode_emulation as emulation
+import pytest
+
+from benchmarks import gpu_check, gpu_measure
+from melodia import engine
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def test_dry_run_lists_every_part() -> None:
+    """As a program, from another folder; every part has a command that exists or the reason why it is left out."""
+    script = str(REPOSITORY / "benchmarks" / "gpu_check.py")
+    done = subprocess.run(
+        [sys.executable, script, "--dry-run"], cwd="/", capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    first, *lines = done.stdout.splitlines()
+    assert first.startswith("GPU: ")
+    assert [line.split(" ")[0] for line in lines] == list(gpu_check.MINUTES)
+    for line in lines:
+        command = line.split(": ", 1)[1]
+        assert command.startswith(("skipped: ", sys.executable)) or "compute-sanitizer" in command
+
+
+def test_every_part_is_there() -> None:
+    """What a part runs exists: its function, or its tests."""
+    for part in gpu_check.MINUTES:
+        command = gpu_check.command_of(part)
+        if isinstance(command, str):
+            assert part in gpu_check.SANITIZERS
+            continue
+        if "--part" in command:
+            assert command[-1] in gpu_measure.PARTS
+        for word in command:
+            assert not word.startswith("tests/") or (REPOSITORY / word).exists()
+
+
+def test_page_has_verdicts_and_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    gpu_measure.row(H=64, **{"counter (us/step)": 1.23456, "in_band (us/step)": None})
+    (tmp_path / "exchange.log").write_text("a warning\n" + capsys.readouterr().out)
+    page = gpu_check.page(tmp_path, {"build": "skipped: no nvcc", "exchange": "passed (3 s)"}, "A GPU.")
+    assert "| build | skipped: no nvcc |" in page
+    assert "| H | counter (us/step) | in_band (us/step) |" in page
+    assert "| 64 | 1.235 | None |" in page
+
+
+@pytest.mark.skipif(
+    emulation.COMPILER is None or engine.reason() is not None, reason="no compiler or no engine"
+)
+def test_streams_on_the_emulator() -> None:
+    """What `generation` measures makes the tokens of the CPU's benchmark."""
+    from benchmarks.suite.ours import SAMPLING, small_vocabulary
+    from melodia.model import Network
+    from melodia.workflows.bench import Streams
+
+    library = emulation.load(emulation.build())
+    emulation.configure(library, schedule=2)
+    model = gpu_measure.network("parallel", 16)
+    mine = gpu_measure.streams_of(model, "fp32", 2, library, {"threads": 64, "least_units": 6})
+    other = Streams(Network.of(model), small_vocabulary(), SAMPLING, weights="fp32", B=2)
+    assert [x.tolist() for x in mine.make(6)] == [x.tolist() for x in other.make(6)]
+    assert mine.engine.facts()["stalls"] == 0
