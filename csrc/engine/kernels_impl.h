@@ -113,16 +113,16 @@ struct Sums {
 struct Sums {
     __m256i v;
     static constexpr int64_t width = 8;
-    static MELODIA_INLINE Sums begin(const int32_t*) { return {_mm256_setzero_si256()}; }
-    // In 16 bits, because a sum of two products of bytes saturates there.
+    static MELODIA_INLINE Sums begin(const int32_t* offset) {
+        return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(offset))};
+    }
+    // The product of bytes wants one of them unsigned: |x| by w with x's sign. Neither is below -127, so that
+    // a sum of two products fits in 16 bits.
     MELODIA_INLINE void add(uint32_t x, const int8_t* w) {
-        const __m128i xs = _mm_set1_epi32(static_cast<int>(x));
-        const __m256i wide_x = _mm256_cvtepu8_epi16(xs);
-        const __m256i low = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(w)));
-        const __m256i high = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(w + 16)));
-        const __m256i a = _mm256_madd_epi16(wide_x, low), b = _mm256_madd_epi16(wide_x, high);
-        const __m256i pairs = _mm256_hadd_epi32(a, b);  // 128-bit halves interleave: lanes 0 1 4 5 2 3 6 7
-        v = _mm256_add_epi32(v, _mm256_permute4x64_epi64(pairs, 0xD8));
+        const __m256i xs = _mm256_set1_epi32(static_cast<int>(x ^ 0x80808080u));
+        const __m256i signs = _mm256_sign_epi8(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(w)), xs);
+        const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(xs), signs);
+        v = _mm256_add_epi32(v, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
     }
     MELODIA_INLINE void store(int32_t* p) const { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v); }
 };
