@@ -356,15 +356,6 @@ def streams_of(
             chosen = None if options is None else cuda.Options(**options)
             return cuda.CudaEngine(*description, library=library, options=chosen)
 
-        def _sessions(self, B: int) -> Any:
-            assert isinstance(self.engine, cuda.CudaEngine)
-            return cuda.CudaLanes(self.engine, B)
-
-        def _loop_of(self, rules: Any, starts: Any) -> Any:
-            assert isinstance(self.engine, cuda.CudaEngine)
-            assert isinstance(self.lanes, cuda.CudaLanes)
-            return cuda.CudaLoop(self.engine, self.lanes, rules, starts)
-
     return OnGpu(Network.of(model), small_vocabulary(), SAMPLING, weights=weights, B=B)
 
 

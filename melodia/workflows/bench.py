@@ -24,7 +24,7 @@ from melodia import engine
 from melodia.decode.config import TEMPERATURE, TOP_P, SamplingConfig
 from melodia.engine.description import WEIGHTS, describe
 from melodia.engine.loop import Start, Terms, TokenLoop
-from melodia.engine.rules import Rules, rules_of
+from melodia.engine.rules import rules_of
 from melodia.errors import CheckpointError, ConfigError
 from melodia.grammar import Constraints, Grammar
 from melodia.model.config import ModelConfig
@@ -223,7 +223,7 @@ class Streams:
         threads: int = 1,
     ) -> None:
         self.engine = self._packed(describe(network, weights), threads)
-        self.lanes = self._sessions(B)
+        self.lanes = engine.Lanes(self.engine, B)
         specs = network.config.side_inputs
         grammar = Grammar.compile(vocabulary, Constraints(allow_eos=False))
         state, side = grammar.start(), SideInputTracker(vocabulary, specs)
@@ -243,7 +243,7 @@ class Streams:
             )
             for b in range(B)
         ]
-        self._loop = self._loop_of([rules_of(grammar, specs)] * B, starts)
+        self._loop = TokenLoop(self.lanes, [rules_of(grammar, specs)] * B, starts)
         for b in range(B):
             self._loop.set_terms(b, Terms(1 << 62))
 
@@ -251,12 +251,6 @@ class Streams:
         self, description: tuple[NDArray[np.int64], NDArray[np.float32]], threads: int
     ) -> engine.Engine:
         return engine.Engine(*description, threads=threads)
-
-    def _sessions(self, B: int) -> engine.Lanes:
-        return engine.Lanes(self.engine, B)
-
-    def _loop_of(self, rules: list[Rules], starts: list[Start]) -> TokenLoop:
-        return TokenLoop(self.lanes, rules, starts)
 
     def prepare(self) -> None:
         """Nothing: the threads are the engine's own."""
