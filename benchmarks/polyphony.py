@@ -378,7 +378,8 @@ def page(runs: list[tuple[Path, dict[str, Any]]]) -> str:
     for key in sorted(rows, key=lambda key: (SETS.index(key[0]), *key[1:4], _mean(rows[key], "frame")[0])):
         group = rows[key]
         minutes = np.mean([facts["processor_seconds"] for facts in group]) / 60
-        cells = ["{:.3f} ± {:.3f}".format(*_mean(group, column)) for column in COLUMNS]
+        form = "{:.3f} ± {:.3f}" if len(group) > 1 else "{:.3f}"
+        cells = [form.format(*_mean(group, column)) for column in COLUMNS]
         lines.append(
             f"| {' | '.join(key)} | {len(group)} | {group[0]['parameters']:,} | {minutes:.1f} | {' | '.join(cells)} |"
         )
