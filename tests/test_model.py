@@ -463,7 +463,7 @@ def test_a_step_is_light(kind: str) -> None:
     now, times = model.initial_state(1), []
     with torch.inference_mode():
         for token in tokens:
-            begin = time.perf_counter()
+            begin = time.thread_time()
             _, now = model.step(token, None, now)
-            times.append(time.perf_counter() - begin)
-    assert sorted(times)[150] < 2e-3  # measured 0.2 ms on one undisturbed core
+            times.append(time.thread_time() - begin)
+    assert sorted(times)[150] < 2e-3  # measured 0.2 ms of a core
