@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from cuda_emulation import Emulator
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -23,3 +28,19 @@ def data_dir() -> Path:
     if not name or not Path(name).is_dir():
         pytest.skip("needs the development data: set MELODIA_TEST_DATA to its folder")
     return Path(name)
+
+
+@pytest.fixture(scope="module")
+def loaded() -> Emulator:
+    """The CUDA operators of the sources as they are, on the emulator."""
+    import cuda_emulation
+
+    return cuda_emulation.Emulator(cuda_emulation.build())
+
+
+@pytest.fixture
+def emulator(loaded: Emulator) -> Iterator[Emulator]:
+    """The CUDA operators, with nothing chosen."""
+    loaded.configure()
+    yield loaded
+    loaded.configure()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import cuda_emulation as emulation
 import pytest
 import torch
@@ -18,20 +16,6 @@ pytestmark = pytest.mark.skipif(emulation.COMPILER is None, reason="no C++ compi
 # Relative to the largest magnitude of a tensor; half precision as in test_cuda_scans.py.
 TOLERANCE = {torch.float32: 5e-6, torch.bfloat16: 3e-2, torch.float16: 4e-3}
 WAYS = ("resident", "steps", "rows")
-
-
-@pytest.fixture(scope="module")
-def loaded() -> Emulator:
-    """The operators of the sources as they are."""
-    return Emulator(emulation.build())
-
-
-@pytest.fixture
-def emulator(loaded: Emulator) -> Iterator[Emulator]:
-    """The operators, with nothing chosen."""
-    loaded.configure()
-    yield loaded
-    loaded.configure()
 
 
 def compare(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 
 import cuda_emulation as emulation
 import pytest
@@ -21,20 +20,6 @@ WAYS = [("resident", "counter"), ("resident", "in_band"), ("steps", "automatic")
 # Half precision: what is kept per step is rounded, sums are not. Relative to the largest magnitude of a tensor; the
 # reference runs in float32 on the same rounded inputs.
 ROUNDED = {torch.bfloat16: 3e-2, torch.float16: 4e-3}
-
-
-@pytest.fixture(scope="module")
-def loaded() -> Emulator:
-    """The operators of the sources as they are."""
-    return Emulator(emulation.build())
-
-
-@pytest.fixture
-def emulator(loaded: Emulator) -> Iterator[Emulator]:
-    """The operators, with nothing chosen."""
-    loaded.configure()
-    yield loaded
-    loaded.configure()
 
 
 def compare(

@@ -23,11 +23,12 @@ def choose(
     random_seed: int,
     session: int,
     position: int,
+    bias: NDArray[np.float32] | None = None,
 ) -> Choice:
     """Filter the logits [V] and draw a token; see `melodia.decode.choose`.
 
     Args:
-        logits, legal, recent, config: as there.
+        logits, legal, recent, config, bias: as there.
         random_seed, session, position: whose noise; see `melodia.decode.philox`.
 
     Raises:
@@ -42,6 +43,7 @@ def choose(
         random_seed,
         session,
         position,
+        bias,
     )
     if token == -1:
         raise GrammarError("no token is allowed here; loosen the constraints")

@@ -80,13 +80,16 @@ class Lane:
             window = self.recent[-self.sampling.repetition_window :]
             recent = [token for token in window if self.classes.pitch[token]]
         if compiled:
-            place = {"random_seed": request.random_seed, "session": request.session, "position": session.fed}
-            biased = session.logits if self.bias is None else session.logits + self.bias
-            choice = engine.choose(biased, legal, recent, request.sampling, **place)
-            if self.bias is not None:  # its NLL is the model's own
-                alone = np.arange(len(legal)) == choice.token
-                own = engine.choose(session.logits, alone, (), SamplingConfig(greedy=True), **place)
-                choice = choice._replace(nll=own.nll)
+            choice = engine.choose(
+                session.logits,
+                legal,
+                recent,
+                request.sampling,
+                random_seed=request.random_seed,
+                session=request.session,
+                position=session.fed,
+                bias=self.bias,
+            )
         else:
             noise = None if request.sampling.greedy else self._noise.at(session.fed)
             choice = choose(session.logits, legal, recent, request.sampling, noise, self.bias)
