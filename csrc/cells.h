@@ -1,8 +1,8 @@
 // The formulas of the LSTM and GRU cells, forward and backward, once for every device.
 //
 // T is float or a vector of floats that has + - * /, and the free functions fma(a, b, c) = a * b + c,
-// clamp(x, low, high) and splat<T>(float). Everything here is per hidden unit; the matrix products are made
-// outside.
+// clamp(x, low, high), splat<T>(float) and power_of_two(x), whose exponent field is the low bits of x.
+// Everything here is per hidden unit; the matrix products are made outside.
 //
 // Gates follow torch: LSTM i, f, g, o and GRU r, z, n with the reset gate applied after the matrix product.
 #pragma once
@@ -34,10 +34,23 @@ MELODIA_CELL T fast_tanh(T x) {
     return x * p / q;
 }
 
+// 1 / (1 + exp(-x)), within 1.5 units in the last place of itself: a unit that forgets little adds up what
+// its gate is off near 1. exp(-x) = 2^n exp(r) with |r| <= log(2) / 2; below -87 and above 87 as there.
 template <class T>
 MELODIA_CELL T fast_sigmoid(T x) {
-    const T half = splat<T>(0.5f);
-    return fma(half, fast_tanh(half * x), half);
+    const T one = splat<T>(1.0f), minus_x = clamp(splat<T>(0.0f) - x, -87.0f, 87.0f);
+    const T shift = splat<T>(0x1.8p23f + 127.0f);  // the low bits of n + shift are the exponent field of 2^n
+    const T low_bits = fma(minus_x, splat<T>(1.44269504f), shift);
+    const T n = low_bits - shift;
+    T r = fma(n, splat<T>(-0.693359375f), minus_x);
+    r = fma(n, splat<T>(2.12194440e-4f), r);
+    T p = fma(splat<T>(0.001381459878757596f), r, splat<T>(0.008368716575205326f));
+    p = fma(p, r, splat<T>(0.04166838899254799f));
+    p = fma(p, r, splat<T>(0.1666652113199234f));
+    p = fma(p, r, splat<T>(0.4999999403953552f));
+    p = fma(p, r, one);
+    p = fma(p, r, one);
+    return one / fma(p, power_of_two(low_bits), one);
 }
 
 // What one step of an LSTM unit makes; the gates are kept for the backward pass.

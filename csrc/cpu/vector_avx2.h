@@ -79,5 +79,8 @@ inline T splat(float x) {
 inline Vector clamp(Vector x, float low, float high) {
     return {_mm256_min_ps(_mm256_set1_ps(high), _mm256_max_ps(_mm256_set1_ps(low), x.v))};
 }
+inline Vector power_of_two(Vector low_bits) {
+    return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(low_bits.v), 23))};
+}
 
 }  // namespace

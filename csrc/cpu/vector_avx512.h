@@ -75,6 +75,9 @@ inline T splat(float x) {
 inline Vector clamp(Vector x, float low, float high) {
     return {_mm512_min_ps(_mm512_set1_ps(high), _mm512_max_ps(_mm512_set1_ps(low), x.v))};
 }
+inline Vector power_of_two(Vector low_bits) {
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(low_bits.v), 23))};
+}
 
 #if defined(__AVX512BF16__)
 // Pairs of bf16, two in each lane: sums[lane] += a[lane][0] * b[lane][0] + a[lane][1] * b[lane][1].

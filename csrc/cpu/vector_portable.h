@@ -102,5 +102,12 @@ inline Vector clamp(Vector x, float low, float high) {
     for (int64_t k = 0; k < Vector::width; ++k) x.v[k] = x.v[k] < low ? low : x.v[k] > high ? high : x.v[k];
     return x;
 }
+inline Vector power_of_two(Vector low_bits) {
+    uint32_t bits[Vector::width];
+    __builtin_memcpy(bits, &low_bits.v, sizeof bits);
+    for (uint32_t& lane : bits) lane <<= 23;
+    __builtin_memcpy(&low_bits.v, bits, sizeof bits);
+    return low_bits;
+}
 
 }  // namespace

@@ -36,5 +36,8 @@ inline T splat(float x) {
 inline Vector clamp(Vector x, float low, float high) {
     return {vminq_f32(vdupq_n_f32(high), vmaxq_f32(vdupq_n_f32(low), x.v))};
 }
+inline Vector power_of_two(Vector low_bits) {
+    return {vreinterpretq_f32_u32(vshlq_n_u32(vreinterpretq_u32_f32(low_bits.v), 23))};
+}
 
 }  // namespace
