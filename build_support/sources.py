@@ -44,6 +44,7 @@ _OPERATORS_X86: dict[str, list[str]] = {
     "csrc/cpu/kernels_avx2.cpp": _AVX2,
     "csrc/cpu/kernels_avx512.cpp": _AVX512,
     "csrc/cpu/kernels_avx512bf16.cpp": [*_AVX512, "-mavx512bf16"],
+    "csrc/cpu/kernels_amx.cpp": [*_AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-bf16"],
 }
 
 _ENGINE: dict[str, list[str]] = {

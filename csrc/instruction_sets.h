@@ -5,12 +5,35 @@
 #include <cstdlib>
 #include <cstring>
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+#endif
 #if defined(__aarch64__) && defined(__linux__)
 #include <asm/hwcap.h>
 #include <sys/auxv.h>
 #endif
 
 namespace melodia {
+
+#if defined(__x86_64__)
+// Whether the processor has a matrix unit for bf16 and the system lets this process use it, which must be
+// asked for.
+inline bool may_use_amx() {
+#if defined(__linux__) && defined(SYS_arch_prctl)
+    constexpr unsigned amx_bf16 = 1u << 22, amx_tile = 1u << 24;
+    constexpr long request_permission = 0x1023, tile_data = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+    unsigned a, b, c, d;
+    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & amx_bf16) && (d & amx_tile) &&
+           syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
+#else
+    return false;
+#endif
+}
+#endif
 
 // vnni: whether "avx512" and what builds on it was compiled with the products of bytes.
 inline bool can_run(const char* name, [[maybe_unused]] bool vnni) {
@@ -21,7 +44,9 @@ inline bool can_run(const char* name, [[maybe_unused]] bool vnni) {
                         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
                         __builtin_cpu_supports("fma") && (!vnni || __builtin_cpu_supports("avx512vnni"));
     if (std::strcmp(name, "avx512") == 0) return avx512;
-    if (std::strcmp(name, "avx512bf16") == 0) return avx512 && __builtin_cpu_supports("avx512bf16");
+    const bool bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
+    if (std::strcmp(name, "avx512bf16") == 0) return bf16;
+    if (std::strcmp(name, "amx") == 0) return bf16 && may_use_amx();
 #elif defined(__aarch64__)
     if (std::strcmp(name, "neon") == 0) return true;  // every 64-bit ARM has it
 #if defined(__APPLE__)

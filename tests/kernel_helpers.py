@@ -12,7 +12,7 @@ from torch import Tensor
 from melodia import kernels
 from melodia.kernels import native
 
-INSTRUCTION_SETS = ("avx512bf16", "avx512", "avx2", "portable")
+INSTRUCTION_SETS = ("amx", "avx512bf16", "avx512", "avx2", "portable")
 OUTPUTS = {"lstm_step": 2, "gru_step": 1, "lstm_scan": 3, "gru_scan": 2, "pair_scan": 5}
 """How many results an operator has."""
 

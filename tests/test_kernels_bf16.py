@@ -54,7 +54,7 @@ def test_instruction_sets_agree(name: str) -> None:
     assert before is not None
     inputs, results = halve(name, arguments(name, 12, 5, 37)), {}
     try:
-        for isa in ("portable", "avx2", "avx512", "avx512bf16"):
+        for isa in ("portable", "avx2", "avx512", "avx512bf16", "amx"):
             if native.set_instruction_set(isa):
                 results[isa] = run(native_function(name), inputs)
     finally:

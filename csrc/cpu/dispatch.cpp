@@ -6,9 +6,7 @@ namespace {
 
 constexpr const Kernels* best_first[] = {
 #if defined(__x86_64__)
-    &kernels_avx512bf16,
-    &kernels_avx512,
-    &kernels_avx2,
+    &kernels_amx,      &kernels_avx512bf16, &kernels_avx512, &kernels_avx2,
 #endif
     &kernels_portable,
 };

@@ -113,8 +113,9 @@ constexpr int64_t linear_group = 4;  // rows of a weight that are read together
 // units.
 template <class E>
 struct ScanKernels {
-    bool pairs;  // packed weights are bf16, two successive k side by side (an odd depth gets a zero); else
-                 // float
+    // 1: packed weights are float. Otherwise they are bf16, two successive k side by side, and behind the
+    // last k zeros up to a multiple of this.
+    int64_t depth_step;
 
     // weight [GH, H] -> panels [H / unit_panel][tiles][H][G / tiles][unit_panel], padded with zeros; tiles:
     // the register tiles that share the gates.
@@ -158,6 +159,7 @@ extern const Kernels kernels_portable;
 extern const Kernels kernels_avx2;
 extern const Kernels kernels_avx512;
 extern const Kernels kernels_avx512bf16;
+extern const Kernels kernels_amx;
 #endif
 
 // dispatch.cpp: the best table this processor can run, or the one that MELODIA_CPU names.

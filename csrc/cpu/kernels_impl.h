@@ -133,18 +133,22 @@ void last_states(const Scan& a, int64_t begin, int64_t end) {
     }
 }
 
-// Fills `live` with the rows that step t advances and calls idle(b) for the others; returns how many live.
-template <class F>
+// Whether step t does not advance row b.
+inline bool idle(const int64_t* lengths, int64_t t, int64_t b) { return lengths && t >= lengths[b]; }
+
+// Fills `live` with the rows that step t advances and calls f(b) for the others; returns how many `live` has.
+// For a matrix unit they stay between the others.
+template <class E, class F>
 MELODIA_INLINE int64_t sort_rows(const int64_t* lengths, int64_t t, int64_t begin, int64_t end, int64_t* live,
-                                 F idle) {
-    int64_t count = 0;
+                                 F f) {
+    int64_t count = 0, last = 0;
     for (int64_t b = begin; b < end; ++b) {
-        if (!lengths || t < lengths[b])
-            live[count++] = b;
-        else
-            idle(b);
+        const bool rests = idle(lengths, t, b);
+        if (rests) f(b);
+        if (!rests || by_tiles<E>) live[count++] = b;
+        if (!rests) last = count;
     }
-    return count;
+    return last;
 }
 
 template <class E>
@@ -153,11 +157,12 @@ void lstm_scan(const LstmScan<E>& a, int64_t begin, int64_t end, int64_t* live) 
     const int64_t H = a.H, B = a.B, panels = (H + W - 1) / W, depth = padded_depth<E>(H);
     if (rounds<E>) copy(a.h + begin * H, a.h_n + begin * H, (end - begin) * H);
     alignas(64) float sums[rows_together][4 * W];
+    Unit<E> unit;
     copy(a.c + begin * H, a.c_n + begin * H, (end - begin) * H);
     for (int64_t t = 0; t < a.T; ++t) {
         const E* previous = t ? a.output + (t - 1) * B * H : a.h_operand;
         E* output = a.output + t * B * H;
-        const int64_t count = sort_rows(a.lengths, t, begin, end, live, [&](int64_t b) {
+        const int64_t count = sort_rows<E>(a.lengths, t, begin, end, live, [&](int64_t b) {
             clear(output + b * H, H);
             if (a.gates) clear(a.gates + (t * B + b) * 4 * H, 4 * H);
             if (a.cells) clear(a.cells + (t * B + b) * H, H);
@@ -166,11 +171,11 @@ void lstm_scan(const LstmScan<E>& a, int64_t begin, int64_t end, int64_t* live) 
             const auto* panel = static_cast<const Packed*>(a.packed) + u * depth * 4 * W;
             const int64_t k = u * W, n = smaller(W, H - k);
             for_row_tiles<rows_together>(count, [&](int64_t first, int64_t row_count) {
-                const E* rows[rows_together];
-                for (int64_t m = 0; m < row_count; ++m) rows[m] = previous + live[first + m] * H;
-                multiply_forward<4, Vector::lstm_rows, E>(H, rows, row_count, panel, sums);
+                multiply_forward<4, Vector::lstm_rows, E>(unit, H, previous, live + first, row_count, panel,
+                                                          sums);
                 for (int64_t m = 0; m < row_count; ++m) {
                     const int64_t b = live[first + m], at = b * H + k;
+                    if (by_tiles<E> && idle(a.lengths, t, b)) continue;
                     const E* gates_x = a.gates_x + (t * B + b) * 4 * H + k;
                     E* gates = a.gates ? a.gates + (t * B + b) * 4 * H + k : nullptr;
                     float* state = rounds<E> ? a.h_n + at : nullptr;
@@ -194,10 +199,11 @@ void gru_scan(const GruScan<E>& a, int64_t begin, int64_t end, int64_t* live) {
     const int64_t H = a.H, B = a.B, panels = (H + W - 1) / W, depth = padded_depth<E>(H);
     if (rounds<E>) copy(a.h + begin * H, a.h_n + begin * H, (end - begin) * H);
     alignas(64) float sums[rows_together][3 * W];
+    Unit<E> unit;
     for (int64_t t = 0; t < a.T; ++t) {
         const E* previous = t ? a.output + (t - 1) * B * H : a.h_operand;
         E* output = a.output + t * B * H;
-        const int64_t count = sort_rows(a.lengths, t, begin, end, live, [&](int64_t b) {
+        const int64_t count = sort_rows<E>(a.lengths, t, begin, end, live, [&](int64_t b) {
             clear(output + b * H, H);
             if (a.gates) clear(a.gates + (t * B + b) * 4 * H, 4 * H);
         });
@@ -205,11 +211,11 @@ void gru_scan(const GruScan<E>& a, int64_t begin, int64_t end, int64_t* live) {
             const auto* panel = static_cast<const Packed*>(a.packed) + u * depth * 3 * W;
             const int64_t k = u * W, n = smaller(W, H - k);
             for_row_tiles<rows_together>(count, [&](int64_t first, int64_t row_count) {
-                const E* rows[rows_together];
-                for (int64_t m = 0; m < row_count; ++m) rows[m] = previous + live[first + m] * H;
-                multiply_forward<3, Vector::gru_rows, E>(H, rows, row_count, panel, sums);
+                multiply_forward<3, Vector::gru_rows, E>(unit, H, previous, live + first, row_count, panel,
+                                                         sums);
                 for (int64_t m = 0; m < row_count; ++m) {
                     const int64_t b = live[first + m], at = b * H + k;
+                    if (by_tiles<E> && idle(a.lengths, t, b)) continue;
                     const E* gates_x = a.gates_x + (t * B + b) * 3 * H + k;
                     E* gates = a.gates ? a.gates + (t * B + b) * 4 * H + k : nullptr;
                     float* state = rounds<E> ? a.h_n + at : nullptr;
@@ -234,40 +240,46 @@ void gru_scan(const GruScan<E>& a, int64_t begin, int64_t end, int64_t* live) {
 template <class E>
 void lstm_scan_backward(const LstmScanBackward<E>& a, int64_t begin, int64_t end, int64_t* live) {
     const int64_t H = a.H, B = a.B, padded = (H + backward_panel - 1) / backward_panel * backward_panel;
+    Unit<E> unit;
     for (int64_t t = a.T - 1; t >= 0; --t) {
         const float* cells = t ? a.cells + (t - 1) * B * H : a.c;
         E* grad_gates = a.grad_gates + t * B * 4 * H;
-        const int64_t count = sort_rows(a.lengths, t, begin, end, live,
-                                        [&](int64_t b) { clear(grad_gates + b * 4 * H, 4 * H); });
+        const int64_t count = sort_rows<E>(a.lengths, t, begin, end, live,
+                                           [&](int64_t b) { clear(grad_gates + b * 4 * H, 4 * H); });
+        const auto rests = [&](int64_t b) { return by_tiles<E> && idle(a.lengths, t, b); };
         for (int64_t m = 0; m < count; ++m) {
             const int64_t b = live[m];
+            if (rests(b)) continue;
             int64_t k = 0;
             for (; k + W <= H; k += W)
                 lstm_point_backward<true>(a, t, b, k, W, cells + b * H, a.grad_h + b * padded);
             if (k < H) lstm_point_backward<false>(a, t, b, k, H - k, cells + b * H, a.grad_h + b * padded);
         }
-        multiply_backward(grad_gates, 4 * H, a.packed, H, a.grad_h, live, count, false);
+        multiply_backward(unit, rests, grad_gates, 4 * H, a.packed, H, a.grad_h, live, count, false);
     }
 }
 
 template <class E>
 void gru_scan_backward(const GruScanBackward<E>& a, int64_t begin, int64_t end, int64_t* live) {
     const int64_t H = a.H, B = a.B, padded = (H + backward_panel - 1) / backward_panel * backward_panel;
+    Unit<E> unit;
     for (int64_t t = a.T - 1; t >= 0; --t) {
         const E* previous = t ? a.output + (t - 1) * B * H : a.h_operand;
         E* grad_gates = a.grad_gates_h + t * B * 3 * H;
-        const int64_t count = sort_rows(a.lengths, t, begin, end, live, [&](int64_t b) {
+        const int64_t count = sort_rows<E>(a.lengths, t, begin, end, live, [&](int64_t b) {
             clear(grad_gates + b * 3 * H, 3 * H);
             clear(a.grad_gates_x + (t * B + b) * 3 * H, 3 * H);
         });
+        const auto rests = [&](int64_t b) { return by_tiles<E> && idle(a.lengths, t, b); };
         for (int64_t m = 0; m < count; ++m) {
             const int64_t b = live[m];
+            if (rests(b)) continue;
             int64_t k = 0;
             for (; k + W <= H; k += W)
                 gru_point_backward<true>(a, t, b, k, W, previous + b * H, a.grad_h + b * padded);
             if (k < H) gru_point_backward<false>(a, t, b, k, H - k, previous + b * H, a.grad_h + b * padded);
         }
-        multiply_backward(grad_gates, 3 * H, a.packed, H, a.grad_h, live, count, true);
+        multiply_backward(unit, rests, grad_gates, 3 * H, a.packed, H, a.grad_h, live, count, true);
     }
 }
 
@@ -449,7 +461,7 @@ void lookup_backward(const Lookup<E>& a, int64_t begin, int64_t end) {
 
 template <class E>
 constexpr melodia::cpu::ScanKernels<E> scans() {
-    return {in_pairs<E>,           pack_forward<E>, pack_backward<E>,     lstm_scan<E>,
+    return {depth_step<E>,         pack_forward<E>, pack_backward<E>,     lstm_scan<E>,
             lstm_scan_backward<E>, gru_scan<E>,     gru_scan_backward<E>, lstm_gates<E>,
             gru_gates<E>,          lookup<E>,       lookup_backward<E>};
 }

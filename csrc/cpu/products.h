@@ -75,10 +75,28 @@ struct Operand<bf16> {
 template <class E>
 constexpr bool in_pairs = Operand<E>::step == 2;
 
-// The depth of packed weights: whole steps.
+// Whether products of E are made on a matrix unit. Its rows must lie side by side: where some of them are
+// idle, it multiplies those as well.
+template <class E>
+constexpr bool by_tiles = false;
+template <class E>
+struct Unit {};  // what such a unit needs for the time of a scan
+#if defined(__AMX_BF16__)
+}  // namespace
+#include "cpu/products_amx.h"
+namespace {
+template <>
+constexpr bool by_tiles<bf16> = true;
+template <>
+struct Unit<bf16> : MatrixUnit {};
+#endif
+
+// The depth of packed weights is a multiple of this.
+template <class E>
+constexpr int64_t depth_step = by_tiles<E> ? 32 : Operand<E>::step;
 template <class E>
 constexpr int64_t padded_depth(int64_t K) {
-    return (K + Operand<E>::step - 1) / Operand<E>::step * Operand<E>::step;
+    return (K + depth_step<E> - 1) / depth_step<E> * depth_step<E>;
 }
 
 // out[m][0 .. NV W) (+)= sum over k of rows[m][k] * panel[k][0 .. NV W), with `stride` units between panel
@@ -187,37 +205,62 @@ void pack_backward(const E* weight, int64_t G, int64_t H, void* packed, int64_t 
     }
 }
 
-// sums[m][G][W] = weight_hh h of one panel for `count` rows, at most rows_together: `rows` points at each h.
+// sums[m][G][W] = weight_hh h of one panel for `count` rows, at most rows_together: row m is h[live[m]].
 // A block of the panel stays in the first-level cache (where it fits) for all rows.
 template <int G, int MR, class E>
-MELODIA_INLINE void multiply_forward(int64_t H, const E* const* rows, int64_t count,
+MELODIA_INLINE void multiply_forward([[maybe_unused]] Unit<E>& unit, int64_t H, const E* h,
+                                     const int64_t* live, int64_t count,
                                      const typename Operand<E>::Packed* panel, float (*sums)[G * W]) {
-    constexpr int gates = gates_in_tile(G);
-    constexpr int64_t block = Vector::depth_block * Operand<E>::step;
-    const int64_t depth = padded_depth<E>(H);
-    for (int64_t k0 = 0; k0 < H; k0 += block) {
-        for (int part = 0; part < G / gates; ++part) {
-            const auto* from = panel + (part * depth + k0) * gates * W;
-            for_row_tiles<MR>(count, [&](int64_t first, int64_t n) {
-                const E* at[max_rows];
-                float* out[max_rows];
-                for (int64_t m = 0; m < n; ++m) {
-                    at[m] = rows[first + m] + k0;
-                    out[m] = sums[first + m] + part * gates * W;
-                }
-                tile_of<MR, gates, E>(n, smaller(block, H - k0), at, from, gates * W, out, k0 > 0);
-            });
+    if constexpr (by_tiles<E>) {
+        unit.template multiply<G>(H, h + live[0] * H, count, panel, sums[0]);
+    } else {
+        const E* rows[rows_together];
+        for (int64_t m = 0; m < count; ++m) rows[m] = h + live[m] * H;
+        constexpr int gates = gates_in_tile(G);
+        constexpr int64_t block = Vector::depth_block * Operand<E>::step;
+        const int64_t depth = padded_depth<E>(H);
+        for (int64_t k0 = 0; k0 < H; k0 += block) {
+            for (int part = 0; part < G / gates; ++part) {
+                const auto* from = panel + (part * depth + k0) * gates * W;
+                for_row_tiles<MR>(count, [&](int64_t first, int64_t n) {
+                    const E* at[max_rows];
+                    float* out[max_rows];
+                    for (int64_t m = 0; m < n; ++m) {
+                        at[m] = rows[first + m] + k0;
+                        out[m] = sums[first + m] + part * gates * W;
+                    }
+                    tile_of<MR, gates, E>(n, smaller(block, H - k0), at, from, gates * W, out, k0 > 0);
+                });
+            }
         }
     }
 }
 
-// grad_h[b] (+)= grad_gates[b] x weight_hh for the rows b in live[0 .. count).
-template <class E>
-void multiply_backward(const E* grad_gates, int64_t K, const void* packed, int64_t H, float* grad_h,
-                       const int64_t* live, int64_t count, bool add) {
+// grad_h[b] (+)= grad_gates[b] x weight_hh for the rows b in live[0 .. count) that are not idle(b).
+template <class E, class Idle>
+void multiply_backward([[maybe_unused]] Unit<E>& unit, [[maybe_unused]] Idle idle, const E* grad_gates,
+                       int64_t K, const void* packed, int64_t H, float* grad_h, const int64_t* live,
+                       int64_t count, bool add) {
     const int64_t panels = (H + backward_panel - 1) / backward_panel, padded = padded_depth<E>(K);
     constexpr int64_t block = Vector::depth_block * Operand<E>::step;
     for (int64_t p = 0; p < panels; ++p) {
+        if constexpr (by_tiles<E>) {
+            alignas(64) float sums[rows_together][backward_panel];
+            for_row_tiles<rows_together>(count, [&](int64_t first, int64_t n) {
+                unit.template multiply<Vector::backward_vectors>(
+                    K, grad_gates + live[first] * K, n,
+                    static_cast<const bf16*>(packed) + p * padded * backward_panel, sums[0]);
+                for (int64_t m = 0; m < n; ++m) {
+                    if (idle(live[first + m])) continue;
+                    float* out = grad_h + (live[first + m] * panels + p) * backward_panel;
+                    for (int64_t at = 0; at < backward_panel; at += W) {
+                        const Vector sum = Vector::load(sums[m] + at);
+                        (add ? Vector::load(out + at) + sum : sum).store(out + at);
+                    }
+                }
+            });
+            continue;
+        }
         for (int64_t k0 = 0; k0 < K; k0 += block) {
             const int64_t depth = smaller(block, K - k0);
             const auto* panel =

@@ -27,8 +27,9 @@ void run(int64_t B, const Tensor& like, const Job&... jobs) {
 // Room for packed weights: panels x depth x width numbers.
 template <class E>
 Tensor packed_like(const Tensor& weight, int64_t panels, int64_t depth, int64_t width) {
-    if (!scan_kernels<E>().pairs) return empty_like(weight, {panels, depth, width});
-    return empty_like(weight, {panels, round_up(depth, 2), width}, ScalarType::BFloat16);
+    const int64_t step = scan_kernels<E>().depth_step;
+    if (step == 1) return empty_like(weight, {panels, depth, width});
+    return empty_like(weight, {panels, round_up(depth, step), width}, ScalarType::BFloat16);
 }
 
 template <class E>

@@ -14,7 +14,9 @@ struct Vector {
     static constexpr int64_t width = 16;
     static constexpr int lstm_rows = 6, lstm_split = 1, gru_rows = 8, backward_rows = 6, backward_vectors = 4;
     static constexpr int64_t depth_block = 512;  // rows of a panel that stay in a cache together
-#if defined(__AVX512BF16__)
+#if defined(__AMX_BF16__)
+    static constexpr const char* name = "amx";
+#elif defined(__AVX512BF16__)
     static constexpr const char* name = "avx512bf16";
 #else
     static constexpr const char* name = "avx512";
