@@ -26,7 +26,9 @@ from melodia.errors import CorpusError, MelodiaError
 from melodia.evaluation.likelihood import model_likelihood
 from melodia.evaluation.measure import Likelihood
 from melodia.evaluation.ngram import KneserNey
+from melodia.model import KINDS
 from melodia.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from melodia.model.sizes import match_parameters, parameter_count
 from melodia.sampler.sampler import bundled_folder
 from melodia.training import TrainingConfig, join, train
 from melodia.workflows.originality import index_corpus
@@ -119,6 +121,8 @@ def main() -> int:
     add = commands.choices["train"].add_argument
     add("--out", type=Path, required=True)
     add("--minutes", type=float, default=75.0)
+    add("--kind", choices=KINDS, default=KIND, help=f"others get as many parameters as {KIND}")
+    add("--threads", type=int, default=None)
     add(
         "--init",
         type=Path,
@@ -143,17 +147,21 @@ def main() -> int:
 
 def run_training(arguments: argparse.Namespace) -> None:
     """Train from scratch, or go on from a checkpoint."""
-    config = TrainingConfig(minutes=arguments.minutes, **TRAINING)
+    config = TrainingConfig(minutes=arguments.minutes, threads=arguments.threads, **TRAINING)
     with join("cpu") as world:
         corpus = open_corpus(arguments.corpora, cache=arguments.cache, world=world)
         model = None
         if arguments.init is None:  # no dropout: there is more music than the model can learn by heart
-            model = replace(
-                model_settings(corpus.vocabulary, KIND, "base"),
-                hidden_size=HIDDEN,
-                embedding_size=HIDDEN,
-                dropout=0.0,
+            ours, model = (
+                replace(
+                    model_settings(corpus.vocabulary, kind, "base"),
+                    hidden_size=HIDDEN,
+                    embedding_size=HIDDEN,
+                    dropout=0.0,
+                )
+                for kind in (KIND, arguments.kind)
             )
+            model = match_parameters(model, parameter_count(ours))
         summary = train(
             corpus, model, config, arguments.out, resume=arguments.resume, init=arguments.init, world=world
         )
