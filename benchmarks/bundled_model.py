@@ -1,12 +1,20 @@
 """The model that comes with melodia: how it was made, scored and packed.
 
     python benchmarks/bundled_model.py train CORPORA --out RUN --minutes 75
-    python benchmarks/bundled_model.py score CORPORA --model RUN --out scores.json
+    python benchmarks/bundled_model.py score CORPORA --model RUN --contest RUNS --out scores.json
     python benchmarks/bundled_model.py pack CORPORA --model RUN --scores scores.json --notices NOTICES.txt
 
 CORPORA holds train/SET/*.mid and valid/SET/*.mid. `train` may run in several processes:
 `torchrun --nproc-per-node 2 benchmarks/bundled_model.py train ...`. SET is the name of a set of music; each needs a
 line in `SETS` below, since music whose licence is not known is not learned from.
+
+The contest of the model card, which `score` reads from RUNS: kinds of one size and the transformer, trained from
+nothing for the same time, all at once on the same processor with one thread each.
+
+    for kind in parallel lstm gru; do
+        python benchmarks/bundled_model.py train CORPORA --kind $kind --out RUNS/$kind --minutes 50 --threads 1 &
+    done
+    python benchmarks/transformer.py CORPORA --parameters 5735613 --minutes 50 --threads 1 > RUNS/transformer.json &
 """
 
 from __future__ import annotations
@@ -40,6 +48,7 @@ TRAINING: dict[str, Any] = {
     "batch_size": 32,
     "window": 256,
     "learning_rate": 5e-3,
+    "repeat_probability": 0.15,
     "patience": None,
     "eval_every": 1 << 30,  # once, at the end: the held-out pieces take minutes
 }
@@ -133,6 +142,7 @@ def main() -> int:
     for name in ("score", "pack"):
         commands.choices[name].add_argument("--model", type=Path, required=True)
     commands.choices["score"].add_argument("--out", type=Path, required=True, metavar="JSON")
+    commands.choices["score"].add_argument("--contest", type=Path, default=None, metavar="RUNS")
     add = commands.choices["pack"].add_argument
     add("--scores", type=Path, required=True, metavar="JSON")
     add("--notices", type=Path, required=True, help="the licence texts that must go with the weights")
@@ -212,8 +222,37 @@ def run_scoring(arguments: argparse.Namespace) -> None:
             "5-gram": _part(ngram, part).to_dict(),
         }
         start += len(pieces)
+    if arguments.contest is not None:
+        scores["contest"] = contest(arguments.contest, everything)
     arguments.out.write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(scores["sets"]["all"], indent=1))
+    print(json.dumps({"all": scores["sets"]["all"], "contest": scores.get("contest")}, indent=1))
+
+
+def contest(runs: Path, pieces: list[Piece]) -> list[dict[str, Any]]:
+    """What was trained for the same time, the best first: networks of any kind, and the transformer's own report."""
+    rows = []
+    for folder in sorted(path for path in runs.iterdir() if path.is_dir()):
+        checkpoint = load_checkpoint(folder)
+        training = checkpoint.training
+        rows.append(
+            {
+                "name": f"{checkpoint.config.kind}, {checkpoint.config.hidden_size} units",
+                "parameters": checkpoint.model.parameter_count(),
+                "minutes": training["settings"]["minutes"],
+                "epochs": training["epochs"],
+                **_network(checkpoint, pieces).to_dict(),
+            }
+        )
+    transformer = runs / "transformer.json"
+    if transformer.exists():
+        report = json.loads(transformer.read_text(encoding="utf-8"))
+        if report["pieces"] != len(pieces):
+            raise CorpusError(
+                f"{transformer}: scored on {report['pieces']} pieces, here are {len(pieces)}; train it on this corpus"
+            )
+        name = f"transformer, {report['layers']} layers of {report['width']}"
+        rows.append({"name": name, **report})
+    return sorted(rows, key=lambda row: row["nats_per_token"]["value"])
 
 
 def _network(checkpoint: Checkpoint, pieces: list[Piece]) -> Likelihood:
@@ -283,8 +322,23 @@ def model_card(checkpoint: Checkpoint, scores: dict[str, Any], corpus: Corpus) -
         version=melodia.__version__,
         date=scores["date"],
         table="\n".join(lines),
+        contest=_contest_table(scores["contest"]),
         credits="\n".join(credits),
     )
+
+
+def _contest_table(rows: list[dict[str, Any]]) -> str:
+    lines = [
+        "| trained from nothing | parameters | minutes | passes | nats/token | nats/note |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        token, note = row["nats_per_token"], row["nats_per_note"]
+        lines.append(
+            f"| {row['name']} | {row['parameters']:,} | {row['minutes']:.0f} | {row['epochs']:.2f} "
+            f"| {token['value']:.3f} [{token['low']:.3f}, {token['high']:.3f}] | {note['value']:.2f} |"
+        )
+    return "\n".join(lines)
 
 
 CARD = Path(__file__).with_name("bundled_model.card.md")

@@ -212,6 +212,9 @@ class Run:
             def __call__(preparer, piece: Example, epoch: int, number: int) -> Any:  # noqa: N805
                 return self.prepare(piece, epoch, number)
 
+            def repeats(preparer, epoch: int, number: int) -> bool:  # noqa: N805
+                return False
+
         pieces = Pieces([self.head.example(sequence) for sequence in self.train_sequences])
         lanes = min(config.batch_size, len(pieces))
         stream = LaneStream(

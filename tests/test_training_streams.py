@@ -12,8 +12,11 @@ from numpy.typing import NDArray
 from training_helpers import HIGH, LOW, small_corpus, small_vocabulary, tune
 
 from melodia.corpus.shards import CONSTANT_VELOCITY, Corpus, ShardWriter
-from melodia.errors import TrainingError
+from melodia.errors import ConfigError, TrainingError
+from melodia.grammar import Grammar
+from melodia.midi import read_score
 from melodia.side_inputs import SideInputSpec, density_bucket, side_inputs
+from melodia.tokenizer import Tokenizer, TokenizerConfig
 from melodia.training.config import TrainingConfig
 from melodia.training.streams import IGNORED, Batch, LaneStream, Preparer, _uniform
 
@@ -203,6 +206,39 @@ def test_transposition_moves_all_pitches_alike_and_only_as_far_as_they_fit(tmp_p
     half = Preparer(v, (), TrainingConfig(iterations=1, transpose_probability=0.5, transpose_down=-2))
     untouched = sum(int(half(pieces[0], epoch, 0).inputs[3] == low) for epoch in range(400))
     assert abs(untouched - (200 + 200 / 9)) < 60  # half of them, and a ninth of the other half
+
+
+def test_pieces_played_twice(corpus: Corpus) -> None:
+    """Nothing stands between the two times; which pieces, and how long they are, survives a saved position."""
+    source = stream(corpus, lanes=2, window=16, repeat_probability=0.5, **PLAIN)
+    once = {tuple(piece.tokens.tolist()) for piece in corpus.pieces("train")}
+    walked = [tuple(piece[1:].tolist()) for lane in walk(source, 200) for piece in lane[:-1]]
+    twice = {piece for piece in walked if piece not in once}
+    assert 0.3 < np.mean([piece in twice for piece in walked]) < 0.7
+    assert all(piece[: len(piece) // 2] in once and piece[len(piece) // 2 :] in once for piece in twice)
+    other = stream(corpus, lanes=2, window=16, repeat_probability=0.5, **PLAIN)
+    other.seek(source.position())
+    assert all(same(source.next(), other.next()) for _ in range(50))
+
+
+def test_a_piece_played_twice_is_still_music() -> None:
+    """The grammar takes it, for real files and the tokens that melodia trains on by default."""
+    tokenizer = Tokenizer()
+    grammar = Grammar.compile(tokenizer.vocabulary)
+    again = Preparer(tokenizer.vocabulary, ()).again
+    for path in sorted((Path(__file__).parent.parent / "midi_samples").glob("*.mid")):
+        ids = tokenizer.encode(read_score(path)[0]).ids.astype(np.int64)
+        assert grammar.accepts([*ids.tolist(), *again(ids).tolist()]) is None, path.name
+        assert ids.size - 4 <= again(ids).size <= ids.size
+
+
+def test_only_tokens_with_bars_can_be_repeated() -> None:
+    with pytest.raises(ConfigError, match="bar lines"):
+        Preparer(
+            Tokenizer(TokenizerConfig(scheme="TSD")).vocabulary,
+            (),
+            TrainingConfig(iterations=1, repeat_probability=0.1),
+        )
 
 
 def test_side_inputs_are_those_of_the_transposed_piece(corpus: Corpus) -> None:

@@ -256,7 +256,7 @@ def weight_gradients(
 
 
 def _sum_of_steps(x: Tensor) -> Tensor:
-    """x [T, B, G] summed over T and B in float32 [G]."""
+    """X [T, B, G] summed over T and B in float32 [G]."""
     if x.device.type == "cpu":  # torch's sum copies bfloat16 to float32 first, 12 times the time of this
         return _ops.lookup_backward(x, x.new_zeros(*x.shape[:2], 1, dtype=torch.int64), 1)[0]
     return x.flatten(0, 1).sum(0, dtype=torch.float32)

@@ -37,6 +37,8 @@ class TrainingConfig:
         transpose_down: semitones a piece may be moved down, 0 or less.
         transpose_up: semitones it may be moved up, 0 or more.
         transpose_probability: share of piece passes that are moved.
+        repeat_probability: share of piece passes in which the piece is played twice, nothing between, so that the
+            model hears music begin again behind an end; for tokens with bar lines.
         hide_bars_left: share of piece passes that do not say how many bars are left.
         hide_density: share of piece passes that do not say how dense the piece is.
         ema: decay of the averaged weights, per iteration; 0 keeps none. The averaged weights are what is
@@ -76,6 +78,7 @@ class TrainingConfig:
     transpose_down: int = -5
     transpose_up: int = 6
     transpose_probability: float = 1.0
+    repeat_probability: float = 0.0
     hide_bars_left: float = 0.5
     hide_density: float = 0.5
     ema: float = 0.99
@@ -108,6 +111,7 @@ class TrainingConfig:
             "final_learning_rate",
             "warmup",
             "transpose_probability",
+            "repeat_probability",
             "hide_bars_left",
             "hide_density",
         ):

@@ -3,9 +3,11 @@
 B lanes stand side by side in a batch. A lane takes a piece, walks it from BOS to EOS in windows of at most T
 steps that never cross into another piece, then takes the next piece of the epoch's order. At a piece's first
 window the lane's recurrent state starts anew, otherwise it is carried over. Everything random (the order of
-an epoch, how a piece is transposed on this pass, what it conceals) is a pure function of the random seed, the
-epoch and the piece, so a few integers say where the stream stands and nothing else needs saving.
-Letters: B lanes, T steps, S side inputs, N tokens of a piece; a piece has N + 1 steps (BOS in … EOS out).
+an epoch, how a piece is transposed on this pass, whether it is played twice, what it conceals) is a pure
+function of the random seed, the epoch and the piece, so a few integers say where the stream stands and nothing
+else needs saving.
+Letters: B lanes, T steps, S side inputs, N tokens of a piece, or of both times that it is played; it has N + 1 steps
+(BOS in … EOS out).
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from melodia.corpus.shards import Piece, Pieces
-from melodia.errors import TrainingError
+from melodia.errors import ConfigError, TrainingError
+from melodia.grammar.tables import compile_tables
 from melodia.side_inputs import SideInputSpec, bars_total, density_bucket, side_inputs
 from melodia.training.config import TrainingConfig
 from melodia.transpose import transposition_permutation
@@ -76,12 +79,22 @@ class Preparer:
         specs: the model's side inputs.
         config: augmentation; None reads every piece as it is and conceals bars left and density, which is how
             held-out pieces are scored.
+
+    Raises:
+        ConfigError: pieces are to be repeated, but these tokens have no bar lines or are byte pairs.
     """
 
     def __init__(
         self, vocabulary: Vocabulary, specs: Sequence[SideInputSpec], config: TrainingConfig | None = None
     ) -> None:
         self.vocabulary, self.specs, self.config = vocabulary, tuple(specs), config
+        can_repeat = compile_tables(vocabulary).has_bars and not vocabulary.expansions
+        if config is not None and config.repeat_probability and not can_repeat:
+            raise ConfigError(
+                "repeat_probability needs tokens with bar lines and without byte pairs, REMI or PerTok "
+                f"(received {vocabulary.scheme}{' with byte pairs' if vocabulary.expansions else ''}); "
+                "leave it at 0"
+            )
         self._is_velocity = np.array([kind == "Velocity" for kind in vocabulary.types])
         self._names = {spec.name for spec in self.specs}
         self._moves: NDArray[np.int32] | None = None
@@ -101,6 +114,8 @@ class Preparer:
         density: int | None = None
         if config is not None:
             draws = _uniform(config.random_seed, _PASS, epoch, number, 4)
+            if self.repeats(epoch, number):
+                ids = np.concatenate((ids, self.again(ids)))
             if self._moves is not None and draws[0] < config.transpose_probability:
                 ids = self._transpose(ids, float(draws[1]))
             if "bars_left" in self._names and draws[2] >= config.hide_bars_left:
@@ -113,6 +128,25 @@ class Preparer:
             targets[self._is_velocity[targets]] = IGNORED
         side = side_inputs(v, inputs, self.specs, bars_total=bars, density=density) if self.specs else None
         return Passage(inputs, targets, side)
+
+    def again(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The tokens of a piece behind itself: the tempo and the program that it begins with are left out where they
+        hold already.
+        """
+        kinds = np.array(self.vocabulary.types)[ids]
+        places = {kind: np.flatnonzero(kinds == kind) for kind in ("Tempo", "Program")}
+        left_out = [at[0] for at in places.values() if at.size and ids[at[0]] == ids[at[-1]]]
+        for at in list(left_out):  # a position at which nothing is left
+            if kinds[at] == "Tempo" and kinds[at - 1] == "Position" and kinds[at + 1] in ("Position", "Bar"):
+                left_out.append(at - 1)
+        return np.delete(ids, left_out)
+
+    def repeats(self, epoch: int, number: int) -> bool:
+        """Whether piece `number` is played twice in `epoch`, nothing between: what ends may begin again."""
+        config = self.config
+        if config is None or not config.repeat_probability:
+            return False
+        return bool(_uniform(config.random_seed, _PASS, epoch, number, 5)[4] < config.repeat_probability)
 
     def _transpose(self, ids: NDArray[np.int64], draw: float) -> NDArray[np.int64]:
         """Move a piece by one of the intervals that leave every token inside the vocabulary."""
@@ -135,8 +169,8 @@ class LaneStream:
         world_size: how many there are; B must be a multiple.
 
     Attributes:
-        windows_per_epoch: how many windows all pieces make.
-        steps_per_epoch: how many steps all pieces have.
+        windows_per_epoch: how many windows all pieces make, each played once.
+        steps_per_epoch: how many steps all pieces have, each played once.
 
     Raises:
         TrainingError: there is nothing to train on, or the lanes cannot be shared out.
@@ -172,6 +206,7 @@ class LaneStream:
         self._taken = 0
         self._place = np.zeros((lanes, 3), np.int64)  # epoch, piece, offset; offset -1: needs a piece
         self._place[:, 2] = -1
+        self._steps = np.zeros(lanes, np.int64)  # of each lane's piece
         self._order: tuple[int, NDArray[np.int64]] = (-1, self._usable)
         self._passages: dict[int, Passage] = {}
 
@@ -187,6 +222,7 @@ class LaneStream:
                 f"the saved training has {len(place)} lanes, this one {self.lanes}; give the same batch_size"
             )
         self._taken, self._place = int(position["taken"]), place
+        self._steps = np.array([self._count(*lane) for lane in self._place[:, :2].tolist()])
         self._passages.clear()
 
     def _take(self, lane: int) -> None:
@@ -196,20 +232,28 @@ class LaneStream:
             keys = np.random.Philox(key=_key(self.random_seed, _ORDER), counter=[epoch, 0, 0, 0])
             order = np.argsort(keys.random_raw(len(self._usable)), kind="stable")
             self._order = (epoch, self._usable[order])
-        self._place[lane] = (epoch, self._order[1][turn], 0)
+        number = int(self._order[1][turn])
+        self._place[lane] = (epoch, number, 0)
+        self._steps[lane] = self._count(epoch, number)
         self._taken += 1
         self._passages.pop(lane, None)
+
+    def _count(self, epoch: int, number: int) -> int:
+        """Steps of a piece in an epoch."""
+        steps = int(self.pieces.lengths[number]) + 1
+        if self.preparer.repeats(epoch, number):
+            steps += self.preparer.again(np.asarray(self.pieces[number].tokens, np.int64)).size
+        return steps
 
     def next(self) -> Batch:
         """The next window of this process's lanes; T is the longest of them."""
         for lane in np.flatnonzero(self._place[:, 2] < 0).tolist():
             self._take(lane)
-        steps = self.pieces.lengths[self._place[:, 1]] + 1
-        lengths = np.minimum(self.window, steps - self._place[:, 2])
+        lengths = np.minimum(self.window, self._steps - self._place[:, 2])
         own = list(self._own)
         batch = self._gather(own, lengths[own])
         self._place[:, 2] += lengths
-        self._place[self._place[:, 2] >= steps, 2] = -1
+        self._place[self._place[:, 2] >= self._steps, 2] = -1
         return batch
 
     def _gather(self, own: list[int], lengths: NDArray[np.int64]) -> Batch:
