@@ -130,9 +130,7 @@ class Preparer:
         return Passage(inputs, targets, side)
 
     def again(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The tokens of a piece behind itself: the tempo and the program that it begins with are left out where they
-        hold already.
-        """
+        """The tokens of a piece behind itself: without the tempo and the program at its beginning that hold still."""
         kinds = np.array(self.vocabulary.types)[ids]
         places = {kind: np.flatnonzero(kinds == kind) for kind in ("Tempo", "Program")}
         left_out = [at[0] for at in places.values() if at.size and ids[at[0]] == ids[at[-1]]]
