@@ -3,8 +3,8 @@
 A sequence is a list of frames, a frame the ascending MIDI pitches that sound in it (Boulanger-Lewandowski et al. 2012).
 Both ways make melodia's models, of any kind:
 
-- `Bernoulli`: a step is a frame; the head says of each of the 88 pitches, independently, how probable it is (Chung et
-  al. 2014, Bai et al. 2018).
+- `Bernoulli`: a step is a frame; the head says of each of the 88 pitches, independently of the others in its frame, how
+  probable it is (Chung et al. 2014, Bai et al. 2018).
 - `Notes`: a step is a note; a frame is its notes, ascending, and an end. A note that is not above the one before it has
   no probability. The chain rule makes the frame's probability, exactly (what RNN-NADE is compared with).
 
@@ -37,6 +37,7 @@ MAX_NOTES = 32  # of a frame; the four sets have 15 at most
 LOOKBACK1 = 1  # its place among the side inputs of `Notes`
 INTERVALS = 2 * PITCHES  # 87 down to 87 up, and none
 MOTION = 12  # semitones told apart
+REACH = 12  # semitones within which a note of the next frame is drawn to one of this frame
 MATCH_LENGTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 Frame = tuple[int, ...]
 Sequences = list[list[Frame]]
@@ -92,8 +93,18 @@ class Example:
     frame: NDArray[np.int64]
 
 
+class NoteInput(SideInputSpec):
+    """A side input that the grammar of melodia's tokens does not know."""
+
+    def __post_init__(self) -> None:
+        """Any name will do."""
+
+
 class Bernoulli:
     """Independent pitches.
+
+    Side inputs stand beside each frame, functions of the frames before: which frame follows where the piece was last as
+    it is now (the longest run of equal frames that ends here), and how long that run is.
 
     Args:
         sequences: all that will be read; a step's input is the number of its frame among the different ones.
@@ -121,11 +132,15 @@ class Bernoulli:
         """One step a frame."""
         ids = np.array([self.index[frame] for frame in sequence], np.int64)
         inputs = np.concatenate([[1], ids[:-1]])
-        return Example(Passage(inputs, ids, None), np.arange(len(ids)))
+        side = [
+            (0, 0) if match is None else (self.index[sequence[match.frame]], match_bucket(match.length))
+            for match in matches(sequence)
+        ]
+        return Example(Passage(inputs, ids, np.array(side, np.int32)), np.arange(len(ids)))
 
     def model(self, config: ModelConfig, random_seed: int) -> Model:
         """The model of a configuration whose vocabulary is the frames."""
-        return FrameModel(replace(config, vocab_size=self.size), self.rolls, random_seed)
+        return FrameModel(config, self.rolls, random_seed)
 
     def nll(self, logits: Tensor, tokens: Tensor, targets: Tensor) -> Tensor:
         """Nats of each step [B, T], 0 where it is not scored: logits [B, T, 88]."""
@@ -136,13 +151,20 @@ class Bernoulli:
 
 
 class FrameInput(TokenInput):
-    """The embedding of a frame is the sum of its pitches' embeddings: rows [F, 89] x pitches [89, D]."""
+    """The embedding of a frame is the sum of its pitches' embeddings: rows [F, 89] x pitches [89, D].
+
+    So is that of the frame that followed last time, with embeddings of its own; one row says how long the run is.
+    """
 
     def __init__(self, rolls: Tensor, embedding_size: int) -> None:
         nn.Module.__init__(self)
         self.register_buffer("rolls", rolls, persistent=False)
-        self.pitches = nn.Parameter(torch.empty(rolls.shape[1], embedding_size, device=rolls.device))
-        self.side = nn.ParameterList()
+
+        def table(rows: int) -> nn.Parameter:
+            return nn.Parameter(torch.empty(rows, embedding_size, device=rolls.device))
+
+        self.pitches, self.match_pitches = table(rolls.shape[1]), table(rolls.shape[1])
+        self.match_length = table(len(MATCH_LENGTHS) + 1)
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
@@ -150,23 +172,35 @@ class FrameInput(TokenInput):
         return self.rolls @ self.pitches
 
     @property
+    def side(self) -> list[Tensor]:  # type: ignore[override]
+        """The rows of the side inputs [F, D], [lengths, D]."""
+        return [self.rolls @ self.match_pitches, self.match_length]
+
+    @property
     def rows(self) -> int:
-        """F."""
-        return int(self.rolls.shape[0])
+        """2 F + lengths."""
+        return 2 * int(self.rolls.shape[0]) + int(self.match_length.shape[0])
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator, variance: float) -> None:
-        """Such that a frame of four pitches has the given variance."""
-        self.pitches.normal_(0, (variance / 4) ** 0.5, generator=generator)
+        """Such that the rows' sum has the given variance where frames have four pitches."""
+        for pitches in (self.pitches, self.match_pitches):
+            pitches.normal_(0, (variance / 12) ** 0.5, generator=generator)
+        self.match_length.normal_(0, (variance / 3) ** 0.5, generator=generator)
 
 
 class PitchHead(nn.Module):
-    """A logit for each of the 88 pitches."""
+    """Logits of the 88 pitches; what it returns still lies apart, see `FrameModel`.
+
+    Weights [88 + 2 REACH + 1 + 2, H]: the pitches themselves; by how much a note of the frame before draws those so
+    many semitones away, which holds in every key; what a pitch gains by being in the frame that followed last time,
+    and by not being in it.
+    """
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(PITCHES, hidden_size))
-        self.bias = nn.Parameter(torch.empty(PITCHES))
+        self.weight = nn.Parameter(torch.empty(PITCHES + 2 * REACH + 3, hidden_size))
+        self.bias = nn.Parameter(torch.empty(len(self.weight)))
         self.projection = None
 
     @torch.no_grad()
@@ -174,10 +208,11 @@ class PitchHead(nn.Module):
         """As `melodia.model.model.Head`, but that most pitches are silent."""
         bound = scale * self.weight.shape[1] ** -0.5
         self.weight.uniform_(-bound, bound, generator=generator)
-        self.bias.fill_(-3.0)
+        self.bias.zero_()
+        self.bias[:PITCHES] = -3.0
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        """Logits: x [..., H] -> [..., 88]."""
+        """Logits that still lie apart: x [..., H] -> [..., 88 + 2 REACH + 3]."""
         return F.linear(x, self.weight, self.bias)
 
 
@@ -185,11 +220,25 @@ class FrameModel(Model):
     """A melodia model whose tokens are frames: another input and another head, the same stack."""
 
     def __init__(self, config: ModelConfig, rolls: Tensor, random_seed: int) -> None:
-        super().__init__(config, random_seed=None)
+        count = len(rolls)
+        specs = (NoteInput("match", count), NoteInput("match_length", len(MATCH_LENGTHS) + 1))
+        super().__init__(replace(config, vocab_size=count, side_inputs=specs), random_seed=None)
         self.input = FrameInput(rolls, config.embedding_size)
         self.head = PitchHead(config.hidden_size)  # type: ignore[assignment]
         if not rolls.is_meta:
             self.initialise(random_seed)
+
+    def forward(self, tokens: Tensor, side: Tensor | None = None, *rest: Any, **more: Any) -> Any:
+        """As `Model.forward`: logits [B, T, 88] and the state."""
+        assert side is not None
+        assert isinstance(self.input, FrameInput)
+        apart, state = super().forward(tokens, side, *rest, **more)
+        pitches, draw, match = apart.split([PITCHES, 2 * REACH + 1, 2], dim=-1)
+        before, after = (self.input.rolls[ids][..., :PITCHES] for ids in (tokens, side[..., 0]))
+        near = F.pad(before, (REACH, REACH)).unfold(-1, 2 * REACH + 1, 1)  # [B, T, 88, 2 REACH + 1]
+        drawn = (near @ draw.unsqueeze(-1)).squeeze(-1)
+        again = after * match[..., :1] + (1.0 - after) * match[..., 1:]
+        return pitches + drawn + again * (side[..., :1] > 0), state
 
 
 class RelativeHead(nn.Module):
@@ -242,13 +291,6 @@ class NoteModel(Model):
         return logits, state
 
 
-class NoteInput(SideInputSpec):
-    """A side input that the grammar of melodia's tokens does not know."""
-
-    def __post_init__(self) -> None:
-        """Any name will do."""
-
-
 class Notes:
     """A frame note by note: token 0 ends a frame, token p is the pitch LOWEST + p - 1.
 
@@ -288,7 +330,7 @@ class Notes:
                 back = [1 + old[place] if place < len(old) else 0 for old in before]
                 going = place < len(again) and again[:place] == said[:place]
                 follows = 1 + again[place] if going else 0
-                length = int(np.searchsorted(MATCH_LENGTHS, match.length, "right")) if going and match else 0
+                length = match_bucket(match.length) if going and match else 0
                 side.append((place, back[0], back[1], moved, follows, length))
                 targets.append(token)
                 frames.append(number)
@@ -350,6 +392,11 @@ def matches(sequence: list[Frame]) -> list[Match | None]:
         best = int(lengths.max()) if lengths.size else 0
         found.append(Match(int(np.flatnonzero(lengths == best)[-1]) + 1, best) if best else None)
     return found
+
+
+def match_bucket(length: int) -> int:
+    """How long a run is, coarsely: 1 to 10."""
+    return int(np.searchsorted(MATCH_LENGTHS, length, "right"))
 
 
 HEADS = {"bernoulli": Bernoulli, "notes": Notes}

@@ -107,6 +107,9 @@ def test_frames_by_hand() -> None:
     assert head.rolls[2].nonzero().flatten().tolist() == [60 - LOWEST, 64 - LOWEST, 67 - LOWEST]
     targets = torch.tensor([[2, 3, IGNORED]])
     nats = head.nll(torch.zeros(1, 3, 88), targets, targets)
+    assert example.passage.side.tolist() == [[0, 0]] * 4, "nothing came back yet"
+    again = head.example([*SEQUENCE, *SEQUENCE[:2]])
+    assert again.passage.side[-1].tolist() == [3, 1], "behind the first frame came the second"
     assert nats.tolist() == [[pytest.approx(88 * math.log(2)), pytest.approx(88 * math.log(2)), 0.0]]
 
 
