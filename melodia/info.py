@@ -129,7 +129,7 @@ _FEATURES = (
     "avx512f",
     "avx512_vnni",
     "avx512_bf16",
-    "amx_int8",
+    "amx_bf16",
     "asimd",
 )
 

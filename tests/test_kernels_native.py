@@ -228,3 +228,24 @@ def test_second_derivative_says_what_to_do() -> None:
 def test_wrong_arguments(change: Callable[[list[Tensor]], list[Tensor]], message: str) -> None:
     with pytest.raises(RuntimeError, match=message):
         native_function("lstm_scan")(*change(arguments("lstm_scan", 2, 3, 5)))
+
+
+def test_sigmoid_and_tanh(instruction_set: str) -> None:
+    """Gates against float64. Near 1 a sigmoid may be off by little more than its rounding, 3e-8, and not to one side: a
+    state that forgets little adds that up."""
+    x = torch.cat([torch.linspace(-30, 30, 200_001), torch.tensor([-1e30, -200.0, 0.0, 200.0, 1e30])])
+    H = x.numel()
+    gates = (
+        torch.ops.melodia.lstm_gates(x.repeat(4)[None, None], torch.zeros(4 * H))[0, 0].view(4, H).double()
+    )
+    want = torch.sigmoid(x.double())
+    off = gates[0] - want
+    assert (gates[0] == gates[1]).all()
+    assert (gates[0] == gates[3]).all()
+    assert off.abs().max() < 1e-7
+    assert (off.abs() / want)[x > -80].max() < 2e-7
+    near_one = (x > 4) & (x < 14)
+    assert off[near_one].mean().abs() < 3e-9
+    assert (gates[2] - torch.tanh(x.double())).abs().max() < 4e-7
+    nan = torch.full((1, 1, 4 * 3), torch.nan)
+    assert torch.ops.melodia.lstm_gates(nan, torch.zeros(12)).isnan().all()
