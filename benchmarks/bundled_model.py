@@ -39,6 +39,7 @@ from melodia.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoin
 from melodia.model.sizes import match_parameters, parameter_count
 from melodia.sampler.sampler import bundled_folder
 from melodia.training import TrainingConfig, join, train
+from melodia.training.memory import keep_freed_memory
 from melodia.workflows.originality import index_corpus
 from melodia.workflows.train import model_settings, open_corpus
 
@@ -157,6 +158,7 @@ def main() -> int:
 
 def run_training(arguments: argparse.Namespace) -> None:
     """Train from scratch, or go on from a checkpoint."""
+    keep_freed_memory()
     config = TrainingConfig(minutes=arguments.minutes, threads=arguments.threads, **TRAINING)
     with join("cpu") as world:
         corpus = open_corpus(arguments.corpora, cache=arguments.cache, world=world)

@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import json
 import math
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -468,3 +469,23 @@ def test_training_imports_no_midi_library(tmp_path: Path) -> None:
     )
     assert run.returncode == 0, run.stderr
     assert run.stdout.strip() == "[]"
+
+
+def test_freed_memory_is_used_again() -> None:
+    """Touching what was just freed clears no pages anew."""
+    code = """
+import resource
+import torch
+from melodia.training.memory import keep_freed_memory
+assert keep_freed_memory()
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(1 << 24)  # 64 MiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+first, second = faults(), faults()
+assert first > 10 * second, (first, second)
+"""
+    if not sys.platform.startswith("linux") or platform.libc_ver()[0] != "glibc":
+        pytest.skip("needs glibc")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT)
+    assert done.returncode == 0, done.stderr

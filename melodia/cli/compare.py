@@ -37,8 +37,10 @@ def compare(
         raise typer.BadParameter("give --minutes or --epochs, not both")
 
     from melodia.cli.progress import ConsoleProgress
+    from melodia.training.memory import keep_freed_memory
     from melodia.workflows.compare import compare_kinds
 
+    keep_freed_memory()
     with ConsoleProgress() as progress:
         table = compare_kinds(
             corpus,

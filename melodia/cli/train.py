@@ -62,7 +62,10 @@ def train(
         raise typer.BadParameter("give --resume or --init, not both")
 
     from melodia.cli.progress import ConsoleProgress
+    from melodia.training.memory import keep_freed_memory
     from melodia.workflows.train import train_folder
+
+    keep_freed_memory()
 
     optional = {
         "batch_size": batch_size,
