@@ -7,7 +7,7 @@
 
 FOLDER holds `jsb_chorales.json.gz` and so on: {"train": [sequence], "valid": [sequence]}, a sequence a list of frames,
 a frame the ascending MIDI pitches in it (the splits of Boulanger-Lewandowski et al. 2012); a test file has the same
-form and a part named "test". The heads are described in `benchmarks/frames.py`.
+form and a part named "test". The heads are described in `benchmarks/frame_heads.py`.
 
 Figures are nats a frame. Papers average in two ways, over all frames or over sequences first, and count the first frame
 of a sequence or not; all four stand in the table. Hyper-parameters were chosen on the validation parts alone.
@@ -34,7 +34,8 @@ from safetensors.torch import load_file, save_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script, Python looks only beside it
 
-from benchmarks.frames import HEADS, VOCABULARY, Example, Head, Pieces, build, hidden_for, load, transposed
+from benchmarks.frame_heads import HEADS, VOCABULARY, Example, Head, Pieces, build, hidden_for
+from benchmarks.frames import load, transposed
 from melodia.model import KINDS, Model
 from melodia.model import state as states
 from melodia.training import TrainingConfig

@@ -14,19 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks import polyphony
-from benchmarks.frames import (
-    IGNORED,
-    LOWEST,
-    MOTION,
-    Bernoulli,
-    Match,
-    Notes,
-    build,
-    hidden_for,
-    load,
-    matches,
-    transposed,
-)
+from benchmarks.frame_heads import IGNORED, MOTION, Bernoulli, Notes, build, hidden_for
+from benchmarks.frames import LOWEST, Match, load, matches, transposed
 from melodia.model import KINDS
 
 SEQUENCE = [(60, 64, 67), (), (60, 65), (59, 65, 67)]
