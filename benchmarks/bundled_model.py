@@ -324,12 +324,13 @@ def model_card(checkpoint: Checkpoint, scores: dict[str, Any], corpus: Corpus) -
         version=melodia.__version__,
         date=scores["date"],
         table="\n".join(lines),
-        contest=_contest_table(scores["contest"]),
+        contest=contest_table(scores["contest"]),
         credits="\n".join(credits),
     )
 
 
-def _contest_table(rows: list[dict[str, Any]]) -> str:
+def contest_table(rows: list[dict[str, Any]]) -> str:
+    """The rows as Markdown."""
     lines = [
         "| trained from nothing | parameters | minutes | passes | nats/token | nats/note |",
         "|---|---|---|---|---|---|",

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
+from training_helpers import CONFIG, small_corpus
 
+from benchmarks.bundled_model import contest, contest_table
+from melodia.errors import CorpusError
 from melodia.evaluation.collapse import collapse_report
 from melodia.evaluation.statistics import estimate_key, longest_repeated_run, pitch_in_scale
+from melodia.model import ModelConfig
 from melodia.sampler import Continuation, Sampler
 from melodia.sampler.loop import Loop
 from melodia.sampler.sampler import bundled_folder
+from melodia.training import train
 
 SAMPLES = sorted((Path(__file__).parent.parent / "midi_samples").glob("*.mid"))
 LIMIT = 16 << 20  # bytes of the weights
@@ -87,3 +94,37 @@ def test_drums_do_not_drown_the_tune(sampler: Sampler, name: str, monkeypatch: p
         for start, end in pairwise(lines[:9])
     ]
     assert not any(not first and not second for first, second in pairwise(heard))
+
+
+def test_the_contest_of_the_card(tmp_path: Path) -> None:
+    """Networks and the transformer in one table, the best first, all on the same pieces."""
+    corpus = small_corpus(tmp_path / "corpus")
+    pieces = list(corpus.pieces("valid"))
+    for kind in ("gru", "lstm"):
+        layers = {f"{kind}_layers": 1}
+        model = ModelConfig(kind, vocab_size=corpus.vocabulary.size, hidden_size=8, **layers)
+        config = dataclasses.replace(CONFIG, iterations=None, minutes=0.02)
+        train(corpus, model, config, tmp_path / "runs" / kind)
+    ratio = {"value": 9.0, "low": 8.0, "high": 9.5}
+    report = {
+        "parameters": 1000,
+        "minutes": 0.02,
+        "epochs": 0.1,
+        "pieces": len(pieces),
+        "layers": 2,
+        "width": 64,
+    }
+    report |= {"nats_per_token": ratio, "nats_per_note": ratio}
+    file = tmp_path / "runs" / "transformer.json"
+    file.write_text(json.dumps(report), encoding="utf-8")
+    rows = contest(tmp_path / "runs", pieces)
+    values = [row["nats_per_token"]["value"] for row in rows]
+    assert values == sorted(values)
+    assert rows[-1]["name"] == "transformer, 2 layers of 64"
+    assert {row["name"] for row in rows[:2]} == {"gru, 8 units", "lstm, 8 units"}
+    table = contest_table(rows).splitlines()
+    assert len(table) == 5
+    assert table[-1].endswith("| 9.000 [8.000, 9.500] | 9.00 |")
+    file.write_text(json.dumps(report | {"pieces": 1}), encoding="utf-8")
+    with pytest.raises(CorpusError, match="1 pieces"):
+        contest(tmp_path / "runs", pieces)
