@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import copy
+
 import torch
 from torch import Tensor, nn
 
@@ -13,6 +15,7 @@ from benchmarks.suite.peers import torch_layers
 from melodia.kernels import backend_report
 from melodia.model import KINDS, Model, ModelConfig
 from melodia.model.layers import PairLevel
+from melodia.training.memory import keep_freed_memory
 
 SHAPES = ((32, 128, 256), (32, 128, 512), (64, 256, 512))
 V = 512
@@ -31,7 +34,9 @@ class _NoHead(nn.Module):
 
 
 class Ours:
-    """A model of melodia without its head, forward and backward."""
+    """A model of melodia without its head, forward and backward; in bf16 with weights and states in float32."""
+
+    precision = torch.float32
 
     def __init__(self, config: ModelConfig, tokens: Tensor, gradient: Tensor) -> None:
         self.model = Model(config).train()
@@ -46,11 +51,15 @@ class Ours:
         """Forward and backward, so many times."""
         for _ in range(times):
             self.model.zero_grad()
-            self.forward().backward(self._gradient)
+            with torch.autocast("cpu", torch.bfloat16, enabled=self.precision != torch.float32):
+                out = self.forward()
+            out.backward(self._gradient.to(out.dtype))
 
 
 class Theirs:
     """The same computation from torch's own modules, with the weights of `ours`."""
+
+    precision = torch.float32
 
     def __init__(self, ours: Ours) -> None:
         model = ours.model
@@ -107,7 +116,9 @@ class Theirs:
         """Forward and backward, so many times."""
         for _ in range(times):
             self._parts.zero_grad()
-            self.forward().backward(self._gradient)
+            with torch.autocast("cpu", torch.bfloat16, enabled=self.precision != torch.float32):
+                out = self.forward()
+            out.backward(self._gradient.to(out.dtype))
 
 
 def contest(kind: str, B: int, T: int, H: int) -> tuple[Ours, Theirs]:
@@ -118,6 +129,13 @@ def contest(kind: str, B: int, T: int, H: int) -> tuple[Ours, Theirs]:
     tokens = torch.randint(0, V, (B, T), generator=generator)
     ours = Ours(config, tokens, torch.randn(B, T, H, generator=generator))
     return ours, Theirs(ours)
+
+
+def in_bf16(way: Ours | Theirs) -> Way:
+    """The same way under autocast."""
+    other = copy(way)
+    other.precision = torch.bfloat16
+    return Way(other)
 
 
 def products(config: ModelConfig, B: int, T: int) -> float:
@@ -153,17 +171,22 @@ def run(options: Options, section: Section) -> None:
     """Measure all kinds in all shapes."""
     threads = thread_counts()[-1]
     torch_threads(threads)
+    keep_freed_memory()
     report = backend_report()
     section.intro = (
         f"Forward and backward from token ids to the stack's output (no head, no optimiser), fp32, {threads} threads, "
         f"V = {V}; same weights on both sides. torch.nn: `nn.Embedding` and `nn.LSTM`/`nn.GRU`; for the bidirectional "
         f"kind one of them in each direction over blocks of {BLOCK} tokens, and one that decodes. *Of the square*: "
         f"operations of melodia's matrix products a second, over those of a product of {SQUARE} × {SQUARE} measured in "
-        f"the same turns. melodia runs {report.runs}: {report.why}."
+        f"the same turns. bf16: either side under autocast, as `melodia train --precision bf16` does it. Freed memory "
+        f"is kept for both (`melodia train` asks for that). melodia runs {report.runs}: {report.why}."
     )
     table = Table(
-        ["kind; B, T, H", "torch.nn ms", "melodia ms", "tokens/s", "× torch.nn", "of the square", "spread"]
-    )
+        [
+            "kind; B, T, H", "torch.nn ms", "melodia ms", "tokens/s", "× torch.nn", "of the square",
+            "torch.nn bf16 ms", "melodia bf16 ms", "tokens/s", "× torch.nn bf16", "spread",
+        ]
+    )  # fmt: skip
     section.tables.append(table)
     least: tuple[float, str] | None = None
     shares: list[float] = []
@@ -180,6 +203,7 @@ def run(options: Options, section: Section) -> None:
             options.say(f"training: {name}")
             ours, theirs = contest(kind, B, T, H)
             ways = {"theirs": Way(theirs), "ours": Way(ours), "square": Way(squared)}
+            ways |= {"theirs bf16": in_bf16(theirs), "ours bf16": in_bf16(ours)}
             found = interleave(ways, options.seconds(5, 0.2), turn=0.05)
             ratio = found["theirs"].median / found["ours"].median
             operations = products(ours.model.config, B, T)
@@ -209,4 +233,7 @@ def _median(values: list[float]) -> float:
 def _row(name: str, found: dict[str, Timing], tokens: int, ratio: float, share: float) -> list[str]:
     theirs, ours = found["theirs"], found["ours"]
     row = [name, figure(theirs.median * 1e3), figure(ours.median * 1e3), f"{tokens / ours.median:,.0f}"]
-    return [*row, figure(ratio), figure(share), f"±{max(theirs.spread, ours.spread):.0%}"]
+    theirs_bf16, ours_bf16 = found["theirs bf16"], found["ours bf16"]
+    row += [figure(ratio), figure(share), figure(theirs_bf16.median * 1e3), figure(ours_bf16.median * 1e3)]
+    row += [f"{tokens / ours_bf16.median:,.0f}", figure(theirs_bf16.median / ours_bf16.median)]
+    return [*row, f"±{max(theirs.spread, ours.spread):.0%}"]
