@@ -24,6 +24,7 @@ from benchmarks.suite.page import Page, Section
 TOPICS = {
     "generation": ("generation", "Generation"),
     "notochord": ("per_note", "A note, against notochord"),
+    "steps": ("steps", "One token by the operators"),
     "latency": ("latency", "Latency of a single event"),
     "busy": ("busy", "A busy machine"),
     "training": ("training", "Training"),
