@@ -36,7 +36,7 @@ from melodia.model.inputs import TokenInput
 from melodia.side_inputs import SideInputSpec
 from melodia.training.streams import IGNORED, Passage
 
-LOOKBACK1 = 1  # its place among the side inputs of `Notes`
+LOOKBACK1, LOOKBACK2, MATCH = 1, 2, 4  # their places among the side inputs of `Notes`
 INTERVALS = 2 * PITCHES  # 87 down to 87 up, and none
 MOTION = 12  # semitones told apart
 REACH = 12  # semitones within which a note of the next frame is drawn to one of this frame
@@ -206,14 +206,15 @@ class FrameModel(Model):
 class RelativeHead(nn.Module):
     """Logits of the next note by pitch and by interval; what it returns still lies apart, see `NoteModel`.
 
-    Weights [V + 2 I, H]: V tokens, and I intervals to each of two notes that are known: the one that stood at this
-    place of the frame before, and the one just said. Intervals let what is learned in one key hold in all.
+    Weights [V + 2 I + 2, H]: V tokens, and I intervals to each of two notes that are known: the one that stood at this
+    place of the frame before, and the one just said. Intervals let what is learned in one key hold in all. The last two
+    say what a token gains that stood here two frames before, and that followed last time.
     """
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(Notes.size + 2 * INTERVALS, hidden_size))
-        self.bias = nn.Parameter(torch.empty(Notes.size + 2 * INTERVALS))
+        self.weight = nn.Parameter(torch.empty(Notes.size + 2 * INTERVALS + 2, hidden_size))
+        self.bias = nn.Parameter(torch.empty(len(self.weight)))
         self.projection = None
 
     @torch.no_grad()
@@ -224,7 +225,7 @@ class RelativeHead(nn.Module):
         self.bias.zero_()
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        """Logits that still lie apart: x [..., H] -> [..., V + 2 I]."""
+        """Logits that still lie apart: x [..., H] -> [..., V + 2 I + 2]."""
         return F.linear(x, self.weight, self.bias)
 
 
@@ -250,6 +251,10 @@ class NoteModel(Model):
             column = torch.where(known, interval, INTERVALS - 1)
             start = Notes.size + part * INTERVALS
             logits = logits + apart[..., start : start + INTERVALS].gather(-1, column)
+        for gain, place in zip(apart[..., -2:].unbind(-1), (LOOKBACK2, MATCH), strict=True):
+            stood = side[..., place] - 1
+            given = (gain * (stood >= 0)).unsqueeze(-1)
+            logits = logits.scatter_add(-1, stood.clamp(min=0).long().unsqueeze(-1), given)
         return logits, state
 
 
