@@ -37,7 +37,7 @@ def assert_near(got: list[Tensor], want: list[Tensor], outputs: int, T: int = 1)
 
 @pytest.mark.parametrize("name", SCANS)
 @pytest.mark.parametrize(
-    ("T", "B", "H"), [(1, 1, 1), (2, 7, 3), (9, 2, 17), (2, 32, 64), (33, 3, 100), (129, 2, 65)]
+    ("T", "B", "H"), [(1, 1, 1), (2, 7, 3), (9, 2, 17), (2, 32, 64), (3, 80, 33), (33, 3, 100), (129, 2, 65)]
 )
 @pytest.mark.parametrize("states", [False, True])
 def test_parity_with_reference(name: str, T: int, B: int, H: int, states: bool, instruction_set: str) -> None:
