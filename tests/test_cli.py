@@ -10,9 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from melodia import engine
+from melodia import engine, kernels
 from melodia.cli import main
+from melodia.model.checkpoint import load_checkpoint
 
 
 def digest(path: Path) -> str:
@@ -61,6 +63,8 @@ def seed(samples_dir: Path) -> Path:
 def test_train_leaves_checkpoint_logs_and_three_samples(model: Path) -> None:
     out = model.parent
     assert {"model.safetensors", "config.json", "tokenizer.json"} <= {path.name for path in model.iterdir()}
+    settings = load_checkpoint(model).training["settings"]
+    assert settings["precision"] == kernels.fast_precision(torch.device("cpu"))
     assert (out / "training.csv").stat().st_size > 0
     assert len(list((out / "samples").glob("*.mid"))) == 3
     assert len(list((out / "samples").glob("*.png"))) == 3

@@ -248,3 +248,13 @@ def test_sigmoid_and_tanh(instruction_set: str) -> None:
     assert (gates[2] - torch.tanh(x.double())).abs().max() < 4e-7
     nan = torch.full((1, 1, 4 * 3), torch.nan)
     assert torch.ops.melodia.lstm_gates(nan, torch.zeros(12)).isnan().all()
+
+
+@pytest.mark.parametrize(("name", "precision"), [("amx", "bf16"), ("avx512bf16", "bf16"), ("avx2", "fp32")])
+def test_training_takes_the_faster_precision(
+    name: str, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native, "instruction_set", lambda: name)
+    assert kernels.fast_precision(torch.device("cpu")) == precision
+    with kernels.use_backend("reference"):
+        assert kernels.fast_precision(torch.device("cpu")) == "fp32"

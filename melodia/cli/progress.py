@@ -91,7 +91,7 @@ class ConsoleProgress(TrainingProgress):
         again = f", resumed at iteration {plan.resumed_at}" if plan.resumed_at else ""
         self.say(
             f"training {plan.parameters:,} parameters on {plan.train_tokens:,} tokens of {plan.train_pieces} pieces "
-            f"({plan.valid_pieces} held out), {budget}, {plan.device}"
+            f"({plan.valid_pieces} held out), {budget}, {plan.device}, {plan.precision}"
             + (f", {plan.processes} processes" if plan.processes > 1 else "")
             + again
         )

@@ -27,6 +27,7 @@ __all__ = [
     "BackendReport",
     "Recipe",
     "backend_report",
+    "fast_precision",
     "gru_scan",
     "gru_step",
     "hybrid_step",
@@ -47,7 +48,8 @@ class BackendReport:
         chosen: what was asked for: "auto", "reference" or "native".
         runs: what runs float32 calls on the CPU: "reference" or "native".
         why: a sentence.
-        instruction_set: of the native backend: "avx512", "avx2", "portable", or None where it is missing.
+        instruction_set: of the native backend: "amx", "avx512bf16", "avx512", "avx2" or "portable"; None where it is
+            missing.
     """
 
     chosen: str
@@ -101,6 +103,15 @@ def backend_report() -> BackendReport:
             why = f"the native backend was asked for and is loaded ({isa})"
         return BackendReport(chosen, "native", why, isa)
     return BackendReport(chosen, "reference", reason, isa)
+
+
+def fast_precision(device: torch.device) -> str:
+    """The precision in which training is known to take less time there: "bf16" or "fp32".
+
+    bf16 on a processor whose native operators have AMX or AVX512-BF16; fp32 on GPUs, where it was not measured.
+    """
+    native_runs = device.type == "cpu" and backend_report().runs == "native"
+    return "bf16" if native_runs and native.instruction_set() in ("amx", "avx512bf16") else "fp32"
 
 
 def _require_native() -> None:

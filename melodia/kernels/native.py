@@ -59,7 +59,7 @@ def reason() -> str | None:
 
 
 def instruction_set() -> str | None:
-    """The instruction set that runs on this processor: "avx512", "avx2" or "portable"; None without the library."""
+    """The instruction set that runs on this processor: as `BackendReport` has it; None without the library."""
     library = _load()[0]
     return library.melodia_cpu_name().decode() if library is not None else None
 

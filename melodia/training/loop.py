@@ -417,6 +417,7 @@ class _Run:
                 steps_per_epoch=self.learner.stream.steps_per_epoch,
                 resumed_at=self.resumed_at,
                 device=str(self.world.device),
+                precision=self.config.precision,
                 processes=self.world.size,
             )
         )

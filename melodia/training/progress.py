@@ -21,6 +21,7 @@ class Plan:
         steps_per_epoch: tokens to predict in one pass over the training pieces.
         resumed_at: the iteration a resumed run goes on from, else 0.
         device: where it runs.
+        precision: "fp32" or "bf16".
         processes: how many take part.
     """
 
@@ -34,6 +35,7 @@ class Plan:
     steps_per_epoch: int
     resumed_at: int
     device: str
+    precision: str
     processes: int
 
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -199,7 +199,8 @@ def train_folder(
         out: the folder to write: the checkpoint in `best`, logs, the state to resume from, samples.
         kind, size, combine, encoder, side_inputs: of the model; ignored with `init`, which brings its own.
         scheme, bpe: of the tokenizer.
-        training: fields of `TrainingConfig`; 20 minutes if no budget is among them.
+        training: fields of `TrainingConfig`; 20 minutes if no budget is among them. The precision may also be "auto":
+            bf16 where that is faster (`kernels.fast_precision`).
         backend: of the kernels, "auto", "reference" or "native".
         resume: go on where an interrupted call with the same arguments stopped.
         init: a checkpoint to fine-tune.
@@ -218,9 +219,12 @@ def train_folder(
     settings = dict(training or {})
     if not {"minutes", "epochs", "iterations"} & set(settings):
         settings["minutes"] = 20.0
-    config = TrainingConfig(**settings)
+    automatic = settings.get("precision") == "auto"
+    config = TrainingConfig(**{**settings, "precision": "fp32"} if automatic else settings)
     transpositions = range(config.transpose_down, config.transpose_up + 1) if bpe else ()
     with kernels.use_backend(backend), join(config.device) as world:
+        if automatic:
+            config = replace(config, precision=kernels.fast_precision(world.device))
         corpus = open_corpus(
             Path(folder),
             scheme=scheme,
