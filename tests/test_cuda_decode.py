@@ -27,7 +27,7 @@ from cuda_decode_emulation import (
     same,
     steps_of,
 )
-from model_zoo import make, music
+from model_zoo import BAR, make, music
 from sampler_helpers import make_seed, scale, tiny_sampler
 
 from melodia import engine
@@ -253,6 +253,26 @@ def test_blocks_that_wait_in_vain(library: ctypes.CDLL, encoder: str | None) -> 
     assert isinstance(packed, cuda.CudaEngine)
     assert packed.facts()["stalls"] == 1
     assert packed.fallback().startswith("the device holds 2 blocks at once of ")
+
+
+@pytest.mark.parametrize("counted", [0, 1])
+def test_time_that_runs_out_while_a_block_is_read(library: ctypes.CDLL, counted: int) -> None:
+    """Samplers give up on a reading of 64 tokens, the others with them; stage by stage it is the same."""
+    ints, floats, _ = emulation.described("bigru-lstm-deep", "fp32")
+    tokens = np.random.default_rng(2).integers(0, BAR, (70, 2))
+    found = []
+    for schedule in range(1, 6):
+        configure(library, schedule=schedule)
+        options = emulation.options(limit_us=1, counted=counted)
+        packed = cuda.CudaEngine(ints, floats, library=library, options=options)
+        lanes = engine.Lanes(packed, 2)
+        found.append(lanes.advance(tokens))
+        assert packed.facts()["stalls"] == 1
+        assert packed.fallback() == "a block gave up waiting for the others"
+    on_cpu = engine.Lanes(engine.Engine(ints, floats, threads=1), 2)
+    emulation.close(found[0], on_cpu.advance(tokens), 2e-5)
+    for other in found[1:]:
+        assert np.array_equal(found[0], other)
 
 
 def test_a_device_that_fails_changes_nothing(library: ctypes.CDLL) -> None:

@@ -7,8 +7,8 @@
 // level after level, both directions side by side, and in each of its steps every block posts the numbers of
 // its own units and takes in everybody's. All of a reading stays in words of its own, from which the next
 // level takes its input. They have no second buffer: the next reading of a session comes after the logits of
-// this token, to which every block must have added. Sessions of a group read together; one that is shorter
-// ends earlier, one that reads nothing stands by.
+// this token, and those need the units that every block makes behind this reading. Sessions of a group read
+// together; one that is shorter ends earlier, one that reads nothing stands by.
 #pragma once
 
 #include "cuda/decode_block.h"
