@@ -69,8 +69,7 @@ class Decoder {
     const engine::Plan plan;
     Options options;
     Device device{};
-    Network
-        net{};  // but for its stages and the encoder's levels, which depend on how many sessions there are
+    Network net{};  // but for stages and the encoder's levels, which depend on how many sessions there are
     std::vector<Stage> stages;         // resident: -1
     std::vector<ReaderLevel> readers;  // likewise
     const float* edges = nullptr;

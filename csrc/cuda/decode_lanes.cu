@@ -33,9 +33,9 @@ Lanes::Lanes(Decoder& decoder, int64_t count)
     if (reader.levels > 0) {
         args_.net.reader.level =
             device_readers_.upload(readers_.data(), static_cast<int64_t>(readers_.size()));
-        const int64_t S1 = 1 + net.S, wide = 2 * reader.E;
+        const int64_t each = 1 + net.S, wide = 2 * reader.E;
         args_.reader_words = reader_words_.of<uint64_t>(B_ * reader.levels * reader.block_max * wide);
-        args_.waiting = waiting_.of<uint32_t>(net.blocks * B_ * reader.block_max * S1);
+        args_.waiting = waiting_.of<uint32_t>(net.blocks * B_ * reader.block_max * each);
         args_.summaries = summaries_.of<float>(B_ * wide);
         args_.lengths = lengths_.of<int32_t>(B_);
     }

@@ -104,7 +104,7 @@ struct Layout {
     int32_t sampler_bytes;       // of a sampler block
     int32_t sampler_in_shared;   // candidates and masses stand there, too
     int32_t padded_h;            // H rounded up to 32: where the second of two vectors begins
-    int32_t padded_e, padded_x;  // E and 2E rounded up to 32: likewise in the encoder
+    int32_t padded_e, padded_x;  // E, and the greater of 2E and D: likewise in the encoder
 };
 
 // Numbers of 4 bytes that a block keeps: for each cell h [B][U], c [B][U], the recurrent sums [B][U][4]; then
