@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from model_zoo import ZOO, H, V
+from model_zoo import BAR, ZOO, V, make
 from sampler_helpers import make_seed, scale, tiny_sampler
 
 from melodia import engine
@@ -33,7 +33,6 @@ from melodia.engine.loop import Start, Stopped, Terms, TokenLoop
 from melodia.engine.rules import pack, rules_of
 from melodia.grammar import Grammar
 from melodia.grammar.state import REGISTERS
-from melodia.model import Model, ModelConfig
 
 CSRC = Path(__file__).resolve().parent.parent / "csrc"
 COMPILER = shutil.which("g++") or shutil.which("c++")
@@ -50,7 +49,8 @@ SOURCES = (
     "engine/rules.cpp",
     "engine/voices.cpp",
 )
-KINDS = [name for name, options in ZOO.items() if options["kind"] != "bidirectional"]
+KINDS = list(ZOO)
+BLOCKS = [name for name in KINDS if ZOO[name]["kind"] == "bidirectional"]
 NAMES = re.compile(r'MELODIA_(?:SYNC|ORDER|EPOCH)\(\s*"([^"]+)"')
 TOLERANCE = {"fp32": 2e-5, "bf16": 2e-2, "int8": 2e-2}
 """Sums in another order; a number that is rounded the other way moves a logit by 1 / 256 of a weight at most."""
@@ -144,17 +144,22 @@ def options(**changed: int) -> cuda.Options:
 @lru_cache(maxsize=64)
 def described(name: str, weights: str, vocabulary: int = V) -> tuple[Any, Any, tuple[int, ...]]:
     """A model of the zoo as the engine reads it, and the sizes of its side inputs."""
-    torch.manual_seed(0)
-    settings = {"vocab_size": vocabulary, "hidden_size": H} | ZOO[name]
-    model = Model(ModelConfig(**settings)).eval()
+    model = make(name, dtype=torch.float32, vocab_size=vocabulary)
     return *describe(model, weights), tuple(spec.size for spec in model.config.side_inputs)
 
 
+def steps_of(name: str) -> int:
+    """Enough for what a kind does: an encoder is to read several blocks of music."""
+    return 26 if name in BLOCKS else 4
+
+
 def random_input(sizes: tuple[int, ...], T: int, B: int, vocabulary: int = V) -> tuple[Any, Any]:
-    """Tokens [T, B] and side inputs [T, B, S] or None."""
+    """Tokens [T, B], with bars of other lengths in every lane, and side inputs [T, B, S] or None."""
     numbers = np.random.default_rng(T * 100 + B)
     sides = [numbers.integers(0, size, (T, B)) for size in sizes]
-    return numbers.integers(0, vocabulary, (T, B)), np.stack(sides, -1) if sides else None
+    tokens = numbers.integers(0, vocabulary, (T, B))
+    bars = numbers.random((T, B)) < np.linspace(0.2, 0.5, B)
+    return np.where(bars & (vocabulary > BAR), BAR, tokens), np.stack(sides, -1) if sides else None
 
 
 def check_lanes(
@@ -162,9 +167,16 @@ def check_lanes(
 ) -> None:
     """Given tokens: every logit and the states of two calls, and no launch that fell back."""
     ints, floats, sizes = described(name, weights, vocabulary)
+    compare_lanes(library, ints, floats, *random_input(sizes, T, B, vocabulary), weights, **changed)
+
+
+def compare_lanes(
+    library: ctypes.CDLL, ints: Any, floats: Any, tokens: Any, sides: Any, weights: str, **changed: int
+) -> None:
+    """As `check_lanes`, of any network and tokens [T, B]."""
+    T, B = tokens.shape
     packed = cuda.CudaEngine(ints, floats, library=library, options=options(**changed))
     mine, other = engine.Lanes(packed, B), engine.Lanes(engine.Engine(ints, floats, threads=1), B)
-    tokens, sides = random_input(sizes, T, B, vocabulary)
     for part in (slice(0, T // 2), slice(T // 2, T)):
         rows = None if sides is None else sides[part]
         close(mine.advance(tokens[part], rows), other.advance(tokens[part], rows), TOLERANCE[weights])
@@ -178,10 +190,15 @@ def close(one: Any, other: Any, tolerance: float) -> None:
     assert np.abs(one - other).max() <= tolerance, f"{np.abs(one - other).max()} apart"
 
 
+def block_sampler(encoder: str, scheme: str = "REMI") -> Any:
+    """A small bidirectional sampler, whose blocks are bars or at most nine tokens."""
+    return tiny_sampler(scheme, "bidirectional", encoder=encoder, encoder_layers=2, block_max=9)
+
+
 @lru_cache(maxsize=8)
-def primed(scheme: str = "REMI") -> Any:
+def primed(scheme: str = "REMI", encoder: str | None = None) -> Any:
     """A small sampler behind two bars of a scale; at the beginning where there is no MIDI library (gpu_check.py)."""
-    sampler = tiny_sampler(scheme)
+    sampler = tiny_sampler(scheme) if encoder is None else block_sampler(encoder, scheme)
     sampler.prime(make_seed(scale(2)) if importlib.util.find_spec("symusic") else None)
     return sampler
 
@@ -193,10 +210,11 @@ def loops(
     scheme: str = "REMI",
     first_session: int = 0,
     equal: bool = False,
+    encoder: str | None = None,
     **changed: int,
 ) -> tuple[TokenLoop, TokenLoop]:
     """The CPU's loop and the device's over the same lanes."""
-    sampler = primed(scheme)
+    sampler = primed(scheme, encoder)
     state = sampler.state
     ints, floats = describe(sampler.model, "fp32")
     rules = rules_of(Grammar.compile(sampler.vocabulary), state.side.specs)
@@ -289,6 +307,9 @@ def checks(library: ctypes.CDLL) -> Iterator[Any]:
         yield lambda: check_lanes(library, "parallel-gated", "int8", 4, 2)
         yield lambda: check_lanes(library, "lstm", "fp32", 2, 3, apart=1)
         yield lambda: check_lanes(library, "parallel-sum", "bf16", 4, 9, counted=1)
+        yield lambda: check_lanes(library, "bilstm-gru-deep", "int8", 20, 2)
+        yield lambda: check_lanes(library, "bigru-lstm", "fp32", 20, 3, counted=1)
+        yield lambda: check_lanes(library, "bigru-lstm-deep", "bf16", 20, 2, blocks=3)
     for schedule in range(8, 200):  # a buffer that is written too early shows in one of fifty
         configure(library, schedule=schedule)
         yield lambda: check_lanes(library, "lstm-tied", "fp32", 24, 1, 2, threads=32)

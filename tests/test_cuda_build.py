@@ -126,14 +126,14 @@ HOT = {
 @BUILT
 @pytest.mark.parametrize("name", HOT)
 def test_hot_kernels_keep_everything_in_registers(name: str) -> None:
-    """No spills on any architecture, and no stack but the decoder's arrays; the numbers are shown (pytest -rP)."""
+    """No spills on any architecture, no stack but the decoder's, which has functions; `pytest -rP` shows all."""
     rows = [row for row in cuda.build_facts()["kernels"] if row["kernel"] == name]
     wanted = set(itertools.product(cuda.build_facts()["architectures"], HOT[name]))
     assert {(row["architecture"], row["type"]) for row in rows} == wanted
     for row in rows:
         print(row)
         assert row["spills"] == 0, row
-        assert row["stack"] <= (160 if name == "decode" else 0), row
+        assert row["stack"] <= (256 if name == "decode" else 0), row
 
 
 @BUILT

@@ -12,7 +12,22 @@ from typing import Any
 import cuda_decode_emulation as emulation
 import numpy as np
 import pytest
-from cuda_decode_emulation import FILTERS, KINDS, bits, check_lanes, check_loop, configure, loops, same
+import torch
+from cuda_decode_emulation import (
+    BLOCKS,
+    FILTERS,
+    KINDS,
+    bits,
+    block_sampler,
+    check_lanes,
+    check_loop,
+    compare_lanes,
+    configure,
+    loops,
+    same,
+    steps_of,
+)
+from model_zoo import BAR, make, music
 from sampler_helpers import make_seed, scale, tiny_sampler
 
 from melodia import engine
@@ -38,7 +53,7 @@ def library() -> ctypes.CDLL:
 @pytest.mark.parametrize("name", KINDS)
 def test_logits_and_states_of_every_kind(library: ctypes.CDLL, name: str, weights: str) -> None:
     configure(library, schedule=len(name))
-    check_lanes(library, name, weights, 4, 3)
+    check_lanes(library, name, weights, steps_of(name), 3)
 
 
 @pytest.mark.parametrize(
@@ -57,6 +72,8 @@ def test_every_way_through_the_kernel(library: ctypes.CDLL, changed: dict[str, i
     configure(library, schedule=5)
     check_lanes(library, "parallel", "fp32", 4, 10, **changed)
     check_lanes(library, "gru-deep", "bf16", 3, 1, **changed)
+    check_lanes(library, "bilstm-gru-deep", "fp32", 26, 10, **changed)
+    check_lanes(library, "bigru-lstm", "bf16", 26, 2, **changed)
 
 
 def test_embeddings_that_are_not_folded(library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,22 +83,80 @@ def test_embeddings_that_are_not_folded(library: ctypes.CDLL, monkeypatch: pytes
     try:
         check_lanes(library, "sequential-deep", "fp32", 4, 3)
         check_lanes(library, "reversed", "int8", 4, 2)
+        check_lanes(library, "bilstm-gru-deep", "fp32", 26, 3)
+        check_lanes(library, "bigru-lstm", "int8", 26, 2)
     finally:
         emulation.described.cache_clear()
 
 
-def test_a_session_does_not_depend_on_the_others(library: ctypes.CDLL) -> None:
+@pytest.mark.parametrize("name", ["sequential-deep", "bilstm-gru-deep"])
+def test_a_session_does_not_depend_on_the_others(library: ctypes.CDLL, name: str) -> None:
     """Alone or among nine, in one call or in three: the same bits."""
     configure(library, schedule=2)
-    ints, floats, sizes = emulation.described("sequential-deep", "fp32")
+    ints, floats, sizes = emulation.described(name, "fp32")
     packed = cuda.CudaEngine(ints, floats, library=library, options=emulation.options())
-    tokens, sides = emulation.random_input(sizes, 6, 9)
+    T = steps_of(name) + 2
+    tokens, sides = emulation.random_input(sizes, T, 9)
     together, alone = engine.Lanes(packed, 9), engine.Lanes(packed, 1)
     all_logits = together.advance(tokens, sides)
-    for part in (slice(0, 1), slice(1, 4), slice(4, 6)):
+    for part in (slice(0, 1), slice(1, T - 2), slice(T - 2, T)):
         logits = alone.advance(tokens[part, 8:], sides[part, 8:])
         assert np.array_equal(logits, all_logits[part, 8:])
     assert np.array_equal(alone.read(0), together.read(8))
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 40])
+@pytest.mark.parametrize("name", ["bilstm-gru", "bigru-lstm"])
+def test_blocks_of_music_of_every_length(library: ctypes.CDLL, name: str, limit: int) -> None:
+    """Four sessions, whose blocks end at other tokens."""
+    configure(library, schedule=limit)
+    lengths = {"block_max": limit} if name == "bilstm-gru" else {"block_length": limit}
+    model = make(name, dtype=torch.float32, **lengths)
+    tokens, sides = music(model, 4, 90)
+    heard, beside = tokens.T.numpy(), None if sides is None else sides.transpose(0, 1).numpy()
+    for options in ({}, {"launch_steps": 7}):
+        compare_lanes(library, *describe(model), heard, beside, "fp32", **options)
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_states_of_blocks_move_between_engines(library: ctypes.CDLL, name: str) -> None:
+    """Saved in the middle of a block by either engine, forked, gone on with by the other."""
+    configure(library, schedule=7)
+    ints, floats, sizes = emulation.described(name, "fp32")
+    on_gpu = cuda.CudaEngine(ints, floats, library=library, options=emulation.options())
+    on_cpu = engine.Engine(ints, floats, threads=1)
+    tokens, sides = emulation.random_input(sizes, 60, 3)
+    first, then = slice(0, 33), slice(33, 60)
+    for one, other in ((on_gpu, on_cpu), (on_cpu, on_gpu)):
+        before = engine.Lanes(one, 3)
+        before.advance(tokens[first], None if sides is None else sides[first])
+        places = (2, 0, 1, 2, 2)  # the third is forked
+        rows = None if sides is None else sides[then][:, places]
+        found = []
+        for packed in (one, other):
+            after = engine.Lanes(packed, 5)
+            for lane, place in enumerate(places):
+                after.write(lane, before.read(place))
+                assert np.array_equal(after.read(lane), before.read(place))
+            found.append(after.advance(tokens[then][:, places], rows))
+            assert np.array_equal(found[-1][:, 0], found[-1][:, 4])
+        emulation.close(*found, 2e-5)
+
+
+@pytest.mark.parametrize("changed", [{}, {"counted": 1}, {"apart": 1}, {"launch_steps": 3}], ids=str)
+@pytest.mark.parametrize("encoder", ["lstm", "gru"])
+def test_tokens_behind_an_encoder(library: ctypes.CDLL, encoder: str, changed: dict[str, int]) -> None:
+    """Blocks end where the sessions choose to end them; launches end anywhere."""
+    configure(library, schedule=9)
+    for B in (1, 3):
+        check_loop(library, B, 24, FILTERS, encoder=encoder, **changed)
+    loop = loops(library, 2, encoder=encoder, **changed)[1]
+    number_of_blocks = -2 - 9 * (1 + loop.lanes.engine.facts()["S"])
+    before = [loop.lanes.read(lane)[number_of_blocks] for lane in range(2)]
+    for lane in range(2):
+        loop.set_terms(lane, Terms(1000))
+    loop.run(steps=24)
+    assert all(loop.lanes.read(lane)[number_of_blocks] >= before[lane] + 2 for lane in range(2))
 
 
 @pytest.mark.parametrize(
@@ -164,18 +239,40 @@ def test_lanes_that_are_kept_go_on(library: ctypes.CDLL) -> None:
     assert [same(*pair, lane) for lane in range(2)] == [7, 7]
 
 
-def test_blocks_that_wait_in_vain(library: ctypes.CDLL) -> None:
-    """Too few blocks at once, or time that runs out: the same tokens stage by stage, and the engine says so."""
-    one = loops(library, 1)
+@pytest.mark.parametrize("encoder", [None, "gru"])
+def test_blocks_that_wait_in_vain(library: ctypes.CDLL, encoder: str | None) -> None:
+    """Too few blocks at once: the same tokens stage by stage, and the engine says so."""
+    configure(library, schedule=1)
+    one = loops(library, 1, encoder=encoder)
     for loop in one:
         loop.set_terms(0, Terms(1000))
     configure(library, schedule=1, blocks=2)
-    assert one[0].run(steps=4) == one[1].run(steps=4) == Stopped.STEPS
-    assert same(*one, 0) == 4
+    assert one[0].run(steps=12) == one[1].run(steps=12) == Stopped.STEPS
+    assert same(*one, 0) == 12
     packed = one[1].lanes.engine
     assert isinstance(packed, cuda.CudaEngine)
     assert packed.facts()["stalls"] == 1
     assert packed.fallback().startswith("the device holds 2 blocks at once of ")
+
+
+@pytest.mark.parametrize("counted", [0, 1])
+def test_time_that_runs_out_while_a_block_is_read(library: ctypes.CDLL, counted: int) -> None:
+    """Samplers give up on a reading of 64 tokens, the others with them; stage by stage it is the same."""
+    ints, floats, _ = emulation.described("bigru-lstm-deep", "fp32")
+    tokens = np.random.default_rng(2).integers(0, BAR, (70, 2))
+    found = []
+    for schedule in range(1, 6):
+        configure(library, schedule=schedule)
+        options = emulation.options(limit_us=1, counted=counted)
+        packed = cuda.CudaEngine(ints, floats, library=library, options=options)
+        lanes = engine.Lanes(packed, 2)
+        found.append(lanes.advance(tokens))
+        assert packed.facts()["stalls"] == 1
+        assert packed.fallback() == "a block gave up waiting for the others"
+    on_cpu = engine.Lanes(engine.Engine(ints, floats, threads=1), 2)
+    emulation.close(found[0], on_cpu.advance(tokens), 2e-5)
+    for other in found[1:]:
+        assert np.array_equal(found[0], other)
 
 
 def test_a_device_that_fails_changes_nothing(library: ctypes.CDLL) -> None:
@@ -198,13 +295,14 @@ def test_a_device_that_fails_changes_nothing(library: ctypes.CDLL) -> None:
     assert same(*pair, 0) == 6
 
 
+@pytest.mark.parametrize("encoder", [None, "lstm", "gru"])
 @pytest.mark.parametrize("wish", [{"bars": 1, "top_p": 0.9}, {"tokens": 12, "silent_bars": True}], ids=str)
 def test_the_sampler_generates_with_it(
-    library: ctypes.CDLL, wish: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    library: ctypes.CDLL, wish: dict[str, Any], encoder: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Primed, two lanes, from plan to events: the same music as on the CPU."""
     configure(library, schedule=2)
-    sampler = tiny_sampler()
+    sampler = tiny_sampler() if encoder is None else block_sampler(encoder)
     sampler.prime(make_seed(scale(1)))
     made = [sampler.generate_many(2, random_seed=3, **wish)]
     packed = cuda.CudaEngine(
@@ -223,8 +321,11 @@ def test_the_sampler_generates_with_it(
 def test_what_cannot_run_says_why(library: ctypes.CDLL) -> None:
     configure(library)
     ints, floats, _ = emulation.described("bilstm-gru", "fp32")
-    with pytest.raises(ConfigError, match="does not run bidirectional models"):
-        cuda.CudaEngine(ints, floats, library=library)
+    lanes = engine.Lanes(cuda.CudaEngine(ints, floats, library=library), 1)
+    broken = lanes.read(0)
+    broken[-1] = 8  # blocks have 7 tokens at most
+    with pytest.raises(ValueError, match=r"number of waiting tokens must .* from 0 to 7 \(received 8"):
+        lanes.write(0, broken)
     if cuda.reason() is not None:
         with pytest.raises(BackendError, match="use device cpu"):
             cuda.CudaEngine(ints, floats)
@@ -240,12 +341,12 @@ def test_what_cannot_run_says_why(library: ctypes.CDLL) -> None:
 
 @pytest.mark.slow
 def test_many_schedules(library: ctypes.CDLL) -> None:
-    for schedule in range(40):
+    for schedule in range(56):
         configure(library, schedule=schedule)
-        check_lanes(
-            library, KINDS[schedule % len(KINDS)], "fp32", 4, 1 + schedule % 4, counted=schedule % 3 == 0
-        )
-        check_loop(library, 1 + schedule % 2, 5, FILTERS, counted=schedule % 3 == 1)
+        name, B, counted = KINDS[schedule % len(KINDS)], 1 + schedule % 4, schedule % 3
+        check_lanes(library, name, "fp32", steps_of(name), B, counted=counted == 0)
+        encoder = (None, "lstm", None, "gru")[schedule % 4]
+        check_loop(library, 1 + schedule % 2, 5, FILTERS, encoder=encoder, counted=counted == 1)
 
 
 @pytest.mark.slow

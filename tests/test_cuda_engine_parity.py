@@ -9,7 +9,7 @@ import ctypes
 
 import pytest
 import torch
-from cuda_decode_emulation import FILTERS, KINDS, check_lanes, check_loop
+from cuda_decode_emulation import FILTERS, KINDS, check_lanes, check_loop, steps_of
 from kernel_helpers import stack_arguments
 from test_hybrid_step import STACKS, assert_close, flat
 
@@ -40,7 +40,7 @@ def library() -> ctypes.CDLL:
 @pytest.mark.parametrize("name", KINDS)
 def test_logits_and_states(library: ctypes.CDLL, name: str, weights: str, changed: dict[str, int]) -> None:
     for B in (1, 9):
-        check_lanes(library, name, weights, 6, B, **changed)
+        check_lanes(library, name, weights, 2 + steps_of(name), B, **changed)
 
 
 @needs_engine
@@ -48,9 +48,12 @@ def test_logits_and_states(library: ctypes.CDLL, name: str, weights: str, change
 @pytest.mark.parametrize(
     "config", [None, FILTERS, SamplingConfig(greedy=True), SamplingConfig(top_p=0.5)], ids=str
 )
-def test_tokens(library: ctypes.CDLL, config: SamplingConfig | None, changed: dict[str, int]) -> None:
+@pytest.mark.parametrize("encoder", [None, "lstm", "gru"])
+def test_tokens(
+    library: ctypes.CDLL, encoder: str | None, config: SamplingConfig | None, changed: dict[str, int]
+) -> None:
     for B in (1, 3):
-        check_loop(library, B, 20, config, **changed)
+        check_loop(library, B, 20, config, encoder=encoder, **changed)
 
 
 @needs_kernels

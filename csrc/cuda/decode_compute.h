@@ -5,41 +5,31 @@
 // post, then the shadow). A session's numbers do not depend on which other sessions there are.
 #pragma once
 
-#include "cuda/cell.h"
-#include "cuda/decode_exchange.h"
-#include "cuda/decode_product.h"
+#include "cuda/decode_block.h"
+#include "cuda/decode_kernel.h"
+#include "cuda/decode_reader.h"
 
 namespace melodia::cuda::decode {
 
-MELODIA_DEVICE float square_root(float x) {
-#if defined(MELODIA_EMULATOR)
-    return std::sqrt(x);
-#else
-    return __fsqrt_rn(x);
-#endif
+// The encoder's part, apart: it is rare, and its registers would count for all.
+template <class W>
+MELODIA_APART void start_reader(const Args& a, unsigned char* shared) {
+    ReaderBlock<W>(a, shared).start();
 }
-MELODIA_DEVICE float exponential(float x) {
-#if defined(MELODIA_EMULATOR)
-    return std::exp(x);
-#else
-    return expf(x);
-#endif
+template <class W>
+MELODIA_APART bool read_blocks(const Args& a, unsigned char* shared, int step, int g) {
+    return ReaderBlock<W>(a, shared).run(step, g);
 }
-MELODIA_DEVICE float warp_max(float x) {
-    for (unsigned mask = 16; mask; mask >>= 1) {
-        const float other = shuffle_xor(x, mask);
-        x = other > x ? other : x;
-    }
-    return x;
+template <class W>
+MELODIA_APART void end_reader(const Args& a, unsigned char* shared) {
+    ReaderBlock<W>(a, shared).end();
 }
 
 template <class W>
-class ComputeBlock {
+class ComputeBlock : BlockParts<W> {
   public:
-    MELODIA_DEVICE ComputeBlock(const Args& args, unsigned char* shared) : a(args), base(shared) {
-        unit = static_cast<int>(block()) * a.net.units;
-        units = a.net.H - unit < a.net.units ? a.net.H - unit : a.net.units;
-    }
+    MELODIA_DEVICE ComputeBlock(const Args& args, unsigned char* shared)
+        : BlockParts<W>(args, shared, args.net.H, args.net.units) {}
 
     MELODIA_DEVICE void run() {
         start();
@@ -47,7 +37,7 @@ class ComputeBlock {
             for (int s = 0; s < a.net.stages; ++s) {
                 if (s + 1 < a.phase_begin || s + 1 >= a.phase_end) continue;
                 for (int g = 0; g < groups_of(a); ++g)
-                    if (!stage(step, s, g)) return;
+                    if ((s == 0 && !begin(step, g)) || !stage(step, s, g)) return;
             }
             if (a.phase_begin <= 1 && !any_goes_on(step)) break;
         }
@@ -55,16 +45,15 @@ class ComputeBlock {
     }
 
   private:
-    static constexpr bool kFloat = same_type<W, float>::value, kInt8 = same_type<W, Int8>::value;
-
-    const Args& a;
-    unsigned char* base;
-    int unit, units;  // the first of its hidden units, how many there are
+    using Parts = BlockParts<W>;
+    using Parts::a, Parts::base, Parts::unit, Parts::units, Parts::kFloat, Parts::kInt8;
+    using Parts::add_row, Parts::add_tables, Parts::embedded, Parts::encode_states, Parts::flag;
+    using Parts::floats, Parts::goes_on, Parts::hand_in, Parts::inputs, Parts::normalise, Parts::own;
+    using Parts::own_share, Parts::raw, Parts::sessions, Parts::sides, Parts::step_cell, Parts::take;
+    using Parts::tokens;
 
     // ---- What stands where
 
-    MELODIA_DEVICE float* floats(int offset) const { return reinterpret_cast<float*>(base + offset); }
-    MELODIA_DEVICE float* own(int at) const { return floats(a.layout.own) + at; }
     MELODIA_DEVICE float* own_h(int slot, int b) const {
         return own(slot * a.own_layout.slot + b * a.net.units);
     }
@@ -74,31 +63,15 @@ class ComputeBlock {
     MELODIA_DEVICE float* own_sums(int slot, int b) const {
         return own(slot * a.own_layout.slot + a.own_layout.sums + b * a.net.units * 4);
     }
-    MELODIA_DEVICE uint32_t* tokens(int step) const {
-        return reinterpret_cast<uint32_t*>(own(a.own_layout.tokens)) + (step & 1) * a.B;
+    MELODIA_DEVICE Vectors states(int vector) const { return Parts::states(vector, a.layout.padded_h); }
+    MELODIA_DEVICE bool any_goes_on(int step, int g) const {
+        bool any = false;
+        for (int v = 0; v < sessions(g); ++v) any = any || goes_on(step, g * kGroup + v);
+        return any;
     }
-    MELODIA_DEVICE uint32_t* sides(int b) const {
-        return reinterpret_cast<uint32_t*>(own(a.own_layout.sides)) + b * a.net.S;
-    }
-    MELODIA_DEVICE int* flag() const { return reinterpret_cast<int*>(base + a.layout.flag); }
-    MELODIA_DEVICE float* raw(int v) const { return floats(a.layout.raw) + v * a.layout.raw_stride; }
-    MELODIA_DEVICE unsigned char* state_row(int v) const {
-        return base + a.layout.states + v * a.layout.states_stride;
-    }
-    MELODIA_DEVICE unsigned char* input_row(int v) const {
-        return base + a.layout.inputs + v * a.layout.inputs_stride;
-    }
-    MELODIA_DEVICE float* scales(int which) const { return floats(a.layout.scales) + which * kGroup; }
-    MELODIA_DEVICE Vectors states(int vector) const {
-        return {state_row(0) + vector * a.layout.padded_h * Form<W>::kBytes, a.layout.states_stride,
-                scales(vector)};
-    }
-    MELODIA_DEVICE Vectors inputs() const { return {input_row(0), a.layout.inputs_stride, scales(2)}; }
-    MELODIA_DEVICE int sessions(int g) const { return a.B - g * kGroup < kGroup ? a.B - g * kGroup : kGroup; }
-    MELODIA_DEVICE bool goes_on(int step, int b) const { return tokens(step)[b] != kEnd; }
     MELODIA_DEVICE bool any_goes_on(int step) const {
-        for (int b = 0; b < a.B; ++b)
-            if (goes_on(step, b)) return true;
+        for (int g = 0; g < groups_of(a); ++g)
+            if (any_goes_on(step, g)) return true;
         return false;
     }
 
@@ -115,8 +88,15 @@ class ComputeBlock {
             for (int k = 0; k < stage.cells; ++k) {
                 bring(stage.cell[k].input);
                 bring(stage.cell[k].recurrent);
+                bring(stage.cell[k].context);
             }
             bring(stage.product);
+        }
+        for (int l = 0; l < a.net.reader.levels; ++l) {
+            for (const CellPart& cell : a.net.reader.level[l].cell) {
+                bring(cell.input);
+                bring(cell.recurrent);
+            }
         }
         commit_copies();
         if (!a.first) {
@@ -142,17 +122,19 @@ class ComputeBlock {
                 const int n = sessions(g);
                 for (int i = static_cast<int>(thread()); i < n * stage.cells * a.net.H; i += count) {
                     const int v = i / (stage.cells * a.net.H), k = i / a.net.H % stage.cells, j = i % a.net.H;
-                    take(v, k, j, a.state_in[(g * kGroup + v) * a.net.state_size + stage.cell[k].state + j]);
+                    take(v, k * a.layout.padded_h + j,
+                         a.state_in[(g * kGroup + v) * a.net.state_size + stage.cell[k].state + j]);
                 }
                 MELODIA_SYNC("decode: states read");
                 if (kInt8) {
                     for (int v = static_cast<int>(warp()); v < n; v += static_cast<int>(warps()))
-                        encode_states(v, stage.cells);
+                        encode_states(v, stage.cells, a.net.H, a.layout.padded_h);
                     MELODIA_SYNC("decode: states encoded");
                 }
                 recur(stage, g);
             }
         }
+        if (a.first && a.net.reader.levels > 0) start_reader<W>(a, base);
     }
 
     MELODIA_DEVICE void bring(const Matrix& m) const {
@@ -181,6 +163,7 @@ class ComputeBlock {
                 if (cell.lstm) to[a.net.H] = own_c(cell.slot, b)[u];
             }
         }
+        if (a.net.reader.levels > 0) end_reader<W>(a, base);
     }
 
     // ---- A stage for a group of sessions; false: somebody gave up
@@ -188,10 +171,7 @@ class ComputeBlock {
     MELODIA_DEVICE bool stage(int step, int s, int g) {
         const Stage& stage = a.net.stage[s];
         const int n = sessions(g), first = g * kGroup;
-        if (s == 0 && !commands(step, g)) return false;
-        bool any = false;
-        for (int v = 0; v < n; ++v) any = any || goes_on(step, first + v);
-        if (!any) return true;
+        if (!any_goes_on(step, g) || (s == 0 && !whole_or(kRest))) return true;
 
         const bool comes_in = s > 0 || !a.net.folded;
         Vectors x = states(0);
@@ -205,10 +185,11 @@ class ComputeBlock {
             if (*flag() == 0) return false;
             if (kInt8 || stage.mixes()) {
                 for (int v = static_cast<int>(warp()); v < n; v += static_cast<int>(warps())) {
-                    if (kInt8 && stage.shadow >= 0) encode_states(v, stage.vectors);
+                    if (kInt8 && stage.shadow >= 0)
+                        encode_states(v, stage.vectors, a.net.H, a.layout.padded_h);
                     mix(stage, first + v, v);
                 }
-                x = inputs();
+                x = inputs(0, 0);
                 MELODIA_SYNC("decode: mixed");
             }
         }
@@ -229,6 +210,13 @@ class ComputeBlock {
         if (stage.shadow >= 0) recur(a.net.stage[stage.shadow], g);
         return true;
     }
+
+    // What comes before the first stage.
+    MELODIA_DEVICE bool begin(int step, int g) {
+        if (whole_or(kCommands) && !commands(step, g)) return false;
+        return a.net.reader.levels == 0 || !any_goes_on(step, g) || read_blocks<W>(a, base, step, g);
+    }
+    MELODIA_DEVICE bool whole_or(Part part) const { return a.part == kWhole || a.part == part; }
 
     MELODIA_DEVICE bool commands(int step, int g) {
         const int n = sessions(g), first = g * kGroup, each = 1 + a.net.S;
@@ -258,23 +246,13 @@ class ComputeBlock {
         return *flag() != 0;
     }
 
-    // A number that comes in.
-    MELODIA_DEVICE void take(int v, int vector, int i, float x) const {
-        const int at = vector * a.layout.padded_h + i;
-        if (a.net.raw || kFloat) raw(v)[at] = x;
-        if constexpr (same_type<W, Bf16>::value)
-            reinterpret_cast<Bf16*>(state_row(v))[at] = from_float<Bf16>(x);
-    }
-
     // The sum of the embeddings.
     MELODIA_DEVICE void embed(int step, int g) const {
         const int n = sessions(g), D = a.net.D;
         for (int i = static_cast<int>(thread()); i < n * D; i += static_cast<int>(threads())) {
             const int v = i / D, j = i % D, b = g * kGroup + v;
             if (!goes_on(step, b)) continue;
-            float sum = a.net.embeddings[0][int64_t{tokens(step)[b]} * D + j];
-            for (int k = 0; k < a.net.S; ++k) sum += a.net.embeddings[1 + k][int64_t{sides(b)[k]} * D + j];
-            take(v, 0, j, sum);
+            take(v, j, embedded(tokens(step)[b], sides(b), j));
         }
     }
 
@@ -292,38 +270,13 @@ class ComputeBlock {
                 return goes_on(step, b) ? words_of(a, step, b) + words + i % all : nullptr;
             },
             [&](int i, uint32_t number) {
-                take(i / all, i % all / stage.size, i % stage.size, float_of(number));
+                const int at = i % all / stage.size * a.layout.padded_h + i % stage.size;
+                take(i / all, at, float_of(number));
             });
         return true;
     }
 
     // ---- By one warp
-
-    // x [count] floats as whole numbers from -127 to 127 and what one of them is worth, as
-    // engine/kernels_impl.h.
-    MELODIA_DEVICE float encode(const float* x, int count, unsigned char* out) const {
-        const int me = static_cast<int>(lane());
-        float top = 0.0f;
-        for (int i = me; i < count; i += 32) {
-            const float size = x[i] < 0.0f ? -x[i] : x[i];
-            top = size > top ? size : top;
-        }
-        top = warp_max(top);
-        const float scale = top > 0.0f ? top / 127.0f : 1.0f, inverse = 1.0f / scale;
-        for (int i = me; i < count; i += 32) {
-            const float shifted = x[i] * inverse + 12582912.0f;
-            out[i] = static_cast<unsigned char>(bits_of(shifted) - 0x4B400000u);
-        }
-        return scale;
-    }
-
-    MELODIA_DEVICE void encode_states(int v, int vectors) const {
-        for (int k = 0; k < vectors; ++k) {
-            const float scale =
-                encode(raw(v) + k * a.layout.padded_h, a.net.H, state_row(v) + k * a.layout.padded_h);
-            if (lane() == 0) scales(k)[v] = scale;
-        }
-    }
 
     // What came in, as the next product wants it. A lane touches its own numbers only.
     MELODIA_DEVICE void mix(const Stage& stage, int b, int v) const {
@@ -343,23 +296,12 @@ class ComputeBlock {
                 y[i] = sum;
                 total += sum;
             }
-            if (stage.norm_weight != nullptr) {
-                const float mean = warp_sum(total) / float(n);
-                float squares = 0.0f;
-                for (int i = me; i < n; i += 32) squares += (y[i] - mean) * (y[i] - mean);
-                const float scale = 1.0f / square_root(warp_sum(squares) / float(n) + stage.norm_eps);
-                for (int i = me; i < n; i += 32)
-                    y[i] = (y[i] - mean) * scale * stage.norm_weight[i] + stage.norm_bias[i];
-            }
+            if (stage.norm_weight != nullptr)
+                normalise(y, n, total, stage.norm_weight, stage.norm_bias, stage.norm_eps);
             x = y;
             count = n;
         }
-        if constexpr (kInt8) {
-            const float scale = encode(x, count, input_row(v));
-            if (lane() == 0) scales(2)[v] = scale;
-        } else {
-            for (int i = me; i < count; i += 32) reinterpret_cast<W*>(input_row(v))[i] = from_float<W>(x[i]);
-        }
+        hand_in(x, count, v, 0, 0);
     }
 
     // ---- What a block's own rows come to
@@ -381,34 +323,14 @@ class ComputeBlock {
                     for (int q = 0; q < 4; ++q)
                         if (q < cell.gates) gate[q] += sums.get(k, u * cell.gates + q, v, x);
                 } else {
-                    add_row(gate, cell.tables[0], tokens(step)[b], j);
-                    for (int side = 0; side < a.net.S; ++side)
-                        add_row(gate, cell.tables[1 + side], sides(b)[side], j);
+                    add_tables(gate, cell, a.net.H, j, tokens(step)[b], sides(b));
                 }
-                const float* r = own_sums(cell.slot, b) + 4 * u;
+                if (cell.context.tiles > 0) add_row(gate, own_share(k, b) + 4 * u);
                 float* h = own_h(cell.slot, b) + u;
-                if (cell.lstm) {
-                    float* c = own_c(cell.slot, b) + u;
-                    const auto now =
-                        lstm_forward(gate[0] + r[0], gate[1] + r[1], gate[2] + r[2], gate[3] + r[3], *c);
-                    *c = now.c;
-                    *h = now.h;
-                } else {
-                    const float inside = r[2] + cell.bias_n[j * 4 + 2];
-                    *h = gru_forward(gate[0] + r[0], gate[1] + r[1], gate[2], inside, *h).h;
-                }
+                step_cell(cell, j, gate, own_sums(cell.slot, b) + 4 * u, h, own_c(cell.slot, b) + u);
                 post(out, words + k * a.net.H + j, bits_of(*h));
             }
         }
-    }
-
-    MELODIA_DEVICE void add_row(float (&gate)[4], const float* table, uint32_t row, int j) const {
-        struct alignas(16) Four {
-            float x[4];
-        };
-        const Four four = *reinterpret_cast<const Four*>(table + (int64_t{row} * a.net.H + j) * 4);
-        MELODIA_UNROLL
-        for (int q = 0; q < 4; ++q) gate[q] += four.x[q];
     }
 
     MELODIA_DEVICE void project(int step, const Stage& stage, int g, const Channel& out, const Sums<W>& sums,

@@ -123,6 +123,14 @@ void rebase(Matrix& m, const unsigned char* base) {
     rebase(m.data, base);
     rebase(m.scale, base);
 }
+void rebase(CellPart& cell, const unsigned char* base) {
+    rebase(cell.input, base);
+    rebase(cell.recurrent, base);
+    rebase(cell.context, base);
+    rebase(cell.bias, base);
+    rebase(cell.bias_n, base);
+    for (const float*& table : cell.tables) rebase(table, base);
+}
 
 }  // namespace
 
@@ -176,8 +184,6 @@ void Memory::read(void* host, const void* device, int64_t bytes) {
 Decoder::Decoder(const int64_t* ints, int64_t int_count, const float* floats, int64_t float_count,
                  const Options& wanted)
     : plan(ints, int_count, floats, float_count), options(wanted) {
-    if (plan.context > 0)
-        throw engine::PlanError("the CUDA engine does not run bidirectional models; use the CPU's");
     require(device_of(&device));
     const int64_t H = plan.H, V = plan.V, D = plan.D, padded = up(H, 32);
     if (plan.side_sizes.size() > kMaxSides) throw engine::PlanError("there are too many side inputs");
@@ -196,16 +202,32 @@ Decoder::Decoder(const int64_t* ints, int64_t int_count, const float* floats, in
     net.levels = static_cast<int32_t>(plan.levels.size());
     net.state_size = plan.state_size;
     net.words = 1 + net.S;
-    net.raw = plan.weights == engine::Weights::int8;
+    net.raw = plan.weights == engine::Weights::int8 || plan.encoder.reads();
 
     Blob blob;
     const auto same = [](int64_t width) { return [=](int64_t k) { return k < width ? k : -1; }; };
-    const auto gates = [=](const engine::Cell& cell) {
-        const int64_t G = cell.gates;
-        return [=](int64_t b, int64_t r) {
-            const int64_t j = b * units + r / G;
-            return j < H ? Source{j / 16, r % G * 16 + j % 16} : Source{-1, 0};
+    // A cell, `each` units in a block; width: of its input where no tables stand for it.
+    const auto cell_part = [&](const engine::Cell& cell, int64_t each, int64_t width) {
+        const int64_t G = cell.gates, size = cell.H;
+        const auto gates = [=](int64_t b, int64_t r) {
+            const int64_t j = b * each + r / G;
+            return j < size ? Source{j / 16, r % G * 16 + j % 16} : Source{-1, 0};
         };
+        const auto matrix = [&](const Panels& from, int64_t columns) {
+            if (from.count == 0) return Matrix{};
+            return pack(blob, from, blocks, each * G, up(columns, 32), gates, same(columns));
+        };
+        CellPart part{};
+        part.lstm = cell.lstm;
+        part.gates = static_cast<int32_t>(G);
+        part.input = matrix(cell.input, width);
+        part.recurrent = matrix(cell.recurrent, size);
+        part.context = matrix(cell.context, plan.context);
+        part.bias = unit_rows(blob, cell, cell.bias, 1);
+        part.bias_n = unit_rows(blob, cell, cell.bias_n, 1);
+        for (size_t t = 0; t < cell.tables.size(); ++t)
+            part.tables[t] = unit_rows(blob, cell, cell.tables[t], t == 0 ? V : plan.side_sizes[t - 1]);
+        return part;
     };
     const auto shared_rows = [](const Panels& p, int64_t share, int64_t total) {
         const int64_t rows = p.rows();
@@ -234,22 +256,10 @@ Decoder::Decoder(const int64_t* ints, int64_t int_count, const float* floats, in
         for (int32_t k = 0; k < stage.cells; ++k) {
             const engine::Cell& cell = level.cells[k];
             CellPart& part = stage.cell[k];
-            part.lstm = cell.lstm;
-            part.gates = static_cast<int32_t>(cell.gates);
+            part = cell_part(cell, units, i == 0 ? D : H);
             part.slot = net.slots++;
             part.state = state;
             state += cell.lstm ? 2 * net.H : net.H;
-            if (cell.input.count > 0) {
-                const int64_t width = i == 0 ? D : H;
-                part.input = pack(blob, cell.input, blocks, units * cell.gates, up(width, 32), gates(cell),
-                                  same(width));
-            }
-            part.recurrent =
-                pack(blob, cell.recurrent, blocks, units * cell.gates, padded, gates(cell), same(H));
-            part.bias = unit_rows(blob, cell, cell.bias, 1);
-            part.bias_n = unit_rows(blob, cell, cell.bias_n, 1);
-            for (size_t t = 0; t < cell.tables.size(); ++t)
-                part.tables[t] = unit_rows(blob, cell, cell.tables[t], t == 0 ? V : plan.side_sizes[t - 1]);
         }
         incoming = Stage{};
         incoming.shadow = add(stage);
@@ -310,6 +320,30 @@ Decoder::Decoder(const int64_t* ints, int64_t int_count, const float* floats, in
     stage.bias = blob.copy(plan.head_bias, V);
     add(stage);
     net.stages = static_cast<int32_t>(stages.size());
+    if (const engine::Encoder& encoder = plan.encoder; encoder.reads()) {
+        Reader& reader = net.reader;
+        reader.levels = static_cast<int32_t>(encoder.levels.size());
+        reader.E = static_cast<int32_t>(encoder.E);
+        reader.units = static_cast<int32_t>(parts(encoder.E, blocks));
+        reader.residual = encoder.residual;
+        reader.block_max = static_cast<int32_t>(encoder.block_max);
+        reader.start = blob.copy(encoder.start, plan.context);
+        if (!encoder.opens.empty()) reader.opens = blob.copy(encoder.opens.data(), V);
+        for (const engine::Encoder::Level& from : encoder.levels) {
+            ReaderLevel level{};
+            for (int k = 0; k < 2; ++k)
+                level.cell[k] = cell_part(from.cells[k], reader.units, readers.empty() ? D : 2 * encoder.E);
+            level.cell[0].state = state;
+            state += from.cells[0].lstm ? 2 * reader.E : reader.E;
+            if (from.norm.weight != nullptr) {
+                level.norm_weight = blob.copy(from.norm.weight, plan.context);
+                level.norm_bias = blob.copy(from.norm.bias, plan.context);
+                level.norm_eps = from.norm.eps;
+            }
+            readers.push_back(level);
+        }
+        reader.state = state;
+    }
     for (size_t e = 0; e < plan.embeddings.size(); ++e) {
         const int64_t rows = e == 0 ? V : plan.side_sizes[e - 1];
         float* to = blob.take<float>(rows * D);
@@ -324,37 +358,48 @@ Decoder::Decoder(const int64_t* ints, int64_t int_count, const float* floats, in
 
     const unsigned char* base = memory.upload(blob.bytes().data(), static_cast<int64_t>(blob.bytes().size()));
     for (Stage& s : stages) {
-        for (CellPart& cell : s.cell) {
-            rebase(cell.input, base);
-            rebase(cell.recurrent, base);
-            rebase(cell.bias, base);
-            rebase(cell.bias_n, base);
-            for (const float*& table : cell.tables) rebase(table, base);
-        }
+        for (CellPart& cell : s.cell) rebase(cell, base);
         rebase(s.product, base);
         rebase(s.bias, base);
         rebase(s.norm_weight, base);
         rebase(s.norm_bias, base);
     }
+    for (ReaderLevel& level : readers) {
+        for (CellPart& cell : level.cell) rebase(cell, base);
+        rebase(level.norm_weight, base);
+        rebase(level.norm_bias, base);
+    }
+    rebase(net.reader.start, base);
+    rebase(net.reader.opens, base);
     for (const float*& embedding : net.embeddings) rebase(embedding, base);
     rebase(edges, base);
 }
 
-Layout Decoder::layout_of(int64_t B, int64_t samplers, std::vector<Stage>& of, Own& own) const {
+Layout Decoder::layout_of(int64_t B, int64_t samplers, std::vector<Stage>& of,
+                          std::vector<ReaderLevel>& readers_of, Own& own) const {
     const int64_t H = net.H, padded = up(H, 32), group = std::min<int64_t>(B, kGroup), U = net.units;
     const int64_t warps = (options.threads > 0 ? options.threads : kThreads) / 32;
     const int64_t bytes = plan.weights == engine::Weights::fp32   ? 4
                           : plan.weights == engine::Weights::bf16 ? 2
                                                                   : 1;
     int64_t in = padded, input = padded, tiles = 1;
+    const auto widen = [&](int64_t wide, const CellPart(&cells)[2]) {
+        const CellPart &x = cells[0], &y = cells[1];
+        tiles =
+            std::max({tiles, wide + x.input.tiles + y.input.tiles, int64_t{x.context.tiles} + y.context.tiles,
+                      int64_t{x.recurrent.tiles} + y.recurrent.tiles});
+    };
     for (const Stage& s : of) {
         in = std::max(in, (s.vectors - 1) * padded + up(s.size, 32));
         input = std::max(input, in);
-        int64_t wide = s.product.tiles, deep = 0;
-        for (int32_t k = 0; k < s.cells; ++k)
-            wide += s.cell[k].input.tiles, deep += s.cell[k].recurrent.tiles;
-        tiles = std::max({tiles, wide, deep});
+        widen(s.product.tiles, s.cell);
     }
+    const Reader& reader = net.reader;
+    const int64_t padded_e = up(reader.E, 32);
+    const int64_t padded_x = reader.levels > 0 ? up(std::max(2 * reader.E, net.D), 32) : 0;
+    for (const ReaderLevel& level : readers_of) widen(0, level.cell);
+    in = std::max(in, 2 * padded_x);
+    input = std::max(input, in);
     own = {};
     own.c = static_cast<int32_t>(B * U);
     own.sums = 2 * own.c;
@@ -362,6 +407,19 @@ Layout Decoder::layout_of(int64_t B, int64_t samplers, std::vector<Stage>& of, O
     own.tokens = net.slots * own.slot;
     own.sides = own.tokens + static_cast<int32_t>(2 * B);
     own.size = own.sides + static_cast<int32_t>(B * net.S);
+    if (reader.levels > 0) {
+        own.reader = own.size;
+        own.reader_c = static_cast<int32_t>(B * reader.units);
+        own.reader_sums = 2 * own.reader_c;
+        own.reader_slot = 6 * own.reader_c;
+        own.share = static_cast<int32_t>(
+            up(own.reader + 2 * reader.levels * own.reader_slot, 4));  // read 16 bytes at once
+        own.waiting = own.share + of[0].cells * 4 * own.c;
+        own.read = own.waiting + static_cast<int32_t>(B);
+        own.length = own.read + static_cast<int32_t>(B);
+        own.posts = own.length + static_cast<int32_t>(B);
+        own.size = own.posts + static_cast<int32_t>(parts(B, kGroup));
+    }
 
     Layout l{};
     int64_t at = 0;
@@ -371,6 +429,8 @@ Layout Decoder::layout_of(int64_t B, int64_t samplers, std::vector<Stage>& of, O
         return static_cast<int32_t>(from);
     };
     l.padded_h = static_cast<int32_t>(padded);
+    l.padded_e = static_cast<int32_t>(padded_e);
+    l.padded_x = static_cast<int32_t>(padded_x);
     l.states_stride = static_cast<int32_t>(in * bytes + 16);  // rows begin in different banks
     l.inputs_stride = static_cast<int32_t>(input * bytes + 16);
     l.states = take(group * l.states_stride);
@@ -388,7 +448,7 @@ Layout Decoder::layout_of(int64_t B, int64_t samplers, std::vector<Stage>& of, O
     }
     l.raw_stride /= 4;  // floats
     l.y_stride /= 4;
-    l.scales = take(3 * kGroup * 4);
+    l.scales = take(4 * kGroup * 4);
     const int64_t sums = std::max(tiles, warps) * 16 * (kGroup + 1) * 4;
     l.sums = take(sums);
     l.shadow_sums = take(sums);
@@ -408,6 +468,9 @@ Layout Decoder::layout_of(int64_t B, int64_t samplers, std::vector<Stage>& of, O
     }
     for (Stage& s : of)
         for (CellPart& cell : s.cell) keep(cell.recurrent);
+    for (ReaderLevel& level : readers_of)
+        for (CellPart& cell : level.cell) keep(cell.recurrent), keep(cell.input);
+    for (CellPart& cell : of[0].cell) keep(cell.context);
     l.compute_bytes = static_cast<int32_t>(at);
     l.sampler_bytes = 768;
     if (B <= samplers && 768 + 12 * int64_t{net.V} <= device.shared_bytes) {

@@ -69,16 +69,19 @@ class Decoder {
     const engine::Plan plan;
     Options options;
     Device device{};
-    Network net{};              // but for its stages, which depend on how many sessions there are
-    std::vector<Stage> stages;  // resident: -1
+    Network net{};  // but for stages and the encoder's levels, which depend on how many sessions there are
+    std::vector<Stage> stages;         // resident: -1
+    std::vector<ReaderLevel> readers;  // likewise
     const float* edges = nullptr;
     Memory memory;
     int64_t shared_weights = 0;  // bytes of a block's weights
     int64_t fallbacks = 0;       // launches that were run again stage by stage
     std::string fallback;        // why the last was
 
-    // For B sessions: where things stand, which matrices stay in shared memory; stages is changed.
-    Layout layout_of(int64_t B, int64_t samplers, std::vector<Stage>& stages, Own& own) const;
+    // For B sessions: where things stand, which matrices stay in shared memory; stages and readers are
+    // changed.
+    Layout layout_of(int64_t B, int64_t samplers, std::vector<Stage>& stages,
+                     std::vector<ReaderLevel>& readers, Own& own) const;
 };
 
 // What `Lanes::run` is to do: choose (records) or take what is given.
@@ -113,10 +116,12 @@ class Lanes {
   private:
     bool together(const Args& args);  // false: not all blocks were there, or one gave up; nothing changed
     void apart(Args args);
+    void read_apart(Args args, int64_t shared_bytes);  // a step's first stage where there is an encoder
 
     Decoder& decoder_;
     const int64_t B_;
     std::vector<Stage> stages_;
+    std::vector<ReaderLevel> readers_;
     Args args_{};
     int64_t shared_bytes_ = 0;
     int threads_ = kThreads;
@@ -124,6 +129,7 @@ class Lanes {
     std::vector<float> state_, logits_;
     Memory device_stages_, words_, counters_, state_in_, state_out_, kept_, below_, scratch_, device_logits_,
         all_logits_, given_, given_sides_, tokens_, nll_, entropy_;
+    Memory device_readers_, reader_words_, waiting_, summaries_, lengths_;
 };
 
 }  // namespace melodia::cuda::decode

@@ -1,6 +1,5 @@
 // The launches of sessions.
 #include <algorithm>
-#include <cmath>
 #include <cstring>
 #include <stdexcept>
 
@@ -8,25 +7,38 @@
 
 namespace melodia::cuda::decode {
 
-Lanes::Lanes(Decoder& decoder, int64_t count) : decoder_(decoder), B_(count), stages_(decoder.stages) {
+Lanes::Lanes(Decoder& decoder, int64_t count)
+    : decoder_(decoder), B_(count), stages_(decoder.stages), readers_(decoder.readers) {
     if (count < 1 || count > 4096) throw std::invalid_argument("sessions must be 1 to 4096");
     const Network& net = decoder.net;
     if (decoder.options.threads > 0) threads_ = static_cast<int>(decoder.options.threads);
     const int64_t room = std::max<int64_t>(1, decoder.device.processors - net.blocks);
     const int64_t most = decoder.options.samplers > 0 ? decoder.options.samplers : 16;
     args_.samplers = static_cast<int32_t>(std::min({B_, room, most}));
-    args_.layout = decoder.layout_of(B_, args_.samplers, stages_, args_.own_layout);
+    args_.layout = decoder.layout_of(B_, args_.samplers, stages_, readers_, args_.own_layout);
     shared_bytes_ = std::max(args_.layout.compute_bytes, args_.layout.sampler_bytes);
     args_.net = net;
     args_.net.stage = device_stages_.upload(stages_.data(), static_cast<int64_t>(stages_.size()));
     args_.B = static_cast<int32_t>(B_);
     args_.counted = decoder.options.counted != 0;
-    args_.limit_ns =
-        1000 * static_cast<uint64_t>(decoder.options.limit_us > 0 ? decoder.options.limit_us : 20000);
-    args_.edges = decoder.edges;
+    const Reader& reader = net.reader;
     const int64_t groups = (B_ + kGroup - 1) / kGroup;
-    counters_.of<uint32_t>(B_ + net.stages * groups + 1);
+    // A wait may have the readings of all groups in front of it: 10 us for each of their steps.
+    const int64_t limit = 20000 + 10 * groups * reader.levels * reader.block_max;
+    args_.limit_ns =
+        1000 * static_cast<uint64_t>(decoder.options.limit_us > 0 ? decoder.options.limit_us : limit);
+    args_.edges = decoder.edges;
+    counters_.of<uint32_t>(B_ + (net.stages + 1) * groups + 1);
     words_.of<uint64_t>(2 * B_ * net.words);
+    if (reader.levels > 0) {
+        args_.net.reader.level =
+            device_readers_.upload(readers_.data(), static_cast<int64_t>(readers_.size()));
+        const int64_t each = 1 + net.S, wide = 2 * reader.E;
+        args_.reader_words = reader_words_.of<uint64_t>(B_ * reader.levels * reader.block_max * wide);
+        args_.waiting = waiting_.of<uint32_t>(net.blocks * B_ * reader.block_max * each);
+        args_.summaries = summaries_.of<float>(B_ * wide);
+        args_.lengths = lengths_.of<int32_t>(B_);
+    }
     state_.assign(static_cast<size_t>(B_ * net.state_size), 0.0f);
     logits_.assign(static_cast<size_t>(B_ * net.V), 0.0f);
 }
@@ -38,8 +50,7 @@ void Lanes::read(int64_t lane, float* state) const {
 
 void Lanes::write(int64_t lane, const float* state) {
     const int64_t size = decoder_.net.state_size;
-    for (int64_t i = 0; i < size; ++i)
-        if (!std::isfinite(state[i])) throw std::invalid_argument("a state's numbers must be finite");
+    decoder_.plan.check_state(state);
     std::copy_n(state, size, state_.data() + lane * size);
 }
 
@@ -99,7 +110,9 @@ void Lanes::run(const Job& job) {
         a.state_in = state_in_.upload(state_.data(), static_cast<int64_t>(state_.size()));
         if (job.records != nullptr) Memory::write(a.records, job.records, B_ * job.record->size);
         if (epoch_ > 0xF0000000u) {  // once in 4e9 steps
-            require(clear(words_.of<uint64_t>(1), static_cast<size_t>(words_.size()), nullptr));
+            for (Memory* words : {&words_, &reader_words_})
+                if (words->size() > 0)
+                    require(clear(words->of<uint64_t>(1), static_cast<size_t>(words->size()), nullptr));
             epoch_ = 1;
         }
         a.epoch = epoch_;
@@ -153,13 +166,11 @@ bool Lanes::together(const Args& args) {
 
 void Lanes::apart(Args a) {
     const auto weights = static_cast<int>(decoder_.plan.weights);
-    std::vector<Stage> stages = stages_;
-    for (Stage& s : stages) {  // weights are read where they are used, once
-        s.product.resident = -1;
-        for (CellPart& cell : s.cell) cell.input.resident = cell.recurrent.resident = -1;
-    }
-    Memory memory;
-    a.net.stage = memory.upload(stages.data(), static_cast<int64_t>(stages.size()));
+    // Those of the decoder: weights are read where they are used, once.
+    Memory stages, readers;
+    a.net.stage = stages.upload(decoder_.stages.data(), static_cast<int64_t>(decoder_.stages.size()));
+    a.net.reader.level =
+        readers.upload(decoder_.readers.data(), static_cast<int64_t>(decoder_.readers.size()));
     const int64_t shared = std::max(a.layout.weights, a.layout.sampler_bytes);
     for (int32_t step = 0; step <= a.steps; ++step) {
         a.step_begin = step;
@@ -169,12 +180,31 @@ void Lanes::apart(Args a) {
             a.phase_end = phase + 1;
             a.first = step == 0 && phase == 0;
             a.last = step == a.steps && phase == a.net.stages;
+            a.part = kWhole;
+            if (phase == 1 && a.net.reader.levels > 0) {
+                read_apart(a, shared);
+                a.part = kRest;
+            }
             require(start(weights, a, threads_, shared, false, nullptr));
         }
     }
     uint32_t gave_up = 0;
     Memory::read(&gave_up, a.gave_up, 4);
     if (gave_up != 0) throw std::runtime_error("the device did not finish a stage in time");
+}
+
+void Lanes::read_apart(Args a, int64_t shared_bytes) {
+    const auto weights = static_cast<int>(decoder_.plan.weights);
+    std::vector<int32_t> lengths(static_cast<size_t>(B_));
+    a.part = kCommands;
+    Memory::write(a.lengths, lengths.data(), 4 * B_);
+    require(start(weights, a, threads_, shared_bytes, false, nullptr));
+    Memory::read(lengths.data(), a.lengths, 4 * B_);
+    const int32_t most = *std::max_element(lengths.begin(), lengths.end());
+    a.part = kReading;
+    for (a.reader_level = 0; most > 0 && a.reader_level < a.net.reader.levels; ++a.reader_level)
+        for (a.reader_step = 0; a.reader_step <= most; ++a.reader_step)
+            require(start(weights, a, threads_, shared_bytes, false, nullptr));
 }
 
 }  // namespace melodia::cuda::decode

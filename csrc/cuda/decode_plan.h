@@ -4,9 +4,12 @@
 // that joins a pair, the head's projection, the head. In a stage every compute block makes the numbers of the
 // rows that it owns, for all sessions, and posts them; in the next stage every block takes all of them in.
 // Sampler blocks take in the logits, choose, and post the commands of the next step. A block owns hidden
-// units with all their gates in all levels, and an equal share of the rows of projections and head.
+// units with all their gates in all levels, and an equal share of the rows of projections and head. Where an
+// encoder reads finished blocks of music (engine/blocks.cpp), that is done before the first stage
+// (decode_reader.h), and a block owns units of the encoder, too.
 //
-// Letters: B sessions, V vocabulary, S side inputs, D embedding, H hidden, U units of a block.
+// Letters: B sessions, V vocabulary, S side inputs, D embedding, H hidden, E units of the encoder in each
+// direction, U units of a block.
 #pragma once
 
 #include "cuda/device.h"
@@ -40,6 +43,7 @@ struct CellPart {
     int32_t state;               // where h [H] stands in a session's state, c [H] of an LSTM behind it
     Matrix input;                // tiles 0: tables stand in its place
     Matrix recurrent;            // rows: unit after unit, its gates side by side
+    Matrix context;              // the bottom's, of an encoder's summary [2E]; tiles 0: none
     const float *bias, *bias_n;  // [H][4], as in engine/plan.h
     const float* tables[1 + kMaxSides];  // the token's, then the side inputs': [rows][H][4]
 };
@@ -68,29 +72,52 @@ struct Stage {
     MELODIA_DEVICE bool mixes() const { return adds || residual || keeps || norm_weight != nullptr; }
 };
 
+// A level of the encoder, and the norm of what it makes: [2E], or null.
+struct ReaderLevel {
+    CellPart cell[2];  // forward, which carries on from block to block; backward
+    const float *norm_weight, *norm_bias;
+    float norm_eps;
+};
+
+struct Reader {
+    int32_t levels;  // 0: there is no encoder
+    int32_t E, units, residual;
+    int32_t block_max;     // tokens at which a block of music ends
+    int32_t state;         // where the summary stands in a session's state, and the rest behind it
+    const uint8_t* opens;  // [V] whether a token begins a block of music
+    const float* start;    // [2E] the summary before the first
+    const ReaderLevel* level;
+};
+
 // Offsets in bytes of a block's shared memory. One arithmetic for host and device: filled in by the host.
 struct Layout {
     int32_t raw, y;                        // floats [group][raw_stride], [group][y_stride]; -1: not needed
     int32_t states, inputs;                // numbers in the form of the weights
     int32_t states_stride, inputs_stride;  // bytes of a row
     int32_t raw_stride, y_stride;          // floats of a row
-    int32_t scales;                        // [3][kGroup] of states (two vectors) and inputs
+    int32_t scales;                        // [4][kGroup] of states and inputs, two vectors each
     int32_t sums, shadow_sums;             // [shares x rows][kGroup + 1]
     int32_t own;                           // what a block keeps of its sessions, see Own
     int32_t flag;
-    int32_t weights;            // resident matrices
-    int32_t compute_bytes;      // of a compute block
-    int32_t sampler_bytes;      // of a sampler block
-    int32_t sampler_in_shared;  // candidates and masses stand there, too
-    int32_t padded_h;           // H rounded up to 32: where the second of two vectors begins
+    int32_t weights;             // resident matrices
+    int32_t compute_bytes;       // of a compute block
+    int32_t sampler_bytes;       // of a sampler block
+    int32_t sampler_in_shared;   // candidates and masses stand there, too
+    int32_t padded_h;            // H rounded up to 32: where the second of two vectors begins
+    int32_t padded_e, padded_x;  // E, and the greater of 2E and D: likewise in the encoder
 };
 
 // Numbers of 4 bytes that a block keeps: for each cell h [B][U], c [B][U], the recurrent sums [B][U][4]; then
 // the tokens of this step and of the one before [2][B], kEnd where a session has ended, and side inputs
-// [B][S].
+// [B][S]. With an encoder: the same for each of its cells and its units; the summary's share of the bottom's
+// gates, for each cell [B][U][4]; for each session how many tokens wait, how many blocks of music were read,
+// and how long the one is that is read in this step; for each group how often it has posted in readings.
 struct Own {
     int32_t slot, c, sums;  // numbers of a cell; where c and the sums begin in it
-    int32_t tokens, sides, size;
+    int32_t tokens, sides;
+    int32_t reader, reader_slot, reader_c, reader_sums;
+    int32_t share, waiting, read, length, posts;
+    int32_t size;
 };
 
 struct Network {
@@ -99,6 +126,7 @@ struct Network {
     int32_t folded, raw;    // raw: what comes in is needed as floats
     int32_t levels;
     const Stage* stage;
+    Reader reader;
     const float* embeddings[1 + kMaxSides];  // not folded: [rows][D]
     int64_t state_size;                      // floats of a session: h, then c of an LSTM, for each cell
     int64_t words;                           // of a session, all stages and the command
@@ -143,6 +171,10 @@ struct RecordLayout {
     int64_t frames, frame_masks, legal, wanted, noise, candidates, masses, scratch_size;
 };
 
+// What a launch does of the first stage where there is an encoder: all of it, or, in launches of their own,
+// the commands, a step of the encoder, and what is left.
+enum Part : int32_t { kWhole, kCommands, kReading, kRest };
+
 // What a launch is given. Steps count from 0 in a run of the host; step t's epoch is epoch + t.
 struct Args {
     Network net;
@@ -153,13 +185,18 @@ struct Args {
     int32_t steps;                   // tokens at most
     int32_t step_begin, step_end;    // of this launch; step_end may be steps + 1: the end is commanded there
     int32_t phase_begin, phase_end;  // 0: sampler; 1 + s: stage s
-    int32_t first, last;             // the state comes in, goes out; else it is kept in `kept`
-    int32_t counted;                 // exchange by counters, not in words
+    int32_t part, reader_level, reader_step;  // a Part, and which step of the encoder
+    int32_t first, last;                      // the state comes in, goes out; else it is kept in `kept`
+    int32_t counted;                          // exchange by counters, not in words
     uint32_t epoch;
     uint64_t limit_ns;
     uint32_t* gave_up;
-    uint64_t* words;     // [2][B][net.words]
-    uint32_t* counters;  // commands [B], then [stages][groups]
+    uint64_t* words;         // [2][B][net.words]
+    uint32_t* counters;      // commands [B], then [stages][groups], then the encoder's [groups]
+    uint64_t* reader_words;  // [B][levels][block_max][2E]
+    uint32_t* waiting;       // [blocks][B][block_max][1 + S]: each block's own copy of the tokens that wait
+    float* summaries;        // [B][2E], of the first block
+    int32_t* lengths;        // [B], for the host: how long the block of music is that is read in this step
     const float* state_in;
     float* state_out;  // [B][state_size]
     float* kept;       // [blocks][own.size]

@@ -4,10 +4,7 @@
 // A block is finished when the token that begins the next one arrives; until then its tokens wait. Letters as
 // in plan.h, and n blocks read together, L tokens of the longest.
 #include <algorithm>
-#include <cmath>
 #include <cstring>
-#include <stdexcept>
-#include <string>
 
 #include "engine/engine.h"
 
@@ -174,26 +171,6 @@ void Lanes::read_block_state(int64_t lane, float* state) const {
                 0.0f);
     state += encoder.block_max * S;
     *state = static_cast<float>(waiting);
-}
-
-// Whether what `write_block_state` will take is right; state: the whole of it.
-void Lanes::check_block_state(const float* state) const {
-    const Encoder& encoder = plan_.encoder;
-    const auto S = static_cast<int64_t>(plan_.side_sizes.size());
-    auto check = [](const char* name, float value, int64_t limit) {
-        if (!(value >= 0.0f) || value > static_cast<float>(limit) || value != std::floor(value))
-            throw std::invalid_argument(std::string("a state's ") + name +
-                                        " must be a whole number from 0 to " + std::to_string(limit) +
-                                        " (received " + std::to_string(value) + ")");
-    };
-    const float* end = state + plan_.state_size;
-    const float* sides = end - 1 - encoder.block_max * S;
-    const float* tokens = sides - encoder.block_max;
-    check("number of blocks", tokens[-1], 1 << 24);
-    check("number of waiting tokens", end[-1], encoder.block_max);
-    for (int64_t i = 0; i < encoder.block_max; ++i) check("waiting tokens", tokens[i], plan_.V - 1);
-    for (int64_t i = 0; i < encoder.block_max * S; ++i)
-        check("waiting side inputs", sides[i], plan_.side_sizes[i % S] - 1);
 }
 
 void Lanes::write_block_state(int64_t lane, const float* state) {

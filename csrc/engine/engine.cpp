@@ -362,10 +362,7 @@ void Lanes::read(int64_t lane, float* state) const {
 
 void Lanes::write(int64_t lane, const float* state) {
     const int64_t H = plan_.H, Hp = plan_.Hp;
-    for (int64_t i = 0; i < plan_.state_size; ++i) {
-        if (!std::isfinite(state[i])) throw std::invalid_argument("a state's numbers must be finite");
-    }
-    if (plan_.encoder.reads()) check_block_state(state);
+    plan_.check_state(state);
     for (size_t i = 0; i < layers_.size(); ++i) {
         for (int64_t k = 0; k < layers_[i].cells; ++k, state += H) {
             std::copy_n(state, H, layers_[i].h + (lane * layers_[i].cells + k) * Hp);

@@ -116,7 +116,6 @@ class Lanes {
     void read_blocks(std::vector<int64_t>& lanes);
     void read_block_state(int64_t lane, float* state) const;
     void write_block_state(int64_t lane, const float* state);
-    void check_block_state(const float* state) const;
     void share(int64_t lane, const float* summary);
 
     Engine& engine_;

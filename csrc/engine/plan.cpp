@@ -362,4 +362,26 @@ Plan::Plan(const int64_t* ints, int64_t int_count, const float* floats, int64_t 
     reader.finish();
 }
 
+void Plan::check_state(const float* state) const {
+    for (int64_t i = 0; i < state_size; ++i) {
+        if (!std::isfinite(state[i])) throw std::invalid_argument("a state's numbers must be finite");
+    }
+    if (!encoder.reads()) return;
+    auto check = [](const char* name, float value, int64_t limit) {
+        if (!(value >= 0.0f) || value > static_cast<float>(limit) || value != std::floor(value))
+            throw std::invalid_argument(std::string("a state's ") + name +
+                                        " must be a whole number from 0 to " + std::to_string(limit) +
+                                        " (received " + std::to_string(value) + ")");
+    };
+    const auto S = static_cast<int64_t>(side_sizes.size());
+    const float* end = state + state_size;
+    const float* sides = end - 1 - encoder.block_max * S;
+    const float* tokens = sides - encoder.block_max;
+    check("number of blocks", tokens[-1], 1 << 24);
+    check("number of waiting tokens", end[-1], encoder.block_max);
+    for (int64_t i = 0; i < encoder.block_max; ++i) check("waiting tokens", tokens[i], V - 1);
+    for (int64_t i = 0; i < encoder.block_max * S; ++i)
+        check("waiting side inputs", sides[i], side_sizes[i % S] - 1);
+}
+
 }  // namespace melodia::engine

@@ -105,6 +105,10 @@ struct Plan {
     // Both rows are read during the call only.
     Plan(const int64_t* ints, int64_t int_count, const float* floats, int64_t float_count);
 
+    // Throws std::invalid_argument unless these numbers [state_size] are finite, and those that count or name
+    // something whole and within their limits (engine.h has their order).
+    void check_state(const float* state) const;
+
     Weights weights = Weights::fp32;
     int64_t V = 0, H = 0, Hp = 0, D = 0, Dp = 0;
     int64_t context = 0, context_padded = 0;  // 2E, or 0

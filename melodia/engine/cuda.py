@@ -119,7 +119,7 @@ class CudaEngine(Engine):
 
     Raises:
         BackendError: there is no library or no GPU.
-        ConfigError: the description is wrong, or of a bidirectional model.
+        ConfigError: the description is wrong.
     """
 
     def __init__(

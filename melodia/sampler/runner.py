@@ -93,8 +93,6 @@ class Runner:
             if self._on_gpu:
                 from melodia.engine import cuda
 
-                if self.config.blocks:
-                    return "the CUDA engine does not run bidirectional models"
                 why = cuda.reason()
                 if why is not None:
                     return f"the engine runs on the CPU (the model is on {weight.device}, and {why})"
