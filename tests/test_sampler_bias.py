@@ -28,11 +28,30 @@ def test_the_bias_by_hand() -> None:
     index = sampler.vocabulary.index
     for pitch, share in ((60, 4 / 16), (55, 2 / 16), (61, 1 / 16), (62, 1 / 16)):
         assert bias[index[f"Pitch_{pitch}"]] == pytest.approx(0.5 * np.log(share) - np.log(mean), rel=1e-5)
+    for pitch, distance, share in ((36, 12, 4 / 16), (75, 3, 1 / 16)):  # beyond the range, 48 to 72
+        expected = 0.5 * (np.log(share) - distance / 3) - np.log(mean)
+        assert bias[index[f"Pitch_{pitch}"]] == pytest.approx(expected, rel=1e-5)
     others = [i for i, kind in enumerate(sampler.vocabulary.types) if kind != "Pitch"]
     assert not bias[others].any()
     assert seed_bias(sampler._classes, seed, Request()) is None
     drums = make_seed([(0, 1, 38, -1)])
     assert seed_bias(sampler._classes, drums, Request(pitch_bias=0.5)) is None
+
+
+def test_the_range_is_that_of_most_notes() -> None:
+    """One of a hundred notes at either end does not widen it."""
+    sampler = tiny_sampler()
+    notes = [(k, 1, 55 + k % 20, 0) for k in range(98)]
+    plain = seed_bias(sampler._classes, make_seed(notes), Request(pitch_bias=1.0))
+    wide = seed_bias(
+        sampler._classes, make_seed([*notes, (98, 1, 31, 0), (99, 1, 103, 0)]), Request(pitch_bias=1.0)
+    )
+    assert plain is not None
+    assert wide is not None
+    index = sampler.vocabulary.index
+    for bias in (plain, wide):
+        drop = bias[index["Pitch_62"]] - bias[index["Pitch_98"]]  # the same class, 24 above the range
+        assert drop == pytest.approx(24 / 3, abs=0.4)
 
 
 def test_a_bias_counts_before_the_filters_and_not_in_the_nll() -> None:

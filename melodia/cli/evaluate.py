@@ -45,7 +45,8 @@ def evaluate(
         1.0, help="With --generate: above 1, recent tokens become less likely."
     ),
     pitch_bias: float = typer.Option(
-        PITCH_BIAS, help="With --generate: how strongly notes keep to the seed's pitch classes, 0 to 1."
+        PITCH_BIAS,
+        help="With --generate: how strongly notes keep to the seed's pitch classes and range, 0 to 1.",
     ),
     random_seed: int = typer.Option(0, help="With --generate: of the choice of pieces and of the music."),
     json_file: Path | None = typer.Option(

@@ -33,7 +33,8 @@ def generate(
     min_p: float | None = typer.Option(None, help="Keep tokens at least this share of the likeliest one."),
     repetition_penalty: float = typer.Option(1.0, help="Above 1, recent tokens become less likely."),
     pitch_bias: float = typer.Option(
-        PITCH_BIAS, help="How strongly new notes keep to the seed's pitch classes, 0 (not at all) to 1."
+        PITCH_BIAS,
+        help="How strongly new notes keep to the seed's pitch classes and range, 0 (not at all) to 1.",
     ),
     random_seed: int | None = typer.Option(None, help="Number that makes the result repeatable."),
     continuation_only: bool = typer.Option(

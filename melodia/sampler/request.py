@@ -34,8 +34,8 @@ class Request:
         tempo_changes: let the model change the tempo.
         pitch_range: lowest and highest pitch of melodic notes; None for all.
         max_polyphony: most notes at once; None for no limit.
-        pitch_bias: how strongly new notes keep to the pitch classes of the seed, 0 (not at all) to 1; see
-            `melodia.sampler.bias`.
+        pitch_bias: how strongly new notes keep to the pitch classes and the range of the seed, 0 (not at all) to 1;
+            see `melodia.sampler.bias`.
         may_end: let the model end the piece before its length is reached, after one bar at the earliest.
         silent_bars: allow bars in which nothing sounds. The first bar is never empty.
 
