@@ -11,6 +11,7 @@ SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu)
 
 # The model that comes with melodia continues a piece: MIDI, picture and sound.
 demo: $(STAMP)
+	mkdir -p out
 	$(BIN)/melodia generate --seed midi_samples/petzold_minuet_g_major.mid --seed-bars 8 --bars 8 --random-seed 1 \
 	    --out out/demo.mid --plot --audio --force
 
