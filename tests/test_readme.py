@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -61,3 +62,20 @@ def test_make_targets_of_the_readme_exist() -> None:
     assert targets >= {"demo", "test", "lint"}
     for target in targets:
         assert re.search(rf"^{target}:", makefile, re.M), target
+
+
+def test_make_demo_runs_in_a_new_folder(
+    tmp_path: Path, samples_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its commands as they stand in the Makefile, where nothing has been made yet."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "midi_samples").symlink_to(samples_dir)
+    makefile = (REPOSITORY / "Makefile").read_text("utf-8").replace("\\\n", " ")
+    (recipe,) = re.findall(r"^demo:.*\n((?:\t.*\n)+)", makefile, re.M)
+    for line in recipe.splitlines():
+        words = shlex.split(line)
+        if words[0] == "$(BIN)/melodia":
+            assert main(words[1:]) == 0, line
+        else:
+            subprocess.run(words, check=True)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"demo.mid", "demo.png", "demo.wav"}
