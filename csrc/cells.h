@@ -35,7 +35,8 @@ MELODIA_CELL T fast_tanh(T x) {
 }
 
 // 1 / (1 + exp(-x)), off by at most 1.5e-7 of itself and near 1 to either side alike: a unit that forgets
-// little adds up what its gate is off. exp(-x) = 2^n exp(r) with |r| <= log(2) / 2; below -87 and above 87 as there.
+// little adds up what its gate is off. exp(-x) = 2^n exp(r) with |r| <= log(2) / 2; below -87 and above 87 as
+// there.
 template <class T>
 MELODIA_CELL T fast_sigmoid(T x) {
     const T one = splat<T>(1.0f), minus_x = clamp(splat<T>(0.0f) - x, -87.0f, 87.0f);
