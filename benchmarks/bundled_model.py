@@ -49,7 +49,6 @@ TRAINING: dict[str, Any] = {
     "batch_size": 32,
     "window": 256,
     "learning_rate": 5e-3,
-    "repeat_probability": 0.15,
     "patience": None,
     "eval_every": 1 << 30,  # once, at the end: the held-out pieces take minutes
 }
@@ -115,6 +114,7 @@ SETS = {
         "https://magenta.tensorflow.org/datasets/groove",
     ),
 }
+REPEATED = 0.15  # of the pieces, twice in a row, where a training goes on from a checkpoint
 NOTICES = "NOTICES.txt"
 
 
@@ -143,7 +143,7 @@ def main() -> int:
     for name in ("score", "pack"):
         commands.choices[name].add_argument("--model", type=Path, required=True)
     commands.choices["score"].add_argument("--out", type=Path, required=True, metavar="JSON")
-    commands.choices["score"].add_argument("--contest", type=Path, default=None, metavar="RUNS")
+    commands.choices["score"].add_argument("--contest", type=Path, required=True, metavar="RUNS")
     add = commands.choices["pack"].add_argument
     add("--scores", type=Path, required=True, metavar="JSON")
     add("--notices", type=Path, required=True, help="the licence texts that must go with the weights")
@@ -159,7 +159,10 @@ def main() -> int:
 def run_training(arguments: argparse.Namespace) -> None:
     """Train from scratch, or go on from a checkpoint."""
     keep_freed_memory()
-    config = TrainingConfig(minutes=arguments.minutes, threads=arguments.threads, **TRAINING)
+    repeated = 0.0 if arguments.init is None else REPEATED
+    config = TrainingConfig(
+        minutes=arguments.minutes, threads=arguments.threads, repeat_probability=repeated, **TRAINING
+    )
     with join("cpu") as world:
         corpus = open_corpus(arguments.corpora, cache=arguments.cache, world=world)
         model = None
@@ -224,10 +227,9 @@ def run_scoring(arguments: argparse.Namespace) -> None:
             "5-gram": _part(ngram, part).to_dict(),
         }
         start += len(pieces)
-    if arguments.contest is not None:
-        scores["contest"] = contest(arguments.contest, everything)
+    scores["contest"] = contest(arguments.contest, everything)
     arguments.out.write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps({"all": scores["sets"]["all"], "contest": scores.get("contest")}, indent=1))
+    print(json.dumps({"all": scores["sets"]["all"], "contest": scores["contest"]}, indent=1))
 
 
 def contest(runs: Path, pieces: list[Piece]) -> list[dict[str, Any]]:

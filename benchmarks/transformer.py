@@ -30,6 +30,7 @@ from melodia.training import TrainingConfig
 from melodia.training.distributed import join
 from melodia.training.evaluate import evaluate
 from melodia.training.learner import Learner
+from melodia.training.memory import keep_freed_memory
 from melodia.training.streams import Preparer
 from melodia.workflows.train import open_corpus
 
@@ -211,6 +212,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--cache", type=Path, default=None)
     arguments = parser.parse_args()
+    keep_freed_memory()  # as melodia's own training does
     try:
         corpus = open_corpus(arguments.corpus, cache=arguments.cache)
         config = TrainingConfig(
