@@ -10,7 +10,7 @@ import torch
 from benchmarks.suite import onnx_peer
 from benchmarks.suite.floor import floor_ways
 from benchmarks.suite.machine import thread_counts, torch_threads
-from benchmarks.suite.measuring import Timing, Way, interleave
+from benchmarks.suite.measuring import Timing, Way, interleave, repeated
 from benchmarks.suite.options import Options
 from benchmarks.suite.ours import Ours, small_vocabulary
 from benchmarks.suite.page import Section, Table, Target, figure, micros
@@ -100,10 +100,6 @@ def measure(model: Model, B: int, seconds: float, *, compiled: bool = True) -> C
     torch.compiler.reset()  # what was compiled for other sizes would be looked through at every call
 
     def add(name: str, threads: int, make: Callable[[], Peer]) -> None:
-        def work(times: int) -> None:
-            for _ in range(times):
-                peer.step()
-
         if name in missing:
             return
         try:
@@ -113,7 +109,7 @@ def measure(model: Model, B: int, seconds: float, *, compiled: bool = True) -> C
         except Exception as error:  # a peer that fails is a row of the page, not the end of the run
             missing[name] = _first_line(error)
             return
-        ways[name, threads] = Way(work, lambda: torch_threads(threads))
+        ways[name, threads] = repeated(peer.step, lambda: torch_threads(threads))
 
     why = onnx_peer.missing()
     if why is not None:

@@ -41,6 +41,16 @@ class Way:
         return time.perf_counter() - began
 
 
+def repeated(call: Callable[[], object], prepare: Callable[[], object] | None = None) -> Way:
+    """A way whose work is a call, once each time."""
+
+    def work(times: int) -> None:
+        for _ in range(times):
+            call()
+
+    return Way(work, prepare)
+
+
 @dataclass(frozen=True)
 class Timing:
     """What was found of one way, in seconds per time.

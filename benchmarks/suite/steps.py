@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 
 from benchmarks.suite.machine import torch_threads
-from benchmarks.suite.measuring import Way, interleave
+from benchmarks.suite.measuring import interleave, repeated
 from benchmarks.suite.options import Options
 from benchmarks.suite.page import Section, Table, figure, micros
 from benchmarks.suite.peers import Cells, Eager, drawn
@@ -53,16 +51,9 @@ def run(options: Options, section: Section) -> None:
             options.say(f"steps: {name}")
             model = Model(ModelConfig(kind, V, H)).eval()
             peers = {"cells": Cells(model, 1), "modules": Eager(model, 1), "ours": Operators(model, 1)}
-            found = interleave({key: _way(peer.step) for key, peer in peers.items()}, options.seconds(2, 0.1))
+            ways = {key: repeated(peer.step) for key, peer in peers.items()}
+            found = interleave(ways, options.seconds(2, 0.1))
             ratio = found["cells"].median / found["ours"].median
             cells = [micros(found[key].median) for key in peers]
             table.rows.append([name, *cells, figure(ratio), f"±{max(f.spread for f in found.values()):.0%}"])
             section.figures[name] = {key: list(timing.turns) for key, timing in found.items()}
-
-
-def _way(step: Callable[[], None]) -> Way:
-    def work(times: int) -> None:
-        for _ in range(times):
-            step()
-
-    return Way(work)

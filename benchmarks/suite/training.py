@@ -33,38 +33,47 @@ class _NoHead(nn.Module):
         return x
 
 
-class Ours:
-    """A model of melodia without its head, forward and backward; in bf16 with weights and states in float32."""
+class Side:
+    """One side of a contest, forward and backward; in bf16 under autocast, with weights in float32."""
 
     precision = torch.float32
-
-    def __init__(self, config: ModelConfig, tokens: Tensor, gradient: Tensor) -> None:
-        self.model = Model(config).train()
-        self.model.head = _NoHead()  # type: ignore[assignment]
-        self._tokens, self._gradient = tokens, gradient
+    module: nn.Module
+    tokens: Tensor
+    gradient: Tensor
 
     def forward(self) -> Tensor:
-        """The stack's output [B, T, H]."""
-        return self.model(self._tokens)[0]
+        """The stack's output, of the gradient's shape."""
+        raise NotImplementedError
 
     def __call__(self, times: int) -> None:
         """Forward and backward, so many times."""
         for _ in range(times):
-            self.model.zero_grad()
+            self.module.zero_grad()
             with torch.autocast("cpu", torch.bfloat16, enabled=self.precision != torch.float32):
                 out = self.forward()
-            out.backward(self._gradient.to(out.dtype))
+            out.backward(self.gradient.to(out.dtype))
 
 
-class Theirs:
+class Ours(Side):
+    """A model of melodia without its head."""
+
+    def __init__(self, config: ModelConfig, tokens: Tensor, gradient: Tensor) -> None:
+        self.model = Model(config).train()
+        self.model.head = _NoHead()  # type: ignore[assignment]
+        self.module, self.tokens, self.gradient = self.model, tokens, gradient
+
+    def forward(self) -> Tensor:
+        """The stack's output [B, T, H]."""
+        return self.model(self.tokens)[0]
+
+
+class Theirs(Side):
     """The same computation from torch's own modules, with the weights of `ours`."""
-
-    precision = torch.float32
 
     def __init__(self, ours: Ours) -> None:
         model = ours.model
         self._config = model.config
-        self._tokens, self._gradient = ours._tokens, ours._gradient
+        self.tokens, self.gradient = ours.tokens, ours.gradient
         self.embedding = nn.Embedding.from_pretrained(model.input.weight.detach().clone(), freeze=False)
         levels = [list(level.cells) for level in model.stack.levels]
         self._stack: list[nn.Module]
@@ -86,11 +95,11 @@ class Theirs:
         if model.reader is not None:
             forward, backward = model.reader.encoder.pairs[0]
             self._encoder = [torch_layers([forward]), torch_layers([backward])]
-        self._parts = nn.ModuleList([*parts, *self._stack, *self._encoder])
+        self.module = nn.ModuleList([*parts, *self._stack, *self._encoder])
 
     def forward(self) -> Tensor:
         """The stack's output [B, T, H]."""
-        x = self.embedding(self._tokens.T)  # [T, B, D]
+        x = self.embedding(self.tokens.T)  # [T, B, D]
         if self._encoder:
             x = torch.cat((x, self._summaries(x)), -1)
         if self._join is not None:
@@ -112,14 +121,6 @@ class Theirs:
         begin = found.new_zeros(1, B, found.shape[-1])
         return torch.cat((begin, found)).repeat_interleave(BLOCK, 0)[:T]
 
-    def __call__(self, times: int) -> None:
-        """Forward and backward, so many times."""
-        for _ in range(times):
-            self._parts.zero_grad()
-            with torch.autocast("cpu", torch.bfloat16, enabled=self.precision != torch.float32):
-                out = self.forward()
-            out.backward(self._gradient.to(out.dtype))
-
 
 def contest(kind: str, B: int, T: int, H: int) -> tuple[Ours, Theirs]:
     """Both sides of one kind and size, with the same weights."""
@@ -131,9 +132,9 @@ def contest(kind: str, B: int, T: int, H: int) -> tuple[Ours, Theirs]:
     return ours, Theirs(ours)
 
 
-def in_bf16(way: Ours | Theirs) -> Way:
-    """The same way under autocast."""
-    other = copy(way)
+def in_bf16(side: Side) -> Way:
+    """The same side under autocast."""
+    other = copy(side)
     other.precision = torch.bfloat16
     return Way(other)
 
