@@ -72,9 +72,6 @@ struct Operand<bf16> {
 };
 #endif
 
-template <class E>
-constexpr bool in_pairs = Operand<E>::step == 2;
-
 // Whether products of E are made on a matrix unit. Its rows must lie side by side: where some of them are
 // idle, it multiplies those as well.
 template <class E>

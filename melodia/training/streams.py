@@ -95,7 +95,8 @@ class Preparer:
                 f"(received {vocabulary.scheme}{' with byte pairs' if vocabulary.expansions else ''}); "
                 "leave it at 0"
             )
-        self._is_velocity = np.array([kind == "Velocity" for kind in vocabulary.types])
+        self._types = np.array(vocabulary.types)
+        self._is_velocity = self._types == "Velocity"
         self._names = {spec.name for spec in self.specs}
         self._moves: NDArray[np.int32] | None = None
         if (
@@ -131,7 +132,7 @@ class Preparer:
 
     def again(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
         """The tokens of a piece behind itself: without the tempo and the program at its beginning that hold still."""
-        kinds = np.array(self.vocabulary.types)[ids]
+        kinds = self._types[ids]
         places = {kind: np.flatnonzero(kinds == kind) for kind in ("Tempo", "Program")}
         left_out = [at[0] for at in places.values() if at.size and ids[at[0]] == ids[at[-1]]]
         for at in list(left_out):  # a position at which nothing is left
