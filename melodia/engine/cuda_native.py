@@ -76,7 +76,7 @@ class Engine:
     """
 
     def __init__(self, library: ctypes.CDLL, ints: NDArray[np.int64], floats: NDArray[np.float32]) -> None:
-        self.library = library
+        self.lib = library
         self.pointer = library.melodia_engine_new(
             ints.ctypes.data, len(ints), floats.ctypes.data, len(floats), 1
         )
@@ -87,12 +87,12 @@ class Engine:
     def facts(self) -> dict[str, int]:
         """As the CPU's; threads: blocks that compute, stalls: launches that were run again stage by stage."""
         facts = Facts()
-        self.library.melodia_engine_facts(self.pointer, ctypes.byref(facts))
+        self.lib.melodia_engine_facts(self.pointer, ctypes.byref(facts))
         return {name: getattr(facts, name) for name, *_ in Facts._fields_}
 
     def fallback(self) -> str:
         """Why the last launch was run again stage by stage; empty if none was."""
-        why: bytes = self.library.melodia_cuda_fallback(self.pointer)
+        why: bytes = self.lib.melodia_cuda_fallback(self.pointer)
         return why.decode()
 
     def lanes(self, count: int) -> Lanes:
@@ -108,11 +108,11 @@ class Lanes:
         self.engine = engine
         facts = engine.facts()
         self.V, self._S, self._state_size = facts["V"], facts["S"], facts["state_size"]
-        self.library = engine.library
-        self.pointer = self.library.melodia_lanes_new(engine.pointer, count)
+        self.lib = engine.lib
+        self.pointer = self.lib.melodia_lanes_new(engine.pointer, count)
         if not self.pointer:
-            raise ConfigError(f"no room for {count} sessions: {_error_of(self.library)}")
-        weakref.finalize(self, _free, self.library.melodia_lanes_free, self.pointer, engine)
+            raise ConfigError(f"no room for {count} sessions: {_error_of(self.lib)}")
+        weakref.finalize(self, _free, self.lib.melodia_lanes_free, self.pointer, engine)
 
     def step(self, tokens: NDArray[np.int32], sides: NDArray[np.int32] | None = None) -> NDArray[np.float32]:
         """One token for each session."""
@@ -129,7 +129,7 @@ class Lanes:
             raise ValueError(f"side inputs must be [T, {self.count}, {self._S}]")
         logits = np.empty((T, self.count, self.V) if every else (self.count, self.V), np.float32)
         self._check(
-            self.library.melodia_lanes_advance(
+            self.lib.melodia_lanes_advance(
                 self.pointer, T, tokens.ctypes.data, _address(sides), logits.ctypes.data, every
             )
         )
@@ -138,14 +138,14 @@ class Lanes:
     def read(self, lane: int) -> NDArray[np.float32]:
         """The state of a session."""
         state = np.empty(self._state_size, np.float32)
-        self._check(self.library.melodia_lanes_read(self.pointer, lane, state.ctypes.data))
+        self._check(self.lib.melodia_lanes_read(self.pointer, lane, state.ctypes.data))
         return state
 
     def write(self, lane: int, state: NDArray[np.float32]) -> None:
         """Set the state of a session."""
         if state.shape != (self._state_size,):
             raise ValueError(f"a state must be [{self._state_size}] (received {state.shape})")
-        self._check(self.library.melodia_lanes_write(self.pointer, lane, state.ctypes.data))
+        self._check(self.lib.melodia_lanes_write(self.pointer, lane, state.ctypes.data))
 
     def loop(self, rules: Sequence[Any]) -> Loop:
         """The loop over tokens, under rules of the CPU's engine."""
@@ -153,14 +153,14 @@ class Lanes:
 
     def _check(self, done: int) -> None:
         if not done:
-            raise ValueError(_error_of(self.library))
+            raise ValueError(_error_of(self.lib))
 
 
 class Loop:
     """The loop over tokens; as the CPU's."""
 
     def __init__(self, lanes: Lanes, rules: Sequence[Any]) -> None:
-        self._library = lanes.library
+        self._library = lanes.lib
         self._lanes = lanes
         self._rules = list(rules)
         pointers = (c_void_p * len(rules))(*(of.address for of in rules))
