@@ -21,19 +21,23 @@ from melodia.training.distributed import choose_device, join
 from melodia.training.resume import read_state
 
 RUN = """
+import os
 import sys
 from test_training_distributed import PressAt10, config, form
 from melodia.corpus import Corpus
 from melodia.training import join, train
+
+def say(*words):  # in one write: both processes have the same standard output
+    os.write(1, (" ".join(map(str, words)) + "\\n").encode())
 
 corpus = Corpus.open(sys.argv[1])
 with join("cpu") as world:
     try:
         train(corpus, form(corpus), config(), sys.argv[2], progress=PressAt10(), world=world)
     except KeyboardInterrupt:
-        print("interrupted", flush=True)
+        say("interrupted")
 summary = train(corpus, form(corpus), config(), sys.argv[2], resume=True)
-print("summary", summary.valid_nats_per_token, summary.iterations, flush=True)
+say("summary", summary.valid_nats_per_token, summary.iterations)
 """
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 pytestmark = pytest.mark.skipif(
