@@ -85,3 +85,10 @@ def test_kernels_agree(tmp_path: Path) -> None:
     machine = platform.machine().lower()
     made = compiled(host_compiler(), ALIASES.get(machine, machine), "kernels_test", ["-O2"], tmp_path)
     check([str(made)])
+
+
+def test_long_tiles_are_shared(tmp_path: Path) -> None:
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("needs two cores")
+    machine = platform.machine().lower()
+    check([str(compiled(host_compiler(), ALIASES.get(machine, machine), "team_test", ["-O2"], tmp_path))])

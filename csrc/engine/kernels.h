@@ -16,7 +16,7 @@ namespace melodia::engine {
 enum class Weights : int32_t { fp32, bf16, int8 };
 
 constexpr int64_t kTile = 16;      // units in a tile, floats in a lane group
-constexpr int64_t kMaxRows = 4;    // sessions that one pass over a panel serves
+constexpr int64_t kMaxRows = 12;   // sessions that one pass over a panel serves
 constexpr int64_t kMaxGroups = 4;  // NV at most
 
 // out[m][0 .. NV * 16) (+)= sum over k of x[m][k] * panel[k][0 .. NV * 16)

@@ -11,6 +11,7 @@
 namespace {
 
 using melodia::engine::kMaxGroups;
+using melodia::engine::kMaxRows;
 using melodia::engine::kTile;
 using melodia::engine::Product;
 using melodia::engine::Weights;
@@ -283,22 +284,127 @@ MELODIA_INLINE void product_of(Weights weights, const Product& p) {
     }
 }
 
-// As many sessions at once as there are registers for their sums.
 #if defined(__AVX512F__)
+// As many sessions at once as there are registers for their sums.
 void product(Weights weights, const Product& p) {
-    switch (p.M) {
-        case 1:
-            return product_of<1>(weights, p);
-        case 2:
-            return product_of<2>(weights, p);
-        case 3:
-            return product_of<3>(weights, p);
-        default:
-            return product_of<4>(weights, p);
+    Product some = p;
+    for (int64_t m = 0; m < p.M; m += some.M) {
+        some.M = p.M - m < 4 ? p.M - m : 4;
+        some.x = p.x + m;
+        some.x_scale = p.x_scale + m;
+        some.out = p.out + m;
+        switch (some.M) {
+            case 1:
+                product_of<1>(weights, some);
+                break;
+            case 2:
+                product_of<2>(weights, some);
+                break;
+            case 3:
+                product_of<3>(weights, some);
+                break;
+            default:
+                product_of<4>(weights, some);
+        }
     }
 }
 #else
+// Where registers are few, the sums of one session over a panel fill them. Several sessions instead go over a
+// part of the panel that stays in the first cache, a lane group at a time, so that every weight, once it is
+// in a register, serves as many of them as it can.
+template <class W>
+constexpr int kRows = sizeof(W) == 2 ? Vector::backward_rows - 1 : Vector::backward_rows;  // a pair takes two
+constexpr int64_t kDepth = 64;  // k of a part: 16 KB of fp32
+
+// sums[r][0 .. 16) += sum over k of x[r][k] * w[k * width ..]; w: fp32, or bf16 in pairs.
+template <int R, class W>
+MELODIA_INLINE void part(const W* w, int64_t width, int64_t K, const float* const* x, float* const* sums) {
+    Vector acc[R][kParts];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+        for (int n = 0; n < kParts; ++n) acc[r][n] = Vector::load(sums[r] + n * Vector::width);
+    }
+    if constexpr (sizeof(W) == 2) {
+        for (int64_t k = 0; k < K; k += 2, w += 2 * width) {
+            Pair column[kParts];
+#pragma GCC unroll 4
+            for (int n = 0; n < kParts; ++n) column[n] = Pair::load(w + 2 * n * Vector::width);
+#pragma GCC unroll 8
+            for (int r = 0; r < R; ++r) {
+                const Pair one{Vector::broadcast(x[r] + k), Vector::broadcast(x[r] + k + 1)};
+#pragma GCC unroll 4
+                for (int n = 0; n < kParts; ++n) acc[r][n] = dot(acc[r][n], one, column[n]);
+            }
+        }
+    } else {
+        for (int64_t k = 0; k < K; ++k, w += width) {
+            Vector column[kParts];
+#pragma GCC unroll 4
+            for (int n = 0; n < kParts; ++n) column[n] = Vector::load(w + n * Vector::width);
+#pragma GCC unroll 8
+            for (int r = 0; r < R; ++r) {
+                const Vector one = Vector::broadcast(x[r] + k);
+#pragma GCC unroll 4
+                for (int n = 0; n < kParts; ++n) acc[r][n] = fma(one, column[n], acc[r][n]);
+            }
+        }
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+        for (int n = 0; n < kParts; ++n) acc[r][n].store(sums[r] + n * Vector::width);
+    }
+}
+
+template <class W, int R = kRows<W> >
+MELODIA_INLINE void part_of(int64_t rows, const W* w, int64_t width, int64_t K, const float* const* x,
+                            float* const* sums) {
+    if constexpr (R > 1) {
+        if (rows < R) return part_of<W, R - 1>(rows, w, width, K, x, sums);
+    }
+    part<R>(w, width, K, x, sums);
+}
+
+template <class W>
+void product_batch(const Product& p) {
+    constexpr int64_t group =
+        sizeof(W) == 2 ? 2 * kTile : kTile;  // numbers of a lane group that stand together
+    const int64_t width = p.NV * kTile;
+    alignas(64) float sums[kMaxRows][kMaxGroups * kTile] = {};
+    for (int64_t k = 0, K; k < p.K; k += K) {
+        K = p.K - k < kDepth ? p.K - k : kDepth;
+        const W* w = static_cast<const W*>(p.panel) + k * width;
+        const float* x[kMaxRows];
+        alignas(64) float wide[kMaxRows][kDepth];
+        for (int64_t m = 0; m < p.M; ++m) {
+            if constexpr (sizeof(W) == 2) {
+                const uint16_t* from = static_cast<const uint16_t*>(p.x[m]) + k;
+                for (int64_t j = 0; j < K; ++j) {
+                    const uint32_t bits = static_cast<uint32_t>(from[j]) << 16;
+                    __builtin_memcpy(&wide[m][j], &bits, 4);
+                }
+                x[m] = wide[m];
+            } else {
+                x[m] = static_cast<const float*>(p.x[m]) + k;
+            }
+        }
+        for (int64_t n = 0; n < p.NV; ++n) {
+            for (int64_t m = 0; m < p.M; m += kRows<W>) {
+                float* to[kRows<W>];
+                const int64_t rows = p.M - m < kRows<W> ? p.M - m : kRows<W>;
+                for (int64_t r = 0; r < rows; ++r) to[r] = sums[m + r] + n * kTile;
+                part_of(rows, w + n * group, width, K, x + m, to);
+            }
+        }
+    }
+    for (int64_t m = 0; m < p.M; ++m)
+        for (int64_t n = 0; n < width; ++n) p.out[m][n] = p.add ? p.out[m][n] + sums[m][n] : sums[m][n];
+}
+
 void product(Weights weights, const Product& p) {
+    if (p.M > 1 && weights == Weights::fp32) return product_batch<float>(p);
+    if (p.M > 1 && weights == Weights::bf16) return product_batch<uint16_t>(p);
     Product one = p;
     one.M = 1;
     for (int64_t m = 0; m < p.M; ++m) {

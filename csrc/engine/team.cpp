@@ -15,7 +15,8 @@ namespace {
 using std::chrono::microseconds;
 
 constexpr microseconds kSleepAfter{300};  // a mate without work
-constexpr microseconds kStall{60};        // longer than any tile takes
+constexpr microseconds kStall{60};        // a mate is waited for so long,
+constexpr int kTiles = 3;                 // or, if that is longer, as long as so many tiles take
 constexpr microseconds kShortest{10'000}, kLongest{1'000'000};
 constexpr int kUseless = 96;  // phases without a mate
 
@@ -104,8 +105,10 @@ void Team::run(int64_t tiles, Call call, void* context) {
         std::lock_guard<std::mutex> lock(sleep_mutex_);
         wake_.notify_all();
     }
-    useless_ = work_off(0) == tiles ? useless_ + 1 : 0;
-    wait(tiles);
+    const Clock::time_point begin = Clock::now();
+    const int64_t done = work_off(0);
+    useless_ = done == tiles ? useless_ + 1 : 0;
+    wait(tiles, done, begin);
     if (useless_ >= kUseless) shed();
 }
 
@@ -127,20 +130,23 @@ int64_t Team::work_off(int thread) {
     return count;
 }
 
-void Team::wait(int64_t tiles) {
+// begin: when this thread took the first of the `done` tiles that it did.
+void Team::wait(int64_t tiles, int64_t done, Clock::time_point begin) {
     if (done_.load(std::memory_order_acquire) == tiles) return;
     for (int i = 0; i < 200; ++i) {
         pause();
         if (done_.load(std::memory_order_acquire) == tiles) return;
     }
-    const Clock::time_point begin = Clock::now();
+    const Clock::time_point idle = Clock::now();
+    const auto patience =
+        std::max<Clock::duration>(kStall, kTiles * (idle - begin) / std::max<int64_t>(1, done));
     bool late = false;
     while (done_.load(std::memory_order_acquire) != tiles) {
         if (late) {
             std::this_thread::yield();  // the mate may need this core
         } else {
             for (int i = 0; i < 20; ++i) pause();
-            late = Clock::now() - begin > kStall;
+            late = Clock::now() - idle > patience;
         }
     }
     if (late) shed();

@@ -54,7 +54,7 @@ class Team {
     void shed();
     void keep_off_caller();
     void mate(int thread);
-    void wait(int64_t tiles);
+    void wait(int64_t tiles, int64_t done, Clock::time_point begin);
     int active();
 
     const int threads_;
