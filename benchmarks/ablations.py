@@ -34,7 +34,7 @@ from melodia.training import Plan, Preparer, Progress, Step, TrainingConfig, eva
 from melodia.training.memory import keep_freed_memory
 from melodia.workflows.train import model_settings, open_corpus
 
-KIND, HIDDEN = "parallel", 192
+KIND, HIDDEN = "parallel", 128
 RESULT = "result.json"
 BASE = "nothing changed"
 NOTHING: Mapping[str, Any] = MappingProxyType({})
