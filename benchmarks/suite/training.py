@@ -185,7 +185,7 @@ def run(options: Options, section: Section) -> None:
         f"V = {V}; same weights on both sides. torch.nn: `nn.Embedding` and `nn.LSTM`/`nn.GRU`; for the bidirectional "
         f"kind one of them in each direction over blocks of {BLOCK} tokens, and one that decodes. *Of the square*: "
         f"operations of melodia's matrix products a second, over those of a product of {SQUARE} × {SQUARE} measured in "
-        f"the same turns. bf16: either side under autocast, as `melodia train --precision bf16` does it; empty where the "
+        f"the same turns. bf16: either side under autocast, as in `melodia train --precision bf16`; empty where the "
         f"processor cannot. Freed memory is kept for both (`melodia train` asks for that). melodia runs {report.runs}: "
         f"{report.why}."
     )
