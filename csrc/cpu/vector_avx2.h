@@ -13,6 +13,7 @@ using melodia::cpu::bf16;
 struct Vector {
     static constexpr int64_t width = 8;
     static constexpr int lstm_rows = 6, lstm_split = 2, gru_rows = 4, backward_rows = 6, backward_vectors = 2;
+    static constexpr int batch_rows = 6;         // sessions that a weight serves from a register
     static constexpr int64_t depth_block = 256;  // rows of a panel that stay in a cache together
     static constexpr const char* name = "avx2";
     __m256 v;

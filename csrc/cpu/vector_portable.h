@@ -26,6 +26,7 @@ inline bf16 narrow(float x) {
 
 struct Vector {
     static constexpr int64_t width = 4;
+    static constexpr int batch_rows = 2;  // sessions that a weight serves from a register
     static constexpr int lstm_rows = 4, lstm_split = 2, gru_rows = 3, backward_rows = 4, backward_vectors = 2;
     static constexpr int64_t depth_block = 512;  // rows of a panel that stay in a cache together
     static constexpr const char* name = "portable";

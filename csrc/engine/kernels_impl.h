@@ -186,7 +186,7 @@ void product(Weights weights, const Product& p) {
 // part of the panel that stays in the first cache, a lane group at a time, so that every weight, once it is
 // in a register, serves as many of them as it can.
 template <class W>
-constexpr int kRows = sizeof(W) == 2 ? Vector::backward_rows - 1 : Vector::backward_rows;  // a pair takes two
+constexpr int kRows = sizeof(W) == 2 ? Vector::batch_rows - 1 : Vector::batch_rows;  // a pair takes two
 constexpr int64_t kDepth = 64;  // k of a part: 16 KB of fp32
 
 // sums[r][0 .. 16) += sum over k of x[r][k] * w[k * width ..]; w: fp32, or bf16 in pairs.

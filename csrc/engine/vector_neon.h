@@ -10,6 +10,7 @@ namespace {
 
 struct Vector {
     static constexpr int64_t width = 4;
+    static constexpr int batch_rows = 6;  // sessions that a weight serves from a register
 #if defined(__ARM_FEATURE_DOTPROD)
     static constexpr const char* name = "neondot";
 #else
