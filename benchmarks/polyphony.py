@@ -3,14 +3,16 @@
     python benchmarks/polyphony.py train FOLDER --out RUNS   # all sets, heads, kinds, seeds; goes on where it stopped
     python benchmarks/polyphony.py train FOLDER --out RUNS --sets jsb_chorales --heads notes --kinds sequential
     python benchmarks/polyphony.py score RUNS --test jsb_chorales=TEST_FILE ...
-    python benchmarks/polyphony.py table RUNS --write benchmarks/POLYPHONY.md
+    python benchmarks/polyphony.py table RUNS --write benchmarks/POLYPHONY.md   # and .json, every run's figures
 
 FOLDER holds `jsb_chorales.json.gz` and so on: {"train": [sequence], "valid": [sequence]}, a sequence a list of frames,
 a frame the ascending MIDI pitches in it (the splits of Boulanger-Lewandowski et al. 2012); a test file has the same
 form and a part named "test". The heads are described in `benchmarks/frame_heads.py`.
 
 Figures are nats a frame. Papers average in two ways, over all frames or over sequences first, and count the first frame
-of a sequence or not; all four stand in the table. Hyper-parameters were chosen on the validation parts alone.
+of a sequence or not; all four stand in the table. Hyper-parameters were chosen on the validation parts alone. What
+`table` finds in the JSON beside its page, of runs that are not in RUNS and were made with the settings of today, it
+keeps, so that more random seeds can be added another day.
 """
 
 from __future__ import annotations
@@ -348,21 +350,31 @@ def runs_in(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
 
 
 def write_table(arguments: argparse.Namespace) -> None:
-    """The page."""
-    text = page(list(runs_in(arguments.runs)))
+    """The page, and the figures behind it."""
+    runs = {path.stem: facts for path, facts in runs_in(arguments.runs)}
     if arguments.write is None:
-        print(text)
-    else:
-        arguments.write.write_text(text, encoding="utf-8")
+        print(page(list(runs.values())))
+        return
+    kept = arguments.write.with_suffix(".json")
+    if kept.exists():
+        runs = {name: facts for name, facts in json.loads(kept.read_text()).items() if of_today(facts)} | runs
+    lines = (f"{json.dumps(name)}: {json.dumps(facts)}" for name, facts in sorted(runs.items()))
+    kept.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+    arguments.write.write_text(page(list(runs.values())), encoding="utf-8")
+
+
+def of_today(facts: dict[str, Any]) -> bool:
+    """Whether a run was made as `train` would make it now."""
+    return bool(facts["settings"] == asdict(SETTINGS[facts["set"], facts["head"]]))
 
 
 COLUMNS = ("frame", "sequence", "frame_without_first", "sequence_without_first")
 
 
-def page(runs: list[tuple[Path, dict[str, Any]]]) -> str:
+def page(runs: list[dict[str, Any]]) -> str:
     """The runs as Markdown: a row for each set, head, kind and part, the mean over random seeds ± their deviation."""
     rows: dict[tuple[str, ...], list[dict[str, Any]]] = {}
-    for _, facts in runs:
+    for facts in runs:
         for part in ("valid", "test"):
             if part in facts:
                 moved = "yes" if facts["transposed"] else "no"

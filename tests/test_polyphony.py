@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import math
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -172,6 +173,35 @@ def test_the_whole_way(
     table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| jsb")]
     assert len(table) == 8
     assert sum("| test |" in line for line in table) == 4
+
+
+def test_runs_of_another_day_stay_in_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def facts(random_seed: int, frame: float, **settings: float) -> dict[str, object]:
+        of_today = asdict(polyphony.SETTINGS["jsb_chorales", "notes"])
+        return {
+            "set": "jsb_chorales",
+            "head": "notes",
+            "kind": "gru",
+            "random_seed": random_seed,
+            "valid": dict.fromkeys(polyphony.COLUMNS, frame),
+            "parameters": 1,
+            "settings": of_today | settings,
+            "transposed": False,
+            "processor_seconds": 1.0,
+        }
+
+    runs, page = tmp_path / "runs", tmp_path / "PAGE.md"
+    runs.mkdir()
+    kept = {"a-0": facts(0, 4.0), "a-1": facts(1, 5.0), "a-2": facts(2, 9.0, dropout=0.9)}
+    page.with_suffix(".json").write_text(json.dumps(kept))
+    (runs / "a-0.json").write_text(json.dumps(facts(0, 6.0)))  # made again
+    (runs / "a-3.json").write_text(json.dumps(facts(3, 7.0)))
+    monkeypatch.setattr("sys.argv", ["polyphony.py", "table", str(runs), "--write", str(page)])
+    for _ in range(2):  # what it wrote it reads again
+        assert polyphony.main() == 0
+        (row,) = [line for line in page.read_text().splitlines() if line.startswith("| jsb")]
+        assert row.startswith("| jsb_chorales | notes | no | valid | gru | 3 | 1 | 0.0 | 6.000 ± 1.000 |")
+        assert sorted(json.loads(page.with_suffix(".json").read_text())) == ["a-0", "a-1", "a-3"]
 
 
 def test_bad_files_are_refused(tmp_path: Path) -> None:
