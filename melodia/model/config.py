@@ -223,8 +223,9 @@ class ModelConfig:
     def preset(cls, kind: str, size: str, vocab_size: int, **changes: Any) -> ModelConfig:
         """A model of a ready size: tiny, small, base or large have 128, 256, 512 or 1024 hidden units.
 
-        Plain kinds have two layers, the others one LSTM and one GRU layer. All have LayerNorm, which is worth
-        more than any other option (0.2 nats per token early in training). `changes` replace any field.
+        Plain kinds have two layers, the others one LSTM and one GRU layer. All have LayerNorm, which was worth
+        0.2 nats per token early in the training of a sequential stack; a parallel one of a single level did
+        better without (benchmarks/ABLATIONS.md). `changes` replace any field.
 
         >>> ModelConfig.preset("parallel", "small", vocab_size=500).hidden_size
         256
