@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from abc import ABC, abstractmethod
 from copy import copy
 
 import torch
@@ -34,7 +35,7 @@ class _NoHead(nn.Module):
         return x
 
 
-class Side:
+class Side(ABC):
     """One side of a contest, forward and backward; in bf16 under autocast, with weights in float32."""
 
     precision = torch.float32
@@ -42,9 +43,9 @@ class Side:
     tokens: Tensor
     gradient: Tensor
 
+    @abstractmethod
     def forward(self) -> Tensor:
         """The stack's output, of the gradient's shape."""
-        raise NotImplementedError
 
     def __call__(self, times: int) -> None:
         """Forward and backward, so many times."""
@@ -133,16 +134,11 @@ def contest(kind: str, B: int, T: int, H: int) -> tuple[Ours, Theirs]:
     return ours, Theirs(ours)
 
 
-def in_bf16(**sides: Side) -> dict[str, Way]:
-    """The same sides under autocast; without those that this processor cannot run (torch's LSTM needs AVX-512)."""
-    ways = {}
-    for name, side in sides.items():
-        other = copy(side)
-        other.precision = torch.bfloat16
-        with contextlib.suppress(RuntimeError):
-            other(1)
-            ways[f"{name} bf16"] = Way(other)
-    return ways
+def in_bf16(side: Side) -> Way:
+    """The same side under autocast."""
+    other = copy(side)
+    other.precision = torch.bfloat16
+    return Way(other)
 
 
 def products(config: ModelConfig, B: int, T: int) -> float:
@@ -185,8 +181,8 @@ def run(options: Options, section: Section) -> None:
         f"V = {V}; same weights on both sides. torch.nn: `nn.Embedding` and `nn.LSTM`/`nn.GRU`; for the bidirectional "
         f"kind one of them in each direction over blocks of {BLOCK} tokens, and one that decodes. *Of the square*: "
         f"operations of melodia's matrix products a second, over those of a product of {SQUARE} × {SQUARE} measured in "
-        f"the same turns. bf16: either side under autocast, as in `melodia train --precision bf16`; empty where the "
-        f"processor cannot. Freed memory is kept for both (`melodia train` asks for that). melodia runs {report.runs}: "
+        f"the same turns. bf16: either side under autocast, as in `melodia train --precision bf16`; empty where "
+        f"torch cannot. Freed memory is kept for both (`melodia train` asks for that). melodia runs {report.runs}: "
         f"{report.why}."
     )
     table = Table(
@@ -210,7 +206,11 @@ def run(options: Options, section: Section) -> None:
             options.say(f"training: {name}")
             ours, theirs = contest(kind, B, T, H)
             ways = {"theirs": Way(theirs), "ours": Way(ours), "square": Way(squared)}
-            ways |= in_bf16(theirs=theirs, ours=ours)
+            ways["ours bf16"] = in_bf16(ours)
+            with contextlib.suppress(RuntimeError):  # torch's LSTM in bf16 needs AVX-512
+                way = in_bf16(theirs)
+                way.work(1)
+                ways["theirs bf16"] = way
             found = interleave(ways, options.seconds(5, 0.2), turn=0.05)
             ratio = found["theirs"].median / found["ours"].median
             operations = products(ours.model.config, B, T)
@@ -240,10 +240,8 @@ def _row(name: str, found: dict[str, Timing], tokens: int, ratio: float, share: 
     theirs, ours = found["theirs"], found["ours"]
     row = [name, figure(theirs.median * 1e3), figure(ours.median * 1e3), f"{tokens / ours.median:,.0f}"]
     row += [figure(ratio), figure(share)]
-    theirs_bf16, ours_bf16 = (
-        found[key].median if key in found else None for key in ("theirs bf16", "ours bf16")
-    )
-    row += [figure(1e3 * seconds) if seconds else "" for seconds in (theirs_bf16, ours_bf16)]
-    row.append(f"{tokens / ours_bf16:,.0f}" if ours_bf16 else "")
-    row.append(figure(theirs_bf16 / ours_bf16) if theirs_bf16 and ours_bf16 else "")
+    theirs_bf16, ours_bf16 = found.get("theirs bf16"), found["ours bf16"]
+    row.append(figure(theirs_bf16.median * 1e3) if theirs_bf16 else "")
+    row += [figure(ours_bf16.median * 1e3), f"{tokens / ours_bf16.median:,.0f}"]
+    row.append(figure(theirs_bf16.median / ours_bf16.median) if theirs_bf16 else "")
     return [*row, f"±{max(theirs.spread, ours.spread):.0%}"]
