@@ -1,7 +1,7 @@
 """What each option of a model and of its training is worth on held-out music, one changed at a time.
 
-    python benchmarks/ablations.py train FOLDER --out RUNS/much --epochs 0.125
-    python benchmarks/ablations.py train FEWER --out RUNS/little --epochs 12
+    python benchmarks/ablations.py train FOLDER --out RUNS/much --epochs 0.1
+    python benchmarks/ablations.py train FEWER --out RUNS/little --epochs 8
     python benchmarks/ablations.py table RUNS/much RUNS/little --write benchmarks/ABLATIONS.md
 
 FOLDER is a folder of MIDI, or of train/ and valid/. Every run reads the same pieces in the same order, as often, and
@@ -30,8 +30,9 @@ from melodia.errors import ConfigError, MelodiaError
 from melodia.evaluation.measure import Likelihood
 from melodia.model.checkpoint import load_checkpoint
 from melodia.model.sizes import match_parameters, parameter_count
-from melodia.training import Plan, Preparer, Progress, Step, TrainingConfig, evaluate, train
+from melodia.training import Plan, Progress, Step, TrainingConfig, train
 from melodia.training.memory import keep_freed_memory
+from melodia.workflows.compare import held_out_likelihood
 from melodia.workflows.train import model_settings, open_corpus
 
 KIND, HIDDEN = "parallel", 128
@@ -116,31 +117,22 @@ def train_all(arguments: argparse.Namespace) -> None:
     plain = model_settings(
         corpus.vocabulary, KIND, "small", hidden_size=HIDDEN, embedding_size=HIDDEN, dropout=0.0
     )
-    names = list(CHANGES)
-    if arguments.changes is not None:
-        names = [names[int(number)] for number in arguments.changes.split(",")]
-    for name in names:
-        out = arguments.out / f"{list(CHANGES).index(name):02}"
+    numbered = {str(number): name for number, name in enumerate(CHANGES)}
+    wanted = list(numbered) if arguments.changes is None else arguments.changes.split(",")
+    if unknown := sorted(set(wanted) - set(numbered)):
+        raise ConfigError(f"--changes are 0 to {len(CHANGES) - 1} (received {', '.join(unknown)})")
+    for number in wanted:
+        name, out = numbered[number], arguments.out / number.zfill(2)
         if (out / RESULT).is_file():
             continue
         change = CHANGES[name]
         model = match_parameters(replace(plain, **change.model), parameter_count(plain))
         config = TrainingConfig(
-            **{
-                **TRAINING,
-                "epochs": arguments.epochs,
-                "threads": arguments.threads,
-                **change.training,
-            }
+            **TRAINING | {"epochs": arguments.epochs, "threads": arguments.threads, **change.training}
         )
         clock = Clock()
         summary = train(corpus, model, config, out, progress=clock, force=True)
-        checkpoint = load_checkpoint(summary.checkpoint)
-        likelihood = evaluate(
-            checkpoint.model,
-            corpus.pieces("valid"),
-            Preparer(corpus.vocabulary, checkpoint.config.side_inputs),
-        )
+        scored = held_out_likelihood(corpus, load_checkpoint(summary.checkpoint).model)
         result = {
             "change": name,
             "parameters": summary.parameters,
@@ -148,12 +140,12 @@ def train_all(arguments: argparse.Namespace) -> None:
             "processor_seconds": clock.seconds,
             "train_pieces": len(corpus.pieces("train")),
             "train_tokens": int(corpus.pieces("train").tokens),
-            "nats": likelihood.nats.tolist(),
-            "tokens": likelihood.tokens.tolist(),
-            "notes": likelihood.notes.tolist(),
+            "nats": scored.nats.tolist(),
+            "tokens": scored.tokens.tolist(),
+            "notes": scored.notes.tolist(),
         }
         (out / RESULT).write_text(json.dumps(result) + "\n", encoding="utf-8")
-        print(f"{name}: {likelihood.nats_per_token:.4f} nats/token, {clock.seconds:.0f} s", flush=True)
+        print(f"{name}: {scored.nats_per_token:.4f} nats/token, {clock.seconds:.0f} s", flush=True)
 
 
 def write_table(arguments: argparse.Namespace) -> None:

@@ -66,6 +66,17 @@ def test_without_a_run_to_compare_with(
     assert "nothing changed" in capsys.readouterr().err
 
 
+def test_changes_that_are_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    corpus = small_corpus(tmp_path / "corpus", pieces=2, valid=1)
+    words = ("train", corpus.folder, "--out", tmp_path / "runs", "--epochs", 1, "--changes", "0,x,-1,99")
+    assert run(monkeypatch, *words) == 1
+    last = len(ablations.CHANGES) - 1
+    assert f"--changes are 0 to {last} (received -1, 99, x)" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
 def test_likelihood() -> None:
     scored = ablations.likelihood({"nats": [6.0, 2.0], "tokens": [4, 4], "notes": [2, 2]})
     assert scored.nats_per_token == 1.0

@@ -15,6 +15,7 @@ import torch
 from melodia import __version__, kernels
 from melodia.corpus.shards import Corpus
 from melodia.errors import ConfigError, TrainingError
+from melodia.evaluation.measure import Likelihood
 from melodia.evaluation.ngram import KneserNey
 from melodia.model.checkpoint import load_checkpoint
 from melodia.model.config import KINDS, ModelConfig
@@ -192,8 +193,7 @@ def _train_row(
     reporter.say(f"{name}: hidden size {model_config.hidden_size}")
     summary = train(corpus, model_config, config, out, progress=reporter, force=True)
     checkpoint = load_checkpoint(summary.checkpoint)
-    preparer = Preparer(corpus.vocabulary, checkpoint.config.side_inputs)
-    likelihood = evaluate(checkpoint.model, corpus.pieces("valid"), preparer)
+    likelihood = held_out_likelihood(corpus, checkpoint.model)
     interval = likelihood.interval("token")
     row = Row(
         name=name,
@@ -211,6 +211,11 @@ def _train_row(
     )
     record.write_text(json.dumps(asdict(row)), encoding="utf-8")
     return row
+
+
+def held_out_likelihood(corpus: Corpus, model: Model) -> Likelihood:
+    """What a model gives to each held-out piece of a corpus."""
+    return evaluate(model, corpus.pieces("valid"), Preparer(corpus.vocabulary, model.config.side_inputs))
 
 
 @torch.inference_mode()
