@@ -8,17 +8,20 @@
 
 namespace {
 
+// The two bf16 that stand there.
+MELODIA_INLINE int32_t two(const uint16_t* p) {
+    int32_t both;
+    __builtin_memcpy(&both, p, sizeof both);
+    return both;
+}
+
 // Two consecutive k of `Vector::width` rows, [width][2] bf16, and the same two of x in every lane:
 // dot(sum, x, w) = sum + x[0] w[0] + x[1] w[1].
 #if defined(__AVX512BF16__)
 struct Pair {
     __m512bh v;
     static MELODIA_INLINE Pair load(const uint16_t* p) { return {(__m512bh)_mm512_loadu_si512(p)}; }
-    static MELODIA_INLINE Pair broadcast(const uint16_t* p) {
-        int both;
-        __builtin_memcpy(&both, p, 4);
-        return {(__m512bh)_mm512_set1_epi32(both)};
-    }
+    static MELODIA_INLINE Pair broadcast(const uint16_t* p) { return {(__m512bh)_mm512_set1_epi32(two(p))}; }
 };
 MELODIA_INLINE Vector dot(Vector sum, Pair x, Pair w) { return {_mm512_dpbf16_ps(sum.v, x.v, w.v)}; }
 #else
@@ -31,11 +34,7 @@ struct Pair {
             {_mm512_castsi512_ps(_mm512_and_si512(both, _mm512_set1_epi32(static_cast<int>(0xFFFF0000u))))}};
     }
     static MELODIA_INLINE Pair load(const uint16_t* p) { return of(_mm512_loadu_si512(p)); }
-    static MELODIA_INLINE Pair broadcast(const uint16_t* p) {
-        int both;
-        __builtin_memcpy(&both, p, 4);
-        return of(_mm512_set1_epi32(both));
-    }
+    static MELODIA_INLINE Pair broadcast(const uint16_t* p) { return of(_mm512_set1_epi32(two(p))); }
 #elif defined(__AVX2__)
     static MELODIA_INLINE Pair of(__m256i both) {
         return {
@@ -45,11 +44,7 @@ struct Pair {
     static MELODIA_INLINE Pair load(const uint16_t* p) {
         return of(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
     }
-    static MELODIA_INLINE Pair broadcast(const uint16_t* p) {
-        int both;
-        __builtin_memcpy(&both, p, 4);
-        return of(_mm256_set1_epi32(both));
-    }
+    static MELODIA_INLINE Pair broadcast(const uint16_t* p) { return of(_mm256_set1_epi32(two(p))); }
 #elif defined(MELODIA_NEON)
     static MELODIA_INLINE Pair of(uint32x4_t both) {
         return {{vreinterpretq_f32_u32(vshlq_n_u32(both, 16))},
@@ -57,9 +52,7 @@ struct Pair {
     }
     static MELODIA_INLINE Pair load(const uint16_t* p) { return of(vreinterpretq_u32_u16(vld1q_u16(p))); }
     static MELODIA_INLINE Pair broadcast(const uint16_t* p) {
-        uint32_t both;
-        __builtin_memcpy(&both, p, 4);
-        return of(vdupq_n_u32(both));
+        return of(vdupq_n_u32(static_cast<uint32_t>(two(p))));
     }
 #else
     static MELODIA_INLINE float widen(uint16_t bits) {
