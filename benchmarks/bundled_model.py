@@ -39,6 +39,7 @@ from melodia.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoin
 from melodia.model.sizes import match_parameters, parameter_count
 from melodia.sampler.sampler import bundled_folder
 from melodia.training import TrainingConfig, join, train
+from melodia.training.config import PRECISIONS
 from melodia.training.memory import keep_freed_memory
 from melodia.workflows.originality import index_corpus
 from melodia.workflows.train import model_settings, open_corpus
@@ -113,6 +114,11 @@ SETS = {
         "Groove MIDI Dataset (Gillick, Roberts, Engel, Eck, Bamman; Google), "
         "https://magenta.tensorflow.org/datasets/groove",
     ),
+    "arrangements": Source(
+        "pieces of the other sets for other instruments, grooves under them (`benchmarks/arrangements.py`)",
+        "CC BY 4.0",
+        "made of the sets above",
+    ),
 }
 REPEATED = 0.15  # of the pieces, twice in a row, where a training goes on from a checkpoint
 NOTICES = "NOTICES.txt"
@@ -139,6 +145,13 @@ def main() -> int:
         default=None,
         help="go on from this checkpoint, with a new course of the learning rate",
     )
+    add("--learning-rate", type=float, default=TRAINING["learning_rate"])
+    add(
+        "--precision",
+        choices=PRECISIONS,
+        default=TRAINING["precision"],
+        help="fp32 is faster without AVX-512",
+    )
     add("--resume", action="store_true")
     for name in ("score", "pack"):
         commands.choices[name].add_argument("--model", type=Path, required=True)
@@ -160,8 +173,9 @@ def run_training(arguments: argparse.Namespace) -> None:
     """Train from scratch, or go on from a checkpoint."""
     keep_freed_memory()
     repeated = 0.0 if arguments.init is None else REPEATED
+    settings = TRAINING | {"learning_rate": arguments.learning_rate, "precision": arguments.precision}
     config = TrainingConfig(
-        minutes=arguments.minutes, threads=arguments.threads, repeat_probability=repeated, **TRAINING
+        minutes=arguments.minutes, threads=arguments.threads, repeat_probability=repeated, **settings
     )
     with join("cpu") as world:
         corpus = open_corpus(arguments.corpora, cache=arguments.cache, world=world)

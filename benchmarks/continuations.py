@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from melodia.corpus.discover import find_midi_files
 from melodia.decode import SamplingConfig
-from melodia.decode.config import PITCH_BIAS, TEMPERATURE, TOP_P
+from melodia.decode.config import ENDINGS, PITCH_BIAS, TEMPERATURE, TOP_P
 from melodia.errors import MelodiaError
 from melodia.evaluation.collapse import collapse_report
 from melodia.evaluation.continuations import parts_of
@@ -219,11 +219,11 @@ def pieces_of(sampler: Sampler, whole: Path | None, held_out: Path | None, count
 
 
 def measure(
-    sampler: Sampler, piece: Piece, times: int, sampling: SamplingConfig, pitch_bias: float
+    sampler: Sampler, piece: Piece, times: int, sampling: SamplingConfig, wishes: dict[str, Any]
 ) -> dict[str, float]:
     """The mean figures of a piece's continuations."""
     sampler.prime(piece.score, seed_bars=piece.seed_bars)
-    made = sampler.generate_many(times, bars=BARS, sampling=sampling, pitch_bias=pitch_bias, random_seed=1)
+    made = sampler.generate_many(times, bars=BARS, sampling=sampling, random_seed=1, **wishes)
     found = [compare(piece.seed, continuation.score) for continuation in made]
     names = dict.fromkeys(name for one in found for name in one)
     return {name: mean(one.get(name, NAN) for one in found) for name in names}
@@ -253,6 +253,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--min-p", type=float)
     parser.add_argument("--repetition-penalty", type=float, default=1.0)
     parser.add_argument("--pitch-bias", type=float, default=PITCH_BIAS)
+    parser.add_argument("--endings", type=int, default=ENDINGS)
     parser.add_argument("--json", type=Path, help="write the figures of every piece here")
     options = parser.parse_args(arguments)
     sampler = Sampler.load(options.model, weights=options.weights)
@@ -262,11 +263,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         min_p=options.min_p,
         repetition_penalty=options.repetition_penalty,
     )
+    wishes = {"pitch_bias": options.pitch_bias, "endings": options.endings}
     whole: dict[str, dict[str, float]] = {}
     held_out: dict[str, dict[str, float]] = {}
     real: dict[str, dict[str, float]] = {}
     for piece in pieces_of(sampler, options.whole, options.pieces, options.count):
-        found = measure(sampler, piece, options.times, sampling, options.pitch_bias)
+        found = measure(sampler, piece, options.times, sampling, wishes)
         (whole if piece.real is None else held_out)[piece.name] = found
         if piece.real is not None:
             real[piece.name] = compare(piece.seed, piece.real)

@@ -6,6 +6,7 @@ compiled engine replaces the loop, not the plan.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -19,7 +20,7 @@ from melodia.midi.report import Finding
 from melodia.sampler.bias import seed_bias
 from melodia.sampler.classes import TokenClasses
 from melodia.sampler.continuation import Event, TimeMap
-from melodia.sampler.plan import BAR_TOKENS, Plan
+from melodia.sampler.plan import BAR_TOKENS, ENDING_BARS, Plan
 from melodia.sampler.players import rests_of
 from melodia.sampler.request import Request
 from melodia.sampler.session import Session, Tail, half_described, tail_at
@@ -38,6 +39,8 @@ class Lane:
         tokens, nll, entropy: of the new tokens; not kept of endless music.
         notes: the new notes, in grid ticks from the first token; not cut at the end; not kept of endless music.
         ended: "" while it runs, then "length" or "model".
+        random_seed: of the tokens to come; the request's, but in a branch.
+        branches: whether the lane leaves the loop where its ending begins; see `melodia.sampler.endings`.
     """
 
     def __init__(
@@ -67,12 +70,14 @@ class Lane:
         self._tail_ids = list(session.tail.ids)
         self._reader = session.tail.reader(classes.vocabulary)
         self._recent = list(session.recent)
-        self._noise = Noise(request.random_seed, request.session, classes.vocabulary.size)
+        self.random_seed = request.random_seed
+        self.branches = request.endings > 1
+        self._noise = Noise(self.random_seed, request.session, classes.vocabulary.size)
         self.session.side.bars_total = self.plan.bars_total
         self.bias = seed_bias(classes, session.seed, request)
 
     def choose(self, *, compiled: bool = False) -> Choice | None:
-        """Draw the next token from the session's logits, in compiled code or not; None if it ends the piece."""
+        """Draw the next token from the session's logits, in compiled code or not; None if the lane leaves."""
         session, request = self.session, self.request
         legal = self.plan.restrict(session.grammar, self.grammar.mask(session.grammar))
         recent: list[int] = []
@@ -85,7 +90,7 @@ class Lane:
                 legal,
                 recent,
                 request.sampling,
-                random_seed=request.random_seed,
+                random_seed=self.random_seed,
                 session=request.session,
                 position=session.fed,
                 bias=self.bias,
@@ -93,10 +98,34 @@ class Lane:
         else:
             noise = None if request.sampling.greedy else self._noise.at(session.fed)
             choice = choose(session.logits, legal, recent, request.sampling, noise, self.bias)
-        if self.plan.ends(session.grammar, choice.token):
-            self.stop(choice.token)
-            return None
-        return choice
+        return None if self.leaves(choice.token) else choice
+
+    def leaves(self, token: int) -> bool:
+        """Whether the lane leaves the loop at a token that was drawn: its piece ends with it, or its ending begins."""
+        state = self.session.grammar
+        if self.plan.ends(state, token):
+            self.stop(token)
+            return True
+        return self.branches and self.plan.begins_ending(state, token)
+
+    @property
+    def at_ending(self) -> bool:
+        """Whether the whole of the new music is an ending that is to branch."""
+        bars = self.request.bars
+        return self.branches and bars is not None and bars <= ENDING_BARS
+
+    def branch(self, random_seed: int) -> Lane:
+        """A lane that goes on from this place, to the end, with random numbers of its own. The state must be here."""
+        twin = copy.copy(self)
+        twin.session, twin.plan = self.session.fork(), self.plan.fork()
+        twin.branches = False
+        twin.random_seed = random_seed
+        twin._noise = Noise(random_seed, self.request.session, self.classes.vocabulary.size)
+        tail = Tail(self._tail_offset, self._tail_before, tuple(self._tail_ids))
+        twin._offset, twin._reader = tail.offset, tail.reader(self.classes.vocabulary)
+        for name in ("tokens", "nll", "entropy", "notes", "_tail_ids", "_recent"):
+            setattr(twin, name, list(getattr(self, name)))
+        return twin
 
     def take(self, choice: Choice) -> tuple[list[NoteEvent], NDArray[np.int32]]:
         """Advance by a token: the notes it completes, and the side inputs [S] that go into the model with it."""

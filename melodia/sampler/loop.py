@@ -26,7 +26,7 @@ class Loop:
         bursts: let compiled code run from bar line to bar line where it can; the tokens are the same.
 
     Attributes:
-        live: the lanes that have not ended.
+        live: the lanes that are still there: that have not ended, nor come to endings that are to branch.
     """
 
     def __init__(self, stepper: Stepper, lanes: list[Lane], *, bursts: bool = True) -> None:
@@ -40,10 +40,10 @@ class Loop:
         self._way.note_by_note()
 
     def step(self) -> Found:
-        """Advance the live lanes by a token or more, or end them: the lanes with tokens and the notes in these."""
-        found, ended = self._way.step(self.live)
-        if ended:
-            self.live = [lane for lane in self.live if lane not in ended]
+        """Advance the live lanes, or let them leave: the lanes with tokens and the notes in these."""
+        found, gone = self._way.step(self.live)
+        if gone:
+            self.live = [lane for lane in self.live if lane not in gone]
         return found
 
     def snapshot(self, lane: Lane) -> Session:
@@ -59,7 +59,7 @@ class _Way(Protocol):
     def note_by_note(self) -> None: ...
 
     def step(self, live: list[Lane]) -> tuple[Found, list[Lane]]:
-        """Advance lanes: what was found, and which have ended."""
+        """Advance lanes: what was found, and which have left; their sessions are up to date."""
         ...
 
     def refresh(self, lane: Lane, index: int) -> None:
@@ -80,13 +80,13 @@ class _Steps:
         """See `_Way.step`."""
         choices = [lane.choose(compiled=self._stepper.compiled) for lane in live]
         going = [i for i, choice in enumerate(choices) if choice is not None]
-        ended = [lane for lane, choice in zip(live, choices, strict=True) if choice is None]
+        gone = [lane for lane, choice in zip(live, choices, strict=True) if choice is None]
         for i, lane in enumerate(live):
             if choices[i] is None:
                 self.refresh(lane, i)
         if not going:
-            return [], ended
-        if ended:
+            return [], gone
+        if gone:
             self._stepper.keep(going)
         found, sides, tokens = [], [], []
         for i in going:
@@ -98,7 +98,7 @@ class _Steps:
             sides.append(side)
         for i, row in zip(going, self._stepper.feed(tokens, sides), strict=True):
             live[i].session.logits = row
-        return found, ended
+        return found, gone
 
     def refresh(self, lane: Lane, index: int) -> None:
         """See `_Way.refresh`."""
@@ -120,7 +120,7 @@ class _Bursts:
                 grammar=lane.session.grammar,
                 side=lane.session.side,
                 sampling=lane.sampling,
-                random_seed=lane.request.random_seed,
+                random_seed=lane.random_seed,
                 session=lane.request.session,
                 fed=lane.session.fed,
                 recent=lane.recent,
@@ -140,10 +140,10 @@ class _Bursts:
     def step(self, live: list[Lane]) -> tuple[Found, list[Lane]]:
         """See `_Way.step`."""
         found: Found = []
-        ended = [i for i in self._loop.waiting() if not self._attend(live[i], i, found)]
-        gone = [live[i] for i in ended]
-        if ended:
-            live = self._keep(live, ended)
+        leaving = [i for i in self._loop.waiting() if not self._attend(live[i], i, found)]
+        gone = [live[i] for i in leaving]
+        if leaving:
+            live = self._keep(live, leaving)
             if not live:
                 return found, gone
         self._loop.run(microseconds=SLICE)
@@ -162,14 +162,13 @@ class _Bursts:
         session.logits = self._loop.logits(index)
 
     def _attend(self, lane: Lane, i: int, found: Found) -> bool:
-        """See to a lane that waits: False if its piece has ended."""
+        """See to a lane that waits: False if it leaves."""
         loop, plan, state = self._loop, lane.plan, lane.session.grammar
         self._catch_up(lane, i, found)
         if loop.facts["standing"][i] == Standing.ASKS:
             loop.choose(i, plan.restrict(state, loop.followers[i].mask()))
         token = int(loop.facts["token"][i])
-        if token >= 0 and plan.ends(state, token):
-            lane.stop(token)
+        if token >= 0 and lane.leaves(token):
             return False
         loop.take(i)
         self._read(lane, i, found)
@@ -186,12 +185,12 @@ class _Bursts:
     def _read(self, lane: Lane, i: int, found: Found) -> None:
         found.append((lane, lane.read(*(numbers.tolist() for numbers in self._loop.drain(i)))))
 
-    def _keep(self, live: list[Lane], ended: list[int]) -> list[Lane]:
-        """Take lanes out: the sessions of the ended are Python's again. The others."""
-        for i in ended:
+    def _keep(self, live: list[Lane], leaving: list[int]) -> list[Lane]:
+        """Take lanes out: their sessions are Python's again. The others."""
+        for i in leaving:
             self.refresh(live[i], i)
             live[i].session.grammar = live[i].session.grammar.copy()
-        kept = [i for i in range(len(live)) if i not in ended]
+        kept = [i for i in range(len(live)) if i not in leaving]
         if kept:
             self._stepper.keep(kept)
             self._loop.keep(self._stepper.lanes, kept)

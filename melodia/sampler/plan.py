@@ -6,6 +6,7 @@ and narrows its mask where the wish goes beyond validity. Ticks are grid ticks; 
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import replace
 from math import ceil
 
@@ -28,6 +29,9 @@ BAR_TOKENS = 2048
 LAST_BARS = 4
 """The model is told how many bars are left when so many are. Earlier does harm: it has read the seed without, and notes
 in the seed's scale fell from 0.79 to 0.75 where it was told from the join on (17 samples)."""
+
+ENDING_BARS = 2
+"""Bars at the end that are played several times where several endings are wanted."""
 
 REST_BARS = 2
 """A program may rest for so many bars, or as long as it did in the seed; then it is asked for."""
@@ -190,6 +194,22 @@ class Plan:
         if s.has_bars:
             return bool(classes.begins_bar[token]) and s.bar >= self.last
         return classes.moves[token] > 0 and s.now + int(classes.moves[token]) * s.unit >= self.end(s)
+
+    def begins_ending(self, s: GrammarState, token: int) -> bool:
+        """Whether a token leads into the last `ENDING_BARS` bars, or what there is of them."""
+        if self.last is None or self.first is None:
+            return False
+        classes = self.classes
+        if s.has_bars:
+            return bool(classes.begins_bar[token]) and s.bar + 1 > self.last - ENDING_BARS * self.pieces
+        moved = s.now + int(classes.moves[token]) * s.unit
+        return classes.moves[token] > 0 and moved >= self.end(s) - ENDING_BARS * self._length
+
+    def fork(self) -> Plan:
+        """An independent copy, for another way from here on."""
+        twin = copy(self)
+        twin.tempi, twin.metres = list(self.tempi), list(self.metres)
+        return twin
 
     def after(self, s: GrammarState, token: int, count: int) -> None:
         """Take note of a token that the grammar has taken.

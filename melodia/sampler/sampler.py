@@ -25,6 +25,7 @@ from melodia.grammar.state import NONE
 from melodia.model.network import Network
 from melodia.model.stored import StoredCheckpoint, read_checkpoint
 from melodia.sampler.continuation import Continuation
+from melodia.sampler.endings import best_ending, branches
 from melodia.sampler.feeding import Reader, feed_from_start, feed_rest
 from melodia.sampler.lane import Lane
 from melodia.sampler.loop import Loop
@@ -256,7 +257,7 @@ class Sampler:
             session: 0 to 2**32 - 1; other streams of one random seed.
             state: continue this session instead of the sampler's own.
             wishes: fields of `melodia.sampler.Request`: programs, any_program, metre, metre_changes, tempo,
-                tempo_changes, pitch_range, max_polyphony, pitch_bias, may_end, silent_bars, and `sampling`, a
+                tempo_changes, pitch_range, max_polyphony, pitch_bias, endings, may_end, silent_bars, and `sampling`, a
                 SamplingConfig in place of the separate settings.
 
         Raises:
@@ -298,11 +299,14 @@ class Sampler:
         start = state if state is not None else self.state
         began = time.perf_counter()
         lanes = [self._lane(start, replace(request, session=request.session + k)) for k in range(num_samples)]
-        loop = self._loop(lanes)
-        while loop.live:
-            loop.step()
-        wall = time.perf_counter() - began
-        return self._continuations(lanes, wall)
+        self._run([lane for lane in lanes if not lane.at_ending])
+        tries = {k: branches(lane) for k, lane in enumerate(lanes) if not lane.ended}
+        self._run([branch for group in tries.values() for branch in group])
+        drawn = sum(lane.count for lane in lanes)
+        for k, group in tries.items():
+            drawn += sum(branch.count - lanes[k].count for branch in group)
+            lanes[k] = best_ending(group)
+        return self._continuations(lanes, time.perf_counter() - began, drawn)
 
     def stream(self, *, state: Session | None = None, **settings: Any) -> Stream:
         """Continue the session note by note: an iterator of events that are the notes of `generate`.
@@ -323,6 +327,11 @@ class Sampler:
         True
         """
         request = request_of(settings)
+        if request.endings > 1:
+            raise ConfigError(
+                "a stream cannot take back what was heard, so it has one ending (received `endings` "
+                f"{request.endings}); use `generate`"
+            )
         lane = self._lane(state if state is not None else self.state, request)
         return Stream(self._loop([lane]), lane)
 
@@ -344,6 +353,14 @@ class Sampler:
             flat = tensor.reshape(-1)
             digest.update(flat[:: max(1, flat.size // 256)].tobytes())
         return digest.hexdigest()[:32]
+
+    def _run(self, lanes: list[Lane]) -> None:
+        """Let lanes run until each has ended or come to an ending that is to branch."""
+        if not lanes:
+            return
+        loop = self._loop(lanes)
+        while loop.live:
+            loop.step()
 
     def _loop(self, lanes: list[Lane]) -> Loop:
         return Loop(self._runner.stepper([lane.session.model_state for lane in lanes]), lanes)
@@ -385,10 +402,9 @@ class Sampler:
             )
         return np.concatenate([present, more]).astype(np.int64)
 
-    def _continuations(self, lanes: list[Lane], wall: float) -> list[Continuation]:
+    def _continuations(self, lanes: list[Lane], wall: float, drawn: int) -> list[Continuation]:
         results = [(lane, *lane.result()) for lane in lanes]
         music = sum(times.seconds(times.end) - times.seconds(times.join) for _, _, times in results)
-        count = sum(len(lane.tokens) for lane in lanes)
         made = []
         for lane, notes, times in results:
             report = GenerationReport(
@@ -398,7 +414,7 @@ class Sampler:
                 notes=len(notes),
                 seconds=times.seconds(times.end) - times.seconds(times.join),
                 wall_seconds=wall,
-                tokens_per_second=count / wall,
+                tokens_per_second=drawn / wall,
                 times_real_time=music / wall,
                 nll=float(np.mean(lane.nll)) if lane.nll else 0.0,
                 entropy=float(np.mean(lane.entropy)) if lane.entropy else 0.0,
@@ -408,6 +424,7 @@ class Sampler:
                 ended=lane.ended,
                 random_seed=lane.request.random_seed,
                 session=lane.request.session,
+                endings=lane.request.endings,
                 backend=f"{self._runner.runs} on {self._runner.device}",
                 backend_reason=self._runner.why,
                 sampling=lane.request.sampling,
