@@ -1,4 +1,4 @@
-"""What continuations keep of their seeds: register, voices, key, programs, balance of drums and tune, endings.
+"""What continuations keep of their seeds: register, voices, key, programs, balance of drums and tune, branches.
 
 `python -m benchmarks.continuations --whole midi_samples --pieces HELD_OUT --json FILE` continues each file of the one
 folder behind its end, and pieces of the other (searched with its sub-folders, as many from each) behind their first 16
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from melodia.corpus.discover import find_midi_files
 from melodia.decode import SamplingConfig
-from melodia.decode.config import ENDINGS, PITCH_BIAS, TEMPERATURE, TOP_P
+from melodia.decode.config import BRANCHES, PITCH_BIAS, TEMPERATURE, TOP_P
 from melodia.errors import MelodiaError
 from melodia.evaluation.collapse import collapse_report
 from melodia.evaluation.continuations import parts_of
@@ -224,7 +224,10 @@ def measure(
     """The mean figures of a piece's continuations."""
     sampler.prime(piece.score, seed_bars=piece.seed_bars)
     made = sampler.generate_many(times, bars=BARS, sampling=sampling, random_seed=1, **wishes)
-    found = [compare(piece.seed, continuation.score) for continuation in made]
+    found = [
+        compare(piece.seed, continuation.score) | {"nats a token": continuation.report.nll}
+        for continuation in made
+    ]
     names = dict.fromkeys(name for one in found for name in one)
     return {name: mean(one.get(name, NAN) for one in found) for name in names}
 
@@ -253,7 +256,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--min-p", type=float)
     parser.add_argument("--repetition-penalty", type=float, default=1.0)
     parser.add_argument("--pitch-bias", type=float, default=PITCH_BIAS)
-    parser.add_argument("--endings", type=int, default=ENDINGS)
+    parser.add_argument("--branches", type=int, default=BRANCHES)
     parser.add_argument("--json", type=Path, help="write the figures of every piece here")
     options = parser.parse_args(arguments)
     sampler = Sampler.load(options.model, weights=options.weights)
@@ -263,7 +266,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         min_p=options.min_p,
         repetition_penalty=options.repetition_penalty,
     )
-    wishes = {"pitch_bias": options.pitch_bias, "endings": options.endings}
+    wishes = {"pitch_bias": options.pitch_bias, "branches": options.branches}
     whole: dict[str, dict[str, float]] = {}
     held_out: dict[str, dict[str, float]] = {}
     real: dict[str, dict[str, float]] = {}

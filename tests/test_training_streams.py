@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from training_helpers import HIGH, LOW, small_corpus, small_vocabulary, tune
 
-from melodia.corpus.shards import CONSTANT_VELOCITY, Corpus, ShardWriter
+from melodia.corpus.shards import CONSTANT_VELOCITY, Corpus, Piece, ShardWriter
 from melodia.errors import ConfigError, TrainingError
 from melodia.grammar import Grammar
 from melodia.midi import read_score
@@ -239,6 +239,50 @@ def test_only_tokens_with_bars_can_be_repeated() -> None:
             (),
             TrainingConfig(iterations=1, repeat_probability=0.1),
         )
+
+
+def test_other_instruments_play() -> None:
+    """Programs become others, in order; drums and everything else stay; what comes is still music."""
+    tokenizer = Tokenizer()
+    v = tokenizer.vocabulary
+    grammar = Grammar.compile(v)
+    path = Path(__file__).parent.parent / "midi_samples" / "beethoven_ode_to_joy.mid"
+    ids = tokenizer.encode(read_score(path)[0]).ids.astype(np.int64)
+    drum = [
+        "Bar_None",
+        "TimeSig_4/4",
+        "Position_0",
+        "Program_-1",
+        "PitchDrum_38",
+        "Velocity_79",
+        "Duration_0.1.12",
+    ]
+    ids = np.concatenate([ids, [v.index[token] for token in drum]])
+    programs = np.array(v.ids_of("Program"))
+    melodic = programs[programs != v.index["Program_-1"]]
+    piece = Piece(ids.astype(np.uint16), -1, 0, 1, 1)
+    prepare = Preparer(v, (), TrainingConfig(iterations=1, program_probability=0.75, **PLAIN))  # type: ignore[arg-type]
+    changed, heard = 0, set()
+    for epoch in range(60):
+        made = prepare(piece, epoch, 0).inputs[1:]
+        assert (made == prepare(piece, epoch, 0).inputs[1:]).all()
+        assert grammar.accepts(made.tolist()) is None
+        moved = made != ids
+        changed += bool(moved.any())
+        assert np.isin(ids[moved], melodic).all()
+        assert np.isin(made[moved], melodic).all()
+        pairs = {(int(a), int(b)) for a, b in zip(ids, made, strict=True) if a in melodic}
+        _, after = zip(*sorted(pairs), strict=True)
+        assert len(pairs) == 4
+        assert list(after) == sorted(set(after)), "four programs stay four, in their order"
+        heard |= set(after)
+    assert 30 <= changed <= 57  # 45 expected, deviation 3.4
+    assert len(heard) > 80, "any program, not a few"
+
+
+def test_only_tokens_with_programs_can_exchange_them(corpus: Corpus) -> None:
+    with pytest.raises(ConfigError, match="needs tokens with programs"):
+        Preparer(corpus.vocabulary, (), TrainingConfig(iterations=1, program_probability=0.1))
 
 
 def test_side_inputs_are_those_of_the_transposed_piece(corpus: Corpus) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import typer
 
-from melodia.decode.config import ENDINGS, PITCH_BIAS, TEMPERATURE, TOP_P
+from melodia.decode.config import BRANCHES, PITCH_BIAS, TEMPERATURE, TOP_P
 
 _SEED = "The seed: a MIDI file to continue (not a random number; that is --random-seed)."
 
@@ -36,8 +36,11 @@ def generate(
         PITCH_BIAS,
         help="How strongly new notes keep to the seed's pitch classes and range, 0 (not at all) to 1.",
     ),
-    endings: int = typer.Option(
-        ENDINGS, min=1, max=64, help="Play the last two bars so many times and keep what closes best."
+    branches: int = typer.Option(
+        BRANCHES,
+        min=1,
+        max=64,
+        help="Play every two bars so many times and keep what fits the seed and closes best.",
     ),
     random_seed: int | None = typer.Option(None, help="Number that makes the result repeatable."),
     continuation_only: bool = typer.Option(
@@ -93,7 +96,7 @@ def generate(
         num_samples=num_samples,
         sampling=sampling,
         pitch_bias=pitch_bias,
-        endings=endings,
+        branches=branches,
         random_seed=random_seed,
         continuation_only=continuation_only,
         plot=plot,

@@ -20,7 +20,7 @@ from melodia.midi.report import Finding
 from melodia.sampler.bias import seed_bias
 from melodia.sampler.classes import TokenClasses
 from melodia.sampler.continuation import Event, TimeMap
-from melodia.sampler.plan import BAR_TOKENS, ENDING_BARS, Plan
+from melodia.sampler.plan import BAR_TOKENS, Plan
 from melodia.sampler.players import rests_of
 from melodia.sampler.request import Request
 from melodia.sampler.session import Session, Tail, half_described, tail_at
@@ -35,12 +35,14 @@ class Lane:
     Attributes:
         session: where the music stands; its model state is that of the beginning until `finish`.
         plan: what is wanted.
+        programs: those that may play, -1 for the drums; None for all.
         count: new tokens.
         tokens, nll, entropy: of the new tokens; not kept of endless music.
         notes: the new notes, in grid ticks from the first token; not cut at the end; not kept of endless music.
         ended: "" while it runs, then "length" or "model".
         random_seed: of the tokens to come; the request's, but in a branch.
-        branches: whether the lane leaves the loop where its ending begins; see `melodia.sampler.endings`.
+        stretch: where the last stretch, or the lane, began, and where it stands: bar lines in grid ticks; see
+            `melodia.sampler.branching`.
     """
 
     def __init__(
@@ -55,8 +57,8 @@ class Lane:
         self.request = request
         self.grammar = grammar
         self.classes = classes
-        programs = request.programs or (None if request.any_program else session.context.programs)
-        rests = rests_of(session.seed, programs, classes.tables.ticks_per_quarter)
+        self.programs = request.programs or (None if request.any_program else session.context.programs)
+        rests = rests_of(session.seed, self.programs, classes.tables.ticks_per_quarter)
         self.plan = Plan(classes, session.context, request, self.session.grammar, cycle, rests)
         self.count = 0
         self.tokens: list[int] = []
@@ -71,7 +73,7 @@ class Lane:
         self._reader = session.tail.reader(classes.vocabulary)
         self._recent = list(session.recent)
         self.random_seed = request.random_seed
-        self.branches = request.endings > 1
+        self.stretch = (session.context.join, session.context.join)
         self._noise = Noise(self.random_seed, request.session, classes.vocabulary.size)
         self.session.side.bars_total = self.plan.bars_total
         self.bias = seed_bias(classes, session.seed, request)
@@ -101,24 +103,22 @@ class Lane:
         return None if self.leaves(choice.token) else choice
 
     def leaves(self, token: int) -> bool:
-        """Whether the lane leaves the loop at a token that was drawn: its piece ends with it, or its ending begins."""
+        """Whether the lane leaves the loop at a token that was drawn: the piece ends, or is to branch."""
         state = self.session.grammar
         if self.plan.ends(state, token):
             self.stop(token)
+            self.stretch = (self.stretch[0], self.end)
             return True
-        return self.branches and self.plan.begins_ending(state, token)
-
-    @property
-    def at_ending(self) -> bool:
-        """Whether the whole of the new music is an ending that is to branch."""
-        bars = self.request.bars
-        return self.branches and bars is not None and bars <= ENDING_BARS
+        if self.request.branches > 1 and self.plan.begins_stretch(state, token):
+            self.stretch = (self.stretch[0], self.plan.bar_at(state)[2])
+            return True
+        return False
 
     def branch(self, random_seed: int) -> Lane:
-        """A lane that goes on from this place, to the end, with random numbers of its own. The state must be here."""
+        """A lane that goes on from this place, outside a loop, with random numbers of its own."""
         twin = copy.copy(self)
         twin.session, twin.plan = self.session.fork(), self.plan.fork()
-        twin.branches = False
+        twin.stretch = (self.stretch[1], self.stretch[1])
         twin.random_seed = random_seed
         twin._noise = Noise(random_seed, self.request.session, self.classes.vocabulary.size)
         tail = Tail(self._tail_offset, self._tail_before, tuple(self._tail_ids))

@@ -26,7 +26,7 @@ class Loop:
         bursts: let compiled code run from bar line to bar line where it can; the tokens are the same.
 
     Attributes:
-        live: the lanes that are still there: that have not ended, nor come to endings that are to branch.
+        live: the lanes that are still there: that have not ended, nor come to a place where they are to branch.
     """
 
     def __init__(self, stepper: Stepper, lanes: list[Lane], *, bursts: bool = True) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from melodia.decode import SamplingConfig
 from melodia.midi.report import Finding
-from melodia.sampler.plan import ENDING_BARS
+from melodia.sampler.plan import STRETCH_BARS
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class GenerationReport:
         ended: "length" where the asked length was reached, "model" where the model ended the piece.
         random_seed: gives the same music again.
         session: which of the streams of that random seed.
-        endings: how many endings it was chosen from.
+        branches: how many times each stretch was played.
         backend: what ran.
         backend_reason: why.
         sampling: the settings of the choice.
@@ -54,7 +54,7 @@ class GenerationReport:
     ended: str
     random_seed: int
     session: int
-    endings: int
+    branches: int
     backend: str
     backend_reason: str
     sampling: SamplingConfig
@@ -73,8 +73,8 @@ class GenerationReport:
             f"{self.times_real_time:,.1f} times faster than real time ({self.backend}: {self.backend_reason})",
             f"random seed {self.random_seed}, session {self.session}",
         ]
-        if self.endings > 1:
-            lines.append(f"the last {ENDING_BARS} bars are the best close of {self.endings}")
+        if self.branches > 1:
+            lines.append(f"every {STRETCH_BARS} bars are the best of {self.branches} branches")
         if self.ended == "model":
             lines.append("the model ended the piece before the asked length")
         return lines + [str(finding) for finding in self.findings]

@@ -36,9 +36,8 @@ class Request:
         max_polyphony: most notes at once; None for no limit.
         pitch_bias: how strongly new notes keep to the pitch classes and the range of the seed, 0 (not at all) to 1;
             see `melodia.sampler.bias`.
-        endings: so many times the last two bars are played, and what closes best is kept; see
-            `melodia.sampler.endings`. 1: once. Not for streams, nor with `may_end`; a length in tokens shows its
-            end too late for it.
+        branches: so many times every two bars are played, and what fits the seed best, and closes best at the end, is
+            kept; see `melodia.sampler.branching`. 1: once. Not for streams, nor with `may_end`.
         may_end: let the model end the piece before its length is reached, after one bar at the earliest.
         silent_bars: allow bars in which nothing sounds. The first bar is never empty.
 
@@ -65,7 +64,7 @@ class Request:
     pitch_range: tuple[int, int] | None = None
     max_polyphony: int | None = None
     pitch_bias: float = 0.0
-    endings: int = 1
+    branches: int = 1
     may_end: bool = False
     silent_bars: bool = False
 
@@ -97,11 +96,19 @@ class Request:
             raise ConfigError(
                 f"`pitch_bias` must be within 0 and 1 (received {self.pitch_bias}); 0 turns it off"
             )
-        if isinstance(self.endings, bool) or not isinstance(self.endings, int) or not 1 <= self.endings <= 64:
-            raise ConfigError(f"`endings` must be a whole number within 1 and 64 (received {self.endings!r})")
-        if self.endings > 1 and (self.endless or self.may_end):
+        if (
+            isinstance(self.branches, bool)
+            or not isinstance(self.branches, int)
+            or not 1 <= self.branches <= 64
+        ):
+            raise ConfigError(
+                f"`branches` must be a whole number within 1 and 64 (received {self.branches!r})"
+            )
+        if self.branches > 1 and (self.endless or self.may_end):
             other = "`endless`" if self.endless else "`may_end`"
-            raise ConfigError(f"`endings` needs a known end, and {other} leaves it open; give one of the two")
+            raise ConfigError(
+                f"`branches` needs a known end, and {other} leaves it open; give one of the two"
+            )
         if self.metre is not None:
             object.__setattr__(self, "metre", check_metre(self.metre))
             if self.metre_changes:

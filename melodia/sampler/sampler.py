@@ -24,8 +24,8 @@ from melodia.grammar import Constraints, Grammar
 from melodia.grammar.state import NONE
 from melodia.model.network import Network
 from melodia.model.stored import StoredCheckpoint, read_checkpoint
+from melodia.sampler.branching import Judge
 from melodia.sampler.continuation import Continuation
-from melodia.sampler.endings import best_ending, branches
 from melodia.sampler.feeding import Reader, feed_from_start, feed_rest
 from melodia.sampler.lane import Lane
 from melodia.sampler.loop import Loop
@@ -257,7 +257,7 @@ class Sampler:
             session: 0 to 2**32 - 1; other streams of one random seed.
             state: continue this session instead of the sampler's own.
             wishes: fields of `melodia.sampler.Request`: programs, any_program, metre, metre_changes, tempo,
-                tempo_changes, pitch_range, max_polyphony, pitch_bias, endings, may_end, silent_bars, and `sampling`, a
+                tempo_changes, pitch_range, max_polyphony, pitch_bias, branches, may_end, silent_bars, and `sampling`, a
                 SamplingConfig in place of the separate settings.
 
         Raises:
@@ -299,13 +299,11 @@ class Sampler:
         start = state if state is not None else self.state
         began = time.perf_counter()
         lanes = [self._lane(start, replace(request, session=request.session + k)) for k in range(num_samples)]
-        self._run([lane for lane in lanes if not lane.at_ending])
-        tries = {k: branches(lane) for k, lane in enumerate(lanes) if not lane.ended}
-        self._run([branch for group in tries.values() for branch in group])
-        drawn = sum(lane.count for lane in lanes)
-        for k, group in tries.items():
-            drawn += sum(branch.count - lanes[k].count for branch in group)
-            lanes[k] = best_ending(group)
+        if request.branches > 1:
+            lanes, drawn = self._run_branches(lanes)
+        else:
+            self._run(lanes)
+            drawn = sum(lane.count for lane in lanes)
         return self._continuations(lanes, time.perf_counter() - began, drawn)
 
     def stream(self, *, state: Session | None = None, **settings: Any) -> Stream:
@@ -327,10 +325,10 @@ class Sampler:
         True
         """
         request = request_of(settings)
-        if request.endings > 1:
+        if request.branches > 1:
             raise ConfigError(
-                "a stream cannot take back what was heard, so it has one ending (received `endings` "
-                f"{request.endings}); use `generate`"
+                "a stream cannot take back what was heard, so it has no `branches` (received "
+                f"{request.branches}); use `generate`"
             )
         lane = self._lane(state if state is not None else self.state, request)
         return Stream(self._loop([lane]), lane)
@@ -355,12 +353,22 @@ class Sampler:
         return digest.hexdigest()[:32]
 
     def _run(self, lanes: list[Lane]) -> None:
-        """Let lanes run until each has ended or come to an ending that is to branch."""
-        if not lanes:
-            return
+        """Let lanes run until each has ended or is to branch."""
         loop = self._loop(lanes)
         while loop.live:
             loop.step()
+
+    def _run_branches(self, lanes: list[Lane]) -> tuple[list[Lane], int]:
+        """Let lanes run stretch by stretch in branches: the best of each, and how many tokens were drawn."""
+        judge = Judge(lanes[0].session.seed, lanes[0].programs)
+        drawn = 0
+        while going := [k for k, lane in enumerate(lanes) if not lane.ended]:
+            groups = [judge.branches_of(lanes[k]) for k in going]
+            self._run([branch for group in groups for branch in group])
+            for k, group in zip(going, groups, strict=True):
+                drawn += sum(branch.count - lanes[k].count for branch in group)
+                lanes[k] = judge.best(group)
+        return lanes, drawn
 
     def _loop(self, lanes: list[Lane]) -> Loop:
         return Loop(self._runner.stepper([lane.session.model_state for lane in lanes]), lanes)
@@ -424,7 +432,7 @@ class Sampler:
                 ended=lane.ended,
                 random_seed=lane.request.random_seed,
                 session=lane.request.session,
-                endings=lane.request.endings,
+                branches=lane.request.branches,
                 backend=f"{self._runner.runs} on {self._runner.device}",
                 backend_reason=self._runner.why,
                 sampling=lane.request.sampling,

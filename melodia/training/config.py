@@ -39,6 +39,8 @@ class TrainingConfig:
         transpose_probability: share of piece passes that are moved.
         repeat_probability: share of piece passes in which the piece is played twice, nothing between, so that the
             model hears music begin again behind an end; for tokens with bar lines.
+        program_probability: share of piece passes in which other instruments play: the programs with pitches become
+            any others, in the same order, so that none is foreign to the model; for tokens with programs.
         hide_bars_left: share of piece passes that do not say how many bars are left.
         hide_density: share of piece passes that do not say how dense the piece is.
         ema: decay of the averaged weights, per iteration; 0 keeps none. The averaged weights are what is
@@ -79,6 +81,7 @@ class TrainingConfig:
     transpose_up: int = 6
     transpose_probability: float = 1.0
     repeat_probability: float = 0.0
+    program_probability: float = 0.0
     hide_bars_left: float = 0.5
     hide_density: float = 0.5
     ema: float = 0.99
@@ -112,6 +115,7 @@ class TrainingConfig:
             "warmup",
             "transpose_probability",
             "repeat_probability",
+            "program_probability",
             "hide_bars_left",
             "hide_density",
         ):

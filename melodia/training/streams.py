@@ -30,7 +30,7 @@ from melodia.vocabulary import Vocabulary
 IGNORED = -100
 """The target of a step that is not scored."""
 
-_ORDER, _PASS = 1, 2
+_ORDER, _PASS, _PROGRAMS = 1, 2, 3
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,8 @@ class Preparer:
             held-out pieces are scored.
 
     Raises:
-        ConfigError: pieces are to be repeated, but these tokens have no bar lines or are byte pairs.
+        ConfigError: pieces are to be repeated, but these tokens have no bar lines or are byte pairs; or instruments
+            are to be exchanged, but these tokens have no programs or are byte pairs.
     """
 
     def __init__(
@@ -92,6 +93,16 @@ class Preparer:
         if config is not None and config.repeat_probability and not can_repeat:
             raise ConfigError(
                 "repeat_probability needs tokens with bar lines and without byte pairs, REMI or PerTok "
+                f"(received {vocabulary.scheme}{' with byte pairs' if vocabulary.expansions else ''}); "
+                "leave it at 0"
+            )
+        self._programs = np.array(
+            [i for i in vocabulary.ids_of("Program") if vocabulary.value(i) != "-1"], np.int64
+        )
+        can_exchange = self._programs.size and not vocabulary.expansions
+        if config is not None and config.program_probability and not can_exchange:
+            raise ConfigError(
+                "program_probability needs tokens with programs and without byte pairs "
                 f"(received {vocabulary.scheme}{' with byte pairs' if vocabulary.expansions else ''}); "
                 "leave it at 0"
             )
@@ -119,6 +130,8 @@ class Preparer:
                 ids = np.concatenate((ids, self.again(ids)))
             if self._moves is not None and draws[0] < config.transpose_probability:
                 ids = self._transpose(ids, float(draws[1]))
+            if config.program_probability:
+                ids = self._exchange(ids, epoch, number)
             if "bars_left" in self._names and draws[2] >= config.hide_bars_left:
                 bars = max(1, bars_total(ids, v))
             if "density" in self._names and draws[3] >= config.hide_density:
@@ -146,6 +159,18 @@ class Preparer:
         if config is None or not config.repeat_probability:
             return False
         return bool(_uniform(config.random_seed, _PASS, epoch, number, 5)[4] < config.repeat_probability)
+
+    def _exchange(self, ids: NDArray[np.int64], epoch: int, number: int) -> NDArray[np.int64]:
+        """Give a piece other programs in `epoch`, or not; in their order, as notes at one place stand in it."""
+        assert self.config is not None
+        draws = _uniform(self.config.random_seed, _PROGRAMS, epoch, number, 1 + self._programs.size)
+        if draws[0] >= self.config.program_probability:
+            return ids
+        present = np.intersect1d(ids, self._programs)
+        chosen = np.sort(self._programs[np.argsort(draws[1:])[: present.size]])
+        exchanged = np.arange(self.vocabulary.size)
+        exchanged[present] = chosen
+        return exchanged[ids]
 
     def _transpose(self, ids: NDArray[np.int64], draw: float) -> NDArray[np.int64]:
         """Move a piece by one of the intervals that leave every token inside the vocabulary."""

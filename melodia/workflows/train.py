@@ -14,7 +14,7 @@ from melodia import kernels
 from melodia.corpus.build import build_corpus
 from melodia.corpus.manifest import MANIFEST, CorpusSummary, read_manifest
 from melodia.corpus.shards import Corpus
-from melodia.decode.config import ENDINGS, PITCH_BIAS, TEMPERATURE, TOP_P
+from melodia.decode.config import BRANCHES, PITCH_BIAS, TEMPERATURE, TOP_P
 from melodia.errors import ConfigError, MelodiaError
 from melodia.model.config import ModelConfig
 from melodia.side_inputs import DEFAULTS, NAMES, default_specs
@@ -277,7 +277,7 @@ def continue_held_out(corpus: Corpus, summary: TrainingSummary, out: Path) -> tu
                 temperature=TEMPERATURE,
                 top_p=TOP_P,
                 pitch_bias=PITCH_BIAS,
-                endings=ENDINGS,
+                branches=BRANCHES,
                 random_seed=number,
             )
             path = folder / f"{number + 1}-{name}.mid"

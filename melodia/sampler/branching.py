@@ -1,0 +1,123 @@
+"""Playing a stretch several times from one state, and keeping what fits best.
+
+One draw after another from a model drifts: the outer voices draw together, drums displace the tune, a piece stops
+instead of closing. A recurrent state can be branched at any token for the price of a copy. So a continuation is played
+in stretches of two bars, counted from its end: from each bar line where a stretch begins several branches go on, each
+with random numbers of its own, and the one that `fitness` puts first is the one that is kept and branched again. The
+first branch has the random numbers of the stream itself: a single one is what comes without branches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from melodia.grammar import NoteEvent
+from melodia.key_finding import find_key
+from melodia.sampler.lane import Lane
+from melodia.sampler.texture import Columns, Texture, columns_of_notes, columns_of_score, texture_of
+
+if TYPE_CHECKING:
+    from symusic.core import ScoreTick
+
+_APART = 0x9E3779B97F4A7C15
+"""Between the random seeds of branches: no seeds that somebody would give one after the other."""
+
+SILENT = 10.0
+"""The distance of silence from any texture."""
+
+CLOSURE = 2.0
+"""The weight of a close beside a distance of textures."""
+
+_TRIADS = ((0, 4, 7), (0, 3, 7))  # above the tonic: major, minor
+
+
+class Judge:
+    """Chooses between branches of one continuation.
+
+    Args:
+        seed: the music before; None for none.
+        programs: those that may play, -1 for the drums; None for all.
+    """
+
+    def __init__(self, seed: ScoreTick | None, programs: Sequence[int] | None) -> None:
+        self._notes = np.zeros((0, 4), np.int64) if seed is None else columns_of_score(seed)
+        if programs is not None:
+            self._notes = self._notes[np.isin(self._notes[:, 3], programs)]
+        self.seed: Texture | None = None
+        if seed is not None and len(self._notes):
+            self.seed = texture_of(
+                self._notes, seed.ticks_per_quarter, 0, int(self._notes[:, :2].sum(axis=1).max())
+            )
+
+    def branches_of(self, lane: Lane) -> list[Lane]:
+        """As many lanes as the request wants, going on from where this one stands; one where nothing could choose."""
+        count = lane.request.branches if self.seed is not None or lane.plan.closes else 1
+        return [lane.branch((lane.request.random_seed + k * _APART) % 2**64) for k in range(count)]
+
+    def best(self, branches: Sequence[Lane]) -> Lane:
+        """The branch that fits best, the first among equals; all stand at the same bar line, or have ended."""
+        return max(branches, key=self.fitness)
+
+    def fitness(self, branch: Lane) -> float:
+        """How well the last stretch of a branch fits; only the order of such numbers means anything.
+
+        The distance of its texture from the seed's is taken off, and where the piece ends its `closure` is added.
+        """
+        fitness = 0.0
+        quarter = branch.classes.tables.ticks_per_quarter
+        start, end = branch.stretch
+        notes = columns_of_notes(branch.notes)
+        if self.seed is not None:
+            texture = texture_of(notes, quarter, start, end)
+            fitness -= SILENT if texture is None else texture.distance(self.seed)
+        if branch.ended:
+            key = key_of(self._notes if len(self._notes) else notes)
+            fitness += CLOSURE * closure(branch.result()[0], quarter, key)
+        return fitness
+
+
+def key_of(notes: Columns) -> int:
+    """The key of notes, weighted by their lengths, as in `melodia.key_finding`."""
+    pitched = notes[notes[:, 3] >= 0]
+    return find_key(np.bincount(pitched[:, 2] % 12, pitched[:, 1], 12).astype(int).tolist())
+
+
+def closure(notes: Sequence[NoteEvent], ticks_per_quarter: int, key: int) -> float:
+    """How well music closes; only the order of such numbers means anything.
+
+    Judged is what sounds last, drums apart: a point for the tonic in the bass; a point for the share of its pitch
+    classes that belong to the tonic's triad; half a point for the tonic or its third on top; a point for length,
+    reached by twice the mean length of a note, and none below a quarter note.
+
+    Args:
+        notes: of the whole continuation, in ticks.
+        ticks_per_quarter: of the grid.
+        key: as in `melodia.key_finding`; -1: none, only length counts.
+
+    >>> def played(pitches, length):
+    ...     before = [NoteEvent(12 * k, 12, 0, 60, 80) for k in range(8)]
+    ...     return [*before, *(NoteEvent(96, length, 0, pitch, 80) for pitch in pitches)]
+    >>> c_major = 0
+    >>> closure(played((48, 64, 72), 48), 12, c_major) > closure(played((43, 65, 71), 48), 12, c_major)
+    True
+    """
+    pitched = [note for note in notes if note.program >= 0]
+    if not pitched:
+        return 0.0
+    end = max(note.onset + note.duration for note in pitched)
+    last = [note for note in pitched if note.onset + note.duration == end]
+    longest = max(note.duration for note in last)
+    mean = sum(note.duration for note in pitched) / len(pitched)
+    score = min(1.0, longest / (2 * mean)) if longest >= ticks_per_quarter else 0.0
+    if key < 0:
+        return score
+    tonic, triad = key % 12, _TRIADS[key >= 12]
+    pitches = sorted(note.pitch for note in last)
+    above = {(pitch - tonic) % 12 for pitch in pitches}
+    score += (pitches[0] - tonic) % 12 == 0
+    score += len(above & set(triad)) / len(above)
+    score += 0.5 * ((pitches[-1] - tonic) % 12 in triad[:2])
+    return score

@@ -1,0 +1,138 @@
+"""The texture of a stretch of music: how dense, how high and low, how many voices, which instruments."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from melodia.grammar import NoteEvent
+
+if TYPE_CHECKING:
+    from symusic.core import ScoreTick
+
+OUTER = 4.0
+"""Semitones between outer lines that count as much as a density, or a number of voices, e times as high."""
+
+Columns = NDArray[np.int64]
+"""Notes: onset and duration in ticks, pitch, program (-1 for the drums), [N, 4]."""
+
+
+@dataclass(frozen=True)
+class Texture:
+    """What is compared of two stretches.
+
+    Attributes:
+        density, drum_density: onsets a quarter note, of pitched notes and of drums.
+        top, bottom: mean over quarter notes of the highest and the lowest pitch; None where nothing is pitched.
+        voices: mean number of pitched notes that sound in a quarter note in which any does.
+        players: mean number of programs with pitches that sound in such a quarter note.
+        shares: of each program in the notes.
+        registers: mean pitch of each program with pitches.
+        classes: of each pitch class in the pitched notes, [12]; zeros where nothing is pitched.
+    """
+
+    density: float
+    drum_density: float
+    top: float | None
+    bottom: float | None
+    voices: float
+    players: float
+    shares: dict[int, float]
+    registers: dict[int, float]
+    classes: NDArray[np.float64]
+
+    def distance(self, other: Texture) -> float:
+        """How unlike two textures are: 0 for equal ones.
+
+        The sum of the logarithms' differences (densities, with a note in eight quarters added, voices, players), the
+        differences of the outer lines and, by the programs' shares in the other, of registers in units of `OUTER`, and
+        the total variation of both kinds of shares.
+        """
+        found = abs(np.log((self.density + 0.125) / (other.density + 0.125)))
+        found += abs(np.log((self.drum_density + 0.125) / (other.drum_density + 0.125)))
+        programs = self.shares.keys() | other.shares.keys()
+        found += sum(abs(self.shares.get(p, 0.0) - other.shares.get(p, 0.0)) for p in programs) / 2
+        if self.top is None or self.bottom is None or other.top is None or other.bottom is None:
+            return float(found)
+        found += abs(np.log(self.voices / other.voices)) + abs(np.log(self.players / other.players))
+        found += np.abs(self.classes - other.classes).sum() / 2
+        for program in self.registers.keys() & other.registers.keys():
+            away = abs(self.registers[program] - other.registers[program])
+            found += other.shares[program] * away / OUTER
+        return float(found + (abs(self.top - other.top) + abs(self.bottom - other.bottom)) / OUTER)
+
+
+def texture_of(notes: Columns, ticks_per_quarter: int, start: int, end: int) -> Texture | None:
+    """The texture of what begins between two ticks; None where nothing does.
+
+    >>> notes = np.array([(0, 24, 60, 0), (0, 12, 48, 0), (12, 12, 50, 0), (0, 1, 38, -1)])
+    >>> texture = texture_of(notes, 12, 0, 24)
+    >>> texture.density, texture.drum_density, texture.top, texture.bottom, texture.voices, texture.shares[-1]
+    (1.5, 0.5, 60.0, 49.0, 2.0, 0.25)
+    """
+    notes = notes[(notes[:, 0] >= start) & (notes[:, 0] < end)]
+    if not len(notes) or end <= start:
+        return None
+    quarters = (end - start) / ticks_per_quarter
+    pitched = notes[notes[:, 3] >= 0]
+    programs, counts = np.unique(notes[:, 3], return_counts=True)
+    top = bottom = None
+    voices = players = 0.0
+    if len(pitched):
+        first = (pitched[:, 0] - start) // ticks_per_quarter
+        stop = np.minimum(pitched[:, 0] + pitched[:, 1], end) - start
+        covered = np.maximum(1, -(-stop // ticks_per_quarter) - first)
+        size = int((first + covered).max())
+        at = (
+            np.repeat(first, covered)
+            + np.arange(covered.sum())
+            - np.repeat(covered.cumsum() - covered, covered)
+        )
+        pitch = np.repeat(pitched[:, 2], covered)
+        high, low, count = np.full(size, -1), np.full(size, 128), np.zeros(size)
+        np.maximum.at(high, at, pitch)
+        np.minimum.at(low, at, pitch)
+        np.add.at(count, at, np.repeat(np.minimum(1.0, pitched[:, 1] / ticks_per_quarter), covered))
+        sounds = high >= 0
+        players = len(np.unique(at * 128 + np.repeat(pitched[:, 3], covered))) / int(sounds.sum())
+        top, bottom, voices = (
+            float(high[sounds].mean()),
+            float(low[sounds].mean()),
+            float(count[sounds].mean()),
+        )
+    return Texture(
+        density=len(pitched) / quarters,
+        drum_density=(len(notes) - len(pitched)) / quarters,
+        top=top,
+        bottom=bottom,
+        voices=voices,
+        players=players,
+        shares=dict(zip(programs.tolist(), (counts / len(notes)).tolist(), strict=True)),
+        registers={
+            int(program): float(pitched[pitched[:, 3] == program, 2].mean())
+            for program in programs
+            if program >= 0
+        },
+        classes=np.bincount(pitched[:, 2] % 12, minlength=12) / max(1, len(pitched)),
+    )
+
+
+def columns_of_score(score: ScoreTick) -> Columns:
+    """The notes of a score."""
+    parts = [np.zeros((0, 4), np.int64)]
+    for track in score.tracks:
+        notes = track.notes.numpy()
+        program = np.full(len(track.notes), -1 if track.is_drum else track.program)
+        parts.append(
+            np.stack([notes["time"], notes["duration"], notes["pitch"], program], axis=1).astype(np.int64)
+        )
+    return np.concatenate(parts)
+
+
+def columns_of_notes(notes: Sequence[NoteEvent]) -> Columns:
+    """The notes of a lane."""
+    return np.array([note[:4] for note in notes], np.int64).reshape(-1, 4)[:, [0, 1, 3, 2]]

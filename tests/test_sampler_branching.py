@@ -1,0 +1,230 @@
+"""Branching: stretches are played several times from one state, and what fits best is kept."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from sampler_helpers import check_continuation, decoded_after_join, make_seed, notes_of, scale, tiny_sampler
+
+from melodia import engine
+from melodia.errors import ConfigError
+from melodia.grammar import NoteEvent
+from melodia.sampler import Request, Sampler
+from melodia.sampler.branching import Judge, closure, key_of
+from melodia.sampler.loop import Loop
+from melodia.sampler.plan import STRETCH_BARS
+from melodia.sampler.texture import columns_of_notes, texture_of
+
+QUARTER = 48  # grid ticks of the schemes' tokenizers
+BAR = 4 * QUARTER
+TRIAD = [(bar * 4 + beat, 1, pitch, 0) for bar in range(4) for beat, pitch in enumerate((48, 55, 64, 72))]
+SEED = make_seed(TRIAD)
+
+
+@pytest.mark.parametrize("scheme", ["REMI", "TSD", "Structured", "MIDILike", "PerTok"])
+def test_branched_music_is_music(scheme: str) -> None:
+    sampler = tiny_sampler(scheme)
+    sampler.prime(SEED)
+    for random_seed in range(3):
+        made = sampler.generate(bars=5, random_seed=random_seed, branches=4)
+        check_continuation(sampler, made, bars=5)
+        assert decoded_after_join(sampler, made) == notes_of(made.score)
+        assert made.report.random_seed == random_seed
+
+
+@pytest.mark.parametrize("scheme", ["REMI", "TSD"])
+def test_where_the_branches_are(scheme: str) -> None:
+    """Five bars are a bar, two bars and two bars: branches leave together at bar lines, and the first is the stream."""
+    sampler = tiny_sampler(scheme)
+    sampler.prime(SEED)
+    request = Request(bars=5, random_seed=7, branches=3)
+    root = lane = sampler._lane(sampler.state, request)
+    assert lane.classes.tables.ticks_per_quarter == QUARTER
+    judge = Judge(root.session.seed, root.programs)
+    stretches = []
+    while not lane.ended:
+        before = list(lane.tokens), list(lane.notes), lane.session.grammar.to_array().tolist()
+        group = judge.branches_of(lane)
+        sampler._run(group)
+        assert (lane.tokens, lane.notes, lane.session.grammar.to_array().tolist()) == before, "the root stays"
+        assert len({branch.stretch for branch in group}) == 1
+        assert len({tuple(branch.tokens) for branch in group}) > 1
+        alone = judge.branches_of(lane)[2]
+        sampler._run([alone])
+        assert alone.tokens == group[2].tokens
+        stretches.append(group[0].stretch)
+        lane = group[0]
+    first = root.session.context.join
+    assert stretches == [
+        (first, first + BAR),
+        (first + BAR, first + 3 * BAR),
+        (first + 3 * BAR, first + 5 * BAR),
+    ]
+    assert lane.tokens == sampler.generate(bars=5, random_seed=7).tokens.tolist()
+
+
+@pytest.mark.skipif(engine.reason() is not None, reason=f"no engine: {engine.reason()}")
+@pytest.mark.parametrize("scheme", ["REMI", "TSD"])
+def test_bursts_tokens_and_the_reference_agree(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    sampler = tiny_sampler(scheme)
+    settings: dict[str, Any] = {"bars": 5, "branches": 3, "pitch_bias": 0.5, "random_seed": 3}
+    sampler.prime(SEED)
+    made = [sampler.generate_many(2, **settings)]
+    reference = Sampler(sampler.model, sampler.tokenizer, backend="reference")
+    reference.prime(SEED)
+    made.append(reference.generate_many(2, **settings))
+    made.append([sampler.generate(session=session, **settings) for session in range(2)])
+    monkeypatch.setattr("melodia.sampler.sampler.Loop", lambda *them: Loop(*them, bursts=False))
+    made.append(sampler.generate_many(2, **settings))
+    for others in made[1:]:
+        assert [one.tokens.tolist() for one in others] == [one.tokens.tolist() for one in made[0]]
+
+
+def test_branches_fit_better() -> None:
+    """The texture is nearer to the seed's; without a seed, where the close is all that counts, more pieces close."""
+    sampler = tiny_sampler()
+    sampler.prime(SEED)
+    judge = Judge(sampler.state.seed, None)
+    assert judge.seed is not None
+    distances, closes = [], []
+    for branches in (1, 8):
+        made = sampler.generate_many(12, bars=6, random_seed=1, branches=branches)
+        textures = [texture_of(columns_of_notes(one._notes), QUARTER, 0, 6 * BAR) for one in made]
+        distances.append(
+            np.mean([texture.distance(judge.seed) for texture in textures if texture is not None])
+        )
+    sampler.prime(None)
+    for branches in (1, 8):
+        made = sampler.generate_many(12, bars=3, random_seed=1, branches=branches)
+        closes.append(
+            np.mean([closure(one._notes, QUARTER, key_of(columns_of_notes(one._notes))) for one in made])
+        )
+    assert distances[1] < 0.95 * distances[0]
+    assert closes[1] > closes[0]
+
+
+@pytest.mark.parametrize("length", [{"bars": 1}, {"bars": 2}, {"seconds": 9.0}, {"tokens": 90}])
+def test_every_length(length: dict[str, Any]) -> None:
+    sampler = tiny_sampler()
+    sampler.prime(SEED)
+    for random_seed in range(3):
+        made = sampler.generate(random_seed=random_seed, branches=4, **length)
+        check_continuation(sampler, made)
+        plain = sampler.generate(random_seed=random_seed, **length)
+        assert "tokens" in length or made.report.bars == plain.report.bars
+
+
+@pytest.mark.parametrize("metre", [(3, 4), (7, 8), (5, 4)])
+def test_metres_and_unfinished_bars(metre: tuple[int, int]) -> None:
+    """A bar of a metre that no token has is written as several; a bar that is completed is not counted."""
+    sampler = tiny_sampler()
+    notes = [note for note in scale(4, metre) if note[0] < 4 * 4 * metre[0] / metre[1] - 1.5]
+    sampler.prime(make_seed(notes, metre))
+    made = sampler.generate(bars=4, random_seed=2, branches=3)
+    check_continuation(sampler, made, bars=4)
+    free = sampler.generate(bars=4, random_seed=2, branches=3, metre_changes=True)
+    assert free.report.bars == 4
+
+
+def test_without_a_seed_only_the_end_is_branched() -> None:
+    sampler = tiny_sampler()
+    plain = sampler.generate(bars=6, random_seed=4)
+    made = sampler.generate(bars=6, random_seed=4, branches=8)
+    different = [
+        bar
+        for bar in range(6)
+        if [note for note in plain._notes if note.onset // BAR == bar]
+        != [note for note in made._notes if note.onset // BAR == bar]
+    ]
+    assert made.report.bars == 6
+    assert all(bar >= 6 - STRETCH_BARS for bar in different)
+
+
+def test_the_state_behind_is_that_of_the_branch_that_was_kept() -> None:
+    sampler = tiny_sampler(sides=())  # which tell the generation how many bars are left
+    sampler.prime(SEED)
+    made = sampler.generate(bars=4, random_seed=1, branches=5)
+    ids = np.concatenate([sampler.tokenizer.encode(SEED).ids, made.tokens])
+    again = tiny_sampler(sides=())
+    again.prime(ids)
+    np.testing.assert_allclose(made.state.logits, again.state.logits, atol=2e-5)
+    more = sampler.generate(state=made.state, bars=2, random_seed=1)
+    assert more.report.bars == 2
+
+
+def test_closure_by_hand() -> None:
+    """Twelve ticks a quarter; before the last chord eight quarter notes, so that their mean is known."""
+
+    def played(*pitches: int, length: int = 48, program: int = 0) -> list[NoteEvent]:
+        before = [NoteEvent(12 * k, 12, 0, 60, 80) for k in range(8)]
+        return [*before, *(NoteEvent(96, length, program, pitch, 80) for pitch in pitches)]
+
+    def score(notes: list[NoteEvent], key: int = 0) -> float:
+        return closure(notes, 12, key)
+
+    assert score(played(48, 64, 72)) == 1 + 1 + 0.5 + 1  # length, bass, top, triad
+    assert score(played(48, 65, 72)) == 1 + 1 + 0.5 + 1 / 2  # C twice and F, which is not of the triad
+    assert score(played(43, 60, 67)) == 1 + 0 + 0 + 1  # on the fifth
+    assert score(played(45, 60, 72), key=12 + 9) == 1 + 1 + 0.5 + 1  # A minor, its third on top
+    assert score(played(45, 64, 73), key=12 + 9) == pytest.approx(1 + 1 + 0 + 2 / 3)  # not its major third
+    mean = (8 * 12 + 12) / 9
+    assert score(played(60, length=12)) == pytest.approx(12 / (2 * mean) + 1 + 1 + 0.5)
+    assert score(played(60, length=6)) == pytest.approx(1 + 1 + 0.5)  # shorter than a quarter
+    drums = played(36, program=-1)
+    assert score(drums) == score([note for note in drums if note.program == 0]), "drums do not count"
+    assert closure(played(48), 12, -1) == 1, "no key"
+    assert closure([], 12, 0) == 0
+
+
+def test_the_key_by_hand() -> None:
+    new = [NoteEvent(0, 12, 0, pitch, 80) for pitch in (57, 60, 64, 69, 71, 68)]
+    assert key_of(columns_of_notes(new)) == 12 + 9
+    assert key_of(columns_of_notes([NoteEvent(0, 12, -1, 38, 80)])) == -1, "drums have no key"
+
+
+def test_the_distance_of_textures_by_hand() -> None:
+    seed = [NoteEvent(12 * beat, 12, 0, pitch, 80) for beat in range(8) for pitch in (48, 67)]
+
+    def distance(notes: list[NoteEvent]) -> float:
+        textures = [texture_of(columns_of_notes(some), 12, 0, 96) for some in (seed, notes)]
+        assert textures[0] is not None
+        assert textures[1] is not None
+        return textures[0].distance(textures[1])
+
+    assert distance(seed) == 0
+    octave = [note._replace(pitch=note.pitch + 12) for note in seed]
+    assert distance(octave) == pytest.approx((12 + 12 + 12) / 4), "both lines and the register"
+    flute = [note._replace(program=73) for note in seed]
+    assert distance(flute) == pytest.approx(1)
+    tune = [
+        note for note in seed if note.pitch == 67
+    ]  # half the notes, one voice, the bass 19 higher, one class of two
+    assert distance(tune) == pytest.approx(np.log(2.125 / 1.125) + np.log(2) + 19 / 4 + 0.5 + 9.5 / 4)
+    turns = [note._replace(program=int(note.pitch == 67)) for note in seed]  # two programs at once
+    rows = [note._replace(program=int(note.onset >= 48)) for note in seed]  # one behind the other
+    textures = [texture_of(columns_of_notes(notes), 12, 0, 96) for notes in (turns, rows)]
+    assert [texture.players for texture in textures if texture is not None] == [2, 1]
+    drums = [*seed, *(NoteEvent(12 * beat, 1, -1, 38, 80) for beat in range(8))]
+    assert distance(drums) == pytest.approx(np.log(1.125 / 0.125) + 1 / 3)
+    assert texture_of(columns_of_notes(seed), 12, 96, 192) is None
+
+
+def test_programs_that_may_not_play_do_not_count() -> None:
+    seed = make_seed([*TRIAD, *scale(4, program=40)])
+    texture = Judge(seed, (0,)).seed
+    assert texture is not None
+    assert texture.shares == {0: 1.0}
+    assert Judge(seed, (73,)).seed is None
+    assert Judge(None, None).seed is None
+
+
+def test_what_cannot_be() -> None:
+    for branches in (0, 65, True, 2.0):
+        with pytest.raises(ConfigError, match=r"`branches` must be a whole number within 1 and 64"):
+            Request(branches=branches)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="`may_end` leaves it open"):
+        Request(branches=2, may_end=True)
+    with pytest.raises(ConfigError, match="a stream cannot take back what was heard"):
+        tiny_sampler().stream(bars=4, branches=2)
