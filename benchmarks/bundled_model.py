@@ -152,6 +152,12 @@ def main() -> int:
         default=TRAINING["precision"],
         help="fp32 is faster without AVX-512",
     )
+    add(
+        "--program-probability",
+        type=float,
+        default=0.0,
+        help="share of passes in which other instruments play",
+    )
     add("--resume", action="store_true")
     for name in ("score", "pack"):
         commands.choices[name].add_argument("--model", type=Path, required=True)
@@ -173,7 +179,8 @@ def run_training(arguments: argparse.Namespace) -> None:
     """Train from scratch, or go on from a checkpoint."""
     keep_freed_memory()
     repeated = 0.0 if arguments.init is None else REPEATED
-    settings = TRAINING | {"learning_rate": arguments.learning_rate, "precision": arguments.precision}
+    names = ("learning_rate", "precision", "program_probability")
+    settings = TRAINING | {name: getattr(arguments, name) for name in names}
     config = TrainingConfig(
         minutes=arguments.minutes, threads=arguments.threads, repeat_probability=repeated, **settings
     )

@@ -28,6 +28,7 @@ from melodia.evaluation.notes import NoteTable, note_table
 from melodia.evaluation.statistics import estimate_key, pitch_in_scale, polyphony
 from melodia.midi import read_score
 from melodia.sampler import Sampler
+from melodia.sampler.texture import columns_of_score, texture_of
 
 SEED_BARS, BARS, WINDOW = 16, 16, 4
 NAN = float("nan")
@@ -60,6 +61,7 @@ class Texture:
         pitch, top, bottom: mean over notes, and over quarter notes of the highest and the lowest pitch that sounds,
             of each window [W]; nan where nothing sounds.
         voices: mean number of pitched notes that sound together while any does.
+        players: mean number of programs with pitches that sound in a quarter note in which any does.
         chord: notes of an onset of pitched notes.
         notes: notes a bar, drums included.
         shares: share of each program in the notes (-1 for the drums) [P].
@@ -70,6 +72,7 @@ class Texture:
     top: NDArray[np.float64]
     bottom: NDArray[np.float64]
     voices: float
+    players: float
     chord: float
     notes: float
     shares: dict[int, float] = field(default_factory=dict)
@@ -99,6 +102,7 @@ def texture(score: Any) -> Texture:
         top=np.array([top for top, _ in lines]),
         bottom=np.array([bottom for _, bottom in lines]),
         voices=polyphony(table),
+        players=players(score),
         chord=len(pitched.start) / len(np.unique(pitched.start)) if len(pitched.start) else NAN,
         notes=len(table.start) / max(1, table.bars),
         shares={program: count / total for program, count in counts.items() if count},
@@ -115,6 +119,16 @@ def outer_lines(table: NoteTable, first: int, last: int) -> tuple[float, float]:
             tops.append(sounding.max())
             bottoms.append(sounding.min())
     return mean(tops), mean(bottoms)
+
+
+def players(score: Any) -> float:
+    """How many programs with pitches sound together; nan where none does."""
+    columns = columns_of_score(score)
+    if not (columns[:, 3] >= 0).any():
+        return NAN
+    whole = texture_of(columns, score.ticks_per_quarter, 0, score.end())
+    assert whole is not None
+    return whole.players
 
 
 def mean(values: Iterable[float]) -> float:
@@ -139,6 +153,7 @@ def compare(seed: Any, music: Any) -> dict[str, float]:
     found["chord, ratio"] = after.chord / before.chord
     found["notes a bar, ratio"] = after.notes / before.notes
     found["notes a bar, log size"] = abs(np.log(max(after.notes, 0.1) / before.notes))
+    found["players, ratio"] = after.players / before.players
     programs = set(before.shares) | set(after.shares)
     found["programs, distance"] = (
         sum(abs(before.shares.get(p, 0) - after.shares.get(p, 0)) for p in programs) / 2
