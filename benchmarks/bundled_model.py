@@ -1,15 +1,15 @@
 """The model that comes with melodia: how it was made, scored and packed.
 
     python benchmarks/bundled_model.py train CORPORA --out RUN --minutes 75
-    python benchmarks/bundled_model.py score CORPORA --model RUN --contest RUNS --out scores.json
-    python benchmarks/bundled_model.py pack CORPORA --model RUN --scores scores.json --notices NOTICES.txt
+    python benchmarks/bundled_model.py score CORPORA --model RUN --contest RUNS --out SCORES
+    python benchmarks/bundled_model.py pack CORPORA --model RUN --scores SCORES --notices NOTICES.txt
 
 CORPORA holds train/SET/*.mid and valid/SET/*.mid. `train` may run in several processes:
 `torchrun --nproc-per-node 2 benchmarks/bundled_model.py train ...`. SET is the name of a set of music; each needs a
 line in `SETS` below, since music whose licence is not known is not learned from.
 
-The contest of the model card, which `score` reads from RUNS: kinds of one size and the transformer, trained from
-nothing for the same time, all at once on the same processor with one thread each.
+SCORES is `benchmarks/bundled_model.json`. The contest of the model card, which `score` reads from RUNS: kinds of one
+size and the transformer, trained from nothing for the same time, all at once on the same processor, one thread each.
 
     for kind in parallel lstm gru; do
         python benchmarks/bundled_model.py train CORPORA --kind $kind --out RUNS/$kind --minutes 50 --threads 1 &
@@ -162,7 +162,13 @@ def main() -> int:
     for name in ("score", "pack"):
         commands.choices[name].add_argument("--model", type=Path, required=True)
     commands.choices["score"].add_argument("--out", type=Path, required=True, metavar="JSON")
-    commands.choices["score"].add_argument("--contest", type=Path, required=True, metavar="RUNS")
+    commands.choices["score"].add_argument(
+        "--contest",
+        type=Path,
+        required=True,
+        metavar="RUNS",
+        help="or the scores that hold an earlier contest",
+    )
     add = commands.choices["pack"].add_argument
     add("--scores", type=Path, required=True, metavar="JSON")
     add("--notices", type=Path, required=True, help="the licence texts that must go with the weights")
@@ -248,7 +254,10 @@ def run_scoring(arguments: argparse.Namespace) -> None:
             "5-gram": _part(ngram, part).to_dict(),
         }
         start += len(pieces)
-    scores["contest"] = contest(arguments.contest, everything)
+    if arguments.contest.is_file():
+        scores["contest"] = json.loads(arguments.contest.read_text(encoding="utf-8"))["contest"]
+    else:
+        scores["contest"] = contest(arguments.contest, everything)
     arguments.out.write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
     print(json.dumps({"all": scores["sets"]["all"], "contest": scores["contest"]}, indent=1))
 
