@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from melodia.decode.config import PITCH_BIAS, TEMPERATURE, TOP_P
+from melodia.decode.config import BRANCHES, PITCH_BIAS, TEMPERATURE, TOP_P
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -47,6 +47,9 @@ def evaluate(
     pitch_bias: float = typer.Option(
         PITCH_BIAS,
         help="With --generate: how strongly notes keep to the seed's pitch classes and range, 0 to 1.",
+    ),
+    branches: int = typer.Option(
+        BRANCHES, min=1, max=64, help="With --generate: play every two bars so often and keep what fits best."
     ),
     random_seed: int = typer.Option(0, help="With --generate: of the choice of pieces and of the music."),
     json_file: Path | None = typer.Option(
@@ -89,6 +92,7 @@ def evaluate(
             bars=bars,
             sampling=sampling,
             pitch_bias=pitch_bias,
+            branches=branches,
             random_seed=random_seed,
             device=device,
             backend=backend,

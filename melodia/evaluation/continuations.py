@@ -59,6 +59,7 @@ def continue_pieces(
     bars: int = 16,
     sampling: SamplingConfig | None = None,
     pitch_bias: float = 0.0,
+    branches: int = 1,
     random_seed: int = 0,
     index: Index | None = None,
     progress: Callable[[int, int, str], None] | None = None,
@@ -73,6 +74,7 @@ def continue_pieces(
         bars: bars to generate, and to compare with.
         sampling: temperature and filters.
         pitch_bias: towards the seeds' pitch classes; see `melodia.sampler.Request`.
+        branches: of every two bars; see there.
         random_seed: of the choice of pieces, and of the music (session k for the k-th piece).
         index: of the training music, to look both up.
         progress: called with (pieces done, pieces wanted, name).
@@ -106,6 +108,7 @@ def continue_pieces(
                 bars=bars,
                 sampling=sampling,
                 pitch_bias=pitch_bias,
+                branches=branches,
                 random_seed=random_seed,
                 session=len(pairs),
             )

@@ -33,6 +33,7 @@ def evaluate_folder(
     bars: int = BARS,
     sampling: SamplingConfig | None = None,
     pitch_bias: float = 0.0,
+    branches: int = 1,
     random_seed: int = 0,
     device: str = "auto",
     backend: str = "auto",
@@ -47,7 +48,7 @@ def evaluate_folder(
         seed_bars: bars of each seed.
         bars: bars to generate, and to compare with.
         sampling: temperature and filters of the generation.
-        pitch_bias: of the generation, towards the seeds' pitch classes.
+        pitch_bias, branches: of the generation; see `melodia.sampler.Request`.
         random_seed: of the choice of pieces and of the music.
         device, backend: where and with what to compute.
         progress: is told what happens (`melodia.workflows.train.Reporter`).
@@ -80,7 +81,7 @@ def evaluate_folder(
         root = Path(folder)
         files = [(row.path, root / row.path if root.is_dir() else root) for row in rows]
         generated = _generate(
-            sampler, files, generate, seed_bars, bars, sampling, pitch_bias, random_seed, read
+            sampler, files, generate, seed_bars, bars, sampling, pitch_bias, branches, random_seed, read
         )
     used = set(pieces.used)
     return Evaluation(
@@ -106,6 +107,7 @@ def _generate(
     bars: int,
     sampling: SamplingConfig | None,
     pitch_bias: float,
+    branches: int,
     random_seed: int,
     read: Any,
 ) -> Generated:
@@ -119,6 +121,7 @@ def _generate(
         bars=bars,
         sampling=sampling,
         pitch_bias=pitch_bias,
+        branches=branches,
         random_seed=random_seed,
         index=index,
         progress=read,
@@ -145,6 +148,7 @@ def _generate(
             "min_p": sampling.min_p,
             "repetition_penalty": sampling.repetition_penalty,
             "pitch_bias": pitch_bias,
+            "branches": branches,
         },
         failed=tuple(failed),
     )
