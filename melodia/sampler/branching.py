@@ -68,13 +68,12 @@ class Judge:
         """
         fitness = 0.0
         quarter = branch.classes.tables.ticks_per_quarter
-        start, end = branch.stretch
-        notes = columns_of_notes(branch.notes)
         if self.seed is not None:
-            texture = texture_of(notes, quarter, start, end)
+            notes = columns_of_notes(branch.notes[branch.before :])
+            texture = texture_of(notes, quarter, *branch.stretch)
             fitness -= SILENT if texture is None else texture.distance(self.seed)
         if branch.ended:
-            key = key_of(self._notes if len(self._notes) else notes)
+            key = key_of(self._notes if len(self._notes) else columns_of_notes(branch.notes))
             fitness += CLOSURE * closure(branch.result()[0], quarter, key)
         return fitness
 

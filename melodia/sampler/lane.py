@@ -43,6 +43,7 @@ class Lane:
         random_seed: of the tokens to come; the request's, but in a branch.
         stretch: where the last stretch, or the lane, began, and where it stands: bar lines in grid ticks; see
             `melodia.sampler.branching`.
+        before: how many notes there were where that stretch began.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class Lane:
         self._recent = list(session.recent)
         self.random_seed = request.random_seed
         self.stretch = (session.context.join, session.context.join)
+        self.before = 0
         self._noise = Noise(self.random_seed, request.session, classes.vocabulary.size)
         self.session.side.bars_total = self.plan.bars_total
         self.bias = seed_bias(classes, session.seed, request)
@@ -116,9 +118,10 @@ class Lane:
 
     def branch(self, random_seed: int) -> Lane:
         """A lane that goes on from this place, outside a loop, with random numbers of its own."""
+        self._rest()
         twin = copy.copy(self)
         twin.session, twin.plan = self.session.fork(), self.plan.fork()
-        twin.stretch = (self.stretch[1], self.stretch[1])
+        twin.stretch, twin.before = (self.stretch[1], self.stretch[1]), len(self.notes)
         twin.random_seed = random_seed
         twin._noise = Noise(random_seed, self.request.session, self.classes.vocabulary.size)
         tail = Tail(self._tail_offset, self._tail_before, tuple(self._tail_ids))

@@ -88,9 +88,7 @@ class Plan:
         self._length = 0  # of the bars from there
         self._bar = -1
         self._bar_tokens = 0
-        self._open = self._next = (
-            0  # stretches: the last that may be entered, and that of the token that was asked for
-        )
+        self._open = self._next = 0  # the last stretch that may be entered; the one that was asked for
         self.crowded = 0
         programs = context.programs if request.programs is None else request.programs
         self._rests = {} if request.silent_bars or rests is None else rests
