@@ -352,6 +352,7 @@ def model_card(checkpoint: Checkpoint, scores: dict[str, Any], corpus: Corpus) -
         pieces=f"{len(pieces):,}",
         tokens=f"{pieces.tokens / 1e6:.1f} million",
         minutes=f"{training['seconds'] / 60:.0f}",
+        budget=f"{training['settings']['minutes']:.0f}",
         epochs=f"{training['epochs']:.2f}",
         version=melodia.__version__,
         date=scores["date"],
