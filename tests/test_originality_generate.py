@@ -156,7 +156,7 @@ def test_a_model_that_only_recites_fails_and_writes_nothing(
     assert not out.exists()
     arguments = ["generate", "--seed", str(seed), "--model", str(recites_all), "--out", str(out)]
     arguments += ["--bars", str(BARS), "--random-seed", "11", "--temperature", "1", "--top-p", "1"]
-    arguments += ["--pitch-bias", "0"]
+    arguments += ["--pitch-bias", "0", "--branches", "1"]
     assert main([*arguments, "--max-copy", "0.5"]) == 1
     assert "allow more with --max-copy" in capsys.readouterr().err
     assert not out.exists()
