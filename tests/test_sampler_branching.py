@@ -32,6 +32,8 @@ def test_branched_music_is_music(scheme: str) -> None:
         check_continuation(sampler, made, bars=5)
         assert decoded_after_join(sampler, made) == notes_of(made.score)
         assert made.report.random_seed == random_seed
+        assert made.report.stretches == 3
+        assert "3 stretches chosen from 4 branches each" in made.report.lines()
 
 
 @pytest.mark.parametrize("scheme", ["REMI", "TSD"])
@@ -139,6 +141,8 @@ def test_without_a_seed_only_the_end_is_branched() -> None:
         != [note for note in made._notes if note.onset // BAR == bar]
     ]
     assert made.report.bars == 6
+    assert made.report.stretches == 1
+    assert plain.report.stretches == 0
     assert all(bar >= 6 - STRETCH_BARS for bar in different)
 
 

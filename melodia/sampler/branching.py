@@ -59,7 +59,9 @@ class Judge:
 
     def best(self, branches: Sequence[Lane]) -> Lane:
         """The branch that fits best, the first among equals; all stand at the same bar line, or have ended."""
-        return max(branches, key=self.fitness)
+        best = max(branches, key=self.fitness)
+        best.chosen += len(branches) > 1
+        return best
 
     def fitness(self, branch: Lane) -> float:
         """How well the last stretch of a branch fits; only the order of such numbers means anything.

@@ -44,6 +44,7 @@ class Lane:
         stretch: where the last stretch, or the lane, began, and where it stands: bar lines in grid ticks; see
             `melodia.sampler.branching`.
         before: how many notes there were where that stretch began.
+        chosen: how many stretches so far were chosen from several branches.
     """
 
     def __init__(
@@ -75,7 +76,7 @@ class Lane:
         self._recent = list(session.recent)
         self.random_seed = request.random_seed
         self.stretch = (session.context.join, session.context.join)
-        self.before = 0
+        self.before = self.chosen = 0
         self._noise = Noise(self.random_seed, request.session, classes.vocabulary.size)
         self.session.side.bars_total = self.plan.bars_total
         self.bias = seed_bias(classes, session.seed, request)

@@ -7,7 +7,6 @@ from typing import Any
 
 from melodia.decode import SamplingConfig
 from melodia.midi.report import Finding
-from melodia.sampler.plan import STRETCH_BARS
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,8 @@ class GenerationReport:
         ended: "length" where the asked length was reached, "model" where the model ended the piece.
         random_seed: gives the same music again.
         session: which of the streams of that random seed.
-        branches: how many times each stretch was played.
+        branches: how many times a stretch was played.
+        stretches: how many stretches were chosen from so many.
         backend: what ran.
         backend_reason: why.
         sampling: the settings of the choice.
@@ -55,6 +55,7 @@ class GenerationReport:
     random_seed: int
     session: int
     branches: int
+    stretches: int
     backend: str
     backend_reason: str
     sampling: SamplingConfig
@@ -73,8 +74,9 @@ class GenerationReport:
             f"{self.times_real_time:,.1f} times faster than real time ({self.backend}: {self.backend_reason})",
             f"random seed {self.random_seed}, session {self.session}",
         ]
-        if self.branches > 1:
-            lines.append(f"every {STRETCH_BARS} bars are the best of {self.branches} branches")
+        if self.stretches:
+            stretches = f"{self.stretches} stretch{'es' if self.stretches > 1 else ''}"
+            lines.append(f"{stretches} chosen from {self.branches} branches each")
         if self.ended == "model":
             lines.append("the model ended the piece before the asked length")
         return lines + [str(finding) for finding in self.findings]

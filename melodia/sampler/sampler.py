@@ -433,6 +433,7 @@ class Sampler:
                 random_seed=lane.request.random_seed,
                 session=lane.request.session,
                 branches=lane.request.branches,
+                stretches=lane.chosen,
                 backend=f"{self._runner.runs} on {self._runner.device}",
                 backend_reason=self._runner.why,
                 sampling=lane.request.sampling,
