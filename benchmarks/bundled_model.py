@@ -37,7 +37,7 @@ from melodia.evaluation.ngram import KneserNey
 from melodia.model import KINDS
 from melodia.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from melodia.model.sizes import match_parameters, parameter_count
-from melodia.sampler.sampler import bundled_folder
+from melodia.sampler.loading import bundled_folder
 from melodia.training import TrainingConfig, join, train
 from melodia.training.config import PRECISIONS
 from melodia.training.memory import keep_freed_memory

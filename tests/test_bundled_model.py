@@ -17,8 +17,8 @@ from melodia.evaluation.collapse import collapse_report
 from melodia.evaluation.statistics import estimate_key, longest_repeated_run, pitch_in_scale
 from melodia.model import ModelConfig
 from melodia.sampler import Continuation, Sampler
+from melodia.sampler.loading import bundled_folder
 from melodia.sampler.loop import Loop
-from melodia.sampler.sampler import bundled_folder
 from melodia.training import train
 
 SAMPLES = sorted((Path(__file__).parent.parent / "midi_samples").glob("*.mid"))

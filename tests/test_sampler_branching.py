@@ -14,7 +14,7 @@ from melodia.grammar import NoteEvent
 from melodia.sampler import Request, Sampler
 from melodia.sampler.branching import Judge, closure, key_of
 from melodia.sampler.loop import Loop
-from melodia.sampler.plan import STRETCH_BARS
+from melodia.sampler.stretches import STRETCH_BARS
 from melodia.sampler.texture import columns_of_notes, texture_of
 
 QUARTER = 48  # grid ticks of the schemes' tokenizers

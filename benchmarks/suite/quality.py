@@ -16,7 +16,7 @@ from melodia.engine.description import WEIGHTS, describe
 from melodia.errors import MelodiaError
 from melodia.evaluation.likelihood import PiecesInMemory, encode_files
 from melodia.model import Checkpoint, load_checkpoint
-from melodia.sampler.sampler import bundled_model
+from melodia.sampler.loading import bundled_model
 from melodia.tokenizer import Tokenizer
 from melodia.training.streams import IGNORED, Passage, Preparer, stack_windows
 

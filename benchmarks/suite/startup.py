@@ -11,7 +11,7 @@ from benchmarks.startup import PARTS, SAMPLE, compiled, parts, whole
 from benchmarks.suite.options import Options
 from benchmarks.suite.page import Section, Table, Target, figure
 from melodia.errors import CheckpointError
-from melodia.sampler.sampler import bundled_model
+from melodia.sampler.loading import bundled_model
 
 LIMIT = 1.0
 BARS = "melodia generate, 8 bars behind a seed"

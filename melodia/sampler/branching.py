@@ -9,7 +9,7 @@ first branch has the random numbers of the stream itself: a single one is what c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -78,6 +78,27 @@ class Judge:
             key = key_of(self._notes if len(self._notes) else columns_of_notes(branch.notes))
             fitness += CLOSURE * closure(branch.result()[0], quarter, key)
         return fitness
+
+
+def run_branches(lanes: Sequence[Lane], run: Callable[[list[Lane]], None]) -> tuple[list[Lane], int]:
+    """Let lanes that go on from one session run stretch by stretch in branches.
+
+    Args:
+        lanes: at least one.
+        run: lets lanes run until each has ended or is to branch.
+
+    Returns:
+        what was kept of each, ended; and how many tokens were drawn.
+    """
+    kept, drawn = list(lanes), 0
+    judge = Judge(kept[0].session.seed, kept[0].programs)
+    while going := [k for k, lane in enumerate(kept) if not lane.ended]:
+        groups = [judge.branches_of(kept[k]) for k in going]
+        run([branch for group in groups for branch in group])
+        for k, group in zip(going, groups, strict=True):
+            drawn += sum(branch.count - kept[k].count for branch in group)
+            kept[k] = judge.best(group)
+    return kept, drawn
 
 
 def key_of(notes: Columns) -> int:

@@ -22,6 +22,7 @@ from melodia.sampler.classes import TokenClasses
 from melodia.sampler.metres import Metres
 from melodia.sampler.request import Request
 from melodia.sampler.session import Context
+from melodia.sampler.stretches import STRETCH_BARS, Stretches
 
 BAR_TOKENS = 2048
 """A bar that holds so many new tokens is left as soon as it can be: no model, however bad, stays in a bar for ever."""
@@ -29,9 +30,6 @@ BAR_TOKENS = 2048
 LAST_BARS = 4
 """The model is told how many bars are left when so many are. Earlier does harm: it has read the seed without, and notes
 in the seed's scale fell from 0.79 to 0.75 where it was told from the join on (17 samples)."""
-
-STRETCH_BARS = 2
-"""Bars between two branchings, where branches are wanted."""
 
 REST_BARS = 2
 """A program may rest for so many bars, or as long as it did in the seed; then it is asked for."""
@@ -88,7 +86,7 @@ class Plan:
         self._length = 0  # of the bars from there
         self._bar = -1
         self._bar_tokens = 0
-        self._open = self._next = 0  # the last stretch that may be entered; the one that was asked for
+        self.stretches = Stretches()
         self.crowded = 0
         programs = context.programs if request.programs is None else request.programs
         self._rests = {} if request.silent_bars or rests is None else rests
@@ -197,10 +195,7 @@ class Plan:
         return classes.moves[token] > 0 and s.now + int(classes.moves[token]) * s.unit >= self.end(s)
 
     def begins_stretch(self, s: GrammarState, token: int) -> bool:
-        """Whether a token leads to a stretch of `STRETCH_BARS` bars, counted from the end, that is not open yet.
-
-        A copy made by `fork` behind this question has the stretch open.
-        """
+        """Whether a token leads to a stretch that is not open yet; see `Stretches`."""
         if self.last is None or self.first is None:
             return False
         following, start, end = self.bar_at(s)
@@ -208,27 +203,18 @@ class Plan:
             following += bool(self.classes.begins_bar[token])
         elif (moved := s.now + int(self.classes.moves[token]) * s.unit) >= end:
             following += 1 + (moved - end) // (end - start)
-        self._next = self._stretch(following)
-        return self._next > self._open
+        return self.stretches.asks(self.first, self.last, following, self.pieces)
 
     @property
     def closes(self) -> bool:
         """Whether what comes next is the last stretch."""
-        if self.last is None:
-            return self.request.bars is not None and self.request.bars <= STRETCH_BARS
-        return self._next >= self._stretch(self.last)
-
-    def _stretch(self, bar: int) -> int:
-        """The number of the stretch that a bar lies in; what is before the second one counts as the first, 0."""
-        assert self.last is not None
-        assert self.first is not None
-        bars = STRETCH_BARS * self.pieces
-        return max(0, -(-(self.last + 1 - self.first) // bars) - 1 - (self.last - bar) // bars)
+        bars = self.request.bars
+        return self.stretches.last_asked or (self.last is None and bars is not None and bars <= STRETCH_BARS)
 
     def fork(self) -> Plan:
         """An independent copy, for another way through the stretch that begins here."""
         twin = copy(self)
-        twin._open = self._next
+        twin.stretches = self.stretches.opened()
         twin.tempi, twin.metres = list(self.tempi), list(self.metres)
         return twin
 

@@ -17,22 +17,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-import melodia
 from melodia.decode import SamplingConfig
 from melodia.errors import CheckpointError, ConfigError, TokenizerError
 from melodia.grammar import Constraints, Grammar
 from melodia.grammar.state import NONE
 from melodia.model.network import Network
 from melodia.model.stored import StoredCheckpoint, read_checkpoint
-from melodia.sampler.branching import Judge
+from melodia.sampler.branching import run_branches
 from melodia.sampler.continuation import Continuation
 from melodia.sampler.feeding import Reader, feed_from_start, feed_rest
 from melodia.sampler.lane import Lane
+from melodia.sampler.loading import bundled_model, check_device
 from melodia.sampler.loop import Loop
 from melodia.sampler.plan import TokenClasses
 from melodia.sampler.report import GenerationReport, PrimeReport
 from melodia.sampler.request import Request, request_of
-from melodia.sampler.runner import Runner, engine_obstacle
+from melodia.sampler.runner import Runner
 from melodia.sampler.seed import Seed, cycle_of, read_seed
 from melodia.sampler.session import Context, Session
 from melodia.sampler.stream import Stream
@@ -300,7 +300,7 @@ class Sampler:
         began = time.perf_counter()
         lanes = [self._lane(start, replace(request, session=request.session + k)) for k in range(num_samples)]
         if request.branches > 1:
-            lanes, drawn = self._run_branches(lanes)
+            lanes, drawn = run_branches(lanes, self._run)
         else:
             self._run(lanes)
             drawn = sum(lane.count for lane in lanes)
@@ -357,18 +357,6 @@ class Sampler:
         loop = self._loop(lanes)
         while loop.live:
             loop.step()
-
-    def _run_branches(self, lanes: list[Lane]) -> tuple[list[Lane], int]:
-        """Let lanes run stretch by stretch in branches: the best of each, and how many tokens were drawn."""
-        judge = Judge(lanes[0].session.seed, lanes[0].programs)
-        drawn = 0
-        while going := [k for k, lane in enumerate(lanes) if not lane.ended]:
-            groups = [judge.branches_of(lanes[k]) for k in going]
-            self._run([branch for group in groups for branch in group])
-            for k, group in zip(going, groups, strict=True):
-                drawn += sum(branch.count - lanes[k].count for branch in group)
-                lanes[k] = judge.best(group)
-        return lanes, drawn
 
     def _loop(self, lanes: list[Lane]) -> Loop:
         return Loop(self._runner.stepper([lane.session.model_state for lane in lanes]), lanes)
@@ -454,48 +442,6 @@ class Sampler:
                 )
             )
         return made
-
-
-def check_device(device: str, backend: str = "auto") -> str:
-    """The device of a name, "auto" included; raises ConfigError where it is not there."""
-    if device == "cpu" or (device == "auto" and engine_obstacle(backend) is None):
-        return "cpu"
-    try:
-        import torch
-    except ImportError as error:
-        if device == "auto":
-            return "cpu"
-        raise ConfigError(
-            f"`device` {device!r} needs torch, which cannot be imported ({error}); use cpu"
-        ) from error
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        chosen = torch.device(device)
-        torch.empty(1, device=chosen)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"`device` {device!r} cannot be used ({reason}); use cpu, cuda or auto") from error
-    return str(chosen)
-
-
-def bundled_folder() -> Path:
-    """Where the model that comes with melodia lies, if there is one."""
-    return Path(melodia.__file__).parent / "assets" / "default"
-
-
-def bundled_model() -> Path:
-    """The folder of the model that comes with melodia.
-
-    Raises:
-        CheckpointError: this melodia comes without one.
-    """
-    folder = bundled_folder()
-    if not folder.is_dir():
-        raise CheckpointError(
-            "this melodia comes without a model; train one with `melodia train FOLDER --out DIR` and name it"
-        )
-    return folder
 
 
 def _prime_report(seed: Seed, nll: float, wall: float) -> PrimeReport:

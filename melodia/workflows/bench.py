@@ -30,7 +30,7 @@ from melodia.grammar import Constraints, Grammar
 from melodia.model.config import ModelConfig
 from melodia.model.network import Network, tensor_shapes
 from melodia.model.stored import read_checkpoint
-from melodia.sampler.sampler import bundled_model
+from melodia.sampler.loading import bundled_model
 from melodia.side_inputs import SideInputTracker
 from melodia.tokenizer import Tokenizer
 from melodia.vocabulary import Vocabulary
