@@ -40,17 +40,23 @@ class Judge:
     Args:
         seed: the music before; None for none.
         programs: those that may play, -1 for the drums; None for all.
+
+    Attributes:
+        seed: the seed's texture, of those programs; None where they play nothing in it.
+        key: the seed's key, of the same notes; None where the new music must say.
     """
 
     def __init__(self, seed: ScoreTick | None, programs: Sequence[int] | None) -> None:
-        self._notes = np.zeros((0, 4), np.int64) if seed is None else columns_of_score(seed)
-        if programs is not None:
-            self._notes = self._notes[np.isin(self._notes[:, 3], programs)]
         self.seed: Texture | None = None
-        if seed is not None and len(self._notes):
-            self.seed = texture_of(
-                self._notes, seed.ticks_per_quarter, 0, int(self._notes[:, :2].sum(axis=1).max())
-            )
+        self.key: int | None = None
+        if seed is None:
+            return
+        notes = columns_of_score(seed)
+        if programs is not None:
+            notes = notes[np.isin(notes[:, 3], programs)]
+        if len(notes):
+            end = int(notes[:, :2].sum(axis=1).max())
+            self.seed, self.key = texture_of(notes, seed.ticks_per_quarter, 0, end), key_of(notes)
 
     def branches_of(self, lane: Lane) -> list[Lane]:
         """As many lanes as the request wants, going on from where this one stands; one where nothing could choose."""
@@ -75,7 +81,7 @@ class Judge:
             texture = texture_of(notes, quarter, *branch.stretch)
             fitness -= SILENT if texture is None else texture.distance(self.seed)
         if branch.ended:
-            key = key_of(self._notes if len(self._notes) else columns_of_notes(branch.notes))
+            key = key_of(columns_of_notes(branch.notes)) if self.key is None else self.key
             fitness += CLOSURE * closure(branch.result()[0], quarter, key)
         return fitness
 

@@ -89,23 +89,17 @@ class Preparer:
         self, vocabulary: Vocabulary, specs: Sequence[SideInputSpec], config: TrainingConfig | None = None
     ) -> None:
         self.vocabulary, self.specs, self.config = vocabulary, tuple(specs), config
-        can_repeat = compile_tables(vocabulary).has_bars and not vocabulary.expansions
-        if config is not None and config.repeat_probability and not can_repeat:
-            raise ConfigError(
-                "repeat_probability needs tokens with bar lines and without byte pairs, REMI or PerTok "
-                f"(received {vocabulary.scheme}{' with byte pairs' if vocabulary.expansions else ''}); "
-                "leave it at 0"
-            )
         self._programs = np.array(
             [i for i in vocabulary.ids_of("Program") if vocabulary.value(i) != "-1"], np.int64
         )
-        can_exchange = self._programs.size and not vocabulary.expansions
-        if config is not None and config.program_probability and not can_exchange:
-            raise ConfigError(
-                "program_probability needs tokens with programs and without byte pairs "
-                f"(received {vocabulary.scheme}{' with byte pairs' if vocabulary.expansions else ''}); "
-                "leave it at 0"
-            )
+        bars, programs = compile_tables(vocabulary).has_bars, bool(self._programs.size)
+        for name, needs, there in (
+            ("repeat_probability", "bar lines and without byte pairs, REMI or PerTok", bars),
+            ("program_probability", "programs and without byte pairs", programs),
+        ):
+            if config is not None and getattr(config, name) and (vocabulary.expansions or not there):
+                received = f"{vocabulary.scheme}{' with byte pairs' if vocabulary.expansions else ''}"
+                raise ConfigError(f"{name} needs tokens with {needs} (received {received}); leave it at 0")
         self._types = np.array(vocabulary.types)
         self._is_velocity = self._types == "Velocity"
         self._names = {spec.name for spec in self.specs}
