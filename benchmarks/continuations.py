@@ -27,8 +27,9 @@ from melodia.evaluation.continuations import parts_of
 from melodia.evaluation.notes import NoteTable, note_table
 from melodia.evaluation.statistics import estimate_key, pitch_in_scale, polyphony
 from melodia.midi import read_score
+from melodia.notes import notes_of_score
 from melodia.sampler import Sampler
-from melodia.sampler.texture import columns_of_score, texture_of
+from melodia.sampler.texture import texture_of
 
 SEED_BARS, BARS, WINDOW = 16, 16, 4
 NAN = float("nan")
@@ -123,10 +124,10 @@ def outer_lines(table: NoteTable, first: int, last: int) -> tuple[float, float]:
 
 def players(score: Any) -> float:
     """How many programs with pitches sound together; nan where none does."""
-    columns = columns_of_score(score)
-    if not (columns[:, 3] >= 0).any():
+    notes = notes_of_score(score)
+    if not (notes.program >= 0).any():
         return NAN
-    whole = texture_of(columns, score.ticks_per_quarter, 0, score.end())
+    whole = texture_of(notes, score.ticks_per_quarter, 0, score.end())
     assert whole is not None
     return whole.players
 

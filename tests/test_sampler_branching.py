@@ -11,11 +11,12 @@ from sampler_helpers import check_continuation, decoded_after_join, make_seed, n
 from melodia import engine
 from melodia.errors import ConfigError
 from melodia.grammar import NoteEvent
+from melodia.notes import notes_of_events
 from melodia.sampler import Request, Sampler
 from melodia.sampler.branching import Judge, closure, key_of
 from melodia.sampler.loop import Loop
 from melodia.sampler.stretches import STRETCH_BARS
-from melodia.sampler.texture import columns_of_notes, texture_of
+from melodia.sampler.texture import texture_of
 
 QUARTER = 48  # grid ticks of the schemes' tokenizers
 BAR = 4 * QUARTER
@@ -93,7 +94,7 @@ def test_branches_fit_better() -> None:
     distances, closes = [], []
     for branches in (1, 8):
         made = sampler.generate_many(12, bars=6, random_seed=1, branches=branches)
-        textures = [texture_of(columns_of_notes(one._notes), QUARTER, 0, 6 * BAR) for one in made]
+        textures = [texture_of(notes_of_events(one._notes), QUARTER, 0, 6 * BAR) for one in made]
         distances.append(
             np.mean([texture.distance(judge.seed) for texture in textures if texture is not None])
         )
@@ -101,7 +102,7 @@ def test_branches_fit_better() -> None:
     for branches in (1, 8):
         made = sampler.generate_many(12, bars=3, random_seed=1, branches=branches)
         closes.append(
-            np.mean([closure(one._notes, QUARTER, key_of(columns_of_notes(one._notes))) for one in made])
+            np.mean([closure(one._notes, QUARTER, key_of(notes_of_events(one._notes))) for one in made])
         )
     assert distances[1] < 0.95 * distances[0]
     assert closes[1] > closes[0]
@@ -184,15 +185,15 @@ def test_closure_by_hand() -> None:
 
 def test_the_key_by_hand() -> None:
     new = [NoteEvent(0, 12, 0, pitch, 80) for pitch in (57, 60, 64, 69, 71, 68)]
-    assert key_of(columns_of_notes(new)) == 12 + 9
-    assert key_of(columns_of_notes([NoteEvent(0, 12, -1, 38, 80)])) == -1, "drums have no key"
+    assert key_of(notes_of_events(new)) == 12 + 9
+    assert key_of(notes_of_events([NoteEvent(0, 12, -1, 38, 80)])) == -1, "drums have no key"
 
 
 def test_the_distance_of_textures_by_hand() -> None:
     seed = [NoteEvent(12 * beat, 12, 0, pitch, 80) for beat in range(8) for pitch in (48, 67)]
 
     def distance(notes: list[NoteEvent]) -> float:
-        textures = [texture_of(columns_of_notes(some), 12, 0, 96) for some in (seed, notes)]
+        textures = [texture_of(notes_of_events(some), 12, 0, 96) for some in (seed, notes)]
         assert textures[0] is not None
         assert textures[1] is not None
         return textures[0].distance(textures[1])
@@ -208,11 +209,11 @@ def test_the_distance_of_textures_by_hand() -> None:
     assert distance(tune) == pytest.approx(np.log(2.125 / 1.125) + np.log(2) + 19 / 4 + 0.5 + 9.5 / 4)
     turns = [note._replace(program=int(note.pitch == 67)) for note in seed]  # two programs at once
     rows = [note._replace(program=int(note.onset >= 48)) for note in seed]  # one behind the other
-    textures = [texture_of(columns_of_notes(notes), 12, 0, 96) for notes in (turns, rows)]
+    textures = [texture_of(notes_of_events(notes), 12, 0, 96) for notes in (turns, rows)]
     assert [texture.players for texture in textures if texture is not None] == [2, 1]
     drums = [*seed, *(NoteEvent(12 * beat, 1, -1, 38, 80) for beat in range(8))]
     assert distance(drums) == pytest.approx(np.log(1.125 / 0.125) + 1 / 3)
-    assert texture_of(columns_of_notes(seed), 12, 96, 192) is None
+    assert texture_of(notes_of_events(seed), 12, 96, 192) is None
 
 
 def test_programs_that_may_not_play_do_not_count() -> None:

@@ -20,8 +20,8 @@ from melodia.evaluation.statistics import estimate_key, pitch_in_scale
 from melodia.midi import cut_score, read_score
 from melodia.midi.bars import bar_table
 from melodia.midi.join import window
+from melodia.notes import Notes
 from melodia.originality import Index, Originality, notes_of_score, notes_of_tokens, shared_passages
-from melodia.originality.lines import Notes
 from melodia.sampler import Continuation, Sampler
 
 LEAST_NOTES = 8  # of seed and real bars: nothing can be said of fewer

@@ -9,8 +9,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from melodia.notes import Notes, notes_of_events, notes_of_score
 from melodia.originality.index import FILE, Chance, Index, Training
-from melodia.originality.lines import Notes, notes_of_events, notes_of_score
 from melodia.originality.search import Originality, Passage, shared_passages
 
 if TYPE_CHECKING:

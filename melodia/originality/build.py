@@ -15,8 +15,8 @@ from melodia.corpus.shards import Corpus
 from melodia.errors import CheckpointError
 from melodia.grammar.reader import TokenReader
 from melodia.model.stored import CONFIG
+from melodia.notes import Notes, notes_of_events
 from melodia.originality.index import FILE, Chance, Index, Training
-from melodia.originality.lines import Notes, notes_of_events
 from melodia.originality.search import shared_passages
 from melodia.vocabulary import Vocabulary
 

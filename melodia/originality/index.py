@@ -33,7 +33,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from melodia.errors import CheckpointError
-from melodia.originality.lines import GAP, Notes, lines_of
+from melodia.notes import Notes
+from melodia.originality.lines import GAP, lines_of
 
 FILE = "originality.safetensors"
 FORMAT = "melodia-originality"

@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from melodia.notes import Notes
 from melodia.originality.index import DEPTH, SHORTEST, Chance, Index, suffixes
-from melodia.originality.lines import GAP, Line, Notes, interval_of, lines_of
+from melodia.originality.lines import GAP, Line, interval_of, lines_of
 
 LEAST_VARIETY = 10
 """Of 700 excerpts of 16 bars by other composers 6 in 100 share more, against 4.2 million notes of eight corpora."""

@@ -16,8 +16,9 @@ import numpy as np
 
 from melodia.grammar import NoteEvent
 from melodia.key_finding import find_key
+from melodia.notes import Notes, notes_of_events, notes_of_score
 from melodia.sampler.lane import Lane
-from melodia.sampler.texture import Columns, Texture, columns_of_notes, columns_of_score, texture_of
+from melodia.sampler.texture import Texture, texture_of
 
 if TYPE_CHECKING:
     from symusic.core import ScoreTick
@@ -51,12 +52,12 @@ class Judge:
         self.key: int | None = None
         if seed is None:
             return
-        notes = columns_of_score(seed)
+        notes = notes_of_score(seed)
         if programs is not None:
-            notes = notes[np.isin(notes[:, 3], programs)]
-        if len(notes):
-            end = int(notes[:, :2].sum(axis=1).max())
-            self.seed, self.key = texture_of(notes, seed.ticks_per_quarter, 0, end), key_of(notes)
+            notes = notes.select(np.isin(notes.program, programs))
+        if len(notes.onset):
+            self.seed = texture_of(notes, seed.ticks_per_quarter, 0, int(notes.end.max()))
+            self.key = key_of(notes)
 
     def branches_of(self, lane: Lane) -> list[Lane]:
         """As many lanes as the request wants, going on from where this one stands; one where nothing could choose."""
@@ -77,11 +78,11 @@ class Judge:
         fitness = 0.0
         quarter = branch.classes.tables.ticks_per_quarter
         if self.seed is not None:
-            notes = columns_of_notes(branch.notes[branch.before :])
+            notes = notes_of_events(branch.notes[branch.before :])
             texture = texture_of(notes, quarter, *branch.stretch)
             fitness -= SILENT if texture is None else texture.distance(self.seed)
         if branch.ended:
-            key = key_of(columns_of_notes(branch.notes)) if self.key is None else self.key
+            key = key_of(notes_of_events(branch.notes)) if self.key is None else self.key
             fitness += CLOSURE * closure(branch.result()[0], quarter, key)
         return fitness
 
@@ -107,10 +108,10 @@ def run_branches(lanes: Sequence[Lane], run: Callable[[list[Lane]], None]) -> tu
     return kept, drawn
 
 
-def key_of(notes: Columns) -> int:
+def key_of(notes: Notes) -> int:
     """The key of notes, weighted by their lengths, as in `melodia.key_finding`."""
-    pitched = notes[notes[:, 3] >= 0]
-    return find_key(np.bincount(pitched[:, 2] % 12, pitched[:, 1], 12).astype(int).tolist())
+    pitched = notes.select(notes.program >= 0)
+    return find_key(np.bincount(pitched.pitch % 12, pitched.end - pitched.onset, 12).astype(int).tolist())
 
 
 def closure(notes: Sequence[NoteEvent], ticks_per_quarter: int, key: int) -> float:

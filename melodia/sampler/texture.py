@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from melodia.grammar import NoteEvent
-
-if TYPE_CHECKING:
-    from symusic.core import ScoreTick
+from melodia.notes import Notes
 
 OUTER = 4.0
 """Semitones between outer lines that count as much as a density, or a number of voices, e times as high."""
-
-Columns = NDArray[np.int64]
-"""Notes: onset and duration in ticks, pitch, program (-1 for the drums), [N, 4]."""
 
 
 @dataclass(frozen=True)
@@ -66,25 +58,26 @@ class Texture:
         return float(found + (abs(self.top - other.top) + abs(self.bottom - other.bottom)) / OUTER)
 
 
-def texture_of(notes: Columns, ticks_per_quarter: int, start: int, end: int) -> Texture | None:
+def texture_of(notes: Notes, ticks_per_quarter: int, start: int, end: int) -> Texture | None:
     """The texture of what begins between two ticks; None where nothing does.
 
-    >>> notes = np.array([(0, 24, 60, 0), (0, 12, 48, 0), (12, 12, 50, 0), (0, 1, 38, -1)])
+    >>> from melodia.notes import notes_of_events
+    >>> notes = notes_of_events([(0, 24, 0, 60), (0, 12, 0, 48), (12, 12, 0, 50), (0, 1, -1, 38)])
     >>> texture = texture_of(notes, 12, 0, 24)
     >>> texture.density, texture.drum_density, texture.top, texture.bottom, texture.voices, texture.shares[-1]
     (1.5, 0.5, 60.0, 49.0, 2.0, 0.25)
     """
-    notes = notes[(notes[:, 0] >= start) & (notes[:, 0] < end)]
-    if not len(notes) or end <= start:
+    notes = notes.select((notes.onset >= start) & (notes.onset < end))
+    if not len(notes.onset) or end <= start:
         return None
     quarters = (end - start) / ticks_per_quarter
-    pitched = notes[notes[:, 3] >= 0]
-    programs, counts = np.unique(notes[:, 3], return_counts=True)
+    pitched = notes.select(notes.program >= 0)
+    programs, counts = np.unique(notes.program, return_counts=True)
     top = bottom = None
     voices = players = 0.0
-    if len(pitched):
-        first = (pitched[:, 0] - start) // ticks_per_quarter
-        stop = np.minimum(pitched[:, 0] + pitched[:, 1], end) - start
+    if len(pitched.onset):
+        first = (pitched.onset - start) // ticks_per_quarter
+        stop = np.minimum(pitched.end, end) - start
         covered = np.maximum(1, -(-stop // ticks_per_quarter) - first)
         size = int((first + covered).max())
         at = (
@@ -92,47 +85,32 @@ def texture_of(notes: Columns, ticks_per_quarter: int, start: int, end: int) -> 
             + np.arange(covered.sum())
             - np.repeat(covered.cumsum() - covered, covered)
         )
-        pitch = np.repeat(pitched[:, 2], covered)
+        pitch = np.repeat(pitched.pitch, covered)
         high, low, count = np.full(size, -1), np.full(size, 128), np.zeros(size)
         np.maximum.at(high, at, pitch)
         np.minimum.at(low, at, pitch)
-        np.add.at(count, at, np.repeat(np.minimum(1.0, pitched[:, 1] / ticks_per_quarter), covered))
+        np.add.at(
+            count, at, np.repeat(np.minimum(1.0, (pitched.end - pitched.onset) / ticks_per_quarter), covered)
+        )
         sounds = high >= 0
-        players = len(np.unique(at * 128 + np.repeat(pitched[:, 3], covered))) / int(sounds.sum())
+        players = len(np.unique(at * 128 + np.repeat(pitched.program, covered))) / int(sounds.sum())
         top, bottom, voices = (
             float(high[sounds].mean()),
             float(low[sounds].mean()),
             float(count[sounds].mean()),
         )
     return Texture(
-        density=len(pitched) / quarters,
-        drum_density=(len(notes) - len(pitched)) / quarters,
+        density=len(pitched.onset) / quarters,
+        drum_density=(len(notes.onset) - len(pitched.onset)) / quarters,
         top=top,
         bottom=bottom,
         voices=voices,
         players=players,
-        shares=dict(zip(programs.tolist(), (counts / len(notes)).tolist(), strict=True)),
+        shares=dict(zip(programs.tolist(), (counts / len(notes.onset)).tolist(), strict=True)),
         registers={
-            int(program): float(pitched[pitched[:, 3] == program, 2].mean())
+            int(program): float(pitched.pitch[pitched.program == program].mean())
             for program in programs
             if program >= 0
         },
-        classes=np.bincount(pitched[:, 2] % 12, minlength=12) / max(1, len(pitched)),
+        classes=np.bincount(pitched.pitch % 12, minlength=12) / max(1, len(pitched.onset)),
     )
-
-
-def columns_of_score(score: ScoreTick) -> Columns:
-    """The notes of a score."""
-    parts = [np.zeros((0, 4), np.int64)]
-    for track in score.tracks:
-        notes = track.notes.numpy()
-        program = np.full(len(track.notes), -1 if track.is_drum else track.program)
-        parts.append(
-            np.stack([notes["time"], notes["duration"], notes["pitch"], program], axis=1).astype(np.int64)
-        )
-    return np.concatenate(parts)
-
-
-def columns_of_notes(notes: Sequence[NoteEvent]) -> Columns:
-    """The notes of a lane."""
-    return np.array([note[:4] for note in notes], np.int64).reshape(-1, 4)[:, [0, 1, 3, 2]]

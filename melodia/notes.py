@@ -1,0 +1,54 @@
+"""Notes as columns, from scores and from events."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Notes:
+    """Notes of one piece as columns [N], in any order; times in ticks of any resolution.
+
+    Attributes:
+        onset: where each begins.
+        end: where each ends.
+        pitch: MIDI pitch.
+        program: General MIDI program, or any other number that tells parts from each other; below 0 for percussion.
+    """
+
+    onset: NDArray[np.int64]
+    end: NDArray[np.int64]
+    pitch: NDArray[np.int64]
+    program: NDArray[np.int64]
+
+    def select(self, chosen: NDArray[np.bool_]) -> Notes:
+        """Some of the notes, by a mask [N]."""
+        return Notes(self.onset[chosen], self.end[chosen], self.pitch[chosen], self.program[chosen])
+
+
+def notes_of_events(events: Iterable[Sequence[int]]) -> Notes:
+    """The notes of events such as `melodia.grammar.NoteEvent`: onset, duration, program, pitch, ..."""
+    table = np.array([event[:4] for event in events], dtype=np.int64).reshape(-1, 4)
+    return Notes(table[:, 0], table[:, 0] + table[:, 1], table[:, 3], table[:, 2])
+
+
+def notes_of_score(score: Any) -> Notes:
+    """The notes of a symusic score in ticks, as they lie in time; parts are told from each other by program."""
+    columns: list[list[NDArray[np.int64]]] = [[], [], [], []]
+    for track in score.tracks:
+        notes = track.notes.numpy()
+        onset = notes["time"].astype(np.int64)
+        values = (
+            onset,
+            onset + notes["duration"],
+            notes["pitch"].astype(np.int64),
+            np.full(len(onset), -1 if track.is_drum else int(track.program), dtype=np.int64),
+        )
+        for column, value in zip(columns, values, strict=True):
+            column.append(value)
+    return Notes(*(np.concatenate(column) if column else np.zeros(0, dtype=np.int64) for column in columns))
