@@ -14,8 +14,8 @@ from melodia.errors import ConfigError
 from melodia.sampler import Request, Sampler
 from melodia.sampler.bias import seed_bias
 from melodia.sampler.loop import Loop
-from melodia.sampler.plan import LAST_BARS, REST_BARS
-from melodia.sampler.players import rests_of
+from melodia.sampler.plan import LAST_BARS
+from melodia.sampler.players import REST_BARS, rests_of
 
 
 def test_the_bias_by_hand() -> None:

@@ -20,6 +20,7 @@ from melodia.grammar.state import NONE
 from melodia.grammar.tables import MICRO_RESOLUTION
 from melodia.sampler.classes import TokenClasses
 from melodia.sampler.metres import Metres
+from melodia.sampler.players import Players
 from melodia.sampler.request import Request
 from melodia.sampler.session import Context
 from melodia.sampler.stretches import STRETCH_BARS, Stretches
@@ -30,9 +31,6 @@ BAR_TOKENS = 2048
 LAST_BARS = 4
 """The model is told how many bars are left when so many are. Earlier does harm: it has read the seed without, and notes
 in the seed's scale fell from 0.79 to 0.75 where it was told from the join on (17 samples)."""
-
-REST_BARS = 2
-"""A program may rest for so many bars, or as long as it did in the seed; then it is asked for."""
 
 _NEVER = 1 << 40
 _EPSILON = 1e-6
@@ -89,10 +87,7 @@ class Plan:
         self.stretches = Stretches()
         self.crowded = 0
         programs = context.programs if request.programs is None else request.programs
-        self._rests = {} if request.silent_bars or rests is None else rests
-        self._tune: frozenset[int] = frozenset()  # the programs with pitches, where drums play beside them
-        if programs is not None and -1 in programs and not request.silent_bars:
-            self._tune = frozenset(program for program in programs if program >= 0)
+        self._players = Players() if request.silent_bars else Players.of(rests or {}, programs or ())
         self._due: frozenset[int] = frozenset()  # the next note must be of one of these programs
         self._unseeded = state.notes == 0
         tempo = request.tempo or context.tempo
@@ -420,19 +415,9 @@ class Plan:
         if not s.has_bars or start <= self.context.join:
             return
         heard = {program: int(row.max()) for program, row in s.rows.items()}
-        least = REST_BARS * s.bar_length
-        due = {p for p, rest in self._rests.items() if start - heard.get(p, start) > max(rest, least)}
-        # Drums alone: for no bar where some program of the seed's tune never rested so long, else for one.
-        alone = s.bar_length if min(map(self._rest, self._tune), default=0) >= s.bar_length else 0
-        if not due & self._tune and all(heard.get(p, 0) <= start - alone for p in self._tune):
-            due |= self._tune
-        self._due = frozenset(due)
-        if due and self.bar_at(s)[2] == s.bar_end:
+        self._due = self._players.due(heard, start, s.bar_length)
+        if self._due and self.bar_at(s)[2] == s.bar_end:
             s.require_note_in_bar = 1
-
-    def _rest(self, program: int) -> int:
-        """How long a program rested in the seed, at most; for ever if nothing is known of it."""
-        return self._rests.get(program, _NEVER)
 
     def _settle(self, s: GrammarState, count: int) -> None:
         """Find the first full bar and, when it can be known, the last one."""

@@ -1,8 +1,9 @@
-"""The programs that play at the end of a seed, and how long each of them rests there."""
+"""The programs that play at the end of a seed, how long each of them rests there, and when one is asked for."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,8 +11,48 @@ import numpy as np
 if TYPE_CHECKING:
     from symusic.core import ScoreTick
 
+REST_BARS = 2
+"""A program may rest for so many bars, or as long as it did in the seed; then it is asked for."""
+
 RECENT_QUARTERS = 32.0
 """A program that is silent for the last 32 quarter notes of the seed plays no more."""
+
+
+@dataclass(frozen=True)
+class Players:
+    """The programs that are to play on.
+
+    Attributes:
+        rests: by program, how long each may be silent, in grid ticks.
+        tune: the programs with pitches, where drums play beside them.
+    """
+
+    rests: Mapping[int, int] = field(default_factory=dict)
+    tune: frozenset[int] = frozenset()
+
+    @classmethod
+    def of(cls, rests: Mapping[int, int], programs: Collection[int]) -> Players:
+        """The players of programs, -1 for the drums.
+
+        >>> Players.of({}, (0, 40, -1)).tune == {0, 40}, Players.of({}, (0, 40)).tune == set()
+        (True, True)
+        """
+        return cls(rests, frozenset(p for p in programs if p >= 0) if -1 in programs else frozenset())
+
+    def due(self, heard: Mapping[int, int], start: int, bar_length: int) -> frozenset[int]:
+        """The programs to ask for in the bar that begins at a tick, given until when each has been heard.
+
+        >>> Players({0: 0, 40: 96}).due({0: 0, 40: 100}, 200, 48) == {0, 40}
+        True
+        """
+        least = REST_BARS * bar_length
+        due = {p for p, rest in self.rests.items() if start - heard.get(p, start) > max(rest, least)}
+        # Drums alone: for no bar where some program of the seed's tune never rested so long, else for one.
+        sparse = all(self.rests.get(p, bar_length) >= bar_length for p in self.tune)
+        alone = bar_length if self.tune and sparse else 0
+        if not due & self.tune and all(heard.get(p, 0) <= start - alone for p in self.tune):
+            due |= self.tune
+        return frozenset(due)
 
 
 def rests_of(
