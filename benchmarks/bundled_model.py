@@ -44,7 +44,7 @@ from melodia.training.memory import keep_freed_memory
 from melodia.workflows.originality import index_corpus
 from melodia.workflows.train import model_settings, open_corpus
 
-KIND, HIDDEN = "parallel", 512
+KIND, HIDDEN = "parallel", 608
 TRAINING: dict[str, Any] = {
     "precision": "bf16",
     "batch_size": 32,
@@ -120,7 +120,6 @@ SETS = {
         "made of the sets above",
     ),
 }
-REPEATED = 0.15  # of the pieces, twice in a row, where a training goes on from a checkpoint
 NOTICES = "NOTICES.txt"
 
 
@@ -158,6 +157,12 @@ def main() -> int:
         default=0.0,
         help="share of passes in which other instruments play",
     )
+    add(
+        "--repeat-probability",
+        type=float,
+        default=0.0,
+        help="share of passes in which a piece is played twice",
+    )
     add("--resume", action="store_true")
     for name in ("score", "pack"):
         commands.choices[name].add_argument("--model", type=Path, required=True)
@@ -184,12 +189,9 @@ def main() -> int:
 def run_training(arguments: argparse.Namespace) -> None:
     """Train from scratch, or go on from a checkpoint."""
     keep_freed_memory()
-    repeated = 0.0 if arguments.init is None else REPEATED
-    names = ("learning_rate", "precision", "program_probability")
+    names = ("learning_rate", "precision", "program_probability", "repeat_probability")
     settings = TRAINING | {name: getattr(arguments, name) for name in names}
-    config = TrainingConfig(
-        minutes=arguments.minutes, threads=arguments.threads, repeat_probability=repeated, **settings
-    )
+    config = TrainingConfig(minutes=arguments.minutes, threads=arguments.threads, **settings)
     with join("cpu") as world:
         corpus = open_corpus(arguments.corpora, cache=arguments.cache, world=world)
         model = None
@@ -200,6 +202,8 @@ def run_training(arguments: argparse.Namespace) -> None:
                     hidden_size=HIDDEN,
                     embedding_size=HIDDEN,
                     dropout=0.0,
+                    tie_weights=True,
+                    layer_norm=False,
                 )
                 for kind in (KIND, arguments.kind)
             )

@@ -16,6 +16,7 @@ Parts, in order:
     exchange     microseconds per step of a scan whose product is small: counter against words, by number of blocks
     stepping     single steps and stacks by one token against torch's cells, eager and in a CUDA graph
     training     every kind forward and backward against cuDNN, eager torch and CUDA graphs, by number type
+    wavefront    stacks of two levels, level after level and as a wavefront, by the steps of its parts
     generation   tokens per second of the decode engine against eager torch, CUDA graphs of it and the reading floor
 
 Ratios above 1 mean that melodia is faster. Not here, because nothing of the kind is built: exchange within clusters.
@@ -49,6 +50,7 @@ MINUTES = {
     "exchange": 2.0,
     "stepping": 3.0,
     "training": 8.0,
+    "wavefront": 2.0,
     "generation": 6.0,
 }
 SANITIZERS = ("memcheck", "racecheck", "synccheck")

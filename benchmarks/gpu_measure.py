@@ -45,6 +45,15 @@ def arguments(kind: str, T: int, B: int, H: int, dtype: Any) -> list[Any]:
     ]
 
 
+def waves(cells: list[list[Any]]) -> tuple[list[Any], ...]:
+    """The arguments of several scans as those of `kernels.wave_scan`."""
+    lists: tuple[list[Any], ...] = ([], [], [], [], [])
+    for gates_x, h, *c, weight, bias in cells:
+        for some, own in zip(lists, ([gates_x], [h], c, [weight], [bias]), strict=True):
+            some += own
+    return lists
+
+
 def medians(contestants: dict[str, Callable[[], object]], turns: int = 7) -> dict[str, float]:
     """Median milliseconds of each, all taking turns; a contestant that fails is left out and its error printed."""
     import torch
@@ -96,6 +105,14 @@ def small() -> int:
                 sum(x.float().sum() for x in outputs).backward()
                 torch.cuda.synchronize()
                 print(path, exchange_, dtype, kind, "done", flush=True)
+            cells = [arguments(kind, T, 9, 40, dtype) for kind, T in (("lstm", 3), ("gru", 2), ("gru", 4))]
+            with kernels.use_backend("native"), torch.no_grad():
+                kernels.wave_scan(*waves(cells))
+                torch.backends.cuda.matmul.fp32_precision = "tf32"
+                kernels.lstm_scan(*arguments("lstm", 3, 9, 40, dtype))
+                torch.backends.cuda.matmul.fp32_precision = "ieee"
+            torch.cuda.synchronize()
+            print(path, exchange_, dtype, "wave, tf32", "done", flush=True)
             given, levels = stack(("gated", "lstm", "gru"), 9, 24, dtype)
             with kernels.use_backend("native"), torch.no_grad():
                 kernels.hybrid_step(*given, levels)
@@ -226,6 +243,40 @@ def training() -> int:
                     **{"of the GEMM rate": work / (ours / 1000) / rate if ours else None},
                     **{f"{n} (ms)": t for n, t in took.items()},
                 )
+    return 0
+
+
+def wavefront() -> int:
+    """Stacks of two levels forward and backward, by the steps of a part of a wavefront; 0: level after level."""
+    import torch
+
+    from melodia import kernels
+    from melodia.model import ModelConfig
+    from melodia.model.layers import NO_DROPOUT
+    from melodia.model.stacks import build_stack
+
+    library()
+    given = kernels.wavefront_steps
+    for kind, dtype in itertools.product(
+        ("lstm", "gru", "sequential", "reversed"), (torch.bfloat16, torch.float32)
+    ):
+        for T, B, H in ((256, 8, 512), (256, 64, 512), (512, 8, 1024)):
+            stack = build_stack(ModelConfig(kind, vocab_size=2, hidden_size=H), H).cuda().to(dtype)
+            stack.initialise(torch.Generator("cuda").manual_seed(0), 1.0)
+            x = torch.randn(T, B, H, device="cuda", dtype=dtype, requires_grad=True)
+
+            def run(steps: int, stack: Any = stack, x: Any = x, B: int = B) -> None:
+                kernels.wavefront_steps = lambda _: steps
+                gates = tuple(cell.gates(x) for cell in stack.bottom.cells)
+                with kernels.use_backend("native"):
+                    out, _ = stack.scan(gates, stack.initial_state(B), None, NO_DROPOUT)
+                out.float().sum().backward()
+
+            try:
+                took = medians({f"{steps} (ms)": partial(run, steps) for steps in (0, 32, 64, 128)}, turns=5)
+            finally:
+                kernels.wavefront_steps = given
+            row(kind=kind, type=str(dtype)[6:], T=T, B=B, H=H, **took)
     return 0
 
 
@@ -444,5 +495,6 @@ PARTS: dict[str, Callable[[], int]] = {
     "exchange": exchange,
     "stepping": stepping,
     "training": training,
+    "wavefront": wavefront,
     "generation": generation,
 }

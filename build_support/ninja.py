@@ -122,8 +122,8 @@ def nvcc_rules(tools: Toolchain, nvcc: Nvcc) -> list[str]:
     ]
 
 
-_KERNEL = re.compile(r"\d((?:scan|lookup|gates|hybrid|decode)[a-z_]*)I(f|\w*?(?:Bf16|Half|Int8))[EL]")
-_TYPES = {"Bf16": "bfloat16", "Half": "float16", "Int8": "int8"}
+_KERNEL = re.compile(r"\d((?:scan|lookup|gates|hybrid|decode)[a-z_]*)I(f|\w*?(?:Tf32|Bf16|Half|Int8))[EL]")
+_TYPES = {"Tf32": "tf32", "Bf16": "bfloat16", "Half": "float16", "Int8": "int8"}
 
 
 def kernel_resources(work: Path) -> list[dict[str, str | int]]:

@@ -35,6 +35,7 @@ _AVX512 = ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mfma"]
 _OPERATORS: dict[str, list[str]] = {
     "csrc/ops.cpp": [],
     "csrc/cpu/step_ops.cpp": [],
+    "csrc/cpu/wave_ops.cpp": [],
     "csrc/cpu/scan_ops.cpp": [],
     "csrc/cpu/hybrid_ops.cpp": [],
     "csrc/cpu/dispatch.cpp": [],
@@ -86,7 +87,7 @@ ENGINE = Library(
 CUDA = Library(
     "melodia/kernels/libmelodia_cuda.so",
     "CUDA kernels",
-    {"csrc/cuda/ops_cuda.cpp": [], "csrc/cuda/hybrid_ops.cpp": []},
+    {"csrc/cuda/ops_cuda.cpp": [], "csrc/cuda/hybrid_ops.cpp": [], "csrc/cuda/wave_ops.cpp": []},
     {
         "csrc/cuda/scan_forward.cu": True,
         "csrc/cuda/scan_backward.cu": True,

@@ -66,6 +66,19 @@ STABLE_TORCH_LIBRARY(melodia, m) {
         " -> (Tensor grad_lstm_gates, Tensor grad_gru_gates_x, Tensor grad_gru_gates_h, Tensor grad_h_lstm,"
         " Tensor grad_c_lstm, Tensor grad_h_gru)");
 
+    // Scans of several cells side by side, each of its own T: what a wavefront over a stack has under way. An
+    // LSTM's weight_hh is [4H, H], a GRU's [3H, H]. c, c_n and cells: of the LSTMs; lengths: none, or one per
+    // cell
+    m.def(
+        "wave_scan(Tensor[] gates_x, Tensor[] h, Tensor[] c, Tensor[] weight_hh, Tensor[] bias_hh, Tensor[] "
+        "lengths, int keep)"
+        " -> (Tensor[] output, Tensor[] h_n, Tensor[] c_n, Tensor[] gates, Tensor[] cells)");
+    // grad_gates_x: of the GRUs; an LSTM's equals its grad_gates_h
+    m.def(
+        "wave_scan_backward(Tensor[] grad_output, Tensor[] grad_h_n, Tensor[] grad_c_n, Tensor[] gates,"
+        " Tensor[] cells, Tensor[] c, Tensor[] output, Tensor[] h, Tensor[] weight_hh, Tensor[] lengths)"
+        " -> (Tensor[] grad_gates_x, Tensor[] grad_gates_h, Tensor[] grad_h, Tensor[] grad_c)");
+
     // The kept gates [T, B, 4H] again, from all steps' sums: gates_x + W_hh h of an LSTM (bias_hh is added
     // here), gates_x and W_hh h + b_hh of a GRU
     m.def("lstm_gates(Tensor sums, Tensor bias_hh) -> Tensor");

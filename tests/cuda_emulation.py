@@ -25,7 +25,7 @@ from melodia.kernels import reference
 CSRC = Path(__file__).resolve().parent.parent / "csrc"
 COMPILER = shutil.which("g++") or shutil.which("c++")
 KERNELS = ("scan", "scan_forward", "scan_backward", "scan_rows", "lookup", "gates", "hybrid", "hybrid_step")
-BINDINGS = ("ops_cuda", "hybrid_ops")
+BINDINGS = ("ops_cuda", "hybrid_ops", "wave_ops")
 SOURCES = (*KERNELS, *BINDINGS)
 PATHS = {"automatic": 0, "resident": 1, "steps": 2, "rows": 3}
 EXCHANGES = {"automatic": 0, "counter": 1, "in_band": 2}
@@ -122,6 +122,7 @@ class Emulator:
         torch.ops.load_library(str(library))
         self._library = ctypes.CDLL(str(library))
         self._library.melodia_cuda_configure.argtypes = [ctypes.c_int32, ctypes.c_int32, ctypes.c_uint64]
+        self._library.melodia_cuda_allow_tf32.argtypes = [ctypes.c_int32]
         self._library.melodia_emulator_configure.argtypes = [
             ctypes.c_uint64,
             ctypes.c_int64,
@@ -139,8 +140,10 @@ class Emulator:
         blocks: int = 16,
         shared_bytes: int = 64 << 10,
         limit_ns: int = SECOND,
+        tf32: bool = False,
     ) -> None:
-        """Choose the path, the exchange, the schedule, the size of the device, and when a wait gives up."""
+        """Choose the path, the exchange, the schedule, the device's size, when a wait gives up, products in tf32."""
+        self._library.melodia_cuda_allow_tf32(tf32)
         self._library.melodia_cuda_configure(PATHS[path], EXCHANGES[exchange], limit_ns)
         self._library.melodia_emulator_configure(schedule, blocks, shared_bytes, False)
 
@@ -176,6 +179,25 @@ class Emulator:
         grad_lstm, grad_x, grad_hh, *states = self.ops.pair_scan_backward(*cotangents, *kept)
         lstm, gru = _weights(grad_lstm, outputs[0], h_lstm), _weights(grad_hh, outputs[1], h_gru)
         return [*outputs, grad_lstm, grad_x, *states, *lstm, *gru]
+
+    def wave_values(self, lists: list[list[Tensor]], lengths: list[Tensor]) -> list[Tensor]:
+        """The outputs of `wave_scan`, then the gradient of every tensor in the lists; cotangents of seed 1."""
+        _, h, c, weight, _ = lists
+        output, h_n, c_n, gates, cells = self.ops.wave_scan(*lists, lengths, KEEP)
+        g = torch.Generator().manual_seed(1)
+        grads = [[torch.randn(x.shape, generator=g) for x in some] for some in (output, h_n, c_n)]
+        grad_x, grad_gates, grad_h, grad_c = self.ops.wave_scan_backward(
+            *grads, gates, cells, c, output, h, weight, lengths
+        )
+        of_grus = iter(grad_x)
+        inputs = [
+            grad if reference.is_lstm(own) else next(of_grus)
+            for grad, own in zip(grad_gates, weight, strict=True)
+        ]
+        of_weights, of_biases = zip(
+            *(_weights(*own) for own in zip(grad_gates, output, h, strict=True)), strict=True
+        )
+        return [*output, *h_n, *c_n, *inputs, *grad_h, *grad_c, *of_weights, *of_biases]
 
 
 def arguments(name: str, T: int, B: int, H: int, seed: int = 0) -> list[Tensor]:

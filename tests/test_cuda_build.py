@@ -14,6 +14,7 @@ import pytest
 import torch
 from cuda_emulation import CSRC, arguments
 from test_build import setup
+from torch.utils._pytree import tree_leaves
 
 from melodia.info import collect
 from melodia.kernels import cuda, native
@@ -115,9 +116,17 @@ def test_unknown_choice(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
         cuda._choice(variable)
 
 
+def test_unknown_wavefront(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MELODIA_CUDA_WAVEFRONT", "-3")
+    with pytest.raises(ValueError, match=r"MELODIA_CUDA_WAVEFRONT must be a number of steps, .*'-3'"):
+        cuda.wavefront_steps.__wrapped__()
+    monkeypatch.setenv("MELODIA_CUDA_WAVEFRONT", "32")
+    assert cuda.wavefront_steps.__wrapped__() == 32
+
+
 HOT = {
-    "scan_forward_kernel": {"float32", "bfloat16", "float16"},
-    "scan_backward_kernel": {"float32", "bfloat16", "float16"},
+    "scan_forward_kernel": {"float32", "tf32", "bfloat16", "float16"},
+    "scan_backward_kernel": {"float32", "tf32", "bfloat16", "float16"},
     "hybrid_step_kernel": {"float32", "bfloat16", "float16"},
     "decode": {"float32", "bfloat16", "int8"},
 }
@@ -180,12 +189,16 @@ def test_autocast_converts_the_operands(name: str, monkeypatch: pytest.MonkeyPat
     operator = getattr(torch.ops.melodia, name)
     if name == "lookup":
         given: list[object] = [torch.zeros(2, 3, 1, dtype=torch.int64), torch.randn(4, 5)]
+    elif name == "wave_scan":
+        given = [*([x] for x in arguments("lstm_scan", 3, 2, 8)), [], 2]
     else:
         given = [*arguments(name, 3, 2, 8), None, 2]
     monkeypatch.setattr(torch, "get_autocast_dtype", lambda device: torch.bfloat16)
-    got = cuda._autocast(name)(*given)
-    rounded = [x.bfloat16() if k in cuda._CAST[name] else x for k, x in enumerate(given)]  # type: ignore[attr-defined]
-    want = operator(*rounded)
-    got, want = ((x,) if isinstance(x, torch.Tensor) else x for x in (got, want))
+
+    def rounded(x: object) -> object:
+        return [y.bfloat16() for y in x] if isinstance(x, list) else x.bfloat16()  # type: ignore[attr-defined]
+
+    got = tree_leaves(cuda._autocast(name)(*given))
+    want = tree_leaves(operator(*(rounded(x) if k in cuda._CAST[name] else x for k, x in enumerate(given))))
     assert got[0].dtype == torch.bfloat16
     assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))

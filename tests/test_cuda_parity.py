@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from melodia import kernels
 from melodia.kernels import cuda, reference
+from melodia.model import Model, ModelConfig
 
 pytestmark = pytest.mark.skipif(cuda.reason() is not None, reason=cuda.describe())
 
@@ -61,6 +63,60 @@ def test_parity(name: str, dtype: torch.dtype, way: tuple[str, str]) -> None:
     for (B, H), T in itertools.product(((1, 1), (3, 17), (8, 64), (33, 100)), (1, 2, 9)):
         lengths = torch.randint(0, T + 1, (B,), generator=torch.Generator().manual_seed(T))
         compare(name, T, B, H, lengths if H == 17 else None, dtype)
+
+
+def gradients_of(waves: Any, lists: list[list[Tensor]], lengths: list[Tensor]) -> list[Tensor]:
+    """Outputs and gradients of `wave_scan`, on the CPU."""
+    leaves = [[x.detach().clone().requires_grad_() for x in some] for some in lists]
+    outputs = [x for some in waves(*leaves, lengths) for x in some]
+    loss = sum((x.float() ** 2).sum() for x in outputs)
+    assert isinstance(loss, Tensor)
+    flat = [x for some in leaves for x in some]
+    return [x.detach().float().cpu() for x in (*outputs, *torch.autograd.grad(loss, flat))]
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_waves(dtype: torch.dtype, way: tuple[str, str]) -> None:
+    """Cells of their own steps and units in one launch."""
+    lists: list[list[Tensor]] = [[], [], [], [], []]
+    for kind, T, H in (("gru", 3, 17), ("lstm", 9, 64), ("lstm", 1, 100), ("gru", 2, 64), ("gru", 9, 5)):
+        gates_x, h, *c, weight, bias = arguments(f"{kind}_scan", T, 5, H, seed=H)
+        for some, own in zip(lists, ([gates_x], [h], c, [weight], [bias]), strict=True):
+            some += [x.to(dtype) for x in own]
+    lengths = [torch.randint(0, 11, (5,), generator=torch.Generator().manual_seed(k)) for k in range(5)]
+    want = gradients_of(reference.wave_scan, [[x.float() for x in some] for some in lists], lengths)
+    there = [[x.cuda() for x in some] for some in lists]
+    with kernels.use_backend("native"):
+        got = gradients_of(kernels.wave_scan, there, [x.cuda() for x in lengths])
+    assert error(got, want) < 2 * TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("kind", ["lstm", "sequential", "reversed", "parallel"])
+def test_stacks_as_wavefronts(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model of two levels and its gradients, level after level and in waves."""
+    layers: dict[str, Any] = {"lstm_layers": 2, "gru_layers": 2} if kind == "parallel" else {}
+    config = ModelConfig(kind, vocab_size=20, hidden_size=32, layer_norm=True, residual=True, **layers)
+    model = Model(config).cuda()
+    tokens = torch.randint(0, 20, (3, 40), generator=torch.Generator().manual_seed(0)).cuda()
+
+    def values(steps: int) -> list[Tensor]:
+        monkeypatch.setattr(kernels, "wavefront_steps", lambda _: steps)
+        with kernels.use_backend("native"):
+            logits, _ = model(tokens)
+        return [logits.detach(), *torch.autograd.grad((logits**2).mean(), list(model.parameters()))]
+
+    want = values(0)
+    for steps in (7, 16):
+        assert error(values(steps), want) < TOLERANCE[torch.float32]
+
+
+@pytest.mark.parametrize("name", SCANS)
+def test_tf32_where_torch_allows_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = arguments(name, 5, 9, 64)
+    cotangents, want = wanted(name, inputs)
+    monkeypatch.setattr(torch.backends.cuda.matmul, "fp32_precision", "tf32")
+    off = error(on_gpu(name, inputs, cotangents, None), want)
+    assert TOLERANCE[torch.float32] < off < 4e-3
 
 
 @pytest.mark.slow

@@ -78,6 +78,40 @@ def test_half_precision(emulator: Emulator, dtype: torch.dtype, path: str, excha
         compare(emulator, name, (3, 2, 8 if path == "rows" else 24), allowed=ROUNDED[dtype], dtype=dtype)
 
 
+TF32 = 2e-3  # operands have 11 bits; sums and everything else are float32
+
+
+def rounded_to_tf32(x: Tensor) -> Tensor:
+    """10 bits of fraction, halves away from zero: what a tensor core reads."""
+    return ((x.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
+
+
+@pytest.mark.parametrize(("path", "exchange"), WAYS[:3])
+def test_tf32(emulator: Emulator, path: str, exchange: str) -> None:
+    """float32 scans whose products are of tensor cores; in chunks too."""
+    emulator.configure(path=path, exchange=exchange, schedule=3, tf32=True)
+    for name in SCANS:
+        compare(emulator, name, (3, 9, 33), allowed=TF32)
+    emulator.configure(path=path, exchange=exchange, schedule=3, tf32=True, shared_bytes=24 << 10, blocks=40)
+    compare(emulator, "gru_scan", (3, 2, 84), allowed=TF32)
+
+
+def test_tf32_rounds_the_operands_and_nothing_else(emulator: Emulator) -> None:
+    """One step equals float32 with rounded weights and state, and does not equal float32."""
+    gates_x, h, c, weight, bias = arguments("lstm_scan", 1, 9, 33)
+    want = reference.lstm_step(gates_x[0], rounded_to_tf32(h), c, rounded_to_tf32(weight), bias)
+    plain = reference.lstm_step(gates_x[0], h, c, weight, bias)
+    emulator.configure(tf32=True)
+    got = emulator.ops.lstm_step(gates_x[0], h, c, weight, bias)
+    assert error(list(got), list(want)) < TOLERANCE
+    assert error(list(got), list(plain)) > 10 * TOLERANCE
+
+
+def test_tf32_that_gives_up_is_done_in_float32(emulator: Emulator) -> None:
+    emulator.configure(path="resident", schedule=2, limit_ns=0, tf32=True)
+    compare(emulator, "pair_scan", (2, 2, 17))
+
+
 @pytest.mark.parametrize("dtype", ROUNDED)
 def test_conversions_round_as_torch(emulator: Emulator, dtype: torch.dtype) -> None:
     """Rows of a table: one alone is itself, two are their rounded sum."""

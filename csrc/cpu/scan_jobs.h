@@ -16,6 +16,15 @@ const ScanKernels<E>& scan_kernels() {
         return kernels().scans_bf16;
 }
 
+// Calls f with a float or a bf16, by the type of the tensor.
+template <class F>
+auto for_type_of(const Tensor& x, const char* name, F f) {
+    const ScalarType type = x.scalar_type();
+    STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::BFloat16, "`", name,
+                    "` must be float32 or bfloat16 on this backend; convert it");
+    return type == ScalarType::Float ? f(float{}) : f(bf16{});
+}
+
 // Runs the jobs over all rows, the rows shared among torch's threads. Rows do not depend on each other.
 template <class... Job>
 void run(int64_t B, const Tensor& like, const Job&... jobs) {

@@ -7,19 +7,6 @@
 #include "cpu/scan_jobs.h"
 
 namespace melodia::cpu {
-namespace {
-
-// Calls f with a float or a bf16, by the type of the tensor.
-template <class F>
-auto for_type_of(const Tensor& x, const char* name, F f) {
-    const ScalarType type = x.scalar_type();
-    STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::BFloat16, "`", name,
-                    "` must be float32 or bfloat16 on this backend; convert it");
-    return type == ScalarType::Float ? f(float{}) : f(bf16{});
-}
-
-}  // namespace
-
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> lstm_scan(Tensor gates_x, Tensor h, Tensor c,
                                                              Tensor weight_hh, Tensor bias_hh,
                                                              std::optional<Tensor> lengths, int64_t keep) {

@@ -358,6 +358,39 @@ MELODIA_DEVICE void multiply_16x8x16(float (&c)[4], const uint32_t (&a)[4], cons
 #endif
 }
 
+// A float as a tensor core takes it: rounded to 10 bits of fraction, halves away from zero. The core itself
+// ignores the bits below.
+MELODIA_DEVICE uint32_t tf32_bits(Tf32 x) {
+    const uint32_t bits = bits_of(x.value);
+    return (bits & 0x7F800000) == 0x7F800000 ? bits : (bits + 0x1000) & 0xFFFFE000;
+}
+
+// The same over 8 numbers of tf32_bits:
+//   a: {a[g][q], a[g+8][q], a[g][q+4], a[g+8][q+4]};   b: {b[q][g], b[q+4][g]};   c: as above.
+MELODIA_DEVICE void multiply_16x8x8(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+#if defined(MELODIA_EMULATOR)
+    uint32_t mine[6] = {a[0], a[1], a[2], a[3], b[0], b[1]};
+    const unsigned g = lane() / 4, q = lane() % 4;
+    emulator::machine.exchange(mine, sizeof mine, [&](emulator::Warp& w) {
+        const auto number = [&](unsigned from, unsigned k) {
+            uint32_t x;
+            std::memcpy(&x, w.box[from] + 4 * k, 4);
+            return float_of(x);
+        };
+        for (unsigned k = 0; k < 8; ++k)
+            for (unsigned sum = 0; sum < 4; ++sum)
+                c[sum] += number(g * 4 + k % 4, k / 4 * 2 + sum / 2) *
+                          number((2 * q + sum % 2) * 4 + k % 4, 4 + k / 4);
+    });
+#else
+    asm volatile(
+        "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+        "{%0,%1,%2,%3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#endif
+}
+
 // sum + the products of four signed bytes.
 MELODIA_DEVICE int32_t dot4(uint32_t a, uint32_t b, int32_t sum) {
 #if defined(MELODIA_EMULATOR)

@@ -1,4 +1,4 @@
-// The words of CUDA for both compilers, and the number types of the kernels: float, Bf16, Half.
+// The words of CUDA for both compilers, and the number types of the kernels: float, Tf32, Bf16, Half.
 #pragma once
 
 #include <stddef.h>
@@ -32,6 +32,11 @@ struct Bf16 {
 struct Half {
     uint16_t bits;
 };
+// A float32 whose products keep 10 bits of its fraction, on tensor cores; in memory and in sums it is a
+// float.
+struct Tf32 {
+    float value;
+};
 
 MELODIA_DEVICE uint32_t bits_of(float x) {
 #if defined(MELODIA_EMULATOR)
@@ -53,6 +58,7 @@ MELODIA_DEVICE float float_of(uint32_t bits) {
 }
 
 MELODIA_DEVICE float to_float(float x) { return x; }
+MELODIA_DEVICE float to_float(Tf32 x) { return x.value; }
 MELODIA_DEVICE float to_float(Bf16 x) { return float_of(uint32_t{x.bits} << 16); }
 MELODIA_DEVICE float to_float(Half x) {
 #if defined(MELODIA_EMULATOR)
@@ -71,6 +77,10 @@ struct Rounding;  // float to S, to nearest, ties to even
 template <>
 struct Rounding<float> {
     MELODIA_DEVICE static float of(float x) { return x; }
+};
+template <>
+struct Rounding<Tf32> {
+    MELODIA_DEVICE static Tf32 of(float x) { return {x}; }
 };
 template <>
 struct Rounding<Bf16> {
@@ -117,6 +127,10 @@ template <>
 MELODIA_DEVICE uint32_t payload_of<float>(float x) {
     return bits_of(x);
 }
+template <>
+MELODIA_DEVICE uint32_t payload_of<Tf32>(Tf32 x) {
+    return bits_of(x.value);
+}
 template <class S>
 MELODIA_DEVICE S from_payload(uint32_t payload) {
     return {static_cast<uint16_t>(payload)};
@@ -124,6 +138,11 @@ MELODIA_DEVICE S from_payload(uint32_t payload) {
 template <>
 MELODIA_DEVICE float from_payload<float>(uint32_t payload) {
     return float_of(payload);
+}
+
+template <>
+MELODIA_DEVICE Tf32 from_payload<Tf32>(uint32_t payload) {
+    return {float_of(payload)};
 }
 
 template <class A, class B>

@@ -3,8 +3,8 @@
 // The schemas stand in csrc/ops.cpp. Everything runs on the current stream, memory comes from torch's
 // allocator and nothing waits for the GPU, so that a call may be captured into a graph. With MELODIA_EMULATOR
 // the same code registers operators for CPU tensors in the namespace melodia_emulator
-// (tests/test_cuda_scans.py). hybrid_step stands in hybrid_ops.cpp.
-#include "cuda/tensors.h"
+// (tests/test_cuda_scans.py). hybrid_step stands in hybrid_ops.cpp, wave_scan in wave_ops.cpp.
+#include "cuda/scan_jobs.h"
 
 #if defined(MELODIA_EMULATOR)
 #include "cuda/emulator.h"
@@ -17,159 +17,14 @@ Path chosen = Path::automatic;
 
 namespace {
 
-// What a scan keeps for its backward pass: nothing, an LSTM's cells, gates and cells.
-constexpr int64_t kNothing = 0, kGates = 2;
-
-struct Extent {
-    int64_t T, B, H;
-};
-
-Extent extent_of(const Tensor& time_major, const char* name, int64_t gates, const Tensor& weight_hh) {
-    STD_TORCH_CHECK(time_major.dim() == 3, "`", name, "` must have the shape [T, B, ", gates, "H] (received ",
-                    text(sizes_of(time_major)), ")");
-    STD_TORCH_CHECK(weight_hh.dim() == 2 && weight_hh.size(1) > 0,
-                    "`weight_hh` must have the shape [GH, H] (received ", text(sizes_of(weight_hh)), ")");
-    return {time_major.size(0), time_major.size(1), weight_hh.size(1)};
-}
-
-// The tensors of one cell's forward scan and the plain struct that points at them.
-struct ForwardJob {
-    Extent e;
-    Tensor gates_x, h, weight_hh, bias_hh, output, h_n, gates;
-    Maybe c, c_n, cells;
-    ScalarType h_type, c_type = ScalarType::Float;
-    ScanCell cell;
-
-    ForwardJob(const Where& where, const Tensor& gates_x_, const Tensor& h_, const Maybe& c_,
-               const Tensor& weight_hh_, const Tensor& bias_hh_, int64_t keep)
-        : e(extent_of(gates_x_, "gates_x", c_ ? 4 : 3, weight_hh_)),
-          gates_x(gates_x_),
-          h(h_),
-          weight_hh(weight_hh_),
-          bias_hh(bias_hh_),
-          output(gates_x_),
-          h_n(h_),
-          gates(h_),
-          h_type(h_.scalar_type()) {
-        const int64_t G = c_ ? 4 : 3, T = e.T, B = e.B, H = e.H;
-        const ScalarType type = gates_x.scalar_type();
-        gates_x = checked(where, gates_x, "gates_x", {T, B, G * H}, type);
-        h = checked_floats(where, h, "h", {B, H});
-        weight_hh = checked(where, weight_hh, "weight_hh", {G * H, H}, type);
-        bias_hh = checked_floats(where, bias_hh, "bias_hh", {G * H});
-        output = made(gates_x, {T, B, H}, type);
-        h_n = made(gates_x, {B, H}, ScalarType::Float);
-        gates = made(gates_x, keep == kGates ? Sizes{T, B, 4 * H} : Sizes{0}, type);
-        if (c_) {
-            c_type = c_->scalar_type();
-            c = checked_floats(where, c_, "c", {B, H});
-            c_n = made(gates_x, {B, H}, ScalarType::Float);
-            cells = made(gates_x, keep != kNothing ? Sizes{T, B, H} : Sizes{0}, ScalarType::Float);
-        }
-        cell = {c_.has_value(),
-                H,
-                data(gates_x),
-                floats(h),
-                floats(c),
-                data(weight_hh),
-                floats(bias_hh),
-                output.mutable_data_ptr(),
-                mutable_floats(h_n),
-                c_n ? mutable_floats(*c_n) : nullptr,
-                keep == kGates ? gates.mutable_data_ptr() : nullptr,
-                keep != kNothing && cells ? mutable_floats(*cells) : nullptr};
-    }
-    Tensor last_h() const { return converted(h_n, h_type); }
-    Tensor last_c() const { return converted(*c_n, c_type); }
-};
-
-struct BackwardJob {
-    Extent e;
-    Tensor gates, weight_hh_t, grad_gates_h, grad_h;
-    Maybe grad_output, grad_h_n, grad_c_n, cells, c, output, h, grad_gates_x, grad_c;
-    ScanCellBackward cell;
-
-    // An LSTM has cells and c, a GRU output and h.
-    BackwardJob(const Where& where, const Maybe& grad_output_, const Maybe& grad_h_n_, const Maybe& grad_c_n_,
-                const Tensor& gates_, const Maybe& cells_, const Maybe& c_, const Maybe& output_,
-                const Maybe& h_, const Tensor& weight_hh)
-        : e(extent_of(gates_, "gates", 4, weight_hh)),
-          gates(gates_),
-          weight_hh_t(weight_hh),
-          grad_gates_h(gates_),
-          grad_h(gates_) {
-        const bool lstm = cells_.has_value();
-        const int64_t G = lstm ? 4 : 3, T = e.T, B = e.B, H = e.H;
-        const ScalarType type = gates.scalar_type(), real = ScalarType::Float;
-        gates = checked(where, gates, "gates", {T, B, 4 * H}, type);
-        weight_hh_t = torch::stable::contiguous(
-            torch::stable::transpose(checked(where, weight_hh, "weight_hh", {G * H, H}, type), 0, 1));
-        grad_output = checked(where, grad_output_, "grad_output", {T, B, H}, type);
-        grad_h_n = checked_floats(where, grad_h_n_, "grad_h_n", {B, H});
-        grad_c_n = checked_floats(where, grad_c_n_, "grad_c_n", {B, H});
-        cells = checked(where, cells_, "cells", {T, B, H}, real);
-        c = checked_floats(where, c_, "c", {B, H});
-        output = checked(where, output_, "output", {T, B, H}, type);
-        h = checked_floats(where, h_, "h", {B, H});
-        grad_gates_h = made(gates, {T, B, G * H}, type);
-        grad_h = made(gates, {B, H}, real);
-        if (lstm) grad_c = made(gates, {B, H}, real);
-        if (!lstm) grad_gates_x = made(gates, {T, B, G * H}, type);
-        cell = {lstm,
-                H,
-                data(grad_output),
-                floats(grad_h_n),
-                floats(grad_c_n),
-                data(gates),
-                floats(cells),
-                floats(c),
-                data(output),
-                floats(h),
-                data(weight_hh_t),
-                grad_gates_x ? grad_gates_x->mutable_data_ptr() : nullptr,
-                grad_gates_h.mutable_data_ptr(),
-                mutable_floats(grad_h),
-                grad_c ? mutable_floats(*grad_c) : nullptr};
-    }
-};
-
-// Runs one job or two side by side.
-template <class Cell, class Job>
-void run(const Where& where,
-         const char* (*scan)(Type, int64_t, int64_t, const int64_t*, const Cell*, int, const ScanOptions&,
-                             void*, void*, Path*),
-         const Tensor& like, const char* name, int64_t per_unit, const Maybe& lengths_, const Job* one,
-         const Job* two) {
-    const Type type = type_of(like, name);
-    const int count = two != nullptr ? 2 : 1;
-    const int64_t T = one->e.T, B = one->e.B;
-    STD_TORCH_CHECK(two == nullptr || (two->e.T == T && two->e.B == B),
-                    "both halves of a pair must have the same steps and batch (received ", T, " x ", B,
-                    " and ", two ? two->e.T : 0, " x ", two ? two->e.B : 0, ")");
-    const Maybe lengths = checked(where, lengths_, "lengths", {B}, ScalarType::Long);
-    if (B == 0) return;
-    Cell cells[2] = {one->cell, two != nullptr ? two->cell : one->cell};
-    const int64_t numbers[2] = {per_unit * one->e.H, two != nullptr ? per_unit * two->e.H : 0};
-    const Tensor workspace = made(like, {scan_workspace(B, numbers, count)}, ScalarType::Byte);
-    const char* error = scan(type, T, B, integers(lengths), cells, count, options,
-                             workspace.mutable_data_ptr(), where.stream(), &chosen);
-    STD_TORCH_CHECK(error == nullptr, error ? error : "");
-}
-
-void run(const Where& where, const ForwardJob& one, const ForwardJob* two, const Maybe& lengths) {
-    run<ScanCell>(where, scan_forward, one.gates_x, "gates_x", 1, lengths, &one, two);
-}
-void run(const Where& where, const BackwardJob& one, const BackwardJob* two, const Maybe& lengths) {
-    run<ScanCellBackward>(where, scan_backward, one.gates, "gates", 4, lengths, &one, two);
-}
-
 // ---- The operators
 
 std::tuple<Tensor, Tensor> lstm_step(Tensor gates_x, Tensor h, Tensor c, Tensor weight_hh, Tensor bias_hh) {
     const Where where(gates_x);
     STD_TORCH_CHECK(h.dim() == 2, "`h` must have the shape [B, H] (received ", text(sizes_of(h)), ")");
-    const ForwardJob job(where, torch::stable::unsqueeze(gates_x, 0), h, c, weight_hh, bias_hh, kNothing);
-    run(where, job, nullptr, std::nullopt);
+    const ForwardJob job(where, torch::stable::unsqueeze(gates_x, 0), h, c, weight_hh, bias_hh, std::nullopt,
+                         kNothing);
+    run_forward(where, {&job});
     return {job.last_h(), job.last_c()};
 }
 
@@ -177,8 +32,8 @@ Tensor gru_step(Tensor gates_x, Tensor h, Tensor weight_hh, Tensor bias_hh) {
     const Where where(gates_x);
     STD_TORCH_CHECK(h.dim() == 2, "`h` must have the shape [B, H] (received ", text(sizes_of(h)), ")");
     const ForwardJob job(where, torch::stable::unsqueeze(gates_x, 0), h, std::nullopt, weight_hh, bias_hh,
-                         kNothing);
-    run(where, job, nullptr, std::nullopt);
+                         std::nullopt, kNothing);
+    run_forward(where, {&job});
     return job.last_h();
 }
 
@@ -186,8 +41,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> lstm_scan(Tensor gates_x, Ten
                                                              Tensor weight_hh, Tensor bias_hh, Maybe lengths,
                                                              int64_t keep) {
     const Where where(gates_x);
-    const ForwardJob job(where, gates_x, h, c, weight_hh, bias_hh, keep);
-    run(where, job, nullptr, lengths);
+    const ForwardJob job(where, gates_x, h, c, weight_hh, bias_hh, lengths, keep);
+    run_forward(where, {&job});
     return {job.output, job.last_h(), job.last_c(), job.gates, *job.cells};
 }
 
@@ -196,16 +51,16 @@ std::tuple<Tensor, Tensor, Tensor> lstm_scan_backward(Maybe grad_output, Maybe g
                                                       Maybe lengths) {
     const Where where(gates);
     const BackwardJob job(where, grad_output, grad_h_n, grad_c_n, gates, cells, c, std::nullopt, std::nullopt,
-                          weight_hh);
-    run(where, job, nullptr, lengths);
+                          weight_hh, lengths);
+    run_backward(where, {&job});
     return {job.grad_gates_h, job.grad_h, *job.grad_c};
 }
 
 std::tuple<Tensor, Tensor, Tensor> gru_scan(Tensor gates_x, Tensor h, Tensor weight_hh, Tensor bias_hh,
                                             Maybe lengths, int64_t keep) {
     const Where where(gates_x);
-    const ForwardJob job(where, gates_x, h, std::nullopt, weight_hh, bias_hh, keep);
-    run(where, job, nullptr, lengths);
+    const ForwardJob job(where, gates_x, h, std::nullopt, weight_hh, bias_hh, lengths, keep);
+    run_forward(where, {&job});
     return {job.output, job.last_h(), job.gates};
 }
 
@@ -214,9 +69,16 @@ std::tuple<Tensor, Tensor, Tensor> gru_scan_backward(Maybe grad_output, Maybe gr
                                                      Maybe lengths) {
     const Where where(gates);
     const BackwardJob job(where, grad_output, grad_h_n, std::nullopt, gates, std::nullopt, std::nullopt,
-                          output, h, weight_hh);
-    run(where, job, nullptr, lengths);
+                          output, h, weight_hh, lengths);
+    run_backward(where, {&job});
     return {*job.grad_gates_x, job.grad_gates_h, job.grad_h};
+}
+
+template <class Job>
+void check_pair(const Job& lstm, const Job& gru) {
+    STD_TORCH_CHECK(lstm.e.T == gru.e.T && lstm.e.B == gru.e.B,
+                    "both halves of a pair must have the same steps and batch (received ", lstm.e.T, " x ",
+                    lstm.e.B, " and ", gru.e.T, " x ", gru.e.B, ")");
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> pair_scan(
@@ -224,11 +86,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> pair_
     Tensor weight_hh_lstm, Tensor bias_hh_lstm, Tensor weight_hh_gru, Tensor bias_hh_gru, Maybe lengths,
     int64_t keep) {
     const Where where(lstm_gates_x);
-    const ForwardJob lstm(where, lstm_gates_x, h_lstm, c_lstm, weight_hh_lstm, bias_hh_lstm, keep);
-    const ForwardJob gru(where, gru_gates_x, h_gru, std::nullopt, weight_hh_gru, bias_hh_gru, keep);
+    const ForwardJob lstm(where, lstm_gates_x, h_lstm, c_lstm, weight_hh_lstm, bias_hh_lstm, lengths, keep);
+    const ForwardJob gru(where, gru_gates_x, h_gru, std::nullopt, weight_hh_gru, bias_hh_gru, lengths, keep);
     STD_TORCH_CHECK(lstm_gates_x.scalar_type() == gru_gates_x.scalar_type(),
                     "both halves of a pair must have the same type");
-    run(where, lstm, &gru, lengths);
+    check_pair(lstm, gru);
+    run_forward(where, {&lstm, &gru});
     return {lstm.output,  gru.output, lstm.last_h(), lstm.last_c(),
             gru.last_h(), lstm.gates, *lstm.cells,   gru.gates};
 }
@@ -239,12 +102,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> pair_scan_backward(
     Tensor weight_hh_lstm, Tensor weight_hh_gru, Maybe lengths) {
     const Where where(lstm_gates);
     const BackwardJob lstm(where, grad_out_lstm, grad_h_lstm_n, grad_c_lstm_n, lstm_gates, cells, c_lstm,
-                           std::nullopt, std::nullopt, weight_hh_lstm);
+                           std::nullopt, std::nullopt, weight_hh_lstm, lengths);
     const BackwardJob gru(where, grad_out_gru, grad_h_gru_n, std::nullopt, gru_gates, std::nullopt,
-                          std::nullopt, out_gru, h_gru, weight_hh_gru);
+                          std::nullopt, out_gru, h_gru, weight_hh_gru, lengths);
     STD_TORCH_CHECK(lstm_gates.scalar_type() == gru_gates.scalar_type(),
                     "both halves of a pair must have the same type");
-    run(where, lstm, &gru, lengths);
+    check_pair(lstm, gru);
+    run_backward(where, {&lstm, &gru});
     return {lstm.grad_gates_h, *gru.grad_gates_x, gru.grad_gates_h, lstm.grad_h, *lstm.grad_c, gru.grad_h};
 }
 
@@ -336,8 +200,11 @@ MELODIA_OPERATORS(m) {
 // How scans run from now on: the numbers of Path and Exchange. For tests and comparisons.
 MELODIA_EXPORT void melodia_cuda_configure(int32_t path, int32_t exchange, uint64_t spin_limit_ns) {
     using namespace melodia::cuda;
-    options = {static_cast<Path>(path), static_cast<Exchange>(exchange), spin_limit_ns};
+    options = {static_cast<Path>(path), static_cast<Exchange>(exchange), spin_limit_ns, options.tf32};
 }
+
+// Whether products of float32 scans may round their operands to tf32 from now on.
+MELODIA_EXPORT void melodia_cuda_allow_tf32(int32_t allowed) { melodia::cuda::options.tf32 = allowed != 0; }
 
 // Why nothing can run here, or null.
 MELODIA_EXPORT const char* melodia_cuda_problem() { return melodia::cuda::device_problem(); }

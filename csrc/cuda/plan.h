@@ -2,6 +2,7 @@
 // time.
 #pragma once
 
+#include "cuda/scan.h"
 #include "cuda/tiling.h"
 
 namespace melodia::cuda {
@@ -60,16 +61,19 @@ inline bool tile(const Product& p, int64_t B, int element_bytes, bool resident, 
 constexpr int kUnitTiles[] = {1, 2, 3, 4, 6, 8};
 constexpr int kBatches[] = {8, 16, 24, 32, 64};
 
-// The cheapest tilings of up to two products that run side by side on `blocks` blocks; the batch goes through
-// in `rounds` of `round_batch` rows. False where the weights do not fit on the chip.
-inline bool plan_resident(const Product* products, int count, int64_t B, int element_bytes, int64_t blocks,
-                          int64_t shared_limit, Tiling* out, int64_t* round_batch) {
-    double best = -1.0;
+constexpr int kCandidates = (sizeof kUnitTiles / sizeof(int)) * (sizeof kBatches / sizeof(int));
+
+// The cheapest tilings of `count` products that run side by side on `blocks` blocks: the slowest of them is
+// as fast as can be. The batch goes through in rounds of `round_batch` rows. Returns microseconds per step of
+// all rounds, or less than 0: the weights do not fit on the chip.
+inline double plan_resident(const Product* products, int count, int64_t B, int element_bytes, int64_t blocks,
+                            int64_t shared_limit, Tiling* out, int64_t* round_batch) {
+    double best = -1.0, all_rounds = -1.0;
     for (int64_t rounds = 1; rounds <= ceil_div(B, 8) && best < 0.0; ++rounds) {
         const int64_t rows =
             ceil_div(ceil_div(B, rounds), 8) * 8 < B ? ceil_div(ceil_div(B, rounds), 8) * 8 : B;
-        Tiling found[2][sizeof kUnitTiles / sizeof(int) * (sizeof kBatches / sizeof(int))];
-        int made[2] = {0, 0};
+        Tiling found[kMaxCells][kCandidates];
+        int made[kMaxCells] = {};
         for (int k = 0; k < count; ++k) {
             for (int tiles : kUnitTiles) {
                 for (int batch : kBatches) {
@@ -81,20 +85,32 @@ inline bool plan_resident(const Product* products, int count, int64_t B, int ele
                 }
             }
         }
-        for (int i = 0; i < made[0]; ++i) {
-            for (int j = 0; j < (count == 2 ? made[1] : 1); ++j) {
-                const int64_t used = found[0][i].blocks() + (count == 2 ? found[1][j].blocks() : 0);
-                double cost = found[0][i].cost;
-                if (count == 2 && found[1][j].cost > cost) cost = found[1][j].cost;
-                if (used > blocks || (best >= 0.0 && cost >= best)) continue;
+        // For each cost that may be the slowest's: of every product the fewest blocks that keep below it.
+        for (int slowest = 0; slowest < count; ++slowest) {
+            for (int i = 0; i < made[slowest]; ++i) {
+                const double cost = found[slowest][i].cost;
+                if (best >= 0.0 && cost >= best) continue;
+                const Tiling* chosen[kMaxCells] = {};
+                int64_t used = 0;
+                bool all = true;
+                for (int k = 0; k < count; ++k) {
+                    for (int j = 0; j < made[k]; ++j) {
+                        const Tiling& t = found[k][j];
+                        if (t.cost <= cost && (chosen[k] == nullptr || t.blocks() < chosen[k]->blocks()))
+                            chosen[k] = &t;
+                    }
+                    all = all && chosen[k] != nullptr;
+                    if (all) used += chosen[k]->blocks();
+                }
+                if (!all || used > blocks) continue;
                 best = cost;
-                out[0] = found[0][i];
-                if (count == 2) out[1] = found[1][j];
+                all_rounds = cost * static_cast<double>(ceil_div(B, rows));
+                for (int k = 0; k < count; ++k) out[k] = *chosen[k];
                 *round_batch = rows;
             }
         }
     }
-    return best >= 0.0;
+    return all_rounds;
 }
 
 // A tiling for single steps whose weights come from L2.

@@ -42,7 +42,6 @@ template <class Pass>
 struct Run {
     using Cell = typename Pass::Cell;
     ScanLaunch<Cell> a{};
-    int count;
     int element_bytes;
     unsigned char* workspace;
     Stream stream;
@@ -52,15 +51,15 @@ struct Run {
     // `fits` is false where this path cannot be taken.
     const char* resident(const ScanOptions& options, bool* fits) {
         *fits = false;
-        Product products[2] = {};
-        for (int k = 0; k < count; ++k) products[k] = Pass::product(a.parts[k].cell);
-        Tiling tilings[2];
+        Product products[kMaxCells] = {};
+        for (int k = 0; k < a.count; ++k) products[k] = Pass::product(a.parts[k].cell);
+        Tiling tilings[kMaxCells];
         int64_t round = 0;
-        if (!plan_resident(products, count, a.B, element_bytes, device.processors, device.shared_bytes,
-                           tilings, &round))
+        if (plan_resident(products, a.count, a.B, element_bytes, device.processors, device.shared_bytes,
+                          tilings, &round) < 0.0)
             return nullptr;
         int64_t shared = 0, blocks = 0, rows_shared = 0;
-        for (int k = 0; k < count; ++k) {
+        for (int k = 0; k < a.count; ++k) {
             shared = tilings[k].shared_bytes > shared ? tilings[k].shared_bytes : shared;
             blocks += tilings[k].blocks();
             const int64_t bytes = Pass::rows_bytes(a.parts[k].cell);
@@ -74,22 +73,22 @@ struct Run {
         for (int64_t begin = 0; begin < a.B; begin += round) {
             a.batch_begin = begin;
             a.batch_end = begin + round < a.B ? begin + round : a.B;
-            a.from = Pass::first(a.T);
-            a.to = Pass::last(a.T);
             a.gave_up = reinterpret_cast<uint32_t*>(workspace);
             a.limit_ns = options.spin_limit_ns;
             int64_t used = kFlagBytes;
             int total = 0;
-            for (int k = 0; k < count; ++k) {
+            for (int k = 0; k < a.count; ++k) {
                 auto& part = a.parts[k];
                 part.tiling = tilings[k];
+                part.from = Pass::first(part.cell.T);
+                part.to = Pass::last(part.cell.T);
                 part.tiling.batch_blocks = static_cast<int>(ceil_div(a.batch_end - begin, part.tiling.batch));
                 part.blocks = part.tiling.blocks();
                 total += part.blocks;
                 part.counters = reinterpret_cast<uint32_t*>(workspace + used);
                 used += part.tiling.batch_blocks * kCounterBytes;
             }
-            for (int k = 0; k < count; ++k) {
+            for (int k = 0; k < a.count; ++k) {
                 auto& part = a.parts[k];
                 // By prediction: words cost four times the bytes and save a round trip.
                 const bool in_band = options.exchange == Exchange::in_band ||
@@ -111,13 +110,13 @@ struct Run {
     }
 
     const char* rows(size_t shared) {
-        const auto blocks = static_cast<unsigned>(count * (a.batch_end - a.batch_begin));
+        const auto blocks = static_cast<unsigned>(a.count * (a.batch_end - a.batch_begin));
         return launch(Pass::rows_name, Pass::rows(), {blocks, kThreads, shared, false}, stream, a);
     }
 
     const char* alone() {
         int64_t shared = 0;
-        for (int k = 0; k < count; ++k) {
+        for (int k = 0; k < a.count; ++k) {
             const int64_t bytes = Pass::rows_bytes(a.parts[k].cell);
             shared = bytes > shared ? bytes : shared;
         }
@@ -129,44 +128,78 @@ struct Run {
 
     // A launch per step; blocks exchange nothing within one.
     const char* steps() {
-        int64_t shared = 0;
-        int total = 0;
-        for (int k = 0; k < count; ++k) {
+        int64_t shared = 0, launches = 0;
+        for (int k = 0; k < a.count; ++k) {
             auto& part = a.parts[k];
             if (!plan_step(Pass::product(part.cell), a.B, element_bytes, device.shared_bytes, &part.tiling))
                 return "the device has too little shared memory";
-            part.blocks = part.tiling.blocks();
             part.words = nullptr;
             part.counters = nullptr;
-            total += part.blocks;
+            launches = Pass::launches(part.cell.T) > launches ? Pass::launches(part.cell.T) : launches;
             shared = part.tiling.shared_bytes > shared ? part.tiling.shared_bytes : shared;
         }
         a.batch_begin = 0;
         a.batch_end = a.B;
         a.gave_up = nullptr;
-        const Shape shape{static_cast<unsigned>(total), kThreads, static_cast<size_t>(shared), false};
-        for (int64_t k = 0; k < Pass::launches(a.T); ++k) {
-            Pass::step(k, a.T, &a.from, &a.to);
+        for (int64_t step = 0; step < launches; ++step) {
+            int total = 0;
+            for (int k = 0; k < a.count; ++k) {
+                auto& part = a.parts[k];
+                part.blocks = step < Pass::launches(part.cell.T) ? part.tiling.blocks() : 0;
+                total += part.blocks;
+                Pass::step(step, part.cell.T, &part.from, &part.to);
+            }
+            const Shape shape{static_cast<unsigned>(total), kThreads, static_cast<size_t>(shared), false};
             if (const char* error = launch(Pass::name, Pass::kernel(), shape, stream, a)) return error;
         }
         return nullptr;
     }
 };
 
+// Whether several scans cost more side by side, by prediction, than one after the other.
 template <class Pass>
-const char* run(int element_bytes, int64_t T, int64_t B, const int64_t* lengths,
-                const typename Pass::Cell* cells, int count, const ScanOptions& options, void* workspace,
-                void* stream, Path* chosen) {
+bool better_alone(const Device& device, int element_bytes, int64_t B, const typename Pass::Cell* cells,
+                  int count) {
+    Product products[kMaxCells] = {};
+    Tiling tilings[kMaxCells];
+    int64_t round = 0, longest = 0;
+    double alone = 0.0;
+    for (int k = 0; k < count; ++k) {
+        products[k] = Pass::product(cells[k]);
+        longest = cells[k].T > longest ? cells[k].T : longest;
+        const double cost = plan_resident(&products[k], 1, B, element_bytes, device.processors,
+                                          device.shared_bytes, tilings, &round);
+        if (cost < 0.0) return true;  // that one goes step by step, and need not hold up the others
+        alone += cost * static_cast<double>(cells[k].T);
+    }
+    const double together = plan_resident(products, count, B, element_bytes, device.processors,
+                                          device.shared_bytes, tilings, &round);
+    return together < 0.0 || together * static_cast<double>(longest) > alone;
+}
+
+template <class Pass>
+const char* run(int element_bytes, int64_t B, const typename Pass::Cell* cells, int count,
+                const ScanOptions& options, void* workspace, void* stream, Path* chosen) {
     Run<Pass> r{};
-    r.count = count;
+    r.a.count = count;
     r.element_bytes = element_bytes;
     r.workspace = static_cast<unsigned char*>(workspace);
     r.stream = static_cast<Stream>(stream);
-    r.a.T = T;
     r.a.B = B;
-    r.a.lengths = lengths;
-    for (int k = 0; k < count; ++k) r.a.parts[k].cell = cells[k];
+    int64_t T = 0;
+    for (int k = 0; k < count; ++k) {
+        r.a.parts[k].cell = cells[k];
+        T = cells[k].T > T ? cells[k].T : T;
+    }
     if (const char* error = device_of(&r.device)) return error;
+    const bool may_stay = options.path == Path::automatic || options.path == Path::resident;
+    if (count > 1 && may_stay && better_alone<Pass>(r.device, element_bytes, B, cells, count)) {
+        for (int k = 0; k < count; ++k)
+            if (const char* error =
+                    run<Pass>(element_bytes, B, &cells[k], 1, options, workspace, stream, chosen))
+                return error;
+        return nullptr;
+    }
     // One step has nothing to exchange.
     if (options.path == Path::resident || (options.path == Path::automatic && T > 1)) {
         bool fits = false;
@@ -190,28 +223,30 @@ int64_t scan_workspace(int64_t B, const int64_t* numbers, int count) {
     return bytes;
 }
 
-const char* scan_forward(Type type, int64_t T, int64_t B, const int64_t* lengths, const ScanCell* cells,
-                         int count, const ScanOptions& options, void* workspace, void* stream, Path* chosen) {
+const char* scan_forward(Type type, int64_t B, const ScanCell* cells, int count, const ScanOptions& options,
+                         void* workspace, void* stream, Path* chosen) {
     switch (type) {
         case Type::float32:
-            return run<Forward<float>>(4, T, B, lengths, cells, count, options, workspace, stream, chosen);
+            return options.tf32 ? run<Forward<Tf32>>(4, B, cells, count, options, workspace, stream, chosen)
+                                : run<Forward<float>>(4, B, cells, count, options, workspace, stream, chosen);
         case Type::bfloat16:
-            return run<Forward<Bf16>>(2, T, B, lengths, cells, count, options, workspace, stream, chosen);
+            return run<Forward<Bf16>>(2, B, cells, count, options, workspace, stream, chosen);
         default:
-            return run<Forward<Half>>(2, T, B, lengths, cells, count, options, workspace, stream, chosen);
+            return run<Forward<Half>>(2, B, cells, count, options, workspace, stream, chosen);
     }
 }
 
-const char* scan_backward(Type type, int64_t T, int64_t B, const int64_t* lengths,
-                          const ScanCellBackward* cells, int count, const ScanOptions& options,
-                          void* workspace, void* stream, Path* chosen) {
+const char* scan_backward(Type type, int64_t B, const ScanCellBackward* cells, int count,
+                          const ScanOptions& options, void* workspace, void* stream, Path* chosen) {
     switch (type) {
         case Type::float32:
-            return run<Backward<float>>(4, T, B, lengths, cells, count, options, workspace, stream, chosen);
+            return options.tf32
+                       ? run<Backward<Tf32>>(4, B, cells, count, options, workspace, stream, chosen)
+                       : run<Backward<float>>(4, B, cells, count, options, workspace, stream, chosen);
         case Type::bfloat16:
-            return run<Backward<Bf16>>(2, T, B, lengths, cells, count, options, workspace, stream, chosen);
+            return run<Backward<Bf16>>(2, B, cells, count, options, workspace, stream, chosen);
         default:
-            return run<Backward<Half>>(2, T, B, lengths, cells, count, options, workspace, stream, chosen);
+            return run<Backward<Half>>(2, B, cells, count, options, workspace, stream, chosen);
     }
 }
 

@@ -13,22 +13,24 @@ inline int bytes_of(Type type) { return type == Type::float32 ? 4 : 2; }
 
 struct ScanCell {
     bool lstm;
-    int64_t H;
-    const void* gates_x;    // S [T, B, GH]
-    const float* h;         // [B, H]
-    const float* c;         // [B, H]; LSTM
-    const void* weight_hh;  // S [GH, H]
-    const float* bias_hh;   // [GH]
-    void* output;           // S [T, B, H]
-    float* h_n;             // [B, H]
-    float* c_n;             // [B, H]; LSTM
-    void* gates;            // S [T, B, 4H] for the backward pass, or null
-    float* cells;           // [T, B, H]; LSTM, or null
+    int64_t T, H;
+    const int64_t* lengths;  // [B], or null
+    const void* gates_x;     // S [T, B, GH]
+    const float* h;          // [B, H]
+    const float* c;          // [B, H]; LSTM
+    const void* weight_hh;   // S [GH, H]
+    const float* bias_hh;    // [GH]
+    void* output;            // S [T, B, H]
+    float* h_n;              // [B, H]
+    float* c_n;              // [B, H]; LSTM
+    void* gates;             // S [T, B, 4H] for the backward pass, or null
+    float* cells;            // [T, B, H]; LSTM, or null
 };
 
 struct ScanCellBackward {
     bool lstm;
-    int64_t H;
+    int64_t T, H;
+    const int64_t* lengths;   // [B], or null
     const void* grad_output;  // S [T, B, H], or null: zero
     const float* grad_h_n;    // [B, H], or null: zero
     const float* grad_c_n;    // [B, H], or null: zero; LSTM
@@ -57,20 +59,22 @@ struct ScanOptions {
     Path path = Path::automatic;
     Exchange exchange = Exchange::automatic;
     uint64_t spin_limit_ns = 2000000000;  // before a wait gives up
+    bool tf32 = false;                    // products of float32 may round their operands to tf32
 };
+
+constexpr int kMaxCells = 4;  // side by side in a launch
 
 // Why nothing can run here at all: no driver, one that is too old, no device, one that is too old; or null.
 const char* device_problem();
 
-// Up to two scans of one batch side by side. Return null, or a sentence that says what went wrong.
-// `workspace` has scan_workspace bytes, aligned to 256; its contents do not matter. `numbers` are what a step
-// hands on per row: H forward, GH backward.
+// Up to kMaxCells scans of one batch side by side, each of its own T. Return null, or a sentence that says
+// what went wrong. `workspace` has scan_workspace bytes, aligned to 256; its contents do not matter.
+// `numbers` are what a step hands on per row: H forward, GH backward.
 int64_t scan_workspace(int64_t B, const int64_t* numbers, int count);
-const char* scan_forward(Type type, int64_t T, int64_t B, const int64_t* lengths, const ScanCell* cells,
-                         int count, const ScanOptions& options, void* workspace, void* stream, Path* chosen);
-const char* scan_backward(Type type, int64_t T, int64_t B, const int64_t* lengths,
-                          const ScanCellBackward* cells, int count, const ScanOptions& options,
-                          void* workspace, void* stream, Path* chosen);
+const char* scan_forward(Type type, int64_t B, const ScanCell* cells, int count, const ScanOptions& options,
+                         void* workspace, void* stream, Path* chosen);
+const char* scan_backward(Type type, int64_t B, const ScanCellBackward* cells, int count,
+                          const ScanOptions& options, void* workspace, void* stream, Path* chosen);
 
 // The gates that a forward scan keeps, S [N, 4H], again: of an LSTM from the sums S [N, 4H] without `bias`
 // [4H], of a GRU from gates_x S [N, 3H] and `from_h` = W_hh h + b_hh S [N, 3H].

@@ -40,7 +40,7 @@ MELODIA_DEVICE void run(const ScanLaunch<ScanCellBackward>& a, const Part<ScanCe
 
     int units[kItems], rows[kItems];
     float dh[kItems] = {}, dc[kItems] = {};
-    const bool begins = a.from == a.T - 1;
+    const bool begins = p.from == cell.T - 1;
     const float* dh_before = begins ? cell.grad_h_n : cell.grad_h;
     const float* dc_before = begins ? cell.grad_c_n : cell.grad_c;
     MELODIA_UNROLL
@@ -54,16 +54,16 @@ MELODIA_DEVICE void run(const ScanLaunch<ScanCellBackward>& a, const Part<ScanCe
         if (Lstm && dc_before != nullptr) dc[i] = dc_before[state];
     }
 
-    for (int64_t t = a.from; t >= a.to; --t) {
+    for (int64_t t = p.from; t >= p.to; --t) {
         const auto epoch =
-            static_cast<uint32_t>(a.from - t);  // of the gradients at t + 1, if this launch made them
+            static_cast<uint32_t>(p.from - t);  // of the gradients at t + 1, if this launch made them
         float kept[kItems][4] = {}, later[kItems] = {}, before[kItems] = {}, from_output[kItems] = {};
         bool live[kItems] = {};
         MELODIA_UNROLL
         for (int i = 0; i < kItems; ++i) {  // on its way while the others finish
             if (rows[i] < 0 || t < 0) continue;
             const int64_t b = place.row + rows[i], at = t * a.B + b, unit = place.unit + units[i];
-            live[i] = lives(a.lengths, b, t);
+            live[i] = lives(cell.lengths, b, t);
             if (!live[i]) continue;
             MELODIA_UNROLL
             for (int gate = 0; gate < 4; ++gate) kept[i][gate] = to_float(gates[(at * 4 + gate) * H + unit]);
@@ -75,7 +75,7 @@ MELODIA_DEVICE void run(const ScanLaunch<ScanCellBackward>& a, const Part<ScanCe
             }
             if (grad_output != nullptr) from_output[i] = to_float(grad_output[at * H + unit]);
         }
-        if (t + 1 < a.T) {
+        if (t + 1 < cell.T) {
             if (epoch > 0) await(place.channel, epoch, p.tiling.unit_blocks, scratch.flag());
             const auto bring_vectors = [&](S* to, int k0, int width) {
                 const int stride = scratch.layout.vectors_stride, batch = p.tiling.batch;
@@ -124,11 +124,11 @@ MELODIA_DEVICE void run(const ScanLaunch<ScanCellBackward>& a, const Part<ScanCe
                 store_data(grad_gates_h + (at * G + gate) * H + unit, made);
                 if (!Lstm)
                     grad_gates_x[(at * G + gate) * H + unit] = gate < 2 ? made : from_float<S>(grads[3]);
-                if (place.channel.words != nullptr && t > a.to)
+                if (place.channel.words != nullptr && t > p.to)
                     post(place.channel, epoch + 1, int64_t{rows[i]} * K + gate * H + unit, made);
             }
         }
-        if (t > a.to) announce(place.channel);
+        if (t > p.to) announce(place.channel);
     }
     MELODIA_UNROLL
     for (int i = 0; i < kItems; ++i) {
@@ -142,9 +142,8 @@ MELODIA_DEVICE void run(const ScanLaunch<ScanCellBackward>& a, const Part<ScanCe
 template <class S>
 __global__ void __launch_bounds__(kThreads, 1) scan_backward_kernel(const ScanLaunch<ScanCellBackward> a) {
     MELODIA_SHARED(shared);
-    const bool second = static_cast<int>(block()) >= a.parts[0].blocks;
-    const Part<ScanCellBackward>& p = a.parts[second ? 1 : 0];
-    const int at = static_cast<int>(block()) - (second ? a.parts[0].blocks : 0);
+    int at;
+    const Part<ScanCellBackward>& p = a.parts[part_of(a, &at)];
     if (p.cell.lstm)
         run<S, true>(a, p, at, shared);
     else
@@ -156,6 +155,10 @@ __global__ void __launch_bounds__(kThreads, 1) scan_backward_kernel(const ScanLa
 template <>
 Kernels<float>::Backward Kernels<float>::backward() {
     return scan_backward_kernel<float>;
+}
+template <>
+Kernels<Tf32>::Backward Kernels<Tf32>::backward() {
+    return scan_backward_kernel<Tf32>;
 }
 template <>
 Kernels<Bf16>::Backward Kernels<Bf16>::backward() {

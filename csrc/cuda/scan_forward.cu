@@ -41,8 +41,8 @@ MELODIA_DEVICE void run(const ScanLaunch<ScanCell>& a, const Part<ScanCell>& p, 
     // The state of this thread's units: item i is unit `units[i]` of row `rows[i]`.
     int units[kItems], rows[kItems];
     float h[kItems] = {}, c[kItems] = {};
-    const float* h_before = a.from == 0 ? cell.h : cell.h_n;
-    const float* c_before = a.from == 0 ? cell.c : cell.c_n;
+    const float* h_before = p.from == 0 ? cell.h : cell.h_n;
+    const float* c_before = p.from == 0 ? cell.c : cell.c_n;
     MELODIA_UNROLL
     for (int i = 0; i < kItems; ++i) {
         const int at = static_cast<int>(thread()) + i * kThreads;
@@ -55,8 +55,8 @@ MELODIA_DEVICE void run(const ScanLaunch<ScanCell>& a, const Part<ScanCell>& p, 
     }
     // What was brought here is complete at the first barrier inside multiply.
 
-    for (int64_t t = a.from; t < a.to; ++t) {
-        const auto epoch = static_cast<uint32_t>(t - a.from);  // of h(t - 1), if this launch made it
+    for (int64_t t = p.from; t < p.to; ++t) {
+        const auto epoch = static_cast<uint32_t>(t - p.from);  // of h(t - 1), if this launch made it
         float x[kItems][G] = {};
         MELODIA_UNROLL
         for (int i = 0; i < kItems; ++i) {  // on its way while the others finish
@@ -89,7 +89,7 @@ MELODIA_DEVICE void run(const ScanLaunch<ScanCell>& a, const Part<ScanCell>& p, 
         for (int i = 0; i < kItems; ++i) {
             if (rows[i] < 0) continue;
             const int64_t b = place.row + rows[i], at = t * a.B + b, unit = place.unit + units[i];
-            const bool live = lives(a.lengths, b, t);
+            const bool live = lives(cell.lengths, b, t);
             float s[G];
             MELODIA_UNROLL
             for (int gate = 0; gate < G; ++gate) {
@@ -115,14 +115,14 @@ MELODIA_DEVICE void run(const ScanLaunch<ScanCell>& a, const Part<ScanCell>& p, 
             }
             const S made = from_float<S>(live ? h[i] : 0.0f);
             store_data(output + at * H + unit, made);
-            if (place.channel.words != nullptr && t + 1 < a.to)
+            if (place.channel.words != nullptr && t + 1 < p.to)
                 post(place.channel, epoch + 1, int64_t{rows[i]} * H + unit, made);
             if (gates == nullptr) continue;
             MELODIA_UNROLL
             for (int gate = 0; gate < 4; ++gate)
                 gates[(at * 4 + gate) * H + unit] = from_float<S>(kept[gate]);
         }
-        if (t + 1 < a.to) announce(place.channel);
+        if (t + 1 < p.to) announce(place.channel);
     }
     MELODIA_UNROLL
     for (int i = 0; i < kItems; ++i) {
@@ -136,9 +136,8 @@ MELODIA_DEVICE void run(const ScanLaunch<ScanCell>& a, const Part<ScanCell>& p, 
 template <class S>
 __global__ void __launch_bounds__(kThreads, 1) scan_forward_kernel(const ScanLaunch<ScanCell> a) {
     MELODIA_SHARED(shared);
-    const bool second = static_cast<int>(block()) >= a.parts[0].blocks;
-    const Part<ScanCell>& p = a.parts[second ? 1 : 0];
-    const int at = static_cast<int>(block()) - (second ? a.parts[0].blocks : 0);
+    int at;
+    const Part<ScanCell>& p = a.parts[part_of(a, &at)];
     if (p.cell.lstm)
         run<S, true>(a, p, at, shared);
     else
@@ -150,6 +149,10 @@ __global__ void __launch_bounds__(kThreads, 1) scan_forward_kernel(const ScanLau
 template <>
 Kernels<float>::Forward Kernels<float>::forward() {
     return scan_forward_kernel<float>;
+}
+template <>
+Kernels<Tf32>::Forward Kernels<Tf32>::forward() {
+    return scan_forward_kernel<Tf32>;
 }
 template <>
 Kernels<Bf16>::Forward Kernels<Bf16>::forward() {

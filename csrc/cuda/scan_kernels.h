@@ -12,20 +12,20 @@ template <class Cell>
 struct Part {
     Cell cell;
     Tiling tiling;
-    int blocks;          // 0: there is no such cell
+    int64_t from,
+        to;      // forward: steps from .. to - 1; backward: phases from, from - 1, .., to (scan_backward.cu)
+    int blocks;  // 0: nothing to do in this launch
     uint32_t* counters;  // one per group of blocks, kCounterStride apart
     uint64_t* words;     // null: exchange by counter
 };
 
 template <class Cell>
 struct ScanLaunch {
-    Part<Cell> parts[2];
-    int64_t T, B;
+    Part<Cell> parts[kMaxCells];
+    int count;
+    int64_t B;
     int64_t batch_begin, batch_end;  // the rows of this launch
-    int64_t from,
-        to;  // forward: steps from .. to - 1; backward: phases from, from - 1, .., to (scan_backward.cu)
-    const int64_t* lengths;
-    uint32_t* gave_up;  // null: nothing is exchanged
+    uint32_t* gave_up;               // null: nothing is exchanged
     uint64_t limit_ns;
 };
 
@@ -57,11 +57,21 @@ MELODIA_DEVICE Place place_of(const ScanLaunch<Cell>& a, const Part<Cell>& p, in
     return place;
 }
 
+// Which part a block belongs to, and its number there.
+template <class Cell>
+MELODIA_DEVICE int part_of(const ScanLaunch<Cell>& a, int* at) {
+    int part = 0;
+    for (*at = static_cast<int>(block()); part + 1 < a.count && *at >= a.parts[part].blocks; ++part)
+        *at -= a.parts[part].blocks;
+    return part;
+}
+
 MELODIA_DEVICE bool lives(const int64_t* lengths, int64_t b, int64_t t) {
     return lengths == nullptr || t < lengths[b];
 }
 
-// For scan.cu: the kernels of a number type, by pointer.
+// For scan.cu: the kernels of a number type, by pointer. Rows of Tf32 are those of float: one product suits
+// both.
 template <class S>
 struct Kernels {
     using Forward = void (*)(ScanLaunch<ScanCell>);

@@ -24,9 +24,9 @@ MELODIA_DEVICE void run_forward(const ScanLaunch<ScanCell>& a, const ScanCell& c
         if (Lstm) cell.c_n[b * H + k] = cell.c[b * H + k];
         operand[k] = to_float(from_float<S>(cell.h[b * H + k]));
     }
-    for (int64_t t = 0; t < a.T; ++t) {
+    for (int64_t t = 0; t < cell.T; ++t) {
         const int64_t at = t * a.B + b;
-        const bool live = lives(a.lengths, b, t);
+        const bool live = lives(cell.lengths, b, t);
         MELODIA_SYNC("rows: state ready");
         for (int64_t row = warp(); live && row < G * H; row += kWarps) {
             float sum = 0.0f;
@@ -85,9 +85,9 @@ MELODIA_DEVICE void run_backward(const ScanLaunch<ScanCellBackward>& a, const Sc
         dh[k] = cell.grad_h_n != nullptr ? cell.grad_h_n[b * H + k] : 0.0f;
         if (Lstm) cell.grad_c[b * H + k] = cell.grad_c_n != nullptr ? cell.grad_c_n[b * H + k] : 0.0f;
     }
-    for (int64_t t = a.T - 1; t >= 0; --t) {
+    for (int64_t t = cell.T - 1; t >= 0; --t) {
         const int64_t at = t * a.B + b;
-        const bool live = lives(a.lengths, b, t);
+        const bool live = lives(cell.lengths, b, t);
         MELODIA_SYNC("rows: gradients ready");
         for (int64_t unit = me; unit < H; unit += kThreads) {
             float grads[4] = {};
@@ -164,6 +164,10 @@ Kernels<float>::Forward Kernels<float>::forward_rows() {
     return scan_forward_rows<float>;
 }
 template <>
+Kernels<Tf32>::Forward Kernels<Tf32>::forward_rows() {
+    return scan_forward_rows<float>;
+}
+template <>
 Kernels<Bf16>::Forward Kernels<Bf16>::forward_rows() {
     return scan_forward_rows<Bf16>;
 }
@@ -173,6 +177,10 @@ Kernels<Half>::Forward Kernels<Half>::forward_rows() {
 }
 template <>
 Kernels<float>::Backward Kernels<float>::backward_rows() {
+    return scan_backward_rows<float>;
+}
+template <>
+Kernels<Tf32>::Backward Kernels<Tf32>::backward_rows() {
     return scan_backward_rows<float>;
 }
 template <>

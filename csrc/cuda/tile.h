@@ -1,5 +1,5 @@
 // The product of a step inside a block: weights and vectors into shared memory, sums of 16 x 8 tiles per
-// warp. S is float, Bf16 or Half; sums are float. Everything follows tiling.h.
+// warp. S is float, Tf32, Bf16 or Half; sums are float. Everything follows tiling.h.
 #pragma once
 
 #include "cuda/device.h"
@@ -99,6 +99,20 @@ MELODIA_DEVICE void multiply_tile<float>(float (&c)[4], const float* weights, in
             c[2] += b.x[j] * x.x[j];
             c[3] += b.x[j] * y.x[j];
         }
+    }
+}
+
+// Words one by one: rows stand an odd number of 16 bytes apart, so the lanes of a warp meet 32 banks.
+template <>
+MELODIA_DEVICE void multiply_tile<Tf32>(float (&c)[4], const Tf32* weights, int weights_stride,
+                                        const Tf32* vectors, int vectors_stride, int steps) {
+    const int g = static_cast<int>(lane()) / 4, q = static_cast<int>(lane()) % 4;
+    const Tf32 *w = weights + g * weights_stride + q, *x = vectors + g * vectors_stride + q;
+    for (int step = 0; step < 2 * steps; ++step, w += 8, x += 8) {
+        const uint32_t a[4] = {tf32_bits(w[0]), tf32_bits(w[8 * weights_stride]), tf32_bits(w[4]),
+                               tf32_bits(w[8 * weights_stride + 4])};
+        const uint32_t b[2] = {tf32_bits(x[0]), tf32_bits(x[4])};
+        multiply_16x8x8(c, a, b);
     }
 }
 

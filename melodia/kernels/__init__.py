@@ -37,6 +37,8 @@ __all__ = [
     "pair_scan",
     "set_backend",
     "use_backend",
+    "wave_scan",
+    "wavefront_steps",
 ]
 
 
@@ -266,6 +268,31 @@ def pair_scan(
     if _native_runs(*operands, others=others, half=True):
         return native_ops.pair_scan(*tensors, *weights, lengths)
     return reference.pair_scan(*tensors, *weights, lengths)
+
+
+def wavefront_steps(like: Tensor) -> int:
+    """After how many steps of a scan the level above it may begin; 0: when all are done.
+
+    More than 0 where scans that run side by side cost less than one after the other: on a CUDA device.
+
+    Args:
+        like: a tensor of the scan.
+    """
+    return cuda.wavefront_steps() if like.is_cuda and _native_runs(like) else 0
+
+
+def wave_scan(
+    gates_x: Sequence[Tensor],  # [T, B, 4H] or [T, B, 3H] each
+    h: Sequence[Tensor],  # [B, H] each
+    c: Sequence[Tensor],  # [B, H] of each LSTM
+    weight_hh: Sequence[Tensor],  # [4H, H] or [3H, H] each
+    bias_hh: Sequence[Tensor],  # [4H] or [3H] each
+    lengths: Sequence[Tensor] = (),  # none, or [B] int64 of each cell
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """Run several cells side by side, each over its own steps; see `reference.wave_scan`."""
+    if _native_runs(*gates_x, *weight_hh, others=(*h, *c, *bias_hh), half=True):
+        return native_ops.wave_scan(gates_x, h, c, weight_hh, bias_hh, lengths)
+    return reference.wave_scan(gates_x, h, c, weight_hh, bias_hh, lengths)
 
 
 def lookup(

@@ -18,6 +18,7 @@ LOW_PRECISION: dict[str, tuple[int, ...]] = {
     "lstm_scan": (0, 3),
     "gru_scan": (0, 2),
     "pair_scan": (0, 1, 5, 7),
+    "wave_scan": (0, 3),
     "lookup": (1,),
 }
 """Of every operator the arguments (by position) that are cast to bfloat16."""

@@ -2,11 +2,15 @@
 
 The library (csrc/cuda but for its decoder, built by setup.py with MELODIA_CUDA) implements the operators of
 `melodia.kernels.native_ops` for CUDA tensors in float32, bfloat16 and float16. It loads on a machine without a GPU;
-`reason()` says, in a sentence, why nothing runs there. Two variables choose how scans and steps of stacks run, for
+`reason()` says, in a sentence, why nothing runs there. Variables choose how scans and steps of stacks run, for
 comparisons:
 
     MELODIA_CUDA_SCAN=automatic|resident|steps|rows        one launch for all steps; a launch per step; a block per row
     MELODIA_CUDA_EXCHANGE=automatic|counter|in_band        how blocks of one launch hand each other the state
+    MELODIA_CUDA_WAVEFRONT=N                               steps after which the next level of a stack begins; 0: all
+
+Products of float32 scans round their operands to tf32 where torch's own may
+(`torch.backends.cuda.matmul.fp32_precision`, `torch.set_float32_matmul_precision`), as it stands when a scan begins.
 """
 
 from __future__ import annotations
@@ -26,6 +30,7 @@ from melodia.kernels import native
 LIBRARY = Path(__file__).with_name("libmelodia_cuda.so")
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
 SPIN_LIMIT_NS = 2_000_000_000
+WAVEFRONT_STEPS = 64
 _CHOICES = {
     "MELODIA_CUDA_SCAN": ("automatic", "resident", "steps", "rows"),
     "MELODIA_CUDA_EXCHANGE": ("automatic", "counter", "in_band"),
@@ -39,6 +44,7 @@ _CAST = {
     "lstm_scan": (0, 3),
     "gru_scan": (0, 2),
     "pair_scan": (0, 1, 5, 7),
+    "wave_scan": (0, 3),
     "lookup": (1,),
     "hybrid_step": (0, 2),
 }
@@ -58,8 +64,8 @@ def _autocast(name: str) -> Callable[..., Any]:
 
 
 def _cast(x: Any, dtype: torch.dtype) -> Any:
-    """A tensor, or the matrices of a list, converted."""
-    return [y.to(dtype) if y.dim() == 2 else y for y in x] if isinstance(x, (list, tuple)) else x.to(dtype)
+    """A tensor, or the gates and matrices of a list, converted."""
+    return [y.to(dtype) if y.dim() >= 2 else y for y in x] if isinstance(x, (list, tuple)) else x.to(dtype)
 
 
 def build_facts() -> dict[str, Any]:
@@ -78,6 +84,22 @@ def _choice(variable: str) -> int:
 
 
 @lru_cache(maxsize=1)
+def wavefront_steps() -> int:
+    """After how many steps the next level of a stack begins; 0: after all. ValueError where it is no number."""
+    word = os.environ.get("MELODIA_CUDA_WAVEFRONT", "").strip() or str(WAVEFRONT_STEPS)
+    if not word.isdecimal():
+        raise ValueError(f"MELODIA_CUDA_WAVEFRONT must be a number of steps, 0 for none (received {word!r})")
+    return int(word)
+
+
+def _follow_torch() -> None:
+    """Allow tf32 where torch does."""
+    library = _load()[0]
+    if library is not None and not torch.compiler.is_compiling():
+        library.melodia_cuda_allow_tf32(torch.backends.cuda.matmul.fp32_precision == "tf32")
+
+
+@lru_cache(maxsize=1)
 def _load() -> tuple[ctypes.CDLL | None, str | None]:
     """Load the library once: it, or the reason why not."""
     missing = native.reason()  # it has the schemas
@@ -93,6 +115,8 @@ def _load() -> tuple[ctypes.CDLL | None, str | None]:
         library.melodia_cuda_problem.restype = ctypes.c_char_p
         library.melodia_cuda_configure.argtypes = [ctypes.c_int32, ctypes.c_int32, ctypes.c_uint64]
         library.melodia_cuda_configure(path, exchange, SPIN_LIMIT_NS)
+        library.melodia_cuda_allow_tf32.argtypes = [ctypes.c_int32]
+        wavefront_steps()  # what is wrong with it is said now
         for name in _CAST:
             _IMPLEMENTATIONS.impl(name, _autocast(name), "AutocastCUDA")
     except Exception as error:  # whatever is wrong with the library must not break the fallback
@@ -149,6 +173,7 @@ def unfit(operands: tuple[Tensor, ...], others: tuple[Tensor, ...]) -> str | Non
     why = reason()
     if why is not None:
         return why
+    _follow_torch()
     devices = {x.device for x in (*operands, *others)}
     if len(devices) > 1:
         return f"all tensors must be on one device (received {' and '.join(sorted(map(str, devices)))})"

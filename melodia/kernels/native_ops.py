@@ -7,6 +7,7 @@ The recurrence is native; the weight gradients are two products over all steps a
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from melodia.errors import BackendError
 from melodia.kernels import amp, reference
 
 _ops = torch.ops.melodia
-_SCANS = ("lstm_scan", "gru_scan", "pair_scan")
+_SCANS = ("lstm_scan", "gru_scan", "pair_scan", "wave_scan")
 _STEPS = ("lstm_step", "gru_step")
 _STACKS = ("hybrid_step",)
 _OTHERS = ("lookup",)
@@ -83,6 +84,21 @@ def pair_scan(
     tensors = (lstm_gates_x, gru_gates_x, h_lstm, c_lstm, h_gru)
     weights = (weight_hh_lstm, bias_hh_lstm, weight_hh_gru, bias_hh_gru)
     return _ops.pair_scan(*tensors, *weights, lengths, _keep(*tensors, *weights))[:5]
+
+
+def wave_scan(
+    gates_x: Sequence[Tensor],
+    h: Sequence[Tensor],
+    c: Sequence[Tensor],
+    weight_hh: Sequence[Tensor],
+    bias_hh: Sequence[Tensor],
+    lengths: Sequence[Tensor] = (),
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """As `reference.wave_scan`."""
+    lists = [list(x) for x in (gates_x, h, c, weight_hh, bias_hh)]
+    keep = _keep(*(x for some in lists for x in some))
+    output, h_n, c_n, _, _ = _ops.wave_scan(*lists, list(lengths), keep)
+    return output, h_n, c_n
 
 
 def lookup(index: Tensor, table: Tensor) -> Tensor:
@@ -208,6 +224,54 @@ def _pair_scan_backward_fake(
     return _like(lstm_gates, *lstm_gates.shape), gru_x, gru_h, *states
 
 
+def _wave_scan_fake(
+    gates_x: list[Tensor],
+    h: list[Tensor],
+    c: list[Tensor],
+    weight_hh: list[Tensor],
+    bias_hh: list[Tensor],
+    lengths: list[Tensor],
+    keep: int,
+) -> Any:
+    outputs, h_n, c_n, gates, cells, states = [], [], [], [], [], iter(c)
+    for own_gates, own_h, weight, bias in zip(gates_x, h, weight_hh, bias_hh, strict=True):
+        if reference.is_lstm(weight):
+            output, last, cell, kept, own_cells = _lstm_scan_fake(
+                own_gates, own_h, next(states), weight, bias, None, keep
+            )
+            c_n.append(cell)
+            cells.append(own_cells)
+        else:
+            output, last, kept = _gru_scan_fake(own_gates, own_h, weight, bias, None, keep)
+        outputs.append(output)
+        h_n.append(last)
+        gates.append(kept)
+    return outputs, h_n, c_n, gates, cells
+
+
+def _wave_scan_backward_fake(
+    grad_output: Any,
+    grad_h_n: Any,
+    grad_c_n: Any,
+    gates: list[Tensor],
+    cells: Any,
+    c: list[Tensor],
+    output: list[Tensor],
+    h: list[Tensor],
+    weight_hh: list[Tensor],
+    lengths: Any,
+) -> Any:
+    grad_x, grad_gates, grad_h = [], [], []
+    for kept, out, state, weight in zip(gates, output, h, weight_hh, strict=True):
+        T, B, H = out.shape
+        lstm = reference.is_lstm(weight)
+        grad_gates.append(_like(kept, T, B, (4 if lstm else 3) * H))
+        grad_h.append(_like(state, B, H, dtype=torch.float32))
+        if not lstm:
+            grad_x.append(_like(kept, T, B, 3 * H))
+    return grad_x, grad_gates, grad_h, [_like(x, *x.shape, dtype=torch.float32) for x in c]
+
+
 def _lstm_gates_fake(sums: Tensor, bias_hh: Tensor) -> Tensor:
     return _like(sums, *sums.shape)
 
@@ -323,6 +387,56 @@ def _pair_backward(ctx: Any, *grads: Any) -> Any:
     return grad_lstm, grad_gru_x, *states, *lstm_weights, *gru_weights, None, None
 
 
+def _wave_setup(ctx: Any, inputs: Any, output: Any) -> None:
+    _, h, c, weight_hh, bias_hh, lengths, keep = inputs
+    hidden, _, _, gates, cells = output
+    ctx.keep, ctx.biases = keep, [bias.dtype for bias in bias_hh]
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(*gates, *cells)
+    lists = (h, c, weight_hh, lengths, hidden, gates, cells)
+    ctx.counts = [len(x) for x in lists]
+    ctx.save_for_backward(*(x for some in lists for x in some))
+
+
+def _wave_backward(ctx: Any, grad_output: Any, grad_h_n: Any, grad_c_n: Any, *_: Any) -> Any:
+    _require_kept(ctx.keep)
+    saved = iter(ctx.saved_tensors)
+    h, c, weight_hh, lengths, output, gates, cells = [list(islice(saved, n)) for n in ctx.counts]
+    grad_x, grad_gates, grad_h, grad_c = _ops.wave_scan_backward(
+        _or_zeros(grad_output, output),
+        _or_zeros(grad_h_n, h),
+        _or_zeros(grad_c_n, c),
+        gates,
+        cells,
+        c,
+        output,
+        h,
+        weight_hh,
+        lengths,
+    )
+    of_grus, of_inputs, of_weights, of_biases = iter(grad_x), [], [], []
+    for k, weight in enumerate(weight_hh):
+        of_inputs.append(grad_gates[k] if reference.is_lstm(weight) else next(of_grus))
+        of_weight, of_bias = weight_gradients(grad_gates[k], output[k], h[k], ctx.biases[k])
+        of_weights.append(of_weight)
+        of_biases.append(of_bias)
+    return (
+        of_inputs,
+        [grad.to(x.dtype) for grad, x in zip(grad_h, h, strict=True)],
+        [grad.to(x.dtype) for grad, x in zip(grad_c, c, strict=True)],
+        of_weights,
+        of_biases,
+        [None for _ in lengths],
+        None,
+    )
+
+
+def _or_zeros(grads: Any, like: list[Tensor]) -> list[Tensor]:
+    """The gradients, zeros where there is none."""
+    grads = [None] * len(like) if grads is None else grads
+    return [torch.zeros_like(x) if grad is None else grad for grad, x in zip(grads, like, strict=True)]
+
+
 def _require_kept(keep: int) -> None:
     if keep != GATES:
         raise BackendError(f"a scan called with keep={keep} has no backward pass; pass keep={GATES}")
@@ -405,6 +519,7 @@ def register() -> None:
     library.register_autograd("melodia::lstm_scan", _lstm_backward, setup_context=_lstm_setup)
     library.register_autograd("melodia::gru_scan", _gru_backward, setup_context=_gru_setup)
     library.register_autograd("melodia::pair_scan", _pair_backward, setup_context=_pair_setup)
+    library.register_autograd("melodia::wave_scan", _wave_backward, setup_context=_wave_setup)
     library.register_autograd("melodia::lookup", _lookup_backward, setup_context=_lookup_setup)
     library.register_autograd("melodia::hybrid_step", _hybrid_step_backward, setup_context=_hybrid_step_setup)
     amp.register((*_STEPS, *_STACKS, *_SCANS, *_OTHERS))

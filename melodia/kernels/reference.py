@@ -171,6 +171,45 @@ def pair_scan(
     return out_lstm, out_gru, h_lstm, c_lstm, h_gru
 
 
+def wave_scan(
+    gates_x: Sequence[Tensor],  # [T, B, 4H] or [T, B, 3H] each
+    h: Sequence[Tensor],  # [B, H] each
+    c: Sequence[Tensor],  # [B, H] of each LSTM
+    weight_hh: Sequence[Tensor],  # [4H, H] of an LSTM, [3H, H] of a GRU
+    bias_hh: Sequence[Tensor],  # [4H] or [3H]
+    lengths: Sequence[Tensor] = (),  # none, or [B] int64 of each cell
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """Run several cells side by side, none of which sees another: a wavefront over a stack.
+
+    Every cell has steps T, units H and lengths of its own; the batch is common. Which cell it is, the shape of its
+    weight_hh says.
+
+    Returns:
+        output [T, B, H] and h_n [B, H] of each cell, c_n [B, H] of each LSTM.
+
+    >>> weight, zeros = torch.zeros(3, 1), torch.zeros(3)
+    >>> output, h_n, c_n = wave_scan([torch.zeros(2, 1, 3)], [torch.ones(1, 1)], [], [weight], [zeros])
+    >>> output[0].flatten().tolist(), h_n[0].item(), c_n
+    ([0.5, 0.25], 0.25, [])
+    """
+    outputs, h_n, c_n, cells = [], [], [], iter(c)
+    for k, (gates, state, weight, bias) in enumerate(zip(gates_x, h, weight_hh, bias_hh, strict=True)):
+        length = lengths[k] if lengths else None
+        if is_lstm(weight):
+            output, state, cell = lstm_scan(gates, state, next(cells), weight, bias, length)
+            c_n.append(cell)
+        else:
+            output, state = gru_scan(gates, state, weight, bias, length)
+        outputs.append(output)
+        h_n.append(state)
+    return outputs, h_n, c_n
+
+
+def is_lstm(weight_hh: Tensor) -> bool:
+    """Whether recurrent weights are those of an LSTM, [4H, H], and not of a GRU, [3H, H]."""
+    return weight_hh.shape[0] == 4 * weight_hh.shape[1]
+
+
 def lookup(
     index: Tensor,  # [T, B, K] int64
     table: Tensor,  # [R, G]

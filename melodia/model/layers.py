@@ -147,6 +147,10 @@ class SingleLevel(nn.Module):
         """Run over T steps: one [T, B, G] per layer -> output [T, B, H] and the state after it."""
         return self.layer.scan(gates_x[0], state, lengths, dropper.weight(self.layer.weight_hh))
 
+    def join(self, *outputs: Tensor) -> Tensor:
+        """The layers' outputs as one: there is one."""
+        return outputs[0]
+
 
 class PairLevel(nn.Module):
     """A level that is an LSTM beside a GRU on the same input; its state is (h_lstm, c_lstm, h_gru).
@@ -209,8 +213,9 @@ class PairLevel(nn.Module):
         )
         return self.join(out_lstm, out_gru), tuple(after)
 
-    def join(self, h_lstm: Tensor, h_gru: Tensor) -> Tensor:
+    def join(self, *outputs: Tensor) -> Tensor:
         """The two halves' outputs as one, [..., H] each."""
+        h_lstm, h_gru = outputs
         if self.projection is None:
             return h_lstm + h_gru
         mixed = self.projection(torch.cat((h_lstm, h_gru), dim=-1))
@@ -243,7 +248,12 @@ class Dropper:
 
     def between(self, x: Tensor) -> Tensor:
         """Drop units between layers, the same ones at every step of a sequence: [T, B, H] -> [T, B, H]."""
-        return x * self._mask(x, x.shape[1:], self.dropout) if self.dropout else x
+        mask = self.mask_between(x)
+        return x if mask is None else x * mask
+
+    def mask_between(self, x: Tensor) -> Tensor | None:
+        """What `between` multiplies x [T, B, H] with, [B, H], for parts of a sequence; None: nothing."""
+        return self._mask(x, x.shape[1:], self.dropout) if self.dropout else None
 
     def embedding(self, table: Tensor) -> Tensor:
         """Drop whole rows of an embedding, a token wherever it stands: [V, D] -> [V, D]."""
