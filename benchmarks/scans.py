@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from melodia import kernels
-from melodia.kernels import native_ops
+from melodia.kernels import shapes
 
 VOCABULARY = 512
 KINDS = {
@@ -108,9 +108,7 @@ class Contest:
     def recurrence(self) -> None:
         """The forward recurrence of an LSTM alone."""
         a, zero = self.recurrent, self.zero
-        torch.ops.melodia.lstm_scan(
-            self.gates, zero, zero, a.weight_hh_l0, a.bias_hh_l0, None, native_ops.GATES
-        )
+        torch.ops.melodia.lstm_scan(self.gates, zero, zero, a.weight_hh_l0, a.bias_hh_l0, None, shapes.GATES)
 
     def square_product(self) -> None:
         """A product of known speed."""

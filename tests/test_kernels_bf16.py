@@ -21,7 +21,7 @@ from torch import Tensor
 
 from melodia import kernels
 from melodia.errors import BackendError
-from melodia.kernels import native, native_ops, reference
+from melodia.kernels import native, reference, shapes
 
 __all__ = ["instruction_set"]
 
@@ -126,8 +126,8 @@ def test_lookup_refuses_rows_that_are_not_there() -> None:
 def test_opcheck(name: str) -> None:
     inputs = [x.requires_grad_() for x in halve(name, arguments(name, 3, 2, 5))]
     operator = getattr(torch.ops.melodia, name).default
-    torch.library.opcheck(operator, (*inputs, torch.tensor([3, 1]), native_ops.GATES))
-    torch.library.opcheck(operator, (*[x.detach() for x in inputs], None, native_ops.NOTHING))
+    torch.library.opcheck(operator, (*inputs, torch.tensor([3, 1]), shapes.GATES))
+    torch.library.opcheck(operator, (*[x.detach() for x in inputs], None, shapes.NOTHING))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -142,7 +142,7 @@ def test_autocast_casts_products_and_keeps_states(name: str) -> None:
     leaves = [x.clone().requires_grad_() for x in inputs]
     with torch.autocast("cpu", torch.bfloat16):
         got = as_tuple(native_function(name)(*leaves))
-        direct = getattr(torch.ops.melodia, name)(*inputs, None, native_ops.NOTHING)
+        direct = getattr(torch.ops.melodia, name)(*inputs, None, shapes.NOTHING)
     want = as_tuple(native_function(name)(*halve(name, inputs)))
     sequences = 2 if name == "pair_scan" else 1
     for k, (a, b, c) in enumerate(zip(got, want, direct[: len(got)], strict=True)):
@@ -181,6 +181,6 @@ def test_mixed_types_are_refused() -> None:
     with pytest.raises(BackendError, match="must be of one type"):
         native_function("lstm_scan")(gates.bfloat16(), h, c, weight, bias)
     with pytest.raises(RuntimeError, match="`weight_hh` must be bfloat16"):
-        torch.ops.melodia.lstm_scan(gates.bfloat16(), h, c, weight, bias, None, native_ops.NOTHING)
+        torch.ops.melodia.lstm_scan(gates.bfloat16(), h, c, weight, bias, None, shapes.NOTHING)
     with pytest.raises(RuntimeError, match="`gates_x` must be float32 or bfloat16"):
-        torch.ops.melodia.lstm_scan(gates.double(), h, c, weight, bias, None, native_ops.NOTHING)
+        torch.ops.melodia.lstm_scan(gates.double(), h, c, weight, bias, None, shapes.NOTHING)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from melodia import kernels
 from melodia.errors import BackendError
-from melodia.kernels import native, native_ops, reference
+from melodia.kernels import native, reference, shapes
 
 __all__ = ["instruction_set"]
 
@@ -172,11 +172,11 @@ def test_saturated_and_invalid_values(instruction_set: str) -> None:
 @pytest.mark.parametrize("name", OUTPUTS)
 def test_opcheck(name: str) -> None:
     inputs = [x.requires_grad_() for x in arguments(name, 3, 2, 5)]
-    more: tuple[Any, ...] = (torch.tensor([3, 1]), native_ops.GATES) if name.endswith("scan") else ()
+    more: tuple[Any, ...] = (torch.tensor([3, 1]), shapes.GATES) if name.endswith("scan") else ()
     torch.library.opcheck(getattr(torch.ops.melodia, name).default, (*inputs, *more))
     if name.endswith("scan"):
         plain = tuple(x.detach() for x in inputs)
-        torch.library.opcheck(getattr(torch.ops.melodia, name).default, (*plain, None, native_ops.NOTHING))
+        torch.library.opcheck(getattr(torch.ops.melodia, name).default, (*plain, None, shapes.NOTHING))
 
 
 @pytest.mark.parametrize("name", ["lstm_scan", "gru_scan", "pair_scan"])

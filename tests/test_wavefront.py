@@ -14,7 +14,7 @@ from kernel_helpers import generator
 from torch import Tensor
 
 from melodia import kernels
-from melodia.kernels import native, native_ops, reference
+from melodia.kernels import native, reference, shapes
 from melodia.model import Model, ModelConfig
 
 needs_native = pytest.mark.skipif(native.reason() is not None, reason=f"no native library: {native.reason()}")
@@ -94,8 +94,8 @@ def test_autocast_rounds_gates_and_weights() -> None:
 @needs_native
 def test_operator_follows_torchs_rules() -> None:
     lists = [[x.requires_grad_() for x in some] for some in arguments(CELLS, 2)]
-    torch.library.opcheck(torch.ops.melodia.wave_scan, (*lists, [], native_ops.GATES))
-    torch.library.opcheck(torch.ops.melodia.wave_scan, (*lists, lengths_of(CELLS, 2), native_ops.GATES))
+    torch.library.opcheck(torch.ops.melodia.wave_scan, (*lists, [], shapes.GATES))
+    torch.library.opcheck(torch.ops.melodia.wave_scan, (*lists, lengths_of(CELLS, 2), shapes.GATES))
 
 
 @needs_native

@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from melodia.kernels import native_ops
+from melodia.kernels.gradients import weight_gradients
+from melodia.kernels.shapes import CELLS
 
 _ops = torch.ops.melodia
 
@@ -125,7 +126,7 @@ class _LstmScan(torch.autograd.Function):
         gates_x = _followed(make, sources)
         with torch.autocast("cpu", enabled=False):
             output, h_n, c_n, _, cells = _ops.lstm_scan(
-                gates_x, h, c, weight_hh.to(gates_x.dtype), bias_hh, lengths, native_ops.CELLS
+                gates_x, h, c, weight_hh.to(gates_x.dtype), bias_hh, lengths, CELLS
             )
         ctx.save_for_backward(h, c, weight_hh, bias_hh, lengths, output, cells, *sources)
         return output, h_n, c_n
@@ -143,7 +144,7 @@ class _LstmScan(torch.autograd.Function):
             grad_output, grad_h_n, grad_c_n, gates, cells, c, weight, lengths
         )
         del gates
-        grad_weight, grad_bias = native_ops.weight_gradients(grad_gates, output, h, bias_hh.dtype)
+        grad_weight, grad_bias = weight_gradients(grad_gates, output, h, bias_hh.dtype)
         states = grad_h.to(h.dtype), grad_c.to(c.dtype)
         grads = _source_gradients(gates_x, leaves, grad_gates)
         return None, None, *states, grad_weight.to(weight_hh.dtype), grad_bias, *grads
@@ -164,9 +165,7 @@ class _GruScan(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         gates_x = _followed(make, sources)
         with torch.autocast("cpu", enabled=False):
-            output, h_n, _ = _ops.gru_scan(
-                gates_x, h, weight_hh.to(gates_x.dtype), bias_hh, lengths, native_ops.CELLS
-            )
+            output, h_n, _ = _ops.gru_scan(gates_x, h, weight_hh.to(gates_x.dtype), bias_hh, lengths, CELLS)
         ctx.save_for_backward(h, weight_hh, bias_hh, lengths, output, *sources)
         return output, h_n
 
@@ -184,6 +183,6 @@ class _GruScan(torch.autograd.Function):
             grad_output, grad_h_n, gates, output, h, weight, lengths
         )
         del gates
-        grad_weight, grad_bias = native_ops.weight_gradients(grad_gates_h, output, h, bias_hh.dtype)
+        grad_weight, grad_bias = weight_gradients(grad_gates_h, output, h, bias_hh.dtype)
         grads = _source_gradients(gates_x, leaves, grad_x)
         return None, None, grad_h.to(h.dtype), grad_weight.to(weight_hh.dtype), grad_bias, *grads
