@@ -58,7 +58,7 @@ CHANGES = {
     "embedding and head tied": Change({"tie_weights": True}),
     "two levels": Change({"lstm_layers": 2, "gru_layers": 2}),
     "two levels, residual": Change({"lstm_layers": 2, "gru_layers": 2, "residual": True}),
-    "no LayerNorm": Change({"layer_norm": False}),
+    "LayerNorm": Change({"layer_norm": True}),
     "no side inputs": Change({"side_inputs": ()}),
     "no transposition": Change(training={"transpose_probability": 0.0}),
     "no averaging of weights": Change(training={"ema": 0.0}),

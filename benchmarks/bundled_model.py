@@ -202,8 +202,6 @@ def run_training(arguments: argparse.Namespace) -> None:
                     hidden_size=HIDDEN,
                     embedding_size=HIDDEN,
                     dropout=0.0,
-                    tie_weights=True,
-                    layer_norm=False,
                 )
                 for kind in (KIND, arguments.kind)
             )

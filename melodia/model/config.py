@@ -223,16 +223,20 @@ class ModelConfig:
     def preset(cls, kind: str, size: str, vocab_size: int, **changes: Any) -> ModelConfig:
         """A model of a ready size: tiny, small, base or large have 128, 256, 512 or 1024 hidden units.
 
-        Plain kinds have two layers, the others one LSTM and one GRU layer. All have LayerNorm, which was worth
-        0.2 nats per token early in the training of a sequential stack; a parallel one of a single level did
-        better without (benchmarks/ABLATIONS.md). `changes` replace any field.
+        Plain kinds have two layers, the others one LSTM and one GRU layer. LayerNorm stands between levels above
+        one another: kinds of a single level, parallel and bidirectional, do better without it
+        (benchmarks/ABLATIONS.md). `changes` replace any field.
 
         >>> ModelConfig.preset("parallel", "small", vocab_size=500).hidden_size
         256
         """
         if size not in SIZES:
             raise ConfigError(f"size must be one of {', '.join(SIZES)} (received {size!r})")
-        settings: dict[str, Any] = {"hidden_size": SIZES[size], "dropout": DROPOUTS[size], "layer_norm": True}
+        settings: dict[str, Any] = {
+            "hidden_size": SIZES[size],
+            "dropout": DROPOUTS[size],
+            "layer_norm": kind not in ("parallel", "bidirectional"),
+        }
         try:
             return cls(kind=kind, vocab_size=vocab_size, **(settings | changes))
         except TypeError as error:

@@ -103,16 +103,16 @@ class Model(nn.Module):
     def initialise(self, random_seed: int) -> None:
         """Draw all weights anew.
 
-        Everything is scaled so that gates and logits begin at the same size, whatever the options. (Measured on
-        songs, at a tenth of an epoch: heads that are three times as large without LayerNorm as with it are worth
-        0.2 nats; a tied embedding is small, for the head's sake, and first layers four times as large make up
-        for that; scaling it up fully would cost more than it gives.)
+        Everything is scaled so that gates and logits begin at the same size, whatever the options. Embeddings begin
+        small, so that they learn as fast as what reads them, and first layers four times as large make up for a part
+        of it: worth 0.1 nats and more (benchmarks/ABLATIONS.md); making up for all of it would cost more than it
+        gives. Heads that are three times as large without LayerNorm as with it were worth 0.2.
         """
         generator = torch.Generator(device=self.input.weight.device).manual_seed(random_seed)
         config = self.config
         logit_scale = 1.0 if config.layer_norm else HIDDEN_VARIANCE**-0.5
-        embedding_variance = logit_scale**2 / config.embedding_size if config.tie_weights else 1.0
-        input_variance = 1 / 16 if config.tie_weights else 1.0
+        embedding_variance = (logit_scale**2 if config.tie_weights else 1.0) / config.embedding_size
+        input_variance = 1 / 16
         self.input.initialise(generator, embedding_variance)
         if self.reader is not None:
             self.reader.encoder.initialise(generator, input_variance)
