@@ -38,7 +38,7 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
 
-from benchmarks import gpu_measure  # noqa: E402
+from benchmarks import gpu_measure, gpu_tools  # noqa: E402
 
 MINUTES = {
     "build": 10.0,
@@ -197,9 +197,9 @@ def page(out: Path, verdicts: dict[str, str], where: str) -> str:
         log = out / f"{part}.log"
         text = log.read_text(errors="replace") if log.exists() else ""
         rows = [
-            json.loads(line[len(gpu_measure.MARK) :])
+            json.loads(line[len(gpu_tools.MARK) :])
             for line in text.splitlines()
-            if line.startswith(gpu_measure.MARK)
+            if line.startswith(gpu_tools.MARK)
         ]
         if rows:
             names = list(rows[0])

@@ -1,86 +1,18 @@
 """The measurements of gpu_check.py. Each is a function without arguments that prints rows of its table.
 
 Nothing here runs without a GPU, but for what tests/test_gpu_check.py runs on the emulator. Baselines stand in the same
-process and take turns with melodia; medians count.
+process and take turns with melodia; medians count. Those of the decode engine stand in gpu_generation.py.
 """
 
 from __future__ import annotations
 
 import itertools
-import json
-import statistics
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-MARK = "RESULT "  # a line of a part's output that holds a row of its table, as JSON
-PATHS = {"automatic": 0, "resident": 1, "steps": 2, "rows": 3}
-EXCHANGES = {"automatic": 0, "counter": 1, "in_band": 2}
-
-
-def library() -> Any:
-    """The CUDA library, which has to be usable."""
-    from melodia.kernels import cuda
-
-    if cuda.reason() is not None:
-        raise SystemExit(cuda.reason())
-    loaded = cuda._load()[0]
-    assert loaded is not None
-    return loaded
-
-
-def arguments(kind: str, T: int, B: int, H: int, dtype: Any) -> list[Any]:
-    """gates_x, states, weight_hh, bias_hh of an "lstm" or "gru" scan on the GPU."""
-    import torch
-
-    G = {"lstm": 4, "gru": 3}[kind]
-    states = [torch.randn(B, H, device="cuda", dtype=dtype) for _ in range(2 if kind == "lstm" else 1)]
-    weight = torch.randn(G * H, H, device="cuda", dtype=dtype) / H**0.5
-    return [
-        torch.randn(T, B, G * H, device="cuda", dtype=dtype),
-        *states,
-        weight,
-        torch.zeros(G * H, device="cuda", dtype=dtype),
-    ]
-
-
-def waves(cells: list[list[Any]]) -> tuple[list[Any], ...]:
-    """The arguments of several scans as those of `kernels.wave_scan`."""
-    lists: tuple[list[Any], ...] = ([], [], [], [], [])
-    for gates_x, h, *c, weight, bias in cells:
-        for some, own in zip(lists, ([gates_x], [h], c, [weight], [bias]), strict=True):
-            some += own
-    return lists
-
-
-def medians(contestants: dict[str, Callable[[], object]], turns: int = 7) -> dict[str, float]:
-    """Median milliseconds of each, all taking turns; a contestant that fails is left out and its error printed."""
-    import torch
-
-    times: dict[str, list[float]] = {name: [] for name in contestants}
-    for turn in range(turns + 2):
-        for name, run in contestants.items():
-            if turn and not times[name] and turn > 2:
-                continue
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            try:
-                begin.record()
-                run()
-                end.record()
-                end.synchronize()
-            except RuntimeError as error:
-                print(f"{name}: {error}".splitlines()[0])
-                continue
-            if turn >= 2:  # the first two warm up
-                times[name].append(begin.elapsed_time(end))
-    return {name: statistics.median(values) for name, values in times.items() if values}
-
-
-def row(**values: object) -> None:
-    """A row of the part's table."""
-    shown = {name: f"{value:.4g}" if isinstance(value, float) else value for name, value in values.items()}
-    print(MARK + json.dumps(shown), flush=True)
+from benchmarks.gpu_generation import generation, memory, network, streams_of
+from benchmarks.gpu_tools import EXCHANGES, PATHS, arguments, captured, library, medians, row, waves
 
 
 def small() -> int:
@@ -357,136 +289,6 @@ def stack(levels: tuple[str, ...], B: int, H: int, dtype: Any) -> tuple[tuple[An
         if level in ("concat", "gated"):
             weights += [normal(H, 2 * H), normal(H)]
     return (gates_x, state, weights), list(levels)
-
-
-def memory() -> int:
-    """GB/s of torch reading a buffer again and again: from L2 where it fits, else from memory."""
-    import torch
-
-    for megabytes in (3, 6, 19, 38, 1024):
-        took = reading_time(megabytes << 20)
-        row(MB=megabytes, us=1e6 * took, **{"GB/s": megabytes * 1.048576e-3 / took})
-    torch.cuda.empty_cache()
-    return 0
-
-
-def reading_time(size: int) -> float:
-    """Seconds in which torch reads so many bytes that it has just read."""
-    import torch
-
-    buffer = torch.ones(max(1, size // 4), device="cuda")
-    return medians({"sum": lambda: [buffer.sum() for _ in range(20)]})["sum"] / 20000
-
-
-def network(kind: str, H: int, **settings: int) -> Any:
-    """A random model over the benchmark's vocabulary of 512 tokens with a grammar."""
-    from benchmarks.suite.ours import small_vocabulary
-    from melodia.model import Model, ModelConfig
-
-    return Model(ModelConfig(kind, small_vocabulary().size, H, **settings), random_seed=0).eval()
-
-
-def streams_of(
-    model: Any, weights: str, B: int, library: Any = None, options: dict[str, int] | None = None
-) -> Any:
-    """`benchmarks.suite.ours.Ours` on the GPU: B streams, grammar and choice inside the launch.
-
-    Args:
-        model: the network.
-        weights: "fp32", "bf16" or "int8".
-        B: streams.
-        library, options: of `melodia.engine.cuda.CudaEngine`, for tests and comparisons.
-    """
-    from benchmarks.suite.ours import SAMPLING, small_vocabulary
-    from melodia.engine import cuda
-    from melodia.model import Network
-    from melodia.workflows.bench import Streams
-
-    class OnGpu(Streams):
-        def _packed(self, description: Any, threads: int) -> Any:
-            chosen = None if options is None else cuda.Options(**options)
-            return cuda.CudaEngine(*description, library=library, options=chosen)
-
-    return OnGpu(Network.of(model), small_vocabulary(), SAMPLING, weights=weights, B=B)
-
-
-def generation() -> int:
-    """Tokens per second of the decode engine against eager torch with cuDNN's layers, and a CUDA graph of it.
-
-    `of the floor`: time over the time in which torch reads as many bytes as the weights have. melodia's grammar runs,
-    the others have none. `streamed`: no weights in shared memory. `fell back`: launches that were run stage by stage.
-    """
-    import torch
-
-    from benchmarks.suite.peers import Eager
-
-    steps, chain = 256, 16
-    kinds: tuple[tuple[str, str, int, dict[str, int]], ...] = (
-        ("i-a", "sequential", 512, {}),
-        ("i-b", "sequential", 512, {"lstm_layers": 2}),
-        ("ii", "parallel", 1024, {}),
-    )
-    for (name, kind, H, settings), B in itertools.product(kinds, (1, 8, 64)):
-        model = network(kind, H, **settings)
-        made = {weights: streams_of(model, weights, B) for weights in ("fp32", "bf16", "int8")}
-        made["bf16, streamed"] = streams_of(model, "bf16", B, options={"streamed": 1})
-        runs = {weights: partial(streams.make, steps) for weights, streams in made.items()}
-        for dtype in (torch.float32, torch.bfloat16):
-            peer = Eager(network(kind, H, **settings).cuda().to(dtype), B)
-            eager = {f"eager {str(dtype)[6:]}": partial(repeat, peer.step, chain)}
-            for way, run in (eager | captured(**eager)).items():
-                runs[way] = partial(repeat, run, steps // chain)
-        took: dict[str, list[float]] = {way: [] for way in runs}
-        for turn in range(7):
-            for way, run in runs.items():
-                torch.cuda.synchronize()
-                begin = time.perf_counter()
-                run()
-                torch.cuda.synchronize()
-                if turn >= 2:
-                    took[way].append((time.perf_counter() - begin) / steps)
-        found = {way: statistics.median(values) for way, values in took.items()}
-        for way, streams in made.items():
-            facts, spent = streams.engine.facts(), found[way]
-            rival = "eager float32" if way == "fp32" else "eager bfloat16"
-            graph = found.get(f"{rival}, graph")
-            row(
-                model=name,
-                B=B,
-                weights=way,
-                **{
-                    "us/step": 1e6 * spent,
-                    "tokens/s": B / spent,
-                    "of the floor": spent / reading_time(facts["step_bytes"]),
-                },
-                **{"x eager": found[rival] / spent, "x graph": graph / spent if graph else None},
-                **{"fell back": facts["stalls"]},
-            )
-    return 0
-
-
-def repeat(run: Callable[[], object], times: int) -> None:
-    """Call it so many times."""
-    for _ in range(times):
-        run()
-
-
-def captured(**runs: Callable[[], None]) -> dict[str, Callable[[], object]]:
-    """The same in CUDA graphs; one that cannot be captured is left out and its error printed."""
-    import torch
-
-    graphs: dict[str, Callable[[], object]] = {}
-    for name, run in runs.items():
-        try:
-            run()
-            torch.cuda.synchronize()
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                run()
-            graphs[f"{name}, graph"] = graph.replay
-        except RuntimeError as error:
-            print(f"{name}, graph: {error}".splitlines()[0])
-    return graphs
 
 
 PARTS: dict[str, Callable[[], int]] = {

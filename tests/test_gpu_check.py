@@ -9,7 +9,7 @@ from pathlib import Path
 import cuda_decode_emulation as emulation
 import pytest
 
-from benchmarks import gpu_check, gpu_measure
+from benchmarks import gpu_check, gpu_generation, gpu_measure, gpu_tools
 from melodia import engine
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -44,7 +44,7 @@ def test_every_part_is_there() -> None:
 
 
 def test_page_has_verdicts_and_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    gpu_measure.row(H=64, **{"counter (us/step)": 1.23456, "in_band (us/step)": None})
+    gpu_tools.row(H=64, **{"counter (us/step)": 1.23456, "in_band (us/step)": None})
     (tmp_path / "exchange.log").write_text("a warning\n" + capsys.readouterr().out)
     page = gpu_check.page(tmp_path, {"build": "skipped: no nvcc", "exchange": "passed (3 s)"}, "A GPU.")
     assert "| build | skipped: no nvcc |" in page
@@ -63,8 +63,8 @@ def test_streams_on_the_emulator() -> None:
 
     library = emulation.load(emulation.build())
     emulation.configure(library, schedule=2)
-    model = gpu_measure.network("parallel", 16)
-    mine = gpu_measure.streams_of(model, "fp32", 2, library, {"threads": 64, "least_units": 6})
+    model = gpu_generation.network("parallel", 16)
+    mine = gpu_generation.streams_of(model, "fp32", 2, library, {"threads": 64, "least_units": 6})
     other = Streams(Network.of(model), small_vocabulary(), SAMPLING, weights="fp32", B=2)
     assert [x.tolist() for x in mine.make(6)] == [x.tolist() for x in other.make(6)]
     assert mine.engine.facts()["stalls"] == 0

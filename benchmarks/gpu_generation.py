@@ -1,0 +1,117 @@
+"""The measurements of gpu_check.py that concern the decode engine, and the floor under them."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import time
+from functools import partial
+from typing import Any
+
+from benchmarks.gpu_tools import captured, medians, repeat, row
+
+
+def memory() -> int:
+    """GB/s of torch reading a buffer again and again: from L2 where it fits, else from memory."""
+    import torch
+
+    for megabytes in (3, 6, 19, 38, 1024):
+        took = reading_time(megabytes << 20)
+        row(MB=megabytes, us=1e6 * took, **{"GB/s": megabytes * 1.048576e-3 / took})
+    torch.cuda.empty_cache()
+    return 0
+
+
+def reading_time(size: int) -> float:
+    """Seconds in which torch reads so many bytes that it has just read."""
+    import torch
+
+    buffer = torch.ones(max(1, size // 4), device="cuda")
+    return medians({"sum": lambda: [buffer.sum() for _ in range(20)]})["sum"] / 20000
+
+
+def network(kind: str, H: int, **settings: int) -> Any:
+    """A random model over the benchmark's vocabulary of 512 tokens with a grammar."""
+    from benchmarks.suite.ours import small_vocabulary
+    from melodia.model import Model, ModelConfig
+
+    return Model(ModelConfig(kind, small_vocabulary().size, H, **settings), random_seed=0).eval()
+
+
+def streams_of(
+    model: Any, weights: str, B: int, library: Any = None, options: dict[str, int] | None = None
+) -> Any:
+    """`benchmarks.suite.ours.Ours` on the GPU: B streams, grammar and choice inside the launch.
+
+    Args:
+        model: the network.
+        weights: "fp32", "bf16" or "int8".
+        B: streams.
+        library, options: of `melodia.engine.cuda.CudaEngine`, for tests and comparisons.
+    """
+    from benchmarks.suite.ours import SAMPLING, small_vocabulary
+    from melodia.engine import cuda
+    from melodia.model import Network
+    from melodia.workflows.bench import Streams
+
+    class OnGpu(Streams):
+        def _packed(self, description: Any, threads: int) -> Any:
+            chosen = None if options is None else cuda.Options(**options)
+            return cuda.CudaEngine(*description, library=library, options=chosen)
+
+    return OnGpu(Network.of(model), small_vocabulary(), SAMPLING, weights=weights, B=B)
+
+
+def generation() -> int:
+    """Tokens per second of the decode engine against eager torch with cuDNN's layers, and a CUDA graph of it.
+
+    `of the floor`: time over the time in which torch reads as many bytes as the weights have. melodia's grammar runs,
+    the others have none. `streamed`: no weights in shared memory. `fell back`: launches that were run stage by stage.
+    """
+    import torch
+
+    from benchmarks.suite.peers import Eager
+
+    steps, chain = 256, 16
+    kinds: tuple[tuple[str, str, int, dict[str, int]], ...] = (
+        ("i-a", "sequential", 512, {}),
+        ("i-b", "sequential", 512, {"lstm_layers": 2}),
+        ("ii", "parallel", 1024, {}),
+    )
+    for (name, kind, H, settings), B in itertools.product(kinds, (1, 8, 64)):
+        model = network(kind, H, **settings)
+        made = {weights: streams_of(model, weights, B) for weights in ("fp32", "bf16", "int8")}
+        made["bf16, streamed"] = streams_of(model, "bf16", B, options={"streamed": 1})
+        runs = {weights: partial(streams.make, steps) for weights, streams in made.items()}
+        for dtype in (torch.float32, torch.bfloat16):
+            peer = Eager(network(kind, H, **settings).cuda().to(dtype), B)
+            eager = {f"eager {str(dtype)[6:]}": partial(repeat, peer.step, chain)}
+            for way, run in (eager | captured(**eager)).items():
+                runs[way] = partial(repeat, run, steps // chain)
+        took: dict[str, list[float]] = {way: [] for way in runs}
+        for turn in range(7):
+            for way, run in runs.items():
+                torch.cuda.synchronize()
+                begin = time.perf_counter()
+                run()
+                torch.cuda.synchronize()
+                if turn >= 2:
+                    took[way].append((time.perf_counter() - begin) / steps)
+        found = {way: statistics.median(values) for way, values in took.items()}
+        for way, streams in made.items():
+            facts, spent = streams.engine.facts(), found[way]
+            rival = "eager float32" if way == "fp32" else "eager bfloat16"
+            graph = found.get(f"{rival}, graph")
+            row(
+                model=name,
+                B=B,
+                weights=way,
+                **{
+                    "us/step": 1e6 * spent,
+                    "tokens/s": B / spent,
+                    "of the floor": spent / reading_time(facts["step_bytes"]),
+                },
+                **{"x eager": found[rival] / spent, "x graph": graph / spent if graph else None},
+                **{"fell back": facts["stalls"]},
+            )
+    return 0
