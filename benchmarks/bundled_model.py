@@ -1,7 +1,12 @@
 """The model that comes with melodia: how it was made, scored and packed.
 
     python benchmarks/bundled_model.py train CORPORA --out RUN --minutes 75
-    python benchmarks/bundled_model.py score CORPORA --model RUN --contest RUNS --out SCORES
+    for branches in 4 1; do
+        python -m benchmarks.continuations --model RUN --weights int8 --whole midi_samples --pieces CORPORA/valid \
+            --times 3 --branches $branches --json "branches $branches.json"
+    done
+    python benchmarks/bundled_model.py score CORPORA --model RUN --contest RUNS --out SCORES \
+        --continuations "branches 4.json" "branches 1.json"
     python benchmarks/bundled_model.py pack CORPORA --model RUN --scores SCORES --notices NOTICES.txt
 
 CORPORA holds train/SET/*.mid and valid/SET/*.mid. `train` may run in several processes:
@@ -25,9 +30,8 @@ import sys
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import melodia
 from melodia.corpus.manifest import MANIFEST, read_manifest
 from melodia.corpus.shards import Corpus, Piece
 from melodia.errors import CorpusError, MelodiaError
@@ -44,6 +48,10 @@ from melodia.training.memory import keep_freed_memory
 from melodia.workflows.originality import index_corpus
 from melodia.workflows.train import model_settings, open_corpus
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script, Python looks only beside it
+
+from benchmarks.bundled_card import Source, continuation_means, model_card
+
 KIND, HIDDEN = "parallel", 608
 TRAINING: dict[str, Any] = {
     "precision": "bf16",
@@ -53,14 +61,6 @@ TRAINING: dict[str, Any] = {
     "patience": None,
     "eval_every": 1 << 30,  # once, at the end: the held-out pieces take minutes
 }
-
-
-class Source(NamedTuple):
-    """A set of music: what it is, its licence, and whom to name."""
-
-    what: str
-    licence: str
-    credit: str
 
 
 _NIFC = "the Fryderyk Chopin Institute (https://nifc.pl)"
@@ -174,6 +174,14 @@ def main() -> int:
         metavar="RUNS",
         help="or the scores that hold an earlier contest",
     )
+    commands.choices["score"].add_argument(
+        "--continuations",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="JSON",
+        help="reports of continuations.py, each a column of the card with its file's name",
+    )
     add = commands.choices["pack"].add_argument
     add("--scores", type=Path, required=True, metavar="JSON")
     add("--notices", type=Path, required=True, help="the licence texts that must go with the weights")
@@ -260,6 +268,7 @@ def run_scoring(arguments: argparse.Namespace) -> None:
         scores["contest"] = json.loads(arguments.contest.read_text(encoding="utf-8"))["contest"]
     else:
         scores["contest"] = contest(arguments.contest, everything)
+    scores["continuations"] = continuation_means(arguments.continuations)
     arguments.out.write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
     print(json.dumps({"all": scores["sets"]["all"], "contest": scores["contest"]}, indent=1))
 
@@ -309,7 +318,7 @@ def run_packing(arguments: argparse.Namespace) -> None:
     corpus = open_corpus(arguments.corpora, cache=arguments.cache)
     checkpoint = load_checkpoint(arguments.model)
     scores = json.loads(arguments.scores.read_text(encoding="utf-8"))
-    card = model_card(checkpoint, scores, corpus)
+    card = model_card(checkpoint, scores, corpus, SETS)
 
     def write_more(folder: Path) -> None:
         (folder / "README.md").write_text(card, encoding="utf-8")
@@ -327,59 +336,6 @@ def run_packing(arguments: argparse.Namespace) -> None:
     )
     print("\n".join(index_corpus(corpus, folder).lines()))
 
-
-def model_card(checkpoint: Checkpoint, scores: dict[str, Any], corpus: Corpus) -> str:
-    """The model card, from what was measured."""
-    config, training = checkpoint.config, checkpoint.training
-    text = CARD.read_text(encoding="utf-8")
-    lines = ["| set | what it is | licence | held-out pieces | nats/token | nats/note | 5-gram, nats/token |"]
-    lines.append("|---|---|---|---|---|---|---|")
-    for name, score in scores["sets"].items():
-        source = SETS.get(name, Source("all of them", "", ""))
-        model, judge = score["model"], score["5-gram"]
-        token, note = model["nats_per_token"], model["nats_per_note"]
-        lines.append(
-            f"| {name} | {source.what} | {source.licence} | {model['pieces']} "
-            f"| {token['value']:.3f} [{token['low']:.3f}, {token['high']:.3f}] | {note['value']:.2f} "
-            f"| {judge['nats_per_token']['value']:.3f} |"
-        )
-    credits = [
-        f"- {name}: {SETS[name].credit} ({SETS[name].licence})" for name in scores["sets"] if name in SETS
-    ]
-    pieces = corpus.pieces("train")
-    return text.format(
-        kind=config.kind,
-        hidden=config.hidden_size,
-        parameters=f"{checkpoint.model.parameter_count():,}",
-        pieces=f"{len(pieces):,}",
-        tokens=f"{pieces.tokens / 1e6:.1f} million",
-        minutes=f"{training['seconds'] / 60:.0f}",
-        budget=f"{training['settings']['minutes']:.0f}",
-        epochs=f"{training['epochs']:.2f}",
-        version=melodia.__version__,
-        date=scores["date"],
-        table="\n".join(lines),
-        contest=contest_table(scores["contest"]),
-        credits="\n".join(credits),
-    )
-
-
-def contest_table(rows: list[dict[str, Any]]) -> str:
-    """The rows as Markdown."""
-    lines = [
-        "| trained from nothing | parameters | minutes | passes | nats/token | nats/note |",
-        "|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        token, note = row["nats_per_token"], row["nats_per_note"]
-        lines.append(
-            f"| {row['name']} | {row['parameters']:,} | {row['minutes']:.0f} | {row['epochs']:.2f} "
-            f"| {token['value']:.3f} [{token['low']:.3f}, {token['high']:.3f}] | {note['value']:.2f} |"
-        )
-    return "\n".join(lines)
-
-
-CARD = Path(__file__).with_name("bundled_model.card.md")
 
 if __name__ == "__main__":
     sys.exit(main())

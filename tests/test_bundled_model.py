@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from training_helpers import CONFIG, small_corpus
 
-from benchmarks.bundled_model import contest, contest_table
+from benchmarks.bundled_card import contest_table, continuation_means, continuation_tables
+from benchmarks.bundled_model import contest
 from melodia.errors import CorpusError
 from melodia.evaluation.collapse import collapse_report
 from melodia.evaluation.statistics import estimate_key, longest_repeated_run, pitch_in_scale
@@ -128,3 +129,27 @@ def test_the_contest_of_the_card(tmp_path: Path) -> None:
     file.write_text(json.dumps(report | {"pieces": 1}), encoding="utf-8")
     with pytest.raises(CorpusError, match="1 pieces"):
         contest(tmp_path / "runs", pieces)
+
+
+def test_card_shows_means_over_pieces(tmp_path: Path) -> None:
+    """A piece without a figure does not count; a figure that no piece has has no row."""
+    four, one = tmp_path / "branches 4.json", tmp_path / "branches 1.json"
+    real = {"a": {"voices, ratio": 1.5}}
+    four.write_text(
+        json.dumps(
+            {
+                "whole": {"w": {"voices, ratio": 0.5, "drums' share": None}},
+                "held-out": {"a": {"voices, ratio": 1.0, "seed's key": 0.25}, "b": {"voices, ratio": None}},
+                "real": real,
+            }
+        )
+    )
+    one.write_text(json.dumps({"whole": {"w": {"voices, ratio": 2.0}}, "held-out": {"a": {}}, "real": real}))
+    tables = continuation_tables(continuation_means([four, one]))
+    assert tables["pieces"].splitlines() == [
+        "| 2 pieces | branches 4 | branches 1 | the pieces themselves |",
+        "|---|---|---|---|",
+        "| estimated in the seed's key | 25% |  |  |",
+        "| voices at once, of the seed's | 1.00 |  | 1.50 |",
+    ]
+    assert tables["whole"].splitlines()[2:] == ["| voices at once, of the seed's | 0.50 | 2.00 |"]

@@ -1,0 +1,136 @@
+"""The model card of the model that comes with melodia, from what was measured; its text is `bundled_model.card.md`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import melodia
+from melodia.corpus.shards import Corpus
+from melodia.model.checkpoint import Checkpoint
+
+CARD = Path(__file__).with_name("bundled_model.card.md")
+CONTINUED = {
+    "notes in the scale of the seed's key": ("in the seed's scale", "{:.2f}"),
+    "estimated in the seed's key": ("seed's key", "{:.0%}"),
+    "mean pitch, semitones from the seed's": ("pitch drift", "{:+.1f}"),
+    "highest voice": ("top drift", "{:+.1f}"),
+    "lowest voice": ("bottom drift", "{:+.1f}"),
+    "voices at once, of the seed's": ("voices, ratio", "{:.2f}"),
+    "notes a bar, of the seed's": ("notes a bar, ratio", "{:.2f}"),
+    "programs together, of the seed's": ("players, ratio", "{:.2f}"),
+    "drums' share of the notes, of seeds with drums": ("drums' share, seed", "{:.2f}"),
+    "drums' share in what follows": ("drums' share", "{:.2f}"),
+    "last bar ends on the tonic": ("ends on the tonic", "{:.0%}"),
+    "findings of the collapse report": ("collapse findings", "{:.0%}"),
+    "surprise at the own tokens, nats": ("nats a token", "{:.2f}"),
+}
+"""What the card shows of `benchmarks/continuations.py`, by its name on the card: its name there and its format."""
+
+
+class Source(NamedTuple):
+    """A set of music: what it is, its licence, and whom to name."""
+
+    what: str
+    licence: str
+    credit: str
+
+
+def model_card(
+    checkpoint: Checkpoint, scores: dict[str, Any], corpus: Corpus, sources: Mapping[str, Source]
+) -> str:
+    """The model card, from what was measured."""
+    config, training = checkpoint.config, checkpoint.training
+    text = CARD.read_text(encoding="utf-8")
+    lines = ["| set | what it is | licence | held-out pieces | nats/token | nats/note | 5-gram, nats/token |"]
+    lines.append("|---|---|---|---|---|---|---|")
+    for name, score in scores["sets"].items():
+        source = sources.get(name, Source("all of them", "", ""))
+        model, judge = score["model"], score["5-gram"]
+        token, note = model["nats_per_token"], model["nats_per_note"]
+        lines.append(
+            f"| {name} | {source.what} | {source.licence} | {model['pieces']} "
+            f"| {token['value']:.3f} [{token['low']:.3f}, {token['high']:.3f}] | {note['value']:.2f} "
+            f"| {judge['nats_per_token']['value']:.3f} |"
+        )
+    credits = [
+        f"- {name}: {sources[name].credit} ({sources[name].licence})"
+        for name in scores["sets"]
+        if name in sources
+    ]
+    pieces = corpus.pieces("train")
+    return text.format(
+        kind=config.kind,
+        hidden=config.hidden_size,
+        parameters=f"{checkpoint.model.parameter_count():,}",
+        pieces=f"{len(pieces):,}",
+        tokens=f"{pieces.tokens / 1e6:.1f} million",
+        minutes=f"{training['seconds'] / 60:.0f}",
+        budget=f"{training['settings']['minutes']:.0f}",
+        epochs=f"{training['epochs']:.2f}",
+        version=melodia.__version__,
+        date=scores["date"],
+        table="\n".join(lines),
+        contest=contest_table(scores["contest"]),
+        **{
+            f"continued_{name}": table for name, table in continuation_tables(scores["continuations"]).items()
+        },
+        credits="\n".join(credits),
+    )
+
+
+def contest_table(rows: list[dict[str, Any]]) -> str:
+    """The rows as Markdown."""
+    lines = [
+        "| trained from nothing | parameters | minutes | passes | nats/token | nats/note |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        token, note = row["nats_per_token"], row["nats_per_note"]
+        lines.append(
+            f"| {row['name']} | {row['parameters']:,} | {row['minutes']:.0f} | {row['epochs']:.2f} "
+            f"| {token['value']:.3f} [{token['low']:.3f}, {token['high']:.3f}] | {note['value']:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def continuation_means(files: Iterable[Path]) -> dict[str, Any]:
+    """What the card needs of reports of `benchmarks/continuations.py`: of each the means over pieces, by file name."""
+    means: dict[str, Any] = {}
+    for file in files:
+        sets = json.loads(file.read_text(encoding="utf-8"))
+        means[file.stem] = {
+            name: {"pieces": len(rows)} | {column: _mean(rows, column) for column, _ in CONTINUED.values()}
+            for name, rows in sets.items()
+        }
+    return means
+
+
+def _mean(rows: Mapping[str, Mapping[str, float | None]], column: str) -> float | None:
+    """The mean of a column over the pieces that have it."""
+    values = [value for row in rows.values() if (value := row.get(column)) is not None]
+    return sum(values) / len(values) if values else None
+
+
+def continuation_tables(means: Mapping[str, Any]) -> dict[str, str]:
+    """Tables of what follows held-out beginnings, beside the pieces themselves, and of what follows whole pieces."""
+    first = next(iter(means.values()))
+    columns = {
+        "pieces": {name: found["held-out"] for name, found in means.items()}
+        | {"the pieces themselves": first["real"]},
+        "whole": {name: found["whole"] for name, found in means.items()},
+    }
+    return {name: _continuation_table(found) for name, found in columns.items()}
+
+
+def _continuation_table(columns: Mapping[str, Mapping[str, Any]]) -> str:
+    count = next(iter(columns.values()))["pieces"]
+    lines = [f"| {count} pieces | " + " | ".join(columns) + " |", "|---|" + "---|" * len(columns)]
+    for title, (column, form) in CONTINUED.items():
+        values = [found[column] for found in columns.values()]
+        shown = ("" if value is None else form.format(value) for value in values)
+        if any(value is not None for value in values):
+            lines.append(f"| {title} | " + " | ".join(shown) + " |")
+    return "\n".join(lines)
