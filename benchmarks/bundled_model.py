@@ -19,7 +19,7 @@ size and the transformer, trained from nothing for the same time, all at once on
     for kind in parallel lstm gru; do
         python benchmarks/bundled_model.py train CORPORA --kind $kind --out RUNS/$kind --minutes 50 --threads 1 &
     done
-    python benchmarks/transformer.py CORPORA --parameters 5735613 --minutes 50 --threads 1 > RUNS/transformer.json &
+    python benchmarks/transformer.py CORPORA --parameters 7743581 --minutes 50 --threads 1 > RUNS/transformer.json &
 """
 
 from __future__ import annotations

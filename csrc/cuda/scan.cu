@@ -192,16 +192,16 @@ const char* run(int element_bytes, int64_t B, const typename Pass::Cell* cells, 
         T = cells[k].T > T ? cells[k].T : T;
     }
     if (const char* error = device_of(&r.device)) return error;
-    const bool may_stay = options.path == Path::automatic || options.path == Path::resident;
-    if (count > 1 && may_stay && better_alone<Pass>(r.device, element_bytes, B, cells, count)) {
+    // One step has nothing to exchange.
+    const bool stays = options.path == Path::resident || (options.path == Path::automatic && T > 1);
+    if (stays && count > 1 && better_alone<Pass>(r.device, element_bytes, B, cells, count)) {
         for (int k = 0; k < count; ++k)
             if (const char* error =
                     run<Pass>(element_bytes, B, &cells[k], 1, options, workspace, stream, chosen))
                 return error;
         return nullptr;
     }
-    // One step has nothing to exchange.
-    if (options.path == Path::resident || (options.path == Path::automatic && T > 1)) {
+    if (stays) {
         bool fits = false;
         const char* error = r.resident(options, &fits);
         *chosen = Path::resident;
