@@ -66,7 +66,8 @@ def generation() -> int:
     """Tokens per second of the decode engine against eager torch with cuDNN's layers, and a CUDA graph of it.
 
     `of the floor`: time over the time in which torch reads as many bytes as the weights have. melodia's grammar runs,
-    the others have none. `streamed`: no weights in shared memory. `fell back`: launches that were run stage by stage.
+    the others have none. `streamed`: no weights in shared memory. `cluster 16`, `cluster 8`: sessions in clusters of
+    so many blocks. `fell back`: launches that were run in another way, and why the last was.
     """
     import torch
 
@@ -74,6 +75,7 @@ def generation() -> int:
 
     steps, chain = 256, 16
     kinds: tuple[tuple[str, str, int, dict[str, int]], ...] = (
+        ("small", "parallel", 256, {}),
         ("i-a", "sequential", 512, {}),
         ("i-b", "sequential", 512, {"lstm_layers": 2}),
         ("ii", "parallel", 1024, {}),
@@ -82,6 +84,8 @@ def generation() -> int:
         model = network(kind, H, **settings)
         made = {weights: streams_of(model, weights, B) for weights in ("fp32", "bf16", "int8")}
         made["bf16, streamed"] = streams_of(model, "bf16", B, options={"streamed": 1})
+        for blocks, weights in itertools.product((16, 8), ("bf16", "int8")):
+            made[f"{weights}, cluster {blocks}"] = streams_of(model, weights, B, options={"cluster": blocks})
         runs = {weights: partial(streams.make, steps) for weights, streams in made.items()}
         for dtype in (torch.float32, torch.bfloat16):
             peer = Eager(network(kind, H, **settings).cuda().to(dtype), B)
@@ -112,6 +116,6 @@ def generation() -> int:
                     "of the floor": spent / reading_time(facts["step_bytes"]),
                 },
                 **{"x eager": found[rival] / spent, "x graph": graph / spent if graph else None},
-                **{"fell back": facts["stalls"]},
+                **{"fell back": facts["stalls"], "why": streams.engine.fallback()},
             )
     return 0

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 from benchmarks.gpu_generation import generation, memory, network, streams_of
+from benchmarks.gpu_primitives import primitives
 from benchmarks.gpu_tools import EXCHANGES, PATHS, arguments, captured, library, medians, row, waves
 
 
@@ -50,9 +51,9 @@ def small() -> int:
                 kernels.hybrid_step(*given, levels)
             torch.cuda.synchronize()
             print(path, exchange_, dtype, "hybrid_step", "done", flush=True)
-    for weights, B in itertools.product(("fp32", "bf16", "int8"), (1, 9)):
-        streams_of(network("parallel", 24), weights, B).make(3)
-        print("decode", weights, B, "done", flush=True)
+    for weights, B, blocks in itertools.product(("fp32", "bf16", "int8"), (1, 9), (0, 4)):
+        streams_of(network("parallel", 24), weights, B, options={"cluster": blocks}).make(3)
+        print("decode", weights, B, "in clusters" if blocks else "", "done", flush=True)
     return 0
 
 
@@ -293,6 +294,7 @@ def stack(levels: tuple[str, ...], B: int, H: int, dtype: Any) -> tuple[tuple[An
 
 PARTS: dict[str, Callable[[], int]] = {
     "small": small,
+    "primitives": primitives,
     "memory": memory,
     "exchange": exchange,
     "stepping": stepping,

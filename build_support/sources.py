@@ -111,6 +111,7 @@ CUDA_ENGINE = Library(
         "csrc/cuda/decode_int8.cu": True,
         "csrc/cuda/decode_kernel.cu": False,
         "csrc/cuda/decode_device.cu": False,
+        "csrc/cuda/decode_clusters.cu": False,
         "csrc/cuda/decode_lanes.cu": False,
         "csrc/cuda/decode_loop.cu": False,
         "csrc/cuda/decode_api.cu": False,

@@ -42,6 +42,7 @@ SOURCES = (
     KERNEL,
     "cuda/decode_kernel.cu",
     "cuda/decode_device.cu",
+    "cuda/decode_clusters.cu",
     "cuda/decode_lanes.cu",
     "cuda/decode_loop.cu",
     "cuda/decode_api.cu",
@@ -121,6 +122,7 @@ def load(path: Path) -> ctypes.CDLL:
         ctypes.c_int64,
         ctypes.c_int32,
     ]
+    library.melodia_emulator_faults.restype = ctypes.c_int64
     return library
 
 
@@ -196,9 +198,9 @@ def block_sampler(encoder: str, scheme: str = "REMI") -> Any:
 
 
 @lru_cache(maxsize=8)
-def primed(scheme: str = "REMI", encoder: str | None = None) -> Any:
+def primed(scheme: str = "REMI", encoder: str | None = None, kind: str = "sequential") -> Any:
     """A small sampler behind two bars of a scale; at the beginning where there is no MIDI library (gpu_check.py)."""
-    sampler = tiny_sampler(scheme) if encoder is None else block_sampler(encoder, scheme)
+    sampler = tiny_sampler(scheme, kind) if encoder is None else block_sampler(encoder, scheme)
     sampler.prime(make_seed(scale(2)) if importlib.util.find_spec("symusic") else None)
     return sampler
 
@@ -211,12 +213,14 @@ def loops(
     first_session: int = 0,
     equal: bool = False,
     encoder: str | None = None,
+    kind: str = "sequential",
+    weights: str = "fp32",
     **changed: int,
 ) -> tuple[TokenLoop, TokenLoop]:
     """The CPU's loop and the device's over the same lanes."""
-    sampler = primed(scheme, encoder)
+    sampler = primed(scheme, encoder, kind)
     state = sampler.state
-    ints, floats = describe(sampler.model, "fp32")
+    ints, floats = describe(sampler.model, weights)
     rules = rules_of(Grammar.compile(sampler.vocabulary), state.side.specs)
     flat = np.concatenate([np.asarray(part, np.float32).reshape(-1) for part in state.model_state.values()])
     config = config or SamplingConfig()
@@ -296,6 +300,19 @@ def check_loop(
     assert pair[1].lanes.engine.facts()["stalls"] == 0, pair[1].lanes.engine.fallback()
 
 
+def check_giving_up(library: ctypes.CDLL, **changed: int) -> None:
+    """Blocks that wait for a moment only: whatever gave up is done again stage by stage, from where it began."""
+    pair = loops(library, 2, FILTERS, limit_us=1, **changed)
+    for loop in pair:
+        for lane in range(2):
+            loop.set_terms(lane, Terms(1000))
+        assert loop.run(steps=6) == Stopped.STEPS
+    assert [same(*pair, lane) for lane in range(2)] == [6, 6]
+    engine_ = pair[1].lanes.engine
+    assert engine_.fallback() == "a block gave up waiting for the others", engine_.fallback()
+    assert library.melodia_emulator_faults() == 0  # nobody stores where somebody has left
+
+
 def checks(library: ctypes.CDLL) -> Iterator[Any]:
     """What a mutant has to fail: one call after the other."""
     for schedule in range(1, 8):
@@ -315,6 +332,8 @@ def checks(library: ctypes.CDLL) -> Iterator[Any]:
         yield lambda: check_lanes(library, "lstm-tied", "fp32", 24, 1, 2, threads=32)
     for schedule in range(1, 6):
         configure(library, schedule=schedule)
+        yield lambda: check_loop(library, 2, 5, FILTERS, cluster=4)
+        yield lambda: check_giving_up(library, cluster=4)
         yield lambda: check_loop(library, 1, 4, FILTERS)
         yield lambda: check_loop(library, 1, 2, SamplingConfig(top_k=5), equal=True)
         yield lambda: check_loop(library, 1, 2, SamplingConfig(top_p=0.3), equal=True)

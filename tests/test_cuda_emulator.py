@@ -36,7 +36,8 @@ def tried(program: str, case: str, schedules: int = 100) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize(
-    "case", ["all_gather", "in_band", "through_shared", "gives_up", "product bf16", "product fp16"]
+    "case",
+    ["all_gather", "in_band", "through_shared", "in_cluster", "gives_up", "product bf16", "product fp16"],
 )
 def test_right_kernels_pass(program: str, case: str) -> None:
     assert tried(program, case, 300) == (0, "")
@@ -52,6 +53,7 @@ def test_right_kernels_pass(program: str, case: str) -> None:
         "in_band without epoch",
         "in_band with one buffer",
         "through_shared without wait",
+        "in_cluster without first barrier",
     ],
 )
 def test_missing_order_is_found(program: str, case: str) -> None:
@@ -72,3 +74,10 @@ def test_errors_name_the_kernel(program: str, case: str, error: str) -> None:
     assert wrong == 100
     assert error in received
     assert received.startswith(f"kernel {case}: ")
+
+
+def test_stores_to_blocks_that_have_ended_are_found(program: str) -> None:
+    wrong, error = tried(program, "in_cluster without last barrier")
+    assert wrong >= 10
+    assert "a store to the shared memory of block " in error
+    assert error.endswith(", which has ended")

@@ -9,9 +9,10 @@ from pathlib import Path
 import cuda_decode_emulation as emulation
 import pytest
 
-from benchmarks import gpu_check, gpu_generation, gpu_measure, gpu_tools
+from benchmarks import gpu_check, gpu_generation, gpu_measure, gpu_primitives, gpu_tools
 from melodia import engine
 
+NVCC = gpu_primitives.nvcc()
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
@@ -50,6 +51,50 @@ def test_page_has_verdicts_and_figures(tmp_path: Path, capsys: pytest.CaptureFix
     assert "| build | skipped: no nvcc |" in page
     assert "| H | counter (us/step) | in_band (us/step) |" in page
     assert "| 64 | 1.235 | None |" in page
+
+
+@pytest.mark.skipif(emulation.COMPILER is None, reason="no C++ compiler")
+def test_primitives_on_the_emulator(tmp_path: Path) -> None:
+    """Every way brings every number to every block, under every schedule; a wrong sum is an error."""
+    out = tmp_path / "probe.so"
+    flags = [
+        "-x",
+        "c++",
+        "-std=c++17",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        "-fPIC",
+        "-shared",
+        "-DMELODIA_EMULATOR",
+    ]
+    source = str(gpu_primitives.SOURCE)
+    subprocess.run(
+        [str(emulation.COMPILER), *flags, f"-I{gpu_primitives.CSRC}", source, "-o", str(out)], check=True
+    )
+    probe = gpu_primitives.load(out)
+    assert probe.probe_processors() == 16
+    assert probe.probe_clusters(8, 1 << 10) == 2
+    for way in ("alone", "counter", "words", "cluster"):
+        for schedule in range(4):
+            probe.probe_configure(schedule)
+            assert gpu_primitives.exchange(probe, way, 4, 50, 6) == 0.0
+    with pytest.raises(RuntimeError, match="asks for 17 blocks at once of 16"):
+        gpu_primitives.exchange(probe, "words", 17, 50, 6)
+    probe.probe_configure(1)
+    with pytest.raises(RuntimeError, match="grid, 2 blocks: a block came to another sum"):
+        gpu_primitives.exchange(probe, "grid", 2, 50, 6)  # the emulator has no grid.sync
+    for shared in (False, True):
+        assert gpu_primitives.reading(probe, shared, 2, 8192, 2) == 0.0
+    with pytest.raises(RuntimeError, match=r"reading: .* asks for .* bytes of shared memory"):
+        gpu_primitives.reading(probe, True, 2, 1 << 20, 2)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(NVCC is None, reason="no nvcc")
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
+def test_primitives_compile(tmp_path: Path, architecture: str) -> None:
+    gpu_primitives.build(tmp_path, architecture)
 
 
 @pytest.mark.skipif(

@@ -50,16 +50,15 @@ MELODIA_API const char* melodia_cuda_obstacle() {
     return why != nullptr ? why : "";
 }
 
-// For engines that are made from now on; null: as the device wants it.
-MELODIA_API void melodia_cuda_options(const Options* wanted) {
-    options = wanted == nullptr ? Options{} : *wanted;
-}
+// For engines that are made from now on.
+MELODIA_API void melodia_cuda_options(const Options* wanted) { options = *wanted; }
 
 #if defined(MELODIA_EMULATOR)
 MELODIA_API void melodia_emulator_configure(uint64_t schedule, int64_t resident_blocks, int64_t shared_bytes,
                                             int32_t expire) {
     melodia::emulator::machine.setup = {schedule, resident_blocks, shared_bytes, expire != 0};
 }
+MELODIA_API int64_t melodia_emulator_faults() { return melodia::emulator::machine.faults; }
 #endif
 
 MELODIA_API void* melodia_engine_new(const int64_t* ints, int64_t int_count, const float* floats,

@@ -80,7 +80,8 @@ class ComputeBlock : BlockParts<W> {
     MELODIA_DEVICE void start() {
         const int count = static_cast<int>(threads());
         auto* words = reinterpret_cast<uint32_t*>(base);  // padding is multiplied, too: by zeros
-        for (int i = static_cast<int>(thread()); i < a.layout.weights / 4; i += count) words[i] = 0;
+        const int first = static_cast<int>(thread()) + a.layout.words / 4;
+        for (int i = first; i < a.layout.weights / 4; i += count) words[i] = 0;
         MELODIA_SYNC("decode: cleared");
         if (thread() == 0) *flag() = 1;
         for (int s = 0; s < a.net.stages; ++s) {
@@ -193,7 +194,9 @@ class ComputeBlock : BlockParts<W> {
                 MELODIA_SYNC("decode: mixed");
             }
         }
-        const Channel out = channel_of(a, step, a.B + s * groups_of(a) + g, a.net.blocks);
+        const int counter = a.B + s * groups_of(a) + g;
+        const Channel out = s + 1 < a.net.stages ? channel_of(a, step, counter, a.net.blocks)
+                                                 : logits_channel_of(a, step, counter);
         const bool cells = stage.kind == kCells;
         Sums<W> sums(floats(a.layout.sums), cells ? &stage.cell[0].input : &stage.product,
                      stage.cells == 2 ? &stage.cell[1].input : nullptr);

@@ -189,7 +189,8 @@ Decoder::Decoder(const int64_t* ints, int64_t int_count, const float* floats, in
     if (plan.side_sizes.size() > kMaxSides) throw engine::PlanError("there are too many side inputs");
     // A block for each processor, one of them to choose; never so many that a block has few units, because
     // tiles have 16 rows.
-    const int64_t most = std::max<int64_t>(1, options.blocks > 0 ? options.blocks : device.processors - 1);
+    int64_t most = std::max<int64_t>(1, options.blocks > 0 ? options.blocks : device.processors - 1);
+    if (options.cluster > 0) most = std::min(most, std::max<int64_t>(1, options.cluster - 1));
     const int64_t units = std::max(options.least_units > 0 ? options.least_units : 4, parts(H, most));
     const int64_t blocks = parts(H, units);
     net.V = static_cast<int32_t>(V);
@@ -375,7 +376,7 @@ Decoder::Decoder(const int64_t* ints, int64_t int_count, const float* floats, in
     rebase(edges, base);
 }
 
-Layout Decoder::layout_of(int64_t B, int64_t samplers, std::vector<Stage>& of,
+Layout Decoder::layout_of(int64_t B, int64_t samplers, bool cluster, std::vector<Stage>& of,
                           std::vector<ReaderLevel>& readers_of, Own& own) const {
     const int64_t H = net.H, padded = up(H, 32), group = std::min<int64_t>(B, kGroup), U = net.units;
     const int64_t warps = (options.threads > 0 ? options.threads : kThreads) / 32;
@@ -428,6 +429,10 @@ Layout Decoder::layout_of(int64_t B, int64_t samplers, std::vector<Stage>& of,
         at = up(at + size, 128);
         return static_cast<int32_t>(from);
     };
+    if (cluster) {
+        (void)take(2 * B * net.words * static_cast<int64_t>(sizeof(uint64_t)));
+        l.words = static_cast<int32_t>(at);
+    }
     l.padded_h = static_cast<int32_t>(padded);
     l.padded_e = static_cast<int32_t>(padded_e);
     l.padded_x = static_cast<int32_t>(padded_x);
@@ -472,8 +477,8 @@ Layout Decoder::layout_of(int64_t B, int64_t samplers, std::vector<Stage>& of,
         for (CellPart& cell : level.cell) keep(cell.recurrent), keep(cell.input);
     for (CellPart& cell : of[0].cell) keep(cell.context);
     l.compute_bytes = static_cast<int32_t>(at);
-    l.sampler_bytes = 768;
-    if (B <= samplers && 768 + 12 * int64_t{net.V} <= device.shared_bytes) {
+    l.sampler_bytes = l.words + 768;
+    if (B <= samplers && l.sampler_bytes + 12 * int64_t{net.V} <= device.shared_bytes) {
         l.sampler_in_shared = 1;
         l.sampler_bytes += 12 * net.V;
     }

@@ -26,6 +26,7 @@ struct Options {
     int64_t launch_steps = 0;  // tokens of a launch at most
     int64_t limit_us = 0;      // how long a block waits for another
     int64_t streamed = 0;      // 1: no weights in shared memory
+    int64_t cluster = 0;       // blocks of a cluster, one of them to choose; 0: no clusters
 };
 
 // Throws std::runtime_error with the sentence that comes from the device.
@@ -79,8 +80,8 @@ class Decoder {
     std::string fallback;        // why the last was
 
     // For B sessions: where things stand, which matrices stay in shared memory; stages and readers are
-    // changed.
-    Layout layout_of(int64_t B, int64_t samplers, std::vector<Stage>& stages,
+    // changed. cluster: words stand there, too.
+    Layout layout_of(int64_t B, int64_t samplers, bool cluster, std::vector<Stage>& stages,
                      std::vector<ReaderLevel>& readers, Own& own) const;
 };
 
@@ -97,10 +98,13 @@ struct Job {
     double *nll = nullptr, *entropy = nullptr;
 };
 
+class Clusters;
+
 // B sessions that advance together; see engine::Lanes, whose interface this is.
 class Lanes {
   public:
     Lanes(Decoder& decoder, int64_t count);
+    ~Lanes();
     int64_t count() const { return B_; }
     void advance(int64_t T, const int32_t* tokens, const int32_t* sides, float* logits, bool all);
     void read(int64_t lane, float* state) const;
@@ -114,7 +118,10 @@ class Lanes {
     void set_logits(const float* from) { std::copy_n(from, logits_.size(), logits_.begin()); }
 
   private:
-    bool together(const Args& args);  // false: not all blocks were there, or one gave up; nothing changed
+    // false: it did not go well, and nothing changed.
+    bool in_clusters(Args args);
+    bool failed(const std::string& why);
+    bool together(const Args& args);
     void apart(Args args);
     void read_apart(Args args, int64_t shared_bytes);  // a step's first stage where there is an encoder
 
@@ -125,6 +132,7 @@ class Lanes {
     Args args_{};
     int64_t shared_bytes_ = 0;
     int threads_ = kThreads;
+    std::unique_ptr<Clusters> clusters_;  // null: none are wanted
     uint32_t epoch_ = 1;
     std::vector<float> state_, logits_;
     Memory device_stages_, words_, counters_, state_in_, state_out_, kept_, below_, scratch_, device_logits_,

@@ -16,11 +16,13 @@ MELODIA_APART void sample(const Args& a, unsigned char* shared) { SamplerBlock(a
 template <class W>
 __global__ void __launch_bounds__(kThreads, 1) decode(const __grid_constant__ Args a) {
     MELODIA_SHARED(shared);
+    open_words(a);
     if (static_cast<int>(block()) >= a.net.blocks) {
         sample(a, shared);
     } else {
         ComputeBlock<W>(a, shared).run();
     }
+    close_words(a);
 }
 
 }  // namespace

@@ -16,7 +16,13 @@ const char* blocks_at_once(int weights, int threads, int64_t shared_bytes, int64
                            static_cast<size_t>(shared_bytes), blocks);
 }
 
-const char* start(int weights, const Args& args, int threads, int64_t shared_bytes, bool together,
+const char* clusters_at_once(int weights, int64_t blocks, int threads, int64_t shared_bytes,
+                             int64_t* clusters) {
+    return resident_clusters(kernel_with(weights), static_cast<unsigned>(blocks),
+                             static_cast<unsigned>(threads), static_cast<size_t>(shared_bytes), clusters);
+}
+
+const char* start(int weights, const Args& args, int threads, int64_t shared_bytes, Together together,
                   Stream stream) {
     const Shape shape = {static_cast<unsigned>(args.net.blocks + args.samplers),
                          static_cast<unsigned>(threads), static_cast<size_t>(shared_bytes), together};

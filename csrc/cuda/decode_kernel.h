@@ -25,7 +25,9 @@ template <>
 Kernel kernel_of<Int8>();
 
 const char* blocks_at_once(int weights, int threads, int64_t shared_bytes, int64_t* blocks);
-const char* start(int weights, const Args& args, int threads, int64_t shared_bytes, bool together,
+const char* clusters_at_once(int weights, int64_t blocks, int threads, int64_t shared_bytes,
+                             int64_t* clusters);
+const char* start(int weights, const Args& args, int threads, int64_t shared_bytes, Together together,
                   Stream stream);
 
 }  // namespace melodia::cuda::decode

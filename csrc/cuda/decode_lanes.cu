@@ -3,7 +3,7 @@
 #include <cstring>
 #include <stdexcept>
 
-#include "cuda/decode_device.h"
+#include "cuda/decode_clusters.h"
 
 namespace melodia::cuda::decode {
 
@@ -15,7 +15,7 @@ Lanes::Lanes(Decoder& decoder, int64_t count)
     const int64_t room = std::max<int64_t>(1, decoder.device.processors - net.blocks);
     const int64_t most = decoder.options.samplers > 0 ? decoder.options.samplers : 16;
     args_.samplers = static_cast<int32_t>(std::min({B_, room, most}));
-    args_.layout = decoder.layout_of(B_, args_.samplers, stages_, readers_, args_.own_layout);
+    args_.layout = decoder.layout_of(B_, args_.samplers, false, stages_, readers_, args_.own_layout);
     shared_bytes_ = std::max(args_.layout.compute_bytes, args_.layout.sampler_bytes);
     args_.net = net;
     args_.net.stage = device_stages_.upload(stages_.data(), static_cast<int64_t>(stages_.size()));
@@ -39,9 +39,12 @@ Lanes::Lanes(Decoder& decoder, int64_t count)
         args_.summaries = summaries_.of<float>(B_ * wide);
         args_.lengths = lengths_.of<int32_t>(B_);
     }
+    if (decoder.options.cluster > 0) clusters_ = std::make_unique<Clusters>(decoder, B_, threads_);
     state_.assign(static_cast<size_t>(B_ * net.state_size), 0.0f);
     logits_.assign(static_cast<size_t>(B_ * net.V), 0.0f);
 }
+
+Lanes::~Lanes() = default;
 
 void Lanes::read(int64_t lane, float* state) const {
     const int64_t size = decoder_.net.state_size;
@@ -91,7 +94,6 @@ void Lanes::run(const Job& job) {
     bool residual = false;
     for (const Stage& s : stages_) residual = residual || s.keeps;
     if (residual) a.below = below_.of<float>(int64_t{net.blocks} * net.levels * B_ * net.H);
-    a.logits = device_logits_.upload(logits_.data(), B_ * V);
     if (job.records == nullptr) {
         a.given = given_.upload(job.given, figures);
         a.given_sides =
@@ -106,7 +108,9 @@ void Lanes::run(const Job& job) {
         a.nll = nll_.of<double>(figures);
         a.entropy = entropy_.of<double>(figures);
     }
+    // Everything that a launch which went wrong may have changed.
     const auto begin = [&] {
+        a.logits = device_logits_.upload(logits_.data(), B_ * V);
         a.state_in = state_in_.upload(state_.data(), static_cast<int64_t>(state_.size()));
         if (job.records != nullptr) Memory::write(a.records, job.records, B_ * job.record->size);
         if (epoch_ > 0xF0000000u) {  // once in 4e9 steps
@@ -119,8 +123,16 @@ void Lanes::run(const Job& job) {
         epoch_ += static_cast<uint32_t>(job.steps) + 2;
         require(clear(counters_.of<uint32_t>(1), static_cast<size_t>(counters_.size()), nullptr));
     };
-    begin();
-    if (decoder_.options.apart != 0 || !together(a)) {
+    bool done = false;
+    if (clusters_ != nullptr && job.records != nullptr) {
+        begin();
+        done = in_clusters(a);
+    }
+    if (!done && decoder_.options.apart == 0) {
+        begin();
+        done = together(a);
+    }
+    if (!done) {
         begin();
         apart(a);
     }
@@ -140,13 +152,26 @@ void Lanes::run(const Job& job) {
     Memory::read(logits_.data(), a.logits, static_cast<int64_t>(sizeof(float)) * B_ * V);
 }
 
+bool Lanes::failed(const std::string& why) {
+    decoder_.fallbacks += 1;
+    decoder_.fallback = why;
+    return false;
+}
+
+bool Lanes::in_clusters(Args a) {
+    if (!clusters_->obstacle.empty()) return failed(clusters_->obstacle);
+    a.step_end = a.steps + 1;
+    a.phase_end = a.net.stages + 1;
+    a.first = a.last = 1;
+    const char* failure = clusters_->run(a, static_cast<int>(decoder_.plan.weights));
+    uint32_t gave_up = 0;
+    Memory::read(&gave_up, a.gave_up, 4);  // waits for the clusters that did begin
+    if (failure != nullptr) return failed(failure);
+    return gave_up == 0 || failed("a block gave up waiting for its cluster");
+}
+
 bool Lanes::together(const Args& args) {
     const auto weights = static_cast<int>(decoder_.plan.weights);
-    const auto failed = [&](const std::string& why) {
-        decoder_.fallbacks += 1;
-        decoder_.fallback = why;
-        return false;
-    };
     int64_t blocks = 0;
     if (const char* failure = blocks_at_once(weights, threads_, shared_bytes_, &blocks))
         return failed(failure);
@@ -157,7 +182,7 @@ bool Lanes::together(const Args& args) {
     a.step_end = a.steps + 1;
     a.phase_end = a.net.stages + 1;
     a.first = a.last = 1;
-    if (const char* failure = start(weights, a, threads_, shared_bytes_, true, nullptr))
+    if (const char* failure = start(weights, a, threads_, shared_bytes_, Together::grid, nullptr))
         return failed(failure);
     uint32_t gave_up = 0;
     Memory::read(&gave_up, a.gave_up, 4);
@@ -185,7 +210,7 @@ void Lanes::apart(Args a) {
                 read_apart(a, shared);
                 a.part = kRest;
             }
-            require(start(weights, a, threads_, shared, false, nullptr));
+            require(start(weights, a, threads_, shared, Together::no, nullptr));
         }
     }
     uint32_t gave_up = 0;
@@ -198,13 +223,13 @@ void Lanes::read_apart(Args a, int64_t shared_bytes) {
     std::vector<int32_t> lengths(static_cast<size_t>(B_));
     a.part = kCommands;
     Memory::write(a.lengths, lengths.data(), 4 * B_);
-    require(start(weights, a, threads_, shared_bytes, false, nullptr));
+    require(start(weights, a, threads_, shared_bytes, Together::no, nullptr));
     Memory::read(lengths.data(), a.lengths, 4 * B_);
     const int32_t most = *std::max_element(lengths.begin(), lengths.end());
     a.part = kReading;
     for (a.reader_level = 0; most > 0 && a.reader_level < a.net.reader.levels; ++a.reader_level)
         for (a.reader_step = 0; a.reader_step <= most; ++a.reader_step)
-            require(start(weights, a, threads_, shared_bytes, false, nullptr));
+            require(start(weights, a, threads_, shared_bytes, Together::no, nullptr));
 }
 
 }  // namespace melodia::cuda::decode

@@ -91,6 +91,7 @@ struct Reader {
 
 // Offsets in bytes of a block's shared memory. One arithmetic for host and device: filled in by the host.
 struct Layout {
+    int32_t words;                         // bytes of a cluster's words, which stand in front
     int32_t raw, y;                        // floats [group][raw_stride], [group][y_stride]; -1: not needed
     int32_t states, inputs;                // numbers in the form of the weights
     int32_t states_stride, inputs_stride;  // bytes of a row
@@ -188,6 +189,7 @@ struct Args {
     int32_t part, reader_level, reader_step;  // a Part, and which step of the encoder
     int32_t first, last;                      // the state comes in, goes out; else it is kept in `kept`
     int32_t counted;                          // exchange by counters, not in words
+    int32_t cluster;                          // the launch is one cluster, and words travel in shared memory
     uint32_t epoch;
     uint64_t limit_ns;
     uint32_t* gave_up;

@@ -41,9 +41,9 @@ class SamplerBlock {
   public:
     MELODIA_DEVICE SamplerBlock(const Args& args, unsigned char* shared)
         : a(args),
-          box_(reinterpret_cast<double*>(shared)),
-          flag_(reinterpret_cast<int*>(shared + 640)),
-          shared_(shared + 768),
+          box_(reinterpret_cast<double*>(shared + args.layout.words)),
+          flag_(reinterpret_cast<int*>(shared + args.layout.words + 640)),
+          shared_(shared + args.layout.words + 768),
           mine_(static_cast<int>(block()) - a.net.blocks) {}
 
     MELODIA_DEVICE void run() {
@@ -150,7 +150,7 @@ class SamplerBlock {
 
     MELODIA_DEVICE bool receive_logits(int step, int b, float* to) {
         const int last = a.net.stages - 1;
-        const Channel in = channel_of(a, step, a.B + last * groups_of(a) + b / kGroup, a.net.blocks);
+        const Channel in = logits_channel_of(a, step, a.B + last * groups_of(a) + b / kGroup);
         await(in, flag_);
         const uint64_t* words = words_of(a, step, b) + a.net.stage[last].words;
         receive(

@@ -242,6 +242,49 @@ MELODIA_DEVICE void fence_acquire() {
 #endif
 }
 
+// ---- Between the blocks of a cluster: shared memory (sm_90 and newer). The whole grid is one cluster, so a
+// block's rank is block().
+
+// Until every thread of the cluster is here; what was stored before is seen behind it.
+MELODIA_DEVICE void sync_cluster() {
+#if defined(MELODIA_EMULATOR)
+    emulator::machine.sync_cluster();
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("barrier.cluster.arrive.release;" ::: "memory");
+    asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
+#endif
+}
+
+// A word of a block's own shared memory that another block stores.
+MELODIA_DEVICE uint64_t load_from_cluster(const uint64_t* own) {
+#if defined(MELODIA_EMULATOR)
+    return *own;
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    uint64_t value;
+    const auto at = static_cast<unsigned>(__cvta_generic_to_shared(own));
+    asm volatile("ld.relaxed.cluster.shared::cta.u64 %0, [%1];" : "=l"(value) : "r"(at) : "memory");
+    return value;
+#else
+    (void)own;
+    return 0;
+#endif
+}
+
+// The word that stands in the shared memory of block `rank` where `own` stands in this one's; it arrives
+// whole, ordered with nothing.
+MELODIA_DEVICE void store_to_cluster(uint64_t* own, unsigned rank, uint64_t value) {
+#if defined(MELODIA_EMULATOR)
+    emulator::machine.store(emulator::machine.shared_of(own, rank), &value, 8);
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    unsigned to;
+    const auto at = static_cast<unsigned>(__cvta_generic_to_shared(own));
+    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(to) : "r"(at), "r"(rank));
+    asm volatile("st.relaxed.cluster.shared::cluster.u64 [%0], %1;" ::"r"(to), "l"(value) : "memory");
+#else
+    (void)own, (void)rank, (void)value;
+#endif
+}
+
 // ---- Asynchronous copies: 16 bytes from global (L2) to shared memory, both aligned
 
 MELODIA_DEVICE void copy_async(void* shared, const void* global) {

@@ -6,7 +6,9 @@
 //  - stores to global memory (store_data, store_relaxed) are seen late and in any order until a release;
 //  - loads of data (load_data) may see what stood there before, until an acquire;
 //  - asynchronous copies arrive only when they are waited for;
-//  - shared memory starts as NaN, and writes past its end are found.
+//  - shared memory starts as NaN, and writes past its end are found, as are stores of a cluster's block to
+//  one that has
+//    ended.
 // Threads of a block that wait at different barriers, and a launch in which nobody can go on, are errors that
 // name the kernel, never a hang. Not modelled: bank conflicts, time, caches.
 //
@@ -26,7 +28,8 @@ namespace melodia::emulator {
 // The machine: one, because a kernel's code finds it without an argument.
 struct Machine {
     Setup setup;
-    std::string error;  // of the last launch, empty if it went well
+    std::string error;   // of the last launch, empty if it went well
+    int64_t faults = 0;  // of all launches: stores to the shared memory of blocks that had ended
 
     Fiber* current = nullptr;
     unsigned threads = 0, blocks = 0;
@@ -37,10 +40,7 @@ struct Machine {
     // --------------------------------------------------------------
 
     Block& block() { return resident[current->slot]; }
-    unsigned char* shared() {
-        auto at = reinterpret_cast<uintptr_t>(block().shared.data());
-        return reinterpret_cast<unsigned char*>((at + 127) & ~uintptr_t{127});
-    }
+    unsigned char* shared() { return aligned(block().shared.data()); }
 
     void pause() {
         current->paused = true;
@@ -70,6 +70,22 @@ struct Machine {
         if (current->wait == Wait::warp) yield();
     }
 
+    // All blocks of the launch are one cluster.
+    void sync_cluster() {
+        release_all();
+        ++cluster_arrived_;
+        current->wait = Wait::cluster;
+        finish_cluster();
+        if (current->wait == Wait::cluster) yield();
+    }
+
+    // What stands in the shared memory of block `rank` where `own` stands in this block's.
+    void* shared_of(const void* own, unsigned rank) {
+        const auto at = static_cast<const unsigned char*>(own) - shared();
+        const Block& other = resident[rank];
+        return aligned(other.shared.data()) + at;
+    }
+
     // Every lane puts `bytes` and may read every lane's.
     template <class F>
     void exchange(const void* mine, unsigned size, F read) {
@@ -83,7 +99,7 @@ struct Machine {
     void store(void* address, const void* bytes, unsigned size) {
         ++progress_;
         if (!weak_) {
-            std::memcpy(address, bytes, size);
+            if (alive(address)) std::memcpy(address, bytes, size);
             return;
         }
         Store made{static_cast<unsigned char*>(address), {}, size, block().generation};
@@ -171,7 +187,7 @@ struct Machine {
     // -----------------------------------------------------------------------------------
 
     // Runs body() as every thread; false and `error` if that cannot be done.
-    bool run(const char* name, unsigned grid, unsigned threads_, size_t shared_bytes, bool cooperative,
+    bool run(const char* name, unsigned grid, unsigned threads_, size_t shared_bytes, bool together,
              std::function<void()> body) {
         error.clear();
         threads = threads_;
@@ -179,7 +195,7 @@ struct Machine {
         if (static_cast<int64_t>(shared_bytes) > setup.shared_bytes)
             error = "asks for " + std::to_string(shared_bytes) + " bytes of shared memory of " +
                     std::to_string(setup.shared_bytes);
-        if (cooperative && static_cast<int64_t>(grid) > setup.resident_blocks)
+        if (together && static_cast<int64_t>(grid) > setup.resident_blocks)
             error = "asks for " + std::to_string(grid) + " blocks at once of " +
                     std::to_string(setup.resident_blocks);
         if (threads == 0 || threads > 1024 || grid == 0) error = "has no such block";
@@ -194,6 +210,28 @@ struct Machine {
         Fiber* begin() const { return first; }
         Fiber* end() const { return last; }
     };
+    template <class T>
+    static unsigned char* aligned(const T* shared) {
+        const auto at = (reinterpret_cast<uintptr_t>(shared) + 127) & ~uintptr_t{127};
+        return reinterpret_cast<unsigned char*>(at);
+    }
+
+    // Whether an address is anything but the shared memory of a block that has ended; if it is, that is an
+    // error.
+    bool alive(const void* address) {
+        const auto* p = static_cast<const unsigned char*>(address);
+        for (const Block& b : resident) {
+            if (b.left < threads || p < b.shared.data() || p >= b.shared.data() + b.shared.size()) continue;
+            if (error.empty())
+                error =
+                    "a store to the shared memory of block " + std::to_string(b.index) + ", which has ended";
+            failed_ = true;
+            ++faults;
+            return false;
+        }
+        return true;
+    }
+
     Range fibers_of(unsigned slot) { return {&fibers_[slot * threads], &fibers_[(slot + 1) * threads]}; }
 
     static void forward(const Store& s, const unsigned char* address, unsigned char* bytes, unsigned size) {
@@ -222,7 +260,7 @@ struct Machine {
                 std::memcpy(&before, s.address + b, 2);
                 old_[reinterpret_cast<uintptr_t>(s.address) + b] = {before, sequence_, f.slot};
             }
-            std::memcpy(s.address, s.bytes, s.size);
+            if (alive(s.address)) std::memcpy(s.address, s.bytes, s.size);
         }
         f.stores.resize(kept);
     }
@@ -249,6 +287,20 @@ struct Machine {
             if (f.wait == Wait::warp) wake(f);
         }
         w.arrived = 0;
+    }
+
+    void finish_cluster() {
+        if (cluster_arrived_ < size_t{blocks} * threads) return;
+        for (Fiber& f : fibers_) {
+            if (f.wait == Wait::cluster) wake(f);
+        }
+        cluster_arrived_ = 0;
+    }
+
+    // Everything this thread made is visible to all.
+    void release_all() {
+        flush(*current, [](const Store&) { return true; });
+        ++progress_;
     }
 
     void wake(Fiber& f) {
@@ -313,9 +365,9 @@ struct Machine {
 
     bool canary_lives(unsigned slot, size_t shared_bytes) {
         const Block& b = resident[slot];
-        const auto at = (reinterpret_cast<uintptr_t>(b.shared.data()) + 127) & ~uintptr_t{127};
-        const auto* p = reinterpret_cast<const unsigned char*>(at) + shared_bytes;
-        return std::all_of(p, b.shared.data() + b.shared.size(), [](unsigned char c) { return c == 0xFF; });
+        return std::all_of(aligned(b.shared.data()) + shared_bytes,
+                           const_cast<unsigned char*>(b.shared.data()) + b.shared.size(),
+                           [](unsigned char c) { return c == 0xFF; });
     }
 
     // Who stands still until the others cannot go on: nobody, one block, all blocks but one, a warp of every
@@ -346,6 +398,7 @@ struct Machine {
         weak_ = setup.schedule % 2 == 1;
         failed_ = expired_ = false;
         rounds_ = progress_ = sequence_ = 0;
+        cluster_arrived_ = 0;
         old_.clear();
         ready_.clear();
         const unsigned slots = static_cast<unsigned>(std::min<int64_t>(blocks, setup.resident_blocks));
@@ -399,7 +452,7 @@ struct Machine {
                 if (victim.kind == last.kind && victim.which == last.which) victim = Victim{};
                 continue;
             }
-            if (weak_ && stalled == 2) drain(1);
+            if (weak_) drain(2);
             if (!ready_.empty() && stalled < kPatience) continue;
             if (ready_.empty() || !setup.expire || expired_) {
                 failed_ = true;
@@ -423,7 +476,7 @@ struct Machine {
             for (const Fiber& f : fibers_of(s)) {
                 spins += f.wait == Wait::none;
                 ended += f.wait == Wait::done;
-                waits += f.wait == Wait::block || f.wait == Wait::warp;
+                waits += f.wait == Wait::block || f.wait == Wait::warp || f.wait == Wait::cluster;
             }
             if (ended == threads) continue;
             text += " block " + std::to_string(resident[s].index) + ": " + std::to_string(spins) +
@@ -441,6 +494,7 @@ struct Machine {
     std::vector<Fiber*> ready_;
     std::unordered_map<uintptr_t, Old> old_;
     uint64_t rounds_ = 0, progress_ = 0, sequence_ = 0;
+    size_t cluster_arrived_ = 0;
     bool weak_ = false, failed_ = false, expired_ = false;
 };
 

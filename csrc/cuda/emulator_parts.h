@@ -44,7 +44,7 @@ struct Copy {
     bool read;  // the source was read when the copy was issued
 };
 
-enum class Wait { none, block, warp, done };
+enum class Wait { none, block, warp, cluster, done };
 
 struct Fiber {
     jmp_buf context;

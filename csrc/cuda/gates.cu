@@ -45,7 +45,7 @@ template <class S>
 const char* run(bool lstm, const Gates& a, Stream stream) {
     const auto blocks = static_cast<unsigned>((a.N * a.H + kThreads - 1) / kThreads);
     return launch("gates", lstm ? gates_kernel<S, true> : gates_kernel<S, false>,
-                  {blocks, kThreads, 0, false}, stream, a);
+                  {blocks, kThreads, 0, Together::no}, stream, a);
 }
 
 }  // namespace

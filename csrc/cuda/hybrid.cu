@@ -128,7 +128,7 @@ const char* run(int element_bytes, const StepStack& stack, const ScanOptions& op
         a.blocks = static_cast<int32_t>(blocks);
         a.rescue = rescue;
         const Shape shape{static_cast<unsigned>(groups * blocks), kThreads, static_cast<size_t>(shared),
-                          together};
+                          together ? Together::grid : Together::no};
         return launch("hybrid_step", StackKernel<S>::get(), shape, stream, a);
     };
     if (options.path == Path::rows || (options.path == Path::automatic && items == 1)) {

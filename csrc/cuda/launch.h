@@ -18,7 +18,7 @@ struct Device {
 using Stream = void*;
 inline const char* device_of(Device* device) {
     const emulator::Setup& setup = emulator::machine.setup;
-    *device = {setup.resident_blocks, setup.shared_bytes, 80};
+    *device = {setup.resident_blocks, setup.shared_bytes, 90};
     return nullptr;
 }
 #else
@@ -65,6 +65,56 @@ inline const char* obstacle_of_device() {
     return nullptr;
 }
 
+// Which blocks of a launch are there at once: kernels that wait across blocks need all of them.
+enum class Together {
+    no,
+    grid,     // all, or an error
+    cluster,  // all, as one cluster of at most 16 (sm_90 and newer)
+};
+
+struct Shape {
+    unsigned blocks, threads;
+    size_t shared_bytes;
+    Together together;
+};
+
+#if !defined(MELODIA_EMULATOR)
+// What the runtime wants to know of a launch; it points to itself.
+struct Launch {
+    cudaLaunchAttribute attribute{};
+    cudaLaunchConfig_t config{};
+
+    Launch(const Launch&) = delete;
+    Launch(const Shape& shape, Stream stream) {
+        config.gridDim = dim3(shape.blocks);
+        config.blockDim = dim3(shape.threads);
+        config.dynamicSmemBytes = shape.shared_bytes;
+        config.stream = stream;
+        config.attrs = &attribute;
+        config.numAttrs = shape.together == Together::no ? 0 : 1;
+        if (shape.together == Together::grid) {
+            attribute.id = cudaLaunchAttributeCooperative;
+            attribute.val.cooperative = 1;
+        } else {
+            attribute.id = cudaLaunchAttributeClusterDimension;
+            attribute.val.clusterDim.x = shape.blocks;
+            attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+        }
+    }
+};
+
+// Lets a kernel have what the shape asks for beyond what every device has.
+template <class... P>
+cudaError_t allow(void (*kernel)(P...), const Shape& shape) {
+    const auto* function = reinterpret_cast<const void*>(kernel);
+    cudaError_t error = cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                             static_cast<int>(shape.shared_bytes));
+    if (error == cudaSuccess && shape.together == Together::cluster && shape.blocks > 8)
+        error = cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+    return error;
+}
+#endif
+
 // How many blocks of that kernel the device holds at once: what a launch that waits across blocks may have.
 template <class... P>
 const char* resident_blocks(void (*kernel)(P...), unsigned threads, size_t shared_bytes, int64_t* blocks) {
@@ -76,9 +126,7 @@ const char* resident_blocks(void (*kernel)(P...), unsigned threads, size_t share
     int each = 0;
     Device device{};
     if (const char* failure = device_of(&device)) return failure;
-    cudaError_t error =
-        cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                             cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
+    cudaError_t error = allow(kernel, {1, threads, shared_bytes, Together::no});
     if (error == cudaSuccess)
         error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel, static_cast<int>(threads),
                                                               shared_bytes);
@@ -87,11 +135,29 @@ const char* resident_blocks(void (*kernel)(P...), unsigned threads, size_t share
 #endif
 }
 
-struct Shape {
-    unsigned blocks, threads;
-    size_t shared_bytes;
-    bool cooperative;  // all blocks at once, or an error: for kernels that wait across blocks
-};
+// How many clusters of so many blocks the device holds at once; 0: none at all.
+template <class... P>
+const char* resident_clusters(void (*kernel)(P...), unsigned blocks, unsigned threads, size_t shared_bytes,
+                              int64_t* clusters) {
+#if defined(MELODIA_EMULATOR)
+    (void)kernel, (void)threads, (void)shared_bytes;
+    *clusters = emulator::machine.setup.resident_blocks / blocks;
+    return nullptr;
+#else
+    *clusters = 0;
+    const Shape shape = {blocks, threads, shared_bytes, Together::cluster};
+    cudaError_t error = allow(kernel, shape);
+    if (error == cudaSuccess) {
+        int found = 0;
+        const Launch how(shape, nullptr);
+        error = cudaOccupancyMaxActiveClusters(&found, kernel, &how.config);
+        *clusters = found;
+    }
+    if (error == cudaSuccess) return nullptr;
+    (void)cudaGetLastError();
+    return cudaGetErrorString(error);
+#endif
+}
 
 // Starts `kernel` on `stream`; may be captured into a graph.
 template <class... P, class... A>
@@ -100,31 +166,38 @@ const char* launch(const char* name, void (*kernel)(P...), const Shape& shape, S
 #if defined(MELODIA_EMULATOR)
     (void)stream;
     auto& machine = emulator::machine;
-    const bool done = machine.run(name, shape.blocks, shape.threads, shape.shared_bytes, shape.cooperative,
-                                  [=] { kernel(arguments...); });
+    const bool done = machine.run(name, shape.blocks, shape.threads, shape.shared_bytes,
+                                  shape.together != Together::no, [=] { kernel(arguments...); });
     return done ? nullptr : machine.error.c_str();
 #else
-    cudaError_t error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                                             cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                             static_cast<int>(shape.shared_bytes));
+    cudaError_t error = allow(kernel, shape);
     if (error == cudaSuccess) {
-        cudaLaunchAttribute attribute{};
-        attribute.id = cudaLaunchAttributeCooperative;
-        attribute.val.cooperative = 1;
-        cudaLaunchConfig_t config{};
-        config.gridDim = dim3(shape.blocks);
-        config.blockDim = dim3(shape.threads);
-        config.dynamicSmemBytes = shape.shared_bytes;
-        config.stream = stream;
-        config.attrs = &attribute;
-        config.numAttrs = shape.cooperative ? 1 : 0;
-        error = cudaLaunchKernelEx(&config, kernel, P(arguments)...);
+        const Launch how(shape, stream);
+        error = cudaLaunchKernelEx(&how.config, kernel, P(arguments)...);
     }
     if (error == cudaSuccess) return nullptr;
     thread_local char text[256];
     snprintf(text, sizeof text, "kernel %s: %s", name, cudaGetErrorString(error));
     (void)cudaGetLastError();  // a refused launch is reported once
     return text;
+#endif
+}
+
+// A stream whose work comes after what the default stream was given, and before what it will be given.
+inline const char* new_stream(Stream* stream) {
+#if defined(MELODIA_EMULATOR)
+    *stream = nullptr;
+    return nullptr;
+#else
+    const cudaError_t error = cudaStreamCreate(stream);
+    return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+#endif
+}
+inline void free_stream(Stream stream) {
+#if defined(MELODIA_EMULATOR)
+    (void)stream;
+#else
+    (void)cudaStreamDestroy(stream);
 #endif
 }
 

@@ -67,12 +67,13 @@ __global__ void __launch_bounds__(kThreads) lookup_backward_kernel(const Lookup 
 
 template <class S>
 const char* forward(const Lookup& a, Stream stream) {
-    return launch("lookup", lookup_kernel<S>, {static_cast<unsigned>(a.N), kThreads, 0, false}, stream, a);
+    return launch("lookup", lookup_kernel<S>, {static_cast<unsigned>(a.N), kThreads, 0, Together::no}, stream,
+                  a);
 }
 template <class S>
 const char* backward(const Lookup& a, int64_t rows, Stream stream) {
     return launch("lookup_backward", lookup_backward_kernel<S>,
-                  {static_cast<unsigned>(rows), kThreads, kThreads / 8, false}, stream, a);
+                  {static_cast<unsigned>(rows), kThreads, kThreads / 8, Together::no}, stream, a);
 }
 
 }  // namespace

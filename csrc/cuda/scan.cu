@@ -97,7 +97,8 @@ struct Run {
                 if (in_band) used += 2 * part.tiling.batch_blocks * part.tiling.batch * products[k].depth * 8;
             }
             if (const char* error = clear(workspace, static_cast<size_t>(used), stream)) return error;
-            const Shape shape{static_cast<unsigned>(total), kThreads, static_cast<size_t>(shared), true};
+            const Shape shape{static_cast<unsigned>(total), kThreads, static_cast<size_t>(shared),
+                              Together::grid};
             if (const char* error = launch(Pass::name, Pass::kernel(), shape, stream, a)) {
                 // Refused: another process holds processors that the query counted. Steps ask for nothing.
                 if (begin > 0 || options.path == Path::resident) return error;
@@ -111,7 +112,7 @@ struct Run {
 
     const char* rows(size_t shared) {
         const auto blocks = static_cast<unsigned>(a.count * (a.batch_end - a.batch_begin));
-        return launch(Pass::rows_name, Pass::rows(), {blocks, kThreads, shared, false}, stream, a);
+        return launch(Pass::rows_name, Pass::rows(), {blocks, kThreads, shared, Together::no}, stream, a);
     }
 
     const char* alone() {
@@ -149,7 +150,8 @@ struct Run {
                 total += part.blocks;
                 Pass::step(step, part.cell.T, &part.from, &part.to);
             }
-            const Shape shape{static_cast<unsigned>(total), kThreads, static_cast<size_t>(shared), false};
+            const Shape shape{static_cast<unsigned>(total), kThreads, static_cast<size_t>(shared),
+                              Together::no};
             if (const char* error = launch(Pass::name, Pass::kernel(), shape, stream, a)) return error;
         }
         return nullptr;

@@ -70,6 +70,23 @@ __global__ void through_shared(Args a) {
     a.out[block() * kThreads + thread()] = shared[4 * ((thread() + 1) % kThreads)];
 }
 
+// Every thread sends two words to the next block of the cluster, and waits for one.
+template <bool First, bool Last>
+__global__ void in_cluster(Args a) {
+    MELODIA_SHARED(raw);
+    auto* words = reinterpret_cast<uint64_t*>(raw);
+    words[thread()] = words[kThreads + thread()] = 0;
+    if (First) sync_cluster();
+    const uint32_t value = block() * kThreads + thread();
+    for (unsigned k = 0; k < 2; ++k)
+        store_to_cluster(words + k * kThreads + thread(), (block() + 1) % kBlocks, uint64_t{1} << 32 | value);
+    Spin spin(a.gave_up, kLimit);
+    uint64_t got = load_from_cluster(words + thread());
+    while (got == 0 && spin.again()) got = load_from_cluster(words + thread());
+    a.out[value] = float(static_cast<uint32_t>(got));
+    if (Last) sync_cluster();
+}
+
 __global__ void waits_for_ever(Args a) {
     while (load_relaxed(a.counter) == 0) {
         Spin spin(a.gave_up, ~uint64_t{0} >> 1);
@@ -125,6 +142,7 @@ using Want = float (*)(unsigned);
 
 float gathered(unsigned at) { return float((at + kThreads) % (kBlocks * kThreads)); }
 float thrice(unsigned at) { return float((at + 3 * kThreads) % (kBlocks * kThreads) + 3); }
+float sent(unsigned at) { return float((at + (kBlocks - 1) * kThreads) % (kBlocks * kThreads)); }
 float neighbour(unsigned at) {
     return float(4 * (at / kThreads * kThreads + (at % kThreads + 1) % kThreads));
 }
@@ -148,6 +166,9 @@ const Case cases[] = {
     {"in_band with one buffer", in_band<true, false>, thrice},
     {"through_shared", through_shared<true>, neighbour},
     {"through_shared without wait", through_shared<false>, neighbour},
+    {"in_cluster", in_cluster<true, true>, sent},
+    {"in_cluster without first barrier", in_cluster<false, true>, sent},
+    {"in_cluster without last barrier", in_cluster<true, false>, sent},
     {"waits_for_ever", waits_for_ever, zero},
     {"gives_up", gives_up, one_then_zero},
     {"half_a_barrier", half_a_barrier, zero},
@@ -177,7 +198,7 @@ int main(int count, char** arguments) {
             uint32_t counter = 0, gave_up = 0;
             const Args args{data.data(), out.data(), &counter, &gave_up, words.data()};
             const char* error =
-                launch(c.name, c.kernel, {kBlocks, kThreads, kThreads * 16, true}, nullptr, args);
+                launch(c.name, c.kernel, {kBlocks, kThreads, kThreads * 16, Together::grid}, nullptr, args);
             bool bad = error != nullptr;
             for (unsigned k = 0; k < all; ++k) bad = bad || out[k] != c.want(k);
             if (error && !*first) first = std::strncpy(text, error, sizeof text - 1);

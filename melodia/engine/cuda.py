@@ -4,6 +4,8 @@
 one another inside it; `TokenLoop.run` looks at its limits between launches, and a failing device leaves everything as
 it was. The rest is as on the CPU, states and followers included. Nothing here needs torch. No GPU has run this yet:
 what is known of it comes from the emulator (csrc/cuda/NOTES_decode.md).
+
+    MELODIA_CUDA_CLUSTER=N    sessions in clusters of N blocks, 2 to 16, on sm_90 and newer, for comparisons; 0: none
 """
 
 from __future__ import annotations
@@ -20,9 +22,10 @@ from numpy.typing import NDArray
 
 from melodia.engine import cuda_native, native
 from melodia.engine.engine import Engine, Floats
-from melodia.errors import BackendError
+from melodia.errors import BackendError, ConfigError
 
 LIBRARY = Path(__file__).with_name("libmelodia_cuda_engine.so")
+CLUSTER_BLOCKS = 16  # of the largest cluster that a device has
 
 
 class Options(ctypes.Structure):
@@ -40,8 +43,20 @@ class Options(ctypes.Structure):
             "launch_steps",
             "limit_us",
             "streamed",
+            "cluster",
         )
     ]
+
+
+def chosen_options() -> Options:
+    """What the environment chooses; ConfigError where it is no size of a cluster."""
+    word = os.environ.get("MELODIA_CUDA_CLUSTER", "").strip() or "0"
+    blocks = int(word) if word.isdecimal() else 1
+    if blocks == 1 or blocks > CLUSTER_BLOCKS:
+        raise ConfigError(
+            f"MELODIA_CUDA_CLUSTER must be 2 to {CLUSTER_BLOCKS} blocks, or 0 for no clusters (received {word!r})"
+        )
+    return Options(cluster=blocks)
 
 
 def load(path: Path) -> ctypes.CDLL:
@@ -115,11 +130,11 @@ class CudaEngine(Engine):
     Args:
         ints, floats: as of `Engine`.
         library: of `load`; None: the one that was installed.
-        options: for tests and measurements.
+        options: for tests and measurements; None: of `chosen_options`.
 
     Raises:
         BackendError: there is no library or no GPU.
-        ConfigError: the description is wrong.
+        ConfigError: the description is wrong, or a variable of the environment.
     """
 
     def __init__(
@@ -135,7 +150,7 @@ class CudaEngine(Engine):
             raise BackendError(f"the CUDA engine was asked for, but {why}; use device cpu")
         used = library if library is not None else _loaded()[0]
         assert used is not None
-        used.melodia_cuda_options(None if options is None else ctypes.byref(options))
+        used.melodia_cuda_options(ctypes.byref(chosen_options() if options is None else options))
         self.native: cuda_native.Engine = cuda_native.Engine(
             used, np.ascontiguousarray(ints, np.int64), np.ascontiguousarray(floats, np.float32)
         )

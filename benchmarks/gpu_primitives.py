@@ -1,0 +1,129 @@
+"""The part `primitives` of gpu_check.py: what the design of the CUDA kernels rests on, measured alone.
+
+`gpu_probe.cu` has the kernels; nvcc builds it here, for the GPU that is there.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import os
+import shutil
+import statistics
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+from benchmarks.gpu_tools import row
+
+SOURCE = Path(__file__).with_name("gpu_probe.cu")
+CSRC = Path(__file__).resolve().parent.parent / "csrc"
+WAYS = ("alone", "grid", "counter", "words", "cluster")  # as enum Way
+MODULUS = 65521
+NUMBERS = 1024  # of an exchange: 4 KB, what a level of 1024 units hands on
+SHARED_BYTES = 200 << 10  # of a decode block
+
+
+def load(path: Path) -> ctypes.CDLL:
+    """The built probe, its functions declared."""
+    probe = ctypes.CDLL(str(path))
+    number, microseconds = ctypes.c_int64, ctypes.POINTER(ctypes.c_double)
+    probe.probe_processors.restype = number
+    probe.probe_clusters.restype = number
+    probe.probe_clusters.argtypes = [number, number]
+    probe.probe_exchange.restype = ctypes.c_char_p
+    sums = ctypes.POINTER(ctypes.c_uint32)
+    probe.probe_exchange.argtypes = [ctypes.c_int, number, number, number, microseconds, sums]
+    probe.probe_reading.restype = ctypes.c_char_p
+    probe.probe_reading.argtypes = [ctypes.c_int, number, number, number, microseconds]
+    return probe
+
+
+def nvcc() -> str | None:
+    """The compiler, if there is one."""
+    home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
+    return shutil.which("nvcc") or shutil.which(f"{home}/bin/nvcc")
+
+
+def build(folder: Path, architecture: str = "native") -> ctypes.CDLL:
+    """Build the probe with nvcc, for the GPU that is there or another."""
+    out = folder / "gpu_probe.so"
+    flags = ["-std=c++17", "-O3", f"-arch={architecture}", "-shared", "-Xcompiler", "-fPIC", f"-I{CSRC}"]
+    subprocess.run([str(nvcc()), *flags, str(SOURCE), "-o", str(out)], check=True, timeout=180)
+    return load(out)
+
+
+def expected_sum(numbers: int, steps: int) -> int:
+    """What every block comes to: the sum of all numbers, which depend on the sum before."""
+    total = 1
+    for _ in range(steps):
+        total = sum((total + i) % MODULUS for i in range(numbers)) % MODULUS
+    return total
+
+
+def exchange(probe: ctypes.CDLL, way: str, blocks: int, numbers: int, steps: int) -> float:
+    """Microseconds of a launch of `steps` exchanges; RuntimeError where it cannot be or goes wrong."""
+    microseconds, sums = ctypes.c_double(), (ctypes.c_uint32 * blocks)()
+    why = probe.probe_exchange(WAYS.index(way), blocks, numbers, steps, ctypes.byref(microseconds), sums)
+    if why is not None:
+        raise RuntimeError(f"{way}, {blocks} blocks: {why.decode()}")
+    if set(sums) != {expected_sum(numbers, steps)}:
+        raise RuntimeError(f"{way}, {blocks} blocks: a block came to another sum")
+    return microseconds.value
+
+
+def reading(probe: ctypes.CDLL, shared: bool, blocks: int, size: int, passes: int) -> float:
+    """Microseconds of a launch in which every block reads `size` bytes so often."""
+    microseconds = ctypes.c_double()
+    why = probe.probe_reading(shared, blocks, size, passes, ctypes.byref(microseconds))
+    if why is not None:
+        raise RuntimeError(f"reading: {why.decode()}")
+    return microseconds.value
+
+
+def difference(run: Callable[[int], float], few: int, many: int) -> float:
+    """Microseconds of one of what `run` does so many of, launches and copies taken out: the median of five."""
+    run(few)
+    return statistics.median((run(many) - run(few)) / (many - few) for _ in range(5))
+
+
+def primitives() -> int:
+    """Microseconds of an exchange of 1024 numbers and of a step without one; GB/s of reading from L2 and shared memory.
+
+    `exchange`: a step less the step of a block that makes everything by itself. `at once`: clusters that there can be.
+    """
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        probe = build(Path(folder))
+    processors = probe.probe_processors()
+    alone = difference(lambda n: exchange(probe, "alone", processors, NUMBERS, n), 200, 2000)
+    row(what="step", way="alone", blocks=processors, us=alone)
+    ways = [(way, processors) for way in ("grid", "counter", "words")]
+    for way, blocks in [*ways, ("words", 16), ("cluster", 8), ("cluster", 16)]:
+        clusters = probe.probe_clusters(blocks, SHARED_BYTES) if way == "cluster" else None
+        try:
+            step = difference(
+                lambda n, way=way, blocks=blocks: exchange(probe, way, blocks, NUMBERS, n),  # type: ignore[misc]
+                200,
+                2000,
+            )
+        except RuntimeError as error:
+            print(error)
+            continue
+        row(what="step", way=way, blocks=blocks, us=step, exchange=step - alone, **{"at once": clusters})
+    for shared, megabytes in itertools.product((False, True), (3, 6, 19)):
+        size = (megabytes << 20) // processors // 4096 * 4096
+        took = difference(
+            lambda n, shared=shared, size=size: reading(probe, shared, processors, size, n),  # type: ignore[misc]
+            10,
+            200,
+        )
+        row(
+            what="reading",
+            way="shared memory" if shared else "L2",
+            blocks=processors,
+            us=took,
+            **{"MB": megabytes, "GB/s": 1e-3 * size * processors / took},
+        )
+    return 0
