@@ -344,6 +344,17 @@ def test_first_predictions_are_nearly_uniform_and_gates_begin_open() -> None:
     torch.testing.assert_close(gate @ gate.T, torch.eye(128), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("layer_norm", [False, True])
+def test_what_an_encoder_hands_on_begins_at_the_size_of_what_it_joins(layer_norm: bool) -> None:
+    """The embeddings' share of the gates begins small, and first layers are larger for it; a summary's does not."""
+    config = ModelConfig.preset("bidirectional", "tiny", 300, layer_norm=layer_norm, block_length=8)
+    stack = Model(config).stack
+    columns = stack.bottom.cells[0].weight_ih[:, config.embedding_size :]
+    summary_variance = 1.0 if layer_norm else 1 / 9
+    inputs = stack.bottom.cells[0].input_size
+    assert inputs * columns.var().item() * summary_variance == pytest.approx(1.0, rel=0.05)
+
+
 @pytest.mark.parametrize("name", ZOO)
 def test_a_copy_is_a_model_of_its_own(name: str) -> None:
     model = make(name)

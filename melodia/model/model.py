@@ -100,6 +100,7 @@ class Model(nn.Module):
         if random_seed is not None and not self.input.weight.is_meta:
             self.initialise(random_seed)
 
+    @torch.no_grad()
     def initialise(self, random_seed: int) -> None:
         """Draw all weights anew.
 
@@ -117,6 +118,10 @@ class Model(nn.Module):
         if self.reader is not None:
             self.reader.encoder.initialise(generator, input_variance)
         self.stack.initialise(generator, input_variance)
+        if self.reader is not None:  # what it makes of a block does not begin small
+            summary_variance = 1.0 if config.layer_norm else HIDDEN_VARIANCE
+            columns = self.stack.bottom.cells[0].weight_ih[:, config.embedding_size :]
+            columns *= (input_variance / summary_variance) ** 0.5
         self.head.initialise(generator, logit_scale)
 
     def initial_state(self, batch: int) -> State:
