@@ -252,8 +252,8 @@ class Lane:
 
     def _map(self, end: int) -> TimeMap:
         context, plan = self.session.context, self.plan
-        tempi = plan.tempi or [(context.origin, 120.0)]
-        metres = plan.metres or [(context.origin, 4, 4)]
+        tempi = plan.times.tempi or [(context.origin, 120.0)]
+        metres = plan.times.metres or [(context.origin, 4, 4)]
         return TimeMap(
             ticks_per_quarter=self.classes.tables.ticks_per_quarter,
             join=context.join - context.origin,

@@ -24,6 +24,7 @@ from melodia.sampler.players import Players
 from melodia.sampler.request import Request
 from melodia.sampler.session import Context
 from melodia.sampler.stretches import STRETCH_BARS, Stretches
+from melodia.sampler.timeline import Timeline
 
 BAR_TOKENS = 2048
 """A bar that holds so many new tokens is left as soon as it can be: no model, however bad, stays in a bar for ever."""
@@ -52,8 +53,7 @@ class Plan:
     Attributes:
         first: index of the first full bar behind the join; None until it is reached.
         last: index of the last bar; None while it is not known.
-        tempi: (tick, quarter notes a minute), the first at the origin.
-        metres: (tick, numerator, denominator), the first at the origin.
+        times: tempi and metres so far.
         crowded: bars that were left because they grew to `BAR_TOKENS`.
     """
 
@@ -90,11 +90,8 @@ class Plan:
         self._players = Players() if request.silent_bars else Players.of(rests or {}, programs or ())
         self._due: frozenset[int] = frozenset()  # the next note must be of one of these programs
         self._unseeded = state.notes == 0
-        tempo = request.tempo or context.tempo
-        self.tempi: list[tuple[int, float]] = [] if tempo is None else [(context.origin, tempo)]
-        self.metres: list[tuple[int, int, int]] = []
-        if context.metre is not None:
-            self.metres.append((context.origin, *context.metre))
+        ticks_per_quarter, tempo = classes.tables.ticks_per_quarter, request.tempo or context.tempo
+        self.times = Timeline(ticks_per_quarter, context.origin, tempo, context.metre)
         state.max_bars = -1
         state.min_bars = _NEVER
         if state.bar >= 0:
@@ -210,7 +207,7 @@ class Plan:
         """An independent copy, for another way through the stretch that begins here."""
         twin = copy(self)
         twin.stretches = self.stretches.opened()
-        twin.tempi, twin.metres = list(self.tempi), list(self.metres)
+        twin.times = self.times.fork()
         return twin
 
     def after(self, s: GrammarState, token: int, count: int) -> None:
@@ -223,9 +220,9 @@ class Plan:
         """
         classes = self.classes
         if (classes.metre[token] or classes.inner_metre[token]) and not self._cycle:
-            self._note_metre(s)
-        if self.classes.tempo[token] and (not self.tempi or self.request.tempo_changes):
-            self.tempi.append((s.now, classes.tables.values[token] / 100))
+            self.times.add_metre(s.bar_start, classes.tables.metres[s.metre])
+        if self.classes.tempo[token] and (self.times.tempo is None or self.request.tempo_changes):
+            self.times.add_tempo(s.now, classes.tables.values[token] / 100)
         index, start, _ = self.bar_at(s)
         self._bar_tokens += 1
         if self._due and classes.pitch[token] and s.program in self._due:
@@ -284,8 +281,7 @@ class Plan:
 
     def context_now(self) -> Context:
         """The context from which another plan would go on at this place."""
-        tempo = self.tempi[-1][1] if self.tempi else None
-        metre = self.metres[-1][1:] if self.metres else None
+        tempo, metre = self.times.tempo, self.times.metre
         if self._after is None:  # the metre that was asked for has not begun
             cycle, anchor, metre = self.context.cycle, self.context.anchor, self.context.metre
         else:
@@ -430,7 +426,8 @@ class Plan:
         if self.first is None and end > join:
             self._find_first(index, start, end)
             self._length = self._bar_ticks(s)
-            self._change_to_metre(self._line)
+            if self.request.metre is not None:
+                self.times.change_metre(self._line, self.request.metre)
         if self.first is not None and self.last is None:
             self.last = self._find_last(s, index, count)
             if self.last is not None or self.request.may_end:
@@ -470,41 +467,16 @@ class Plan:
         if request.tokens is not None:
             return whole(index) if count >= request.tokens else None
         assert request.seconds is not None
-        if not self.tempi or index < first - 1:
+        times, tempo = self.times, self.times.tempo
+        if tempo is None or index < first - 1:
             return None
         _, start, end = self.bar_at(s)
         join = self.context.join
         if not request.tempo_changes and not request.metre_changes:
             at, line = (index, start) if start >= join else (index + 1, end)
-            missing = request.seconds - self.seconds(join, line)
-            bars = ceil(missing * self._ticks_a_second(self.tempi[-1][1]) / self._bar_ticks(s) - _EPSILON)
+            missing = request.seconds - times.seconds(join, line)
+            bars = ceil(missing * times.ticks_a_second(tempo) / self._bar_ticks(s) - _EPSILON)
             return at + max(1, bars) * pieces - 1
-        if self.seconds(join, end) >= request.seconds - _EPSILON:
+        if times.seconds(join, end) >= request.seconds - _EPSILON:
             return whole(max(index, first))
         return None
-
-    def seconds(self, start: int, stop: int) -> float:
-        """Time between two ticks under the tempi so far."""
-        total = 0.0
-        for i, (tick, tempo) in enumerate(self.tempi):
-            until = self.tempi[i + 1][0] if i + 1 < len(self.tempi) else max(stop, tick)
-            begin = start if i == 0 else max(start, tick)
-            total += max(0, min(until, stop) - begin) / self._ticks_a_second(tempo)
-        return total
-
-    def _ticks_a_second(self, tempo: float) -> float:
-        return self.classes.tables.ticks_per_quarter * tempo / 60
-
-    def _note_metre(self, s: GrammarState) -> None:
-        metre = self.classes.tables.metres[s.metre]
-        if not self.metres or self.metres[-1][1:] != metre:
-            self.metres.append((max(s.bar_start, self.context.origin), *metre))
-
-    def _change_to_metre(self, line: int) -> None:
-        """A metre that the caller asked for begins with the first full bar."""
-        metre = self.request.metre
-        if metre is None or (self.metres and self.metres[-1][1:] == metre):
-            return
-        if self.metres and self.metres[-1][0] >= line:
-            self.metres.pop()
-        self.metres.append((line, *metre))
