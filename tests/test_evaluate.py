@@ -18,7 +18,7 @@ from sampler_helpers import tiny_sampler
 from melodia.cli import main
 from melodia.decode import SamplingConfig
 from melodia.errors import ConfigError, CorpusError, MelodiaError
-from melodia.evaluation.continuations import continue_pieces, key_agreement, notes_and_bars
+from melodia.evaluation.continuations import Settings, continue_pieces, key_agreement, notes_and_bars
 from melodia.evaluation.likelihood import encode_files, model_likelihood
 from melodia.evaluation.notes import note_table
 from melodia.evaluation.page import write_page
@@ -257,7 +257,9 @@ def test_refusals(folder: Path, model: Path) -> None:
     with pytest.raises(CorpusError, match="none of the 1 files"):
         evaluate_folder(folder / "broken.mid", model)
     with pytest.raises(ConfigError, match="`bars` must be at least 1"):
-        continue_pieces(tiny_sampler(), folder, 2, bars=0)
+        Settings(bars=0)
+    with pytest.raises(ConfigError, match="`pieces` must be at least 1"):
+        continue_pieces(tiny_sampler(), folder, 0, Settings())
 
 
 def test_the_command(folder: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

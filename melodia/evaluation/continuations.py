@@ -6,7 +6,7 @@ Both sides are read back from tokens, so that a comparison measures the model an
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -50,17 +50,48 @@ class Pair:
     originality: Originality | None = None
 
 
+@dataclass(frozen=True)
+class Settings:
+    """How pieces are continued.
+
+    Attributes:
+        seed_bars: bars of the seed.
+        bars: bars to generate, and to compare with.
+        sampling: temperature and filters.
+        pitch_bias: towards the seeds' pitch classes; see `melodia.sampler.Request`.
+        branches: of every two bars; see there.
+        random_seed: of the choice of pieces, and of the music (session k for the k-th piece).
+
+    Raises:
+        ConfigError: a count of bars is not positive.
+    """
+
+    seed_bars: int = 16
+    bars: int = 16
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    pitch_bias: float = 0.0
+    branches: int = 1
+    random_seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("seed_bars", "bars"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"`{name}` must be at least 1 (received {getattr(self, name)})")
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of them, those of the sampling among them, as a report shows them."""
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+        sampling = values.pop("sampling")
+        return values | {name: getattr(sampling, name) for name in names}
+
+
 def continue_pieces(
     sampler: Sampler,
     source: Path | Iterable[tuple[str, Path]],
     pieces: int,
+    settings: Settings,
     *,
-    seed_bars: int = 16,
-    bars: int = 16,
-    sampling: SamplingConfig | None = None,
-    pitch_bias: float = 0.0,
-    branches: int = 1,
-    random_seed: int = 0,
     index: Index | None = None,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> tuple[list[Pair], list[str]]:
@@ -69,13 +100,8 @@ def continue_pieces(
     Args:
         sampler: with the model.
         source: a folder of MIDI files, or (name, path) of each.
-        pieces: how many; they are drawn by `random_seed` from those that are long enough.
-        seed_bars: bars of the seed.
-        bars: bars to generate, and to compare with.
-        sampling: temperature and filters.
-        pitch_bias: towards the seeds' pitch classes; see `melodia.sampler.Request`.
-        branches: of every two bars; see there.
-        random_seed: of the choice of pieces, and of the music (session k for the k-th piece).
+        pieces: how many; they are drawn by the random seed from those that are long enough.
+        settings: how.
         index: of the training music, to look both up.
         progress: called with (pieces done, pieces wanted, name).
 
@@ -83,33 +109,32 @@ def continue_pieces(
         the pairs, and why pieces that are long enough could not be continued.
 
     Raises:
-        ConfigError: a count is not positive.
+        ConfigError: `pieces` is not positive.
     """
-    for name, value in (("pieces", pieces), ("seed_bars", seed_bars), ("bars", bars)):
-        if value < 1:
-            raise ConfigError(f"`{name}` must be at least 1 (received {value})")
+    if pieces < 1:
+        raise ConfigError(f"`pieces` must be at least 1 (received {pieces})")
     if isinstance(source, Path):
         files = [(found.relative, found.path) for found in find_midi_files(source)]
     else:
         files = list(source)
     pairs: list[Pair] = []
     failed: list[str] = []
-    for place in np.random.default_rng(random_seed).permutation(len(files)).tolist():
+    for place in np.random.default_rng(settings.random_seed).permutation(len(files)).tolist():
         if len(pairs) == pieces:
             break
         name, path = files[place]
         try:
-            parts = parts_of(sampler, path, seed_bars, bars)
+            parts = parts_of(sampler, path, settings.seed_bars, settings.bars)
             if parts is None:
                 continue
             score, seed, real = parts
-            sampler.prime(score, seed_bars=seed_bars)
+            sampler.prime(score, seed_bars=settings.seed_bars)
             continuation = sampler.generate(
-                bars=bars,
-                sampling=sampling,
-                pitch_bias=pitch_bias,
-                branches=branches,
-                random_seed=random_seed,
+                bars=settings.bars,
+                sampling=settings.sampling,
+                pitch_bias=settings.pitch_bias,
+                branches=settings.branches,
+                random_seed=settings.random_seed,
                 session=len(pairs),
             )
         except MelodiaError as error:

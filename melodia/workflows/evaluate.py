@@ -14,7 +14,7 @@ from melodia.decode import SamplingConfig
 from melodia.errors import ConfigError, CorpusError
 from melodia.evaluation.collapse import collapse_report
 from melodia.evaluation.comparison import compare_sets
-from melodia.evaluation.continuations import continue_pieces, key_agreement
+from melodia.evaluation.continuations import Settings, continue_pieces, key_agreement
 from melodia.evaluation.report import Evaluation, Generated
 from melodia.originality import Index
 from melodia.render.files import check_target, fresh_file
@@ -65,6 +65,14 @@ def evaluate_folder(
 
     if generate < 0 or generate == 1:
         raise ConfigError(f"`generate` is 0, or at least 2 pieces to compare (received {generate})")
+    settings = Settings(
+        seed_bars=seed_bars,
+        bars=bars,
+        sampling=sampling or SamplingConfig(),
+        pitch_bias=pitch_bias,
+        branches=branches,
+        random_seed=random_seed,
+    )
     read = None if progress is None else progress.read
     sampler = Sampler.load(model, device=device, backend=backend)
     pieces = encode_files(folder, sampler.tokenizer, progress=read)
@@ -80,9 +88,7 @@ def evaluate_folder(
     if generate:
         root = Path(folder)
         files = [(row.path, root / row.path if root.is_dir() else root) for row in rows]
-        generated = _generate(
-            sampler, files, generate, seed_bars, bars, sampling, pitch_bias, branches, random_seed, read
-        )
+        generated = _generate(sampler, files, generate, settings, read)
     used = set(pieces.used)
     return Evaluation(
         model=_facts(sampler, model),
@@ -103,32 +109,14 @@ def _generate(
     sampler: Sampler,
     files: list[tuple[str, Path]],
     count: int,
-    seed_bars: int,
-    bars: int,
-    sampling: SamplingConfig | None,
-    pitch_bias: float,
-    branches: int,
-    random_seed: int,
+    settings: Settings,
     read: Any,
 ) -> Generated:
     index = None if sampler.checkpoint is None else Index.open(sampler.checkpoint.path)
-    sampling = sampling or SamplingConfig()
-    pairs, failed = continue_pieces(
-        sampler,
-        files,
-        count,
-        seed_bars=seed_bars,
-        bars=bars,
-        sampling=sampling,
-        pitch_bias=pitch_bias,
-        branches=branches,
-        random_seed=random_seed,
-        index=index,
-        progress=read,
-    )
+    pairs, failed = continue_pieces(sampler, files, count, settings, index=index, progress=read)
     if len(pairs) < 2:
         raise CorpusError(
-            f"a comparison needs 2 pieces of at least {seed_bars + bars} bars (found {len(pairs)}"
+            f"a comparison needs 2 pieces of at least {settings.seed_bars + settings.bars} bars (found {len(pairs)}"
             f"{'; ' + failed[0] if failed else ''}); give longer pieces, or fewer bars"
         )
     seeds, real, made = ([getattr(pair, name) for pair in pairs] for name in ("seed", "real", "generated"))
@@ -138,18 +126,7 @@ def _generate(
         yardstick=compare_sets(real, seeds),
         keys=(key_agreement(seeds, real), key_agreement(seeds, made)),
         collapse=(tuple(map(collapse_report, real)), tuple(map(collapse_report, made))),
-        settings={
-            "seed_bars": seed_bars,
-            "bars": bars,
-            "random_seed": random_seed,
-            "temperature": sampling.temperature,
-            "top_k": sampling.top_k,
-            "top_p": sampling.top_p,
-            "min_p": sampling.min_p,
-            "repetition_penalty": sampling.repetition_penalty,
-            "pitch_bias": pitch_bias,
-            "branches": branches,
-        },
+        settings=settings.to_dict(),
         failed=tuple(failed),
     )
 
