@@ -61,7 +61,7 @@ class Settings:
         batch_size: lanes.
         dropout, embedding_dropout, weight_drop: see `ModelConfig`.
         weight_decay: of AdamW.
-        layer_norm: above every level; models of a single level have none where notes are predicted (as melodia's presets;
+        layer_norm: above every level; models of a single level have none where notes are predicted (as in presets;
             independent pitches want it all the same: JSB Chorales 7.80, 7.90 without).
     """
 
