@@ -370,20 +370,6 @@ struct Machine {
                            [](unsigned char c) { return c == 0xFF; });
     }
 
-    // Who stands still until the others cannot go on: nobody, one block, all blocks but one, a warp of every
-    // block.
-    struct Victim {
-        int kind = 0;
-        unsigned which = 0;
-        bool holds(const Fiber& f) const {
-            return kind == 1   ? f.slot == which
-                   : kind == 2 ? f.slot != which
-                   : kind == 3 ? f.thread / 32 == which
-                   : kind == 4 ? f.thread / 32 != which
-                               : false;
-        }
-    };
-
     Victim choose() {
         Victim v;
         if (setup.schedule == 0) return v;

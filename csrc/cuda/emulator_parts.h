@@ -78,6 +78,20 @@ struct Old {
     unsigned slot;
 };
 
+// Who stands still until the others cannot go on: nobody, one block, all blocks but one, a warp of every
+// block.
+struct Victim {
+    int kind = 0;
+    unsigned which = 0;
+    bool holds(const Fiber& f) const {
+        return kind == 1   ? f.slot == which
+               : kind == 2 ? f.slot != which
+               : kind == 3 ? f.thread / 32 == which
+               : kind == 4 ? f.thread / 32 != which
+                           : false;
+    }
+};
+
 constexpr size_t kStack = 128 << 10, kCanary = 64;
 constexpr int kPatience = 200;  // rounds in which everybody spins before it counts as a deadlock
 
