@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import typer
 
@@ -24,14 +24,20 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("generate")(generate.generate)
-app.command("train")(train.train)
-app.command("compare")(compare.compare)
-app.command("evaluate")(evaluate.evaluate)
-app.command("inspect")(inspect.inspect)
-app.command("originality")(originality.originality)
-app.command("bench")(bench.bench)
-app.command("info")(info.info)
+LINES: dict[
+    Callable[..., None], str
+] = {  # of the list of commands, which cuts off what is longer than some 60 letters
+    generate.generate: "Continue a MIDI file, or write music from nothing.",
+    train.train: "Train a model on a folder of MIDI files.",
+    compare.compare: "Train every kind at equal size, and compare them.",
+    evaluate.evaluate: "Score a model on music that it has not seen.",
+    inspect.inspect: "Read MIDI files, and say what is in them.",
+    originality.originality: "Find what MIDI files share with the training music.",
+    bench.bench: "Measure how fast a model generates.",
+    info.info: "Print what runs here, and why.",
+}
+for _command, _line in LINES.items():
+    app.command(_command.__name__, short_help=_line)(_command)
 
 
 def _print_version(wanted: bool) -> None:

@@ -15,7 +15,7 @@ def train(
     ),
     out: Path = typer.Option(..., "--out", metavar="DIR", help="The checkpoint folder to write."),
     kind: str = typer.Option(
-        "sequential", help="lstm, gru, sequential, reversed, parallel or bidirectional.", show_default=True
+        "parallel", help="lstm, gru, sequential, reversed, parallel or bidirectional.", show_default=True
     ),
     size: str = typer.Option("small", help="tiny, small, base or large (128, 256, 512, 1024 hidden units)."),
     combine: str | None = typer.Option(None, help="Of a parallel model: concat, sum or gated."),

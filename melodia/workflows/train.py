@@ -176,7 +176,7 @@ def train_folder(
     folder: Path | str,
     out: Path | str,
     *,
-    kind: str = "sequential",
+    kind: str = "parallel",
     size: str = "small",
     combine: str | None = None,
     encoder: str | None = None,
