@@ -130,18 +130,19 @@ class FrameInput(TokenInput):
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
-        """The frames' embeddings [F, D]."""
-        return self.rolls @ self.pitches
-
-    @property
-    def side(self) -> list[Tensor]:  # type: ignore[override]
-        """The rows of the side inputs [F, D], [lengths, D]."""
-        return [self.rolls @ self.match_pitches, self.match_length]
+        """What tells the embedding's width, type and place: the frames' own rows are made as a batch needs them."""
+        return self.pitches
 
     @property
     def rows(self) -> int:
-        """2 F + lengths."""
-        return 2 * int(self.rolls.shape[0]) + int(self.match_length.shape[0])
+        """More than any batch has steps, so that every batch is embedded step by step."""
+        return 1 << 62
+
+    def embed(self, tokens: Tensor, side: Tensor | None, token_rows: Tensor | None = None) -> Tensor:
+        """As `TokenInput.embed`; frames have no rows that could be dropped."""
+        assert side is not None
+        x = self.rolls[tokens] @ self.pitches + self.rolls[side[..., 0]] @ self.match_pitches
+        return x + F.embedding(side[..., 1], self.match_length)
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator, variance: float) -> None:
