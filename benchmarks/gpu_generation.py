@@ -89,7 +89,7 @@ def generation() -> int:
         runs = {weights: partial(streams.make, steps) for weights, streams in made.items()}
         for dtype in (torch.float32, torch.bfloat16):
             peer = Eager(network(kind, H, **settings).cuda().to(dtype), B)
-            eager = {f"eager {str(dtype)[6:]}": partial(repeat, peer.step, chain)}
+            eager = {f"eager {str(dtype)[6:]}": peer.chain(chain)}
             for way, run in (eager | captured(**eager)).items():
                 runs[way] = partial(repeat, run, steps // chain)
         took: dict[str, list[float]] = {way: [] for way in runs}

@@ -194,8 +194,9 @@ def wavefront() -> int:
         ("lstm", "gru", "sequential", "reversed"), (torch.bfloat16, torch.float32)
     ):
         for T, B, H in ((256, 8, 512), (256, 64, 512), (512, 8, 1024)):
-            stack = build_stack(ModelConfig(kind, vocab_size=2, hidden_size=H), H).cuda().to(dtype)
-            stack.initialise(torch.Generator("cuda").manual_seed(0), 1.0)
+            stack = build_stack(ModelConfig(kind, vocab_size=2, hidden_size=H), H)
+            stack.initialise(torch.Generator().manual_seed(0), 1.0)
+            stack = stack.cuda().to(dtype)
             x = torch.randn(T, B, H, device="cuda", dtype=dtype, requires_grad=True)
 
             def run(steps: int, stack: Any = stack, x: Any = x, B: int = B) -> None:

@@ -90,6 +90,24 @@ def test_the_engine_makes_as_many_valid_tokens_as_it_says() -> None:
     assert len({tokens.tobytes() for tokens in made}) == 3
 
 
+def test_a_chain_begins_at_the_same_tensors_every_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a CUDA graph needs: its inputs stay."""
+    peer = peers.Eager(Model(ModelConfig("sequential", vocab_size=9, hidden_size=5)).eval(), 2)
+    run = peer.chain(2)
+    read: list[tuple[int, int]] = []
+    forward = peer._forward
+
+    def spy(token: torch.Tensor) -> torch.Tensor:
+        read.append((token.data_ptr(), peer._states[0][0][0].data_ptr()))
+        return forward(token)
+
+    monkeypatch.setattr(peer, "_forward", spy)
+    run()
+    run()
+    assert read[0] == read[2]
+    assert read[0] != read[1]
+
+
 def test_peers_draw_among_the_likeliest_in_proportion() -> None:
     torch.manual_seed(1)
     logits = torch.log(torch.arange(1.0, 51.0)).repeat(4000, 1)  # token k has a share of k + 1

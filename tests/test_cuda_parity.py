@@ -110,6 +110,21 @@ def test_stacks_as_wavefronts(kind: str, monkeypatch: pytest.MonkeyPatch) -> Non
         assert error(values(steps), want) < TOLERANCE[torch.float32]
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", ["lstm", "sequential", "parallel"])
+def test_gates_made_again_under_autocast(kind: str, dtype: torch.dtype) -> None:
+    """As in training: the backward pass is called outside autocast."""
+    model = Model(ModelConfig(kind, vocab_size=20, hidden_size=32)).cuda()
+    tokens = torch.randint(0, 20, (3, 40), generator=torch.Generator().manual_seed(0)).cuda()
+    found = []
+    for again in (False, True):
+        with kernels.use_backend("native"), torch.autocast("cuda", dtype):
+            logits, _ = model(tokens, recompute=again)
+            loss = (logits.float() ** 2).mean()
+        found.append([logits.detach().float(), *torch.autograd.grad(loss, list(model.parameters()))])
+    assert error(found[1], found[0]) < TOLERANCE[dtype]
+
+
 @pytest.mark.parametrize("name", SCANS)
 def test_tf32_where_torch_allows_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = arguments(name, 5, 9, 64)

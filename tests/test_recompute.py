@@ -12,16 +12,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from melodia import kernels
-from melodia.kernels import Recipe, native
+from melodia.kernels import Recipe, native, recompute
 from melodia.model import Model, ModelConfig
 
 BACKENDS = ["reference", *(["native"] if native.reason() is None else [])]
 CASES = [("lstm_scan", 4), ("gru_scan", 3), ("pair_scan", 7)]
 
 
-def run_with(
-    name: str, gates: int, backend: str, recompute: bool, kind: str, amp: bool = False
-) -> list[Tensor]:
+def run_with(name: str, gates: int, backend: str, again: bool, kind: str, amp: bool = False) -> list[Tensor]:
     """Outputs and all gradients of a scan behind a product or a lookup."""
     T, B, H, D = 6, 3, 20, 7
     inputs = arguments(name, T, B, H)
@@ -41,8 +39,9 @@ def run_with(
         else:
             tables = [F.linear(x, w, b) for w, b in zip(weights, biases, strict=True)]
             recipes = [Recipe(kernels.lookup, (index, table)) for table in tables]
-        made = recipes if recompute else [recipe.follow() for recipe in recipes]
+        made = recipes if again else [recipe.follow() for recipe in recipes]
         outputs = as_tuple(getattr(kernels, name)(*made, *leaves[1 + 2 * first :], lengths))
+    with kernels.use_backend(backend):  # outside autocast, as in training
         cotangents = [torch.randn(out.shape, generator=generator(3)).to(out.dtype) for out in outputs]
         grads = torch.autograd.grad(outputs, leaves, cotangents)
     return [*(x.detach() for x in outputs), *grads]
@@ -73,6 +72,18 @@ def test_under_autocast(name: str, gates: int) -> None:
         torch.testing.assert_close(a / b.abs().max(), b / b.abs().max(), rtol=0, atol=0.02)
 
 
+def test_autocast_of_the_tensors_device_is_entered_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the CPU's, where the tensors are on a GPU."""
+    entered = []
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: device == "cuda")
+    monkeypatch.setattr(torch, "get_autocast_dtype", lambda device: torch.bfloat16)
+    monkeypatch.setattr(torch, "autocast", lambda *arguments: entered.append(arguments))
+    recompute._autocast("cpu")
+    assert entered == []
+    recompute._autocast("cuda")
+    assert entered == [("cuda", torch.bfloat16)]
+
+
 def make(kind: str, **more: Any) -> Model:
     options = {"block_length": 4} if kind == "bidirectional" else {}
     return Model(ModelConfig(kind=kind, vocab_size=30, hidden_size=16, **options, **more), random_seed=0)
@@ -85,9 +96,9 @@ def test_models_learn_the_same(kind: str, length: int, backend: str) -> None:
     model = make(kind, dropout=0.2, weight_drop=0.2, layer_norm=True).train()
     tokens = torch.randint(0, 30, (3, length), generator=generator(1))
     results = []
-    for recompute in (False, True):
+    for again in (False, True):
         with kernels.use_backend(backend):
-            logits, _ = model(tokens, generator=generator(2), recompute=recompute)
+            logits, _ = model(tokens, generator=generator(2), recompute=again)
             grads = torch.autograd.grad(logits.square().sum(), list(model.parameters()), allow_unused=True)
         results.append([logits.detach(), *(x for x in grads if x is not None)])
     for a, b in zip(*results, strict=True):

@@ -94,6 +94,21 @@ class Eager:
         """See `Peer`."""
         self._token = drawn(self._forward(self._token))
 
+    def chain(self, steps: int) -> Callable[[], None]:
+        """What makes so many steps, always from where it stands behind the next one.
+
+        Their inputs stay where they are in memory, as a CUDA graph needs.
+        """
+        self.step()
+        token, states = self._token, [list(group) for group in self._states]
+
+        def run() -> None:
+            self._token, self._states = token, [list(group) for group in states]
+            for _ in range(steps):
+                self.step()
+
+        return run
+
     @torch.inference_mode()
     def logits(self, token: int) -> np.ndarray:
         """See `Peer`."""

@@ -74,17 +74,18 @@ def reference_scan(scan: Callable[..., Any], recipe: Recipe, *arguments: Any) ->
     return checkpoint(whole, *recipe.sources, *arguments, use_reentrant=False, preserve_rng_state=False)
 
 
-def _autocast() -> AbstractContextManager[Any]:
-    """The autocast of now, to be entered again by the backward pass."""
-    if not torch.is_autocast_enabled("cpu"):
+def _autocast(device: str) -> AbstractContextManager[Any]:
+    """The autocast of now, to be entered again by the backward pass, which is called outside it."""
+    if not torch.is_autocast_enabled(device):
         return nullcontext()
-    return torch.autocast("cpu", torch.get_autocast_dtype("cpu"))
+    return torch.autocast(device, torch.get_autocast_dtype(device))
 
 
 def _followed(make: Callable[..., Tensor], sources: tuple[Tensor, ...]) -> Tensor:
-    """gates_x in a type that the kernels know."""
+    """gates_x in a type that the kernels know: those of the CPU have no float16."""
     gates_x = make(*sources)
-    return gates_x.float() if gates_x.dtype == torch.float16 else gates_x
+    narrow = gates_x.dtype == torch.float16 and gates_x.device.type == "cpu"
+    return gates_x.float() if narrow else gates_x
 
 
 def _again(ctx: Any, sources: tuple[Tensor, ...]) -> tuple[Tensor, list[Tensor]]:
@@ -121,10 +122,11 @@ class _LstmScan(torch.autograd.Function):
         bias_hh: Tensor,
         *sources: Tensor,
     ) -> Any:
-        ctx.make, ctx.autocast = make, _autocast()
+        device = weight_hh.device.type
+        ctx.make, ctx.autocast = make, _autocast(device)
         ctx.set_materialize_grads(False)
         gates_x = _followed(make, sources)
-        with torch.autocast("cpu", enabled=False):
+        with torch.autocast(device, enabled=False):
             output, h_n, c_n, _, cells = _ops.lstm_scan(
                 gates_x, h, c, weight_hh.to(gates_x.dtype), bias_hh, lengths, CELLS
             )
@@ -161,10 +163,11 @@ class _GruScan(torch.autograd.Function):
         bias_hh: Tensor,
         *sources: Tensor,
     ) -> Any:
-        ctx.make, ctx.autocast = make, _autocast()
+        device = weight_hh.device.type
+        ctx.make, ctx.autocast = make, _autocast(device)
         ctx.set_materialize_grads(False)
         gates_x = _followed(make, sources)
-        with torch.autocast("cpu", enabled=False):
+        with torch.autocast(device, enabled=False):
             output, h_n, _ = _ops.gru_scan(gates_x, h, weight_hh.to(gates_x.dtype), bias_hh, lengths, CELLS)
         ctx.save_for_backward(h, weight_hh, bias_hh, lengths, output, *sources)
         return output, h_n
