@@ -53,7 +53,7 @@ MINUTES = {
     "stepping": 3.0,
     "training": 8.0,
     "wavefront": 2.0,
-    "generation": 6.0,
+    "generation": 8.0,
 }
 SANITIZERS = ("memcheck", "racecheck", "synccheck")
 

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import ctypes
 import itertools
-import os
-import shutil
 import statistics
 import subprocess
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from benchmarks.gpu_tools import row
+from build_support.toolchain import find_nvcc
 
 SOURCE = Path(__file__).with_name("gpu_probe.cu")
 CSRC = Path(__file__).resolve().parent.parent / "csrc"
@@ -39,17 +39,15 @@ def load(path: Path) -> ctypes.CDLL:
     return probe
 
 
-def nvcc() -> str | None:
-    """The compiler, if there is one."""
-    home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
-    return shutil.which("nvcc") or shutil.which(f"{home}/bin/nvcc")
-
-
 def build(folder: Path, architecture: str = "native") -> ctypes.CDLL:
     """Build the probe with nvcc, for the GPU that is there or another."""
+    nvcc = find_nvcc()
+    if isinstance(nvcc, str):
+        raise SystemExit(nvcc)
     out = folder / "gpu_probe.so"
     flags = ["-std=c++17", "-O3", f"-arch={architecture}", "-shared", "-Xcompiler", "-fPIC", f"-I{CSRC}"]
-    subprocess.run([str(nvcc()), *flags, str(SOURCE), "-o", str(out)], check=True, timeout=180)
+    flags += [flag for place in nvcc.folders for flag in (f"-I{place / 'include'}", f"-L{place / 'lib'}")]
+    subprocess.run([nvcc.path, *flags, str(SOURCE), "-o", str(out)], check=True, timeout=180)
     return load(out)
 
 
@@ -97,33 +95,25 @@ def primitives() -> int:
     with tempfile.TemporaryDirectory() as folder:
         probe = build(Path(folder))
     processors = probe.probe_processors()
-    alone = difference(lambda n: exchange(probe, "alone", processors, NUMBERS, n), 200, 2000)
+    alone = difference(partial(exchange, probe, "alone", processors, NUMBERS), 200, 2000)
     row(what="step", way="alone", blocks=processors, us=alone)
     ways = [(way, processors) for way in ("grid", "counter", "words")]
     for way, blocks in [*ways, ("words", 16), ("cluster", 8), ("cluster", 16)]:
         clusters = probe.probe_clusters(blocks, SHARED_BYTES) if way == "cluster" else None
         try:
-            step = difference(
-                lambda n, way=way, blocks=blocks: exchange(probe, way, blocks, NUMBERS, n),  # type: ignore[misc]
-                200,
-                2000,
-            )
+            step = difference(partial(exchange, probe, way, blocks, NUMBERS), 200, 2000)
         except RuntimeError as error:
             print(error)
             continue
         row(what="step", way=way, blocks=blocks, us=step, exchange=step - alone, **{"at once": clusters})
     for shared, megabytes in itertools.product((False, True), (3, 6, 19)):
         size = (megabytes << 20) // processors // 4096 * 4096
-        took = difference(
-            lambda n, shared=shared, size=size: reading(probe, shared, processors, size, n),  # type: ignore[misc]
-            10,
-            200,
-        )
-        row(
-            what="reading",
-            way="shared memory" if shared else "L2",
-            blocks=processors,
-            us=took,
-            **{"MB": megabytes, "GB/s": 1e-3 * size * processors / took},
-        )
+        try:
+            took = difference(partial(reading, probe, shared, processors, size), 10, 200)
+        except RuntimeError as error:  # so much does not fit into shared memory
+            print(error)
+            continue
+        way = "shared memory" if shared else "L2"
+        rate = 1e-3 * size * processors / took
+        row(what="reading", way=way, blocks=processors, us=took, **{"MB": megabytes, "GB/s": rate})
     return 0

@@ -388,7 +388,9 @@ def page(runs: list[dict[str, Any]]) -> str:
         "# Frames of four sets, nats a frame (lower is better)",
         "",
         f"Written on {date.today().isoformat()} by `python benchmarks/polyphony.py table RUNS --write FILE`,",
-        "the runs by `python benchmarks/polyphony.py train FOLDER --out RUNS` (what the columns mean stands there).",
+        "the runs by `python benchmarks/polyphony.py train FOLDER --out RUNS` (what the columns mean stands there; the",
+        "hyper-parameters, too: chosen on the validation parts, the same for all kinds, but that models of one level",
+        "have no LayerNorm where notes are predicted).",
         f"torch {torch.__version__}, {platform.machine()}. Mean over random seeds ± standard deviation; n: how many.",
         "",
         "| set | head | transposed | part | kind | n | parameters | processor minutes | over frames | over sequences "

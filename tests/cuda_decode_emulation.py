@@ -52,7 +52,7 @@ SOURCES = (
 )
 KINDS = list(ZOO)
 BLOCKS = [name for name in KINDS if ZOO[name]["kind"] == "bidirectional"]
-NAMES = re.compile(r'MELODIA_(?:SYNC|ORDER|EPOCH)\(\s*"([^"]+)"')
+NAMES = re.compile(r'MELODIA_(?:SYNC|ALL|ORDER|EPOCH)\(\s*"([^"]+)"')
 TOLERANCE = {"fp32": 2e-5, "bf16": 2e-2, "int8": 2e-2}
 """Sums in another order; a number that is rounded the other way moves a logit by 1 / 256 of a weight at most."""
 
@@ -230,7 +230,7 @@ def loops(
         for i in range(B)
     ]
     on_cpu = engine.Engine(ints, floats, threads=1)
-    on_gpu = cuda.CudaEngine(ints, floats, library=library, options=options(least_units=4, **changed))
+    on_gpu = cuda.CudaEngine(ints, floats, library=library, options=options(**({"least_units": 4} | changed)))
     found: list[Any] = [engine.Lanes(on_cpu, B), engine.Lanes(on_gpu, B)]
     for lanes in found:
         for lane in range(B):
@@ -330,6 +330,9 @@ def checks(library: ctypes.CDLL) -> Iterator[Any]:
     for schedule in range(8, 200):  # a buffer that is written too early shows in one of fifty
         configure(library, schedule=schedule)
         yield lambda: check_lanes(library, "lstm-tied", "fp32", 24, 1, 2, threads=32)
+    for schedule in range(200, 300):  # a block that begins late shows in one of twenty
+        configure(library, schedule=schedule)
+        yield lambda: check_loop(library, 1, 1, cluster=3)
     for schedule in range(1, 6):
         configure(library, schedule=schedule)
         yield lambda: check_loop(library, 2, 5, FILTERS, cluster=4)

@@ -248,6 +248,21 @@ def test_sessions_in_clusters(library: ctypes.CDLL, kind: str, schedule: int) ->
         check_loop(library, B, 5, FILTERS, kind=kind, cluster=4)
 
 
+@pytest.mark.parametrize("streamed", [0, 1])
+def test_clusters_at_every_epoch(library: ctypes.CDLL, streamed: int) -> None:
+    """Launches of other lengths, one after the other, in memory that still holds the words of those before."""
+    for schedule in (0, 1, 2, 3):
+        configure(library, schedule=schedule, blocks=4, shared_bytes=100 << 10)
+        pair = loops(library, 4, FILTERS, kind="gru", cluster=4, streamed=streamed)
+        for steps in (2, 1, 3, 2):
+            for loop in pair:
+                for lane in range(4):
+                    loop.set_terms(lane, Terms(1000))
+                assert loop.run(steps=steps) == Stopped.STEPS
+        assert [same(*pair, lane) for lane in range(4)] == [8] * 4
+        assert pair[1].lanes.engine.facts()["stalls"] == 0, pair[1].lanes.engine.fallback()
+
+
 @pytest.mark.parametrize("cluster", [2, 16])
 def test_clusters_of_every_size(library: ctypes.CDLL, cluster: int) -> None:
     configure(library, schedule=2, blocks=16)

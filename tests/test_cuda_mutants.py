@@ -16,7 +16,7 @@ import pytest
 
 pytestmark = pytest.mark.skipif(emulation.COMPILER is None, reason="no C++ compiler")
 
-NAMES = re.compile(r'MELODIA_(?:SYNC|ORDER|EPOCH)\(\s*"([^"]+)"')
+NAMES = re.compile(r'MELODIA_(?:SYNC|ALL|ORDER|EPOCH)\(\s*"([^"]+)"')
 SCANS = ("scan_forward", "scan_backward")
 IN_WORDS = ("exchange: parity", "exchange: epoch")  # which no stack exchanges
 

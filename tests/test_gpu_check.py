@@ -10,9 +10,10 @@ import cuda_decode_emulation as emulation
 import pytest
 
 from benchmarks import gpu_check, gpu_generation, gpu_measure, gpu_primitives, gpu_tools
+from build_support.toolchain import find_nvcc
 from melodia import engine
 
-NVCC = gpu_primitives.nvcc()
+NVCC = find_nvcc()
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
@@ -91,7 +92,7 @@ def test_primitives_on_the_emulator(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(NVCC is None, reason="no nvcc")
+@pytest.mark.skipif(isinstance(NVCC, str), reason=f"{NVCC}")
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
 def test_primitives_compile(tmp_path: Path, architecture: str) -> None:
     gpu_primitives.build(tmp_path, architecture)

@@ -245,8 +245,8 @@ class ComputeBlock : BlockParts<W> {
                 else
                     sides(b)[j - 1] = number;
             });
-        MELODIA_SYNC("decode: commands");
-        return *flag() != 0;
+        // Before the barrier: behind it a fast warp may already wait for the next stage, and give up.
+        return MELODIA_ALL("decode: commands", *flag() != 0);
     }
 
     // The sum of the embeddings.

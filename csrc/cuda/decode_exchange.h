@@ -35,7 +35,8 @@ MELODIA_DEVICE uint64_t* words_of(const Args& a, int step, int session) {
 // By all threads of a cluster, before its first words and behind its last.
 MELODIA_DEVICE void open_words(const Args& a) {
     if (!a.cluster) return;
-    uint64_t* words = words_of(a, 0, 0);
+    MELODIA_SHARED(shared);
+    auto* words = reinterpret_cast<uint64_t*>(shared);
     for (int i = static_cast<int>(thread()); i < a.layout.words / 8; i += static_cast<int>(threads()))
         words[i] = 0;
     MELODIA_ORDER("decode cluster: all clear", sync_cluster());

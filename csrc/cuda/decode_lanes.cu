@@ -23,8 +23,10 @@ Lanes::Lanes(Decoder& decoder, int64_t count)
     args_.counted = decoder.options.counted != 0;
     const Reader& reader = net.reader;
     const int64_t groups = (B_ + kGroup - 1) / kGroup;
-    // A wait may have the readings of all groups in front of it: 10 us for each of their steps.
-    const int64_t limit = 20000 + 10 * groups * reader.levels * reader.block_max;
+    // A wait is for a token, which takes microseconds; but other work may have the processors for a while,
+    // and one thread may walk through thousands of byte pairs. Readings of all groups may come in front: 10
+    // us for each step.
+    const int64_t limit = 1000000 + 10 * groups * reader.levels * reader.block_max;
     args_.limit_ns =
         1000 * static_cast<uint64_t>(decoder.options.limit_us > 0 ? decoder.options.limit_us : limit);
     args_.edges = decoder.edges;
@@ -68,7 +70,9 @@ void Lanes::advance(int64_t T, const int32_t* tokens, const int32_t* sides, floa
     for (int64_t r = 0; r < T * B_ * S; ++r)
         if (sides[r] < 0 || sides[r] >= plan.side_sizes[r % S])
             throw std::invalid_argument("side input " + std::to_string(r % S) + " is outside its limits");
-    const int64_t most = decoder_.options.launch_steps > 0 ? decoder_.options.launch_steps : 1024;
+    const int64_t groups = (B_ + kGroup - 1) / kGroup;  // a launch is to take milliseconds
+    const int64_t most = decoder_.options.launch_steps > 0 ? decoder_.options.launch_steps
+                                                           : std::max<int64_t>(1, 1024 / groups);
     for (int64_t t = 0, n; t < T; t += n) {
         n = std::min(most, T - t);
         Job job;

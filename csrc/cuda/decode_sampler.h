@@ -375,7 +375,8 @@ class SamplerBlock {
     MELODIA_DEVICE void keep(float* x, uint32_t key, int32_t ties) {
         for (int i = me(); i < a.net.V; i += count())
             if (ordered(x[i]) < key) x[i] = kRemoved;
-        // Both loops leave -infinity where they meet, so that nobody has to wait in between.
+        // Both loops leave -infinity where they meet; the barrier is for racecheck, which cannot know.
+        sync_block("decode sampler: cut");
         if (warp() == 0) {
             int32_t before = 0;
             for (int first = 0; first < a.net.V; first += 32) {

@@ -34,6 +34,9 @@ __host__ __device__ constexpr bool same(const char* a, const char* b) {
     do {                                                                    \
         if constexpr (MELODIA_HAS(name)) ::melodia::cuda::sync_block(name); \
     } while (0)
+// A barrier of the block, and whether `predicate` held for all its threads.
+#define MELODIA_ALL(name, predicate) \
+    (MELODIA_HAS(name) ? ::melodia::cuda::sync_all(name, predicate) : (predicate))
 // Any other statement that orders threads: a fence, a barrier of a warp, a wait.
 #define MELODIA_ORDER(name, ...)                      \
     do {                                              \
@@ -76,6 +79,15 @@ MELODIA_DEVICE void sync_block(const char* name) {
 #else
     (void)name;
     __syncthreads();
+#endif
+}
+
+MELODIA_DEVICE bool sync_all(const char* name, bool predicate) {
+#if defined(MELODIA_EMULATOR)
+    return emulator::machine.sync_all(name, predicate);
+#else
+    (void)name;
+    return __syncthreads_and(predicate) != 0;
 #endif
 }
 

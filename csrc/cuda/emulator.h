@@ -6,8 +6,8 @@
 //  - stores to global memory (store_data, store_relaxed) are seen late and in any order until a release;
 //  - loads of data (load_data) may see what stood there before, until an acquire;
 //  - asynchronous copies arrive only when they are waited for;
-//  - shared memory starts as NaN, and writes past its end are found, as are stores of a cluster's block to
-//  one that has
+//  - shared memory starts as NaN or as a block before left it, and writes past its end are found, as are
+//  stores of a cluster's block to one that has
 //    ended.
 // Threads of a block that wait at different barriers, and a launch in which nobody can go on, are errors that
 // name the kernel, never a hang. Not modelled: bank conflicts, time, caches.
@@ -60,6 +60,13 @@ struct Machine {
         current->wait = Wait::block;
         finish_block(current->slot);
         if (current->wait == Wait::block) yield();
+    }
+
+    bool sync_all(const char* site, bool predicate) {
+        Block& b = block();
+        b.vote = (b.arrived == 0 || b.vote) && predicate;
+        sync_block(site);
+        return b.all;
     }
 
     void sync_warp() {
@@ -210,12 +217,6 @@ struct Machine {
         Fiber* begin() const { return first; }
         Fiber* end() const { return last; }
     };
-    template <class T>
-    static unsigned char* aligned(const T* shared) {
-        const auto at = (reinterpret_cast<uintptr_t>(shared) + 127) & ~uintptr_t{127};
-        return reinterpret_cast<unsigned char*>(at);
-    }
-
     // Whether an address is anything but the shared memory of a block that has ended; if it is, that is an
     // error.
     bool alive(const void* address) {
@@ -233,12 +234,6 @@ struct Machine {
     }
 
     Range fibers_of(unsigned slot) { return {&fibers_[slot * threads], &fibers_[(slot + 1) * threads]}; }
-
-    static void forward(const Store& s, const unsigned char* address, unsigned char* bytes, unsigned size) {
-        const unsigned char *from = std::max<const unsigned char*>(s.address, address),
-                            *to = std::min<const unsigned char*>(s.address + s.size, address + size);
-        if (from < to) std::memcpy(bytes + (from - address), s.bytes + (from - s.address), to - from);
-    }
 
     template <class F>
     void flush(Fiber& f, F chosen) {
@@ -274,6 +269,7 @@ struct Machine {
             f.acquired = acquired;
             if (f.wait == Wait::block) wake(f);
         }
+        b.all = b.vote;
         b.arrived = 0;
         ++b.generation;
     }
@@ -337,30 +333,44 @@ struct Machine {
         setcontext(&f.entry);
     }
 
+    // NaN, or what a block before left there.
+    std::vector<unsigned char> new_shared(const std::vector<unsigned char>& before, size_t shared_bytes) {
+        std::vector<unsigned char> shared(shared_bytes + 128 + kCanary, 0xFF);
+        if (setup.schedule && !before.empty() && random.below(2)) {
+            const size_t left = std::min(shared_bytes, before.size() - 128 - kCanary);
+            std::memcpy(aligned(shared.data()), aligned(before.data()), left);
+        }
+        return shared;
+    }
+
     void start_block(unsigned slot, unsigned index, size_t shared_bytes) {
         Block& b = resident[slot];
+        std::vector<unsigned char> shared = new_shared(b.shared, shared_bytes);
         b = Block{};
         b.index = index;
-        b.shared.assign(shared_bytes + 128 + kCanary, 0xFF);
+        b.shared.swap(shared);
         b.warps.resize((threads + 31) / 32);
-        for (unsigned k = 0; k < threads; ++k) {
-            Fiber& f = fibers_[slot * threads + k];
-            f.thread = k;
-            f.slot = slot;
-            f.started = false;
-            f.wait = Wait::none;
-            f.acquired = sequence_;
-            f.stores.clear();
-            f.copies.clear();
-            auto& stack = stacks_[slot * threads + k];
-            if (!stack) stack.reset(new char[kStack]);
-            getcontext(&f.entry);
-            f.entry.uc_stack.ss_sp = stack.get();
-            f.entry.uc_stack.ss_size = kStack;
-            f.entry.uc_link = nullptr;
-            makecontext(&f.entry, &Machine::enter, 0);
-            ready_.push_back(&f);
-        }
+        for (unsigned k = 0; k < threads; ++k) start_fiber(slot, k);
+    }
+
+    // Apart, because getcontext returns as if twice.
+    __attribute__((noinline)) void start_fiber(unsigned slot, unsigned thread) {
+        Fiber& f = fibers_[slot * threads + thread];
+        f.thread = thread;
+        f.slot = slot;
+        f.started = false;
+        f.wait = Wait::none;
+        f.acquired = sequence_;
+        f.stores.clear();
+        f.copies.clear();
+        auto& stack = stacks_[slot * threads + thread];
+        if (!stack) stack.reset(new char[kStack]);
+        getcontext(&f.entry);
+        f.entry.uc_stack.ss_sp = stack.get();
+        f.entry.uc_stack.ss_size = kStack;
+        f.entry.uc_link = nullptr;
+        makecontext(&f.entry, &Machine::enter, 0);
+        ready_.push_back(&f);
     }
 
     bool canary_lives(unsigned slot, size_t shared_bytes) {
@@ -368,14 +378,6 @@ struct Machine {
         return std::all_of(aligned(b.shared.data()) + shared_bytes,
                            const_cast<unsigned char*>(b.shared.data()) + b.shared.size(),
                            [](unsigned char c) { return c == 0xFF; });
-    }
-
-    Victim choose() {
-        Victim v;
-        if (setup.schedule == 0) return v;
-        v.kind = static_cast<int>(random.below(5));
-        v.which = static_cast<unsigned>(random.below(v.kind <= 2 ? resident.size() : (threads + 31) / 32));
-        return v;
     }
 
     void execute(size_t shared_bytes, std::function<void()> body) {
@@ -388,12 +390,13 @@ struct Machine {
         old_.clear();
         ready_.clear();
         const unsigned slots = static_cast<unsigned>(std::min<int64_t>(blocks, setup.resident_blocks));
-        resident.assign(slots, Block{});
+        resident.resize(slots);
+        for (Block& b : resident) b.left = 0;
         fibers_.resize(std::max<size_t>(fibers_.size(), size_t{slots} * threads));
         stacks_.resize(fibers_.size());
         unsigned started = 0, finished = 0;
         for (; started < slots; ++started) start_block(started, started, shared_bytes);
-        Victim victim = choose();
+        Victim victim = choose(setup, random, resident.size(), threads);
         int stalled = 0;
         std::vector<Fiber*> now, kept;
         while (finished < blocks && !failed_) {
@@ -430,11 +433,12 @@ struct Machine {
             ready_.insert(ready_.end(), kept.begin(), kept.end());
             if (weak_ && random.below(8) == 0) drain(2);
             stalled = progress_ == before ? stalled + 1 : 0;
-            if (setup.schedule && random.below(16) == 0) victim = choose();
+            if (setup.schedule && random.below(16) == 0)
+                victim = choose(setup, random, resident.size(), threads);
             if (stalled < 2) continue;
             if (held) {  // those who stood still are the only ones that can go on
                 const Victim last = victim;
-                victim = random.below(2) ? Victim{} : choose();
+                victim = random.below(2) ? Victim{} : choose(setup, random, resident.size(), threads);
                 if (victim.kind == last.kind && victim.which == last.which) victim = Victim{};
                 continue;
             }

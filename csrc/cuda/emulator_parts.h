@@ -4,6 +4,7 @@
 #include <setjmp.h>
 #include <ucontext.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <vector>
@@ -66,6 +67,8 @@ struct Warp {
 struct Block {
     unsigned index = 0, arrived = 0, left = 0;
     const char* site = nullptr;  // the barrier at which the first thread arrived
+    bool vote = true,
+         all = true;  // of sync_all: what those say who are there; what all said at the last barrier
     uint64_t generation = 0;
     size_t pending = 0;  // stores of its threads that are not flushed
     std::vector<unsigned char> shared;
@@ -91,6 +94,28 @@ struct Victim {
                            : false;
     }
 };
+
+// Where shared memory begins in a block's vector.
+template <class T>
+unsigned char* aligned(const T* shared) {
+    const auto at = (reinterpret_cast<uintptr_t>(shared) + 127) & ~uintptr_t{127};
+    return reinterpret_cast<unsigned char*>(at);
+}
+
+// The bytes of a store that lie within `size` bytes from an address on.
+inline void forward(const Store& s, const unsigned char* address, unsigned char* bytes, unsigned size) {
+    const unsigned char *from = std::max<const unsigned char*>(s.address, address),
+                        *to = std::min<const unsigned char*>(s.address + s.size, address + size);
+    if (from < to) std::memcpy(bytes + (from - address), s.bytes + (from - s.address), to - from);
+}
+
+inline Victim choose(const Setup& setup, Random& random, size_t blocks, unsigned threads) {
+    Victim v;
+    if (setup.schedule == 0) return v;
+    v.kind = static_cast<int>(random.below(5));
+    v.which = static_cast<unsigned>(random.below(v.kind <= 2 ? blocks : (threads + 31) / 32));
+    return v;
+}
 
 constexpr size_t kStack = 128 << 10, kCanary = 64;
 constexpr int kPatience = 200;  // rounds in which everybody spins before it counts as a deadlock

@@ -103,12 +103,16 @@ struct Launch {
     }
 };
 
-// Lets a kernel have what the shape asks for beyond what every device has.
+// Lets a kernel have what not every device has: clusters of more than 8 blocks, and all the shared memory
+// that there is, not what this launch needs, because the limit is the kernel's and another thread may launch
+// it, too.
 template <class... P>
 cudaError_t allow(void (*kernel)(P...), const Shape& shape) {
     const auto* function = reinterpret_cast<const void*>(kernel);
+    Device device{};
+    if (device_of(&device) != nullptr) return cudaErrorInvalidDevice;
     cudaError_t error = cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                             static_cast<int>(shape.shared_bytes));
+                                             static_cast<int>(device.shared_bytes));
     if (error == cudaSuccess && shape.together == Together::cluster && shape.blocks > 8)
         error = cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
     return error;
