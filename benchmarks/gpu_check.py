@@ -19,6 +19,7 @@ Parts, in order:
     training     every kind forward and backward against cuDNN, eager torch and CUDA graphs, by number type
     wavefront    stacks of two levels, level after level and as a wavefront, by the steps of its parts
     generation   tokens per second of the decode engine against eager torch, CUDA graphs of it and the reading floor
+    decoding     microseconds per token of the decode engine by filter, exchange and number of blocks
 
 Ratios above 1 mean that melodia is faster.
 """
@@ -54,6 +55,7 @@ MINUTES = {
     "training": 8.0,
     "wavefront": 2.0,
     "generation": 8.0,
+    "decoding": 3.0,
 }
 SANITIZERS = ("memcheck", "racecheck", "synccheck")
 

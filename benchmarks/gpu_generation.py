@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import statistics
 import time
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -40,7 +41,12 @@ def network(kind: str, H: int, **settings: int) -> Any:
 
 
 def streams_of(
-    model: Any, weights: str, B: int, library: Any = None, options: dict[str, int] | None = None
+    model: Any,
+    weights: str,
+    B: int,
+    library: Any = None,
+    options: dict[str, int] | None = None,
+    sampling: Any = None,
 ) -> Any:
     """`benchmarks.suite.ours.Ours` on the GPU: B streams, grammar and choice inside the launch.
 
@@ -49,6 +55,7 @@ def streams_of(
         weights: "fp32", "bf16" or "int8".
         B: streams.
         library, options: of `melodia.engine.cuda.CudaEngine`, for tests and comparisons.
+        sampling: filters; None: those of the benchmarks.
     """
     from benchmarks.suite.ours import SAMPLING, small_vocabulary
     from melodia.engine import cuda
@@ -60,7 +67,23 @@ def streams_of(
             chosen = None if options is None else cuda.Options(**options)
             return cuda.CudaEngine(*description, library=library, options=chosen)
 
-    return OnGpu(Network.of(model), small_vocabulary(), SAMPLING, weights=weights, B=B)
+    return OnGpu(Network.of(model), small_vocabulary(), sampling or SAMPLING, weights=weights, B=B)
+
+
+def in_turns(runs: dict[str, Callable[[], object]], turns: int = 5) -> dict[str, float]:
+    """Median seconds of each, all taking turns, two of which warm up."""
+    import torch
+
+    took: dict[str, list[float]] = {way: [] for way in runs}
+    for turn in range(turns + 2):
+        for way, run in runs.items():
+            torch.cuda.synchronize()
+            begin = time.perf_counter()
+            run()
+            torch.cuda.synchronize()
+            if turn >= 2:
+                took[way].append(time.perf_counter() - begin)
+    return {way: statistics.median(values) for way, values in took.items()}
 
 
 def generation() -> int:
@@ -97,16 +120,7 @@ def generation() -> int:
             eager = {f"eager {str(dtype)[6:]}": peer.chain(chain)}
             for way, run in (eager | captured(**eager)).items():
                 runs[way] = partial(repeat, run, steps // chain)
-        took: dict[str, list[float]] = {way: [] for way in runs}
-        for turn in range(7):
-            for way, run in runs.items():
-                torch.cuda.synchronize()
-                begin = time.perf_counter()
-                run()
-                torch.cuda.synchronize()
-                if turn >= 2:
-                    took[way].append((time.perf_counter() - begin) / steps)
-        found = {way: statistics.median(values) for way, values in took.items()}
+        found = {way: seconds / steps for way, seconds in in_turns(runs).items()}
         for way, streams in made.items():
             facts, spent = streams.engine.facts(), found[way]
             rival = "eager float32" if way.startswith("fp32") else "eager bfloat16"
@@ -123,4 +137,48 @@ def generation() -> int:
                 **{"x eager": found[rival] / spent, "x graph": graph / spent if graph else None},
                 **{"fell back": facts["stalls"], "why": streams.engine.fallback()},
             )
+    return 0
+
+
+CHOICES: dict[str, dict[str, Any]] = {
+    "greedy": {"greedy": True},
+    "no filter": {},
+    "top-k 50": {"top_k": 50},
+    "top-p 0.98": {"top_p": 0.98},
+}
+OPTIONS: dict[str, dict[str, int]] = {
+    "counters": {"counted": 1},
+    "streamed": {"streamed": 1},
+    "8 units": {"least_units": 8},
+    "16 units": {"least_units": 16},
+    "1 sampler": {"samplers": 1},
+    "4 samplers": {"samplers": 4},
+}
+
+
+def decoding(
+    sizes: Sequence[int] = (256, 512), batches: Sequence[int] = (1, 64), steps: int = 256, library: Any = None
+) -> int:
+    """Microseconds per step of the decode engine, bf16: by what is chosen from, and by how its blocks work.
+
+    `given`: tokens that nobody chooses, so without a grammar; what the others take more is the sampler's share. The
+    options are measured with top-k 50. Tests choose smaller models, and the emulator's library.
+    """
+    import numpy as np
+
+    from melodia.decode import SamplingConfig
+
+    for H, B in itertools.product(sizes, batches):
+        model = network("sequential", H)
+        made = {
+            way: streams_of(model, "bf16", B, library, sampling=SamplingConfig(**fields))
+            for way, fields in CHOICES.items()
+        }
+        made |= {way: streams_of(model, "bf16", B, library, options) for way, options in OPTIONS.items()}
+        runs: dict[str, Callable[[], object]] = {way: partial(x.make, steps) for way, x in made.items()}
+        tokens = np.random.default_rng(0).integers(0, 512, (steps, B))
+        runs["given"] = partial(made["greedy"].lanes.advance, tokens, every=False)
+        for way, seconds in in_turns(runs).items():
+            stalls = made[way].engine.facts()["stalls"] if way in made else None
+            row(H=H, B=B, way=way, **{"us/step": 1e6 * seconds / steps, "fell back": stalls})
     return 0

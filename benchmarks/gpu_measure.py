@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from benchmarks.gpu_generation import generation, memory, network, streams_of
+from benchmarks.gpu_generation import decoding, generation, memory, network, streams_of
 from benchmarks.gpu_primitives import primitives
 from benchmarks.gpu_tools import EXCHANGES, PATHS, arguments, captured, library, medians, row, waves
 
@@ -307,4 +307,5 @@ PARTS: dict[str, Callable[[], int]] = {
     "training": training,
     "wavefront": wavefront,
     "generation": generation,
+    "decoding": decoding,
 }

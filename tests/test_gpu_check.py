@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import cuda_decode_emulation as emulation
 import pytest
+import torch
 
 from benchmarks import gpu_check, gpu_generation, gpu_measure, gpu_primitives, gpu_tools
 from build_support.toolchain import find_nvcc
@@ -114,3 +116,21 @@ def test_streams_on_the_emulator() -> None:
     other = Streams(Network.of(model), small_vocabulary(), SAMPLING, weights="fp32", B=2)
     assert [x.tolist() for x in mine.make(6)] == [x.tolist() for x in other.make(6)]
     assert mine.engine.facts()["stalls"] == 0
+
+
+@pytest.mark.skipif(
+    emulation.COMPILER is None or engine.reason() is not None, reason="no compiler or no engine"
+)
+def test_decoding_on_the_emulator(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every filter and option of the part `decoding` runs, and has its row."""
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    library = emulation.load(emulation.build())
+    emulation.configure(library, schedule=0)
+    assert gpu_generation.decoding((8,), (1, 2), 1, library) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith(gpu_tools.MARK)]
+    rows = [json.loads(line[len(gpu_tools.MARK) :]) for line in lines]
+    ways = [*gpu_generation.CHOICES, *gpu_generation.OPTIONS, "given"]
+    assert [(row["B"], row["way"]) for row in rows] == [(B, way) for B in (1, 2) for way in ways]
+    assert {row["fell back"] for row in rows} == {0, None}
