@@ -251,6 +251,9 @@ def test_other_peoples_folders_are_not_replaced(tmp_path: Path) -> None:
     music_folder = tmp_path / "music"
     music_folder.mkdir()
     save(music_folder, model)  # empty: welcome
+    for left in ("config.json.part", ".DS_Store"):  # by a kill, by a file manager
+        (music_folder / left).write_bytes(b"")
+    save(music_folder, model)
     (music_folder / "song.mid").write_bytes(b"MThd")
     with pytest.raises(CheckpointError, match=r"holds other files besides its checkpoint \(song.mid\)"):
         save(music_folder, model)

@@ -218,6 +218,34 @@ def test_compare_prints_a_table_and_goes_on_where_it_was(
     assert max(sizes) / min(sizes) < 1.03
     assert main(arguments) == 0
     assert "trained already" in capsys.readouterr().err
+    assert main([*arguments, "--random-seed", "5"]) == 2  # rows of two comparisons in one table
+    assert "holds gru of another comparison" in capsys.readouterr().err
+
+
+def test_compare_replaces_no_training(
+    some_pieces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    best = tmp_path / "models" / "gru" / "best"
+    best.mkdir(parents=True)
+    (best / "config.json").write_text("mine")
+    arguments = ["compare", str(some_pieces), "--out", str(tmp_path / "models"), "--kinds", "gru"]
+    arguments += ["--size", "tiny", "--epochs", "0.1", "--threads", "1", "--cache", str(tmp_path / "cache")]
+    assert main(arguments) == 1
+    assert "holds a training already" in capsys.readouterr().err
+    assert (best / "config.json").read_text() == "mine"
+
+
+def test_inspect_goes_on_behind_a_file_without_notes(
+    seed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    odd = tmp_path / "odd.mid"
+    track = b"\x00\x99\x01\x40\x60\x89\x01\x00\x00\xff\x2f\x00"  # a drum that no token has
+    header = b"MThd\x00\x00\x00\x06\x00\x00\x00\x01\x00\x60"
+    odd.write_bytes(header + b"MTrk" + len(track).to_bytes(4, "big") + track)
+    assert main(["inspect", str(odd), str(seed)]) == 1
+    printed = capsys.readouterr()
+    assert f"melodia: {odd}: the score has no notes" in printed.err
+    assert str(seed) in printed.out
 
 
 def test_importing_melodia_is_cheap() -> None:

@@ -442,3 +442,12 @@ def test_malformed_files(data_dir, tmp_path):
     assert all(row.verdict for row in rows)
     assert all(row.reason for row in rows if not row.is_used)
     assert not [row for row in rows if "unexpected" in row.reason or "crashed" in row.reason]
+
+
+def test_what_melodia_train_wrote_is_no_music(tmp_path: Path) -> None:
+    for name in ("song.mid", "model/samples/1-song.mid", "other/later.mid"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"MThd")
+    (tmp_path / "model" / "best").mkdir()
+    (tmp_path / "model" / "best" / "config.json").write_text("{}")
+    assert [found.relative for found in find_midi_files(tmp_path)] == ["other/later.mid", "song.mid"]

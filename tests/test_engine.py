@@ -328,3 +328,42 @@ def test_memory_stays_flat() -> None:
     for _ in range(1000):
         lanes.advance(np.zeros((1000, 1), np.int32), every=False)
     assert resident() - before < 2 << 20
+
+
+FORKING = """
+import os, sys, time
+from melodia import engine
+from melodia.engine.description import describe
+from melodia.model import Model, ModelConfig
+
+description = describe(Model(ModelConfig("gru", vocab_size=50, hidden_size=64)))
+
+def new():
+    lanes = engine.Lanes(engine.Engine(*description, threads=2), 1)
+    lanes.step([3])
+    return lanes
+
+lanes = new()
+time.sleep(0.05)  # the other thread sleeps
+if os.fork() == 0:
+    lanes.step([1])
+    another = new()  # its thread may have the handle of one that is not here
+    lanes = None
+    another = None
+    sys.exit(0)
+sys.exit(os.waitstatus_to_exitcode(os.wait()[1]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_child_drops_its_engine_and_ends() -> None:
+    done = subprocess.run([sys.executable, "-c", FORKING], timeout=60, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_tokens_that_are_no_whole_numbers_of_32_bits() -> None:
+    packed = engine.Engine(*describe(Model(ModelConfig("gru", vocab_size=50, hidden_size=4))), threads=1)
+    lanes = engine.Lanes(packed, 1)
+    for wrong in (np.array([2**32 + 3]), np.array([1.5])):
+        with pytest.raises(ValueError, match="whole numbers of 32 bits"):
+            lanes.step(wrong)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import math
+import os
 import re
 from collections import Counter
 from html.parser import HTMLParser
@@ -247,6 +248,29 @@ def test_without_generation_the_page_has_the_likelihood(folder: Path, model: Pat
     page = Page(write_page(found, tmp_path / "one.html").read_text("utf-8"))
     assert len(page.all("img")) == 1
     assert found.to_dict()["generated"] is None
+
+
+def test_a_model_without_an_index_is_compared_all_the_same(folder: Path, tmp_path: Path) -> None:
+    sampler = tiny_sampler()
+    path = save_checkpoint(
+        tmp_path / "best",
+        sampler.model,
+        vocabulary=sampler.vocabulary,
+        tokenizer_json=sampler.tokenizer.to_dict(),
+        corpus_fingerprint="0123",
+    )
+    made = evaluate_folder(folder, path, generate=2, seed_bars=2, bars=2, random_seed=3)
+    assert not any("training music" in table.title for table in made.tables())
+    assert len(made.tables()) == 3
+
+
+def test_names_that_are_no_text(folder: Path, model: Path, tmp_path: Path) -> None:
+    """Latin-1, as old archives have them."""
+    name = os.fsdecode(b"\xe9l\xe8ve.mid")
+    (tmp_path / name).write_bytes((folder / "a.mid").read_bytes())
+    found = evaluate_folder(tmp_path / name, model)
+    text = write_json(found, tmp_path / "found.json").read_text(encoding="utf-8")
+    assert "udce9l" in text
 
 
 def test_refusals(folder: Path, model: Path) -> None:

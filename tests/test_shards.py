@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -269,10 +270,31 @@ def test_pieces_are_a_sequence(tmp_path: Path) -> None:
         small_corpus(tmp_path).pieces("test")
 
 
-def test_a_shard_that_vanishes(tmp_path: Path) -> None:
+def test_a_corpus_that_is_replaced_stays_what_it_was(tmp_path: Path) -> None:
+    """Another process builds the cache anew while this one trains."""
     pieces = small_corpus(tmp_path).pieces("train")
-    (tmp_path / "train-00000.bin").unlink()
-    with pytest.raises(CorpusError, match="cannot read piece 0"):
+    before = pieces[0].tokens.tolist()
+    file = tmp_path / "train-00000.bin"
+    (tmp_path / "new").write_bytes(bytes(file.stat().st_size))
+    (tmp_path / "new").replace(file)
+    assert pieces[0].tokens.tolist() == before
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc to count open files")
+def test_many_pieces_need_few_files(tmp_path: Path) -> None:
+    pieces = small_corpus(tmp_path).pieces("train")
+    held = len(list(Path("/proc/self/fd").iterdir()))
+    kept = [pieces[0] for _ in range(100)]
+    assert len(list(Path("/proc/self/fd").iterdir())) == held
+    assert not kept[0].tokens.flags.writeable
+
+
+def test_a_shard_that_is_cut_short_while_it_is_open(tmp_path: Path) -> None:
+    pieces = small_corpus(tmp_path).pieces("train")
+    os.truncate(tmp_path / "train-00000.bin", 0)
+    with pytest.raises(
+        CorpusError, match=r"cannot read piece 0 from .* \(cut short\); build the corpus anew"
+    ):
         pieces[0]
 
 

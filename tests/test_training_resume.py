@@ -280,3 +280,12 @@ def test_a_full_disk_leaves_the_earlier_checkpoint_and_state(
         assert not list((tmp_path / "resume").glob("*.part"))
     train(corpus, None, CONFIG, tmp_path, resume=True)
     assert_same_run(tmp_path, whole[0])
+
+
+def test_a_finished_model_is_not_replaced_where_its_state_is_gone(corpus: Corpus, tmp_path: Path) -> None:
+    best = tmp_path / "best"
+    best.mkdir()
+    (best / "config.json").write_text("mine")
+    with pytest.raises(TrainingError, match=r"holds a checkpoint, but resume is gone.*--init .*best"):
+        train(corpus, form(corpus), CONFIG, tmp_path, resume=True)
+    assert (best / "config.json").read_text() == "mine"

@@ -33,7 +33,10 @@ struct BoundLoop {
 
     std::vector<const Rules*> pointers() const {
         std::vector<const Rules*> found;
-        for (const SharedRules& of : rules) found.push_back(of.get());
+        for (const SharedRules& of : rules) {
+            if (of == nullptr) throw std::invalid_argument("every lane needs rules (received None)");
+            found.push_back(of.get());
+        }
         return found;
     }
 
@@ -345,7 +348,7 @@ void bind_loop(py::module_& module, py::class_<BoundLanes, std::shared_ptr<Bound
             "lane"_a, "Take the token at which a lane stopped.")
         .def("drain", &drain, "lane"_a,
              "The tokens since the last time, int32 [N], and their NLL and entropy, float64 [N].")
-        .def("keep", &keep, "lanes"_a, "kept"_a,
+        .def("keep", &keep, py::arg("lanes").none(false), "kept"_a,
              "Go on with the lanes `kept`, ascending, in new sessions of the network with their states.");
 }
 

@@ -57,19 +57,31 @@ Team::Team(int threads)
     CPU_ZERO(&allowed_);
     sched_getaffinity(0, sizeof allowed_, &allowed_);
 #endif
-    for (int t = 1; t < threads_; ++t) mates_.emplace_back([this, t] { mate(t); });
+    try {
+        for (int t = 1; t < threads_; ++t) mates_.emplace_back([this, t] { mate(t); });
+    } catch (...) {  // no more threads are to be had
+        stop();
+        throw;
+    }
 }
 
 Team::~Team() {
-    if (forks.load() != forks_) {  // a child: its copies of the threads never ran
-        for (std::thread& thread : mates_) thread.detach();
+    if (forks.load() != forks_) {
+        // A child, in which the threads never ran. What they waited for would be waited for for ever if it
+        // were destroyed, and their handles may be those of new threads by now: both are left behind.
+        (void)wake_.release();
+        (void)new std::vector<std::thread>(std::move(mates_));
         return;
     }
+    stop();
+}
+
+void Team::stop() {
     stop_.store(true);
     phase_.fetch_add(1);
     {
         std::lock_guard<std::mutex> lock(sleep_mutex_);
-        wake_.notify_all();
+        wake_->notify_all();
     }
     for (std::thread& thread : mates_) thread.join();
 }
@@ -103,7 +115,7 @@ void Team::run(int64_t tiles, Call call, void* context) {
     phase_.fetch_add(1);
     if (sleepers_.load() > 0) {
         std::lock_guard<std::mutex> lock(sleep_mutex_);
-        wake_.notify_all();
+        wake_->notify_all();
     }
     const Clock::time_point begin = Clock::now();
     const int64_t done = work_off(0);
@@ -184,7 +196,7 @@ void Team::mate(int thread) {
                 if (i % 64 == 0 && Clock::now() - begin > kSleepAfter) {
                     std::unique_lock<std::mutex> lock(sleep_mutex_);
                     sleepers_.fetch_add(1);
-                    wake_.wait(lock, [&] { return phase_.load() != seen; });
+                    wake_->wait(lock, [&] { return phase_.load() != seen; });
                     sleepers_.fetch_sub(1);
                 }
             }

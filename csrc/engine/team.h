@@ -50,6 +50,7 @@ class Team {
     };
 
     void run(int64_t tiles, Call call, void* context);
+    void stop();
     int64_t work_off(int thread);  // how many tiles it did
     void shed();
     void keep_off_caller();
@@ -67,7 +68,7 @@ class Team {
     alignas(64) std::atomic<int> sleepers_{0};
     std::atomic<bool> stop_{false};
     std::mutex sleep_mutex_;
-    std::condition_variable wake_;
+    std::unique_ptr<std::condition_variable> wake_{new std::condition_variable};
     std::vector<std::thread> mates_;
     int forks_;  // of this process, when the team was made: threads do not survive a fork
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Callable, Sequence
 
@@ -57,6 +58,9 @@ def _root(
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status (0, 1 failure, 2 usage, 130 interrupted)."""
+    for stream in (sys.stdout, sys.stderr):  # names of files may be no text
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         app(args=list(sys.argv[1:] if arguments is None else arguments), prog_name="melodia")
     except SystemExit as stop:

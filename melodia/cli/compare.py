@@ -47,7 +47,9 @@ def compare(
             out,
             kinds=tuple(kinds.split(",")),
             size=size,
-            training=({"minutes": minutes} if minutes is not None else {"epochs": epochs or 1.0})
+            training=(
+                {"minutes": minutes} if minutes is not None else {"epochs": 1.0 if epochs is None else epochs}
+            )
             | {"device": device, "threads": threads, "random_seed": random_seed},
             without_side_inputs=without_side_inputs,
             backend=backend,

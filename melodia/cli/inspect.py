@@ -7,7 +7,7 @@ from pathlib import Path
 
 import typer
 
-from melodia.errors import MidiError
+from melodia.errors import MelodiaError, MidiError
 
 
 def inspect(
@@ -15,14 +15,16 @@ def inspect(
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object a file instead of text."),
 ) -> None:
     """Read MIDI files and print what was read, repaired, quantised and dropped, and why."""
+    from melodia.midi.reading import show_path
     from melodia.workflows.inspect import inspect_file
 
     failed = 0
     for path in files:
         try:
             report = inspect_file(path)
-        except MidiError as error:
-            typer.echo(f"melodia: {error}", err=True)
+        except MelodiaError as error:
+            named = error if isinstance(error, MidiError) else f"{show_path(path)}: {error}"
+            typer.echo(f"melodia: {named}", err=True)
             failed += 1
             continue
         if as_json:

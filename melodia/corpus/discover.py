@@ -38,7 +38,8 @@ def find_midi_files(folder: Path, exclude: Path | None = None) -> list[Found]:
     """All MIDI files below a folder, by path; links are followed, a folder that is met again is not.
 
     A folder that holds both a `train` and a `valid` sub-folder (also `training`, `validation`, `val`, `dev`)
-    decides the split of what lies in them; what lies beside them is left out.
+    decides the split of what lies in them; what lies beside them is left out. Folders that `melodia train` wrote are
+    left out, too.
 
     Args:
         folder: where to look.
@@ -73,7 +74,7 @@ def find_midi_files(folder: Path, exclude: Path | None = None) -> list[Found]:
                 status = inside.stat()
             except OSError:
                 continue
-            if (status.st_dev, status.st_ino) in seen or inside.resolve() == hidden:
+            if (status.st_dev, status.st_ino) in seen or inside.resolve() == hidden or _is_training(inside):
                 continue
             seen.add((status.st_dev, status.st_ino))
             kept.append(name)
@@ -84,6 +85,11 @@ def find_midi_files(folder: Path, exclude: Path | None = None) -> list[Found]:
             if name.lower().endswith(SUFFIXES):
                 found.append(_look(place / name, folder, decides))
     return sorted(found, key=lambda item: os.fsencode(item.relative))
+
+
+def _is_training(folder: Path) -> bool:
+    """Whether `melodia train` wrote this folder: its samples are no music to learn from."""
+    return (folder / "best" / "config.json").is_file() or (folder / "resume").is_file()
 
 
 def _look(path: Path, folder: Path, decides: dict[Path, bool]) -> Found:

@@ -20,6 +20,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import threading
+import weakref
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -48,7 +50,7 @@ class Piece:
     """One piece of music.
 
     Attributes:
-        tokens: uint16 or uint32 [N], a read-only map of the file, without BOS and EOS.
+        tokens: uint16 or uint32 [N], read-only, without BOS and EOS.
         row: the piece's row in the manifest, -1 if it has none.
         flags: bits, see `CONSTANT_VELOCITY`.
         notes: how many notes the tokens hold.
@@ -68,7 +70,7 @@ class Piece:
 
 
 class Pieces(Sequence[Piece]):
-    """The pieces of one split: `pieces[i]` maps one piece; the columns are there at once for all.
+    """The pieces of one split: `pieces[i]` reads one piece; the columns are there at once for all.
 
     Attributes:
         lengths: int64 [P], tokens of each piece.
@@ -79,6 +81,9 @@ class Pieces(Sequence[Piece]):
 
     def __init__(self, files: list[Path], index: NDArray[np.int64], dtype: np.dtype[Any]) -> None:
         self._files, self._index, self._dtype = files, index, dtype
+        # Open from now on: a corpus that is built anew in this folder replaces the files; these stay what they were.
+        self._shards = [os.open(file, os.O_RDONLY | getattr(os, "O_BINARY", 0)) for file in files]
+        weakref.finalize(self, _close, self._shards)
         self.lengths = index[:, _LENGTH]
         self.notes = index[:, _NOTES]
         self.bars = index[:, _BARS]
@@ -97,7 +102,7 @@ class Pieces(Sequence[Piece]):
     @overload
     def __getitem__(self, i: slice) -> list[Piece]: ...
     def __getitem__(self, i: int | slice) -> Piece | list[Piece]:
-        """Map piece i; raises CorpusError if its file is gone or cut short."""
+        """Read piece i; raises CorpusError if its file was cut short."""
         if isinstance(i, slice):
             return [self[j] for j in range(*i.indices(len(self)))]
         if not -len(self) <= i < len(self):
@@ -108,14 +113,13 @@ class Pieces(Sequence[Piece]):
         if length == 0:
             tokens = np.empty(0, self._dtype)
         else:
-            path = self._files[record[_SHARD]]
-            try:
-                offset = record[_OFFSET] * self._dtype.itemsize
-                tokens = np.memmap(path, self._dtype, "r", offset=offset, shape=(length,))
-            except (OSError, ValueError) as error:
+            size, shard = self._dtype.itemsize, record[_SHARD]
+            data = _read_at(self._shards[shard], length * size, record[_OFFSET] * size)
+            if len(data) < length * size:
                 raise CorpusError(
-                    f"cannot read piece {i} from {path} ({error}); build the corpus anew"
-                ) from error
+                    f"cannot read piece {i} from {self._files[shard]} (cut short); build the corpus anew"
+                )
+            tokens = np.frombuffer(data, self._dtype)
         return Piece(tokens, record[_ROW], record[_FLAGS], record[_NOTES], record[_BARS])
 
     def __iter__(self) -> Iterator[Piece]:
@@ -198,6 +202,22 @@ class Corpus:
             raise CorpusError(
                 f"{self.folder}: the tokens differ from those that were written; build the corpus anew"
             )
+
+
+def _close(files: list[int]) -> None:
+    for file in files:
+        os.close(file)
+
+
+_SEEKING = threading.Lock()
+
+
+def _read_at(file: int, size: int, offset: int) -> bytes:
+    if hasattr(os, "pread"):
+        return os.pread(file, size, offset)
+    with _SEEKING:  # Windows
+        os.lseek(file, offset, os.SEEK_SET)
+        return os.read(file, size)
 
 
 def _open_split(folder: Path, name: str, summary: dict[str, Any], dtype: np.dtype[Any]) -> Pieces:

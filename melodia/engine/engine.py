@@ -95,5 +95,9 @@ class Lanes:
 
 
 def _ids(numbers: Sequence[int] | NDArray[Any]) -> NDArray[np.int32]:
-    """Whole numbers as the engine reads them; those that are already are not copied."""
-    return np.asarray(numbers, np.int32, order="C")
+    """Whole numbers as the engine reads them; those that are already are not copied. ValueError for others."""
+    given = np.asarray(numbers)
+    found = np.asarray(given, np.int32, order="C")
+    if given.dtype != np.int32 and given.size and not (found == given).all():
+        raise ValueError("tokens and side inputs must be whole numbers of 32 bits")
+    return found

@@ -114,6 +114,8 @@ class Likelihood:
         pieces = len(self.nats)
         if not pieces:
             return Interval(float("nan"), float("nan"), float("nan"), level)
+        if pieces == 1:  # nothing is known of how pieces differ
+            return Interval(self.per(unit), float("nan"), float("nan"), level)
         draws = np.random.default_rng(random_seed).multinomial(
             pieces, np.full(pieces, 1.0 / pieces), size=resamples
         )

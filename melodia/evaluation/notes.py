@@ -194,7 +194,7 @@ def _build(
     order = np.lexsort((track, pitch, start))
     start, end, pitch, velocity, track, drum = (column[order] for column in joined)
     lines = bar_lines(signatures, int(end.max()) if len(end) else 0, resolution)
-    tempi = sorted(tempi)
+    tempi = sorted(tempi, key=lambda change: change[0])  # of several at one tick the last holds
     if not tempi or tempi[0][0] > 0:
         tempi.insert(0, (0, 120.0))
     return NoteTable(

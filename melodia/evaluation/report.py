@@ -93,7 +93,8 @@ class Evaluation:
         if self.generated is not None:
             made = self.generated
             found += [comparison_table(made), collapse_table(made)]
-            found += [originality_table(made)] * bool(made.originalities()[1])
+            if made.originalities()[1]:
+                found.append(originality_table(made))
         return found
 
     def to_dict(self) -> dict[str, Any]:

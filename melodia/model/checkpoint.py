@@ -191,6 +191,7 @@ def _refuse_foreign(folder: Path) -> None:
         raise CheckpointError(
             f"{folder} holds something other than a checkpoint; choose another or an empty folder"
         )
+    present = {name for name in present if not name.startswith(".") and not name.endswith(".part")}
     others = present - set(read_config(path).get("files", [])) - {WEIGHTS, CONFIG, VOCABULARY, TOKENIZER}
     if others:
         raise CheckpointError(

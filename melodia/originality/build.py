@@ -37,7 +37,11 @@ def training_pieces(corpus: Corpus, split: str = "train") -> Iterator[Training]:
     """The pieces of a corpus with the names of their files, one after the other."""
     manifest = corpus.folder / MANIFEST
     rows = read_manifest(manifest) if manifest.is_file() else []
+    last = -1
     for number, piece in enumerate(corpus.pieces(split)):
+        if piece.row == last >= 0:  # a transposed copy: what is compared does not depend on the key
+            continue
+        last = piece.row
         notes, bars = notes_of_tokens(piece.tokens, corpus.vocabulary)
         name = rows[piece.row].path if 0 <= piece.row < len(rows) else f"piece {number + 1}"
         yield Training(name, notes, bars)

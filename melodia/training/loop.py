@@ -456,17 +456,37 @@ class _Run:
             self.logs.close()
 
 
+def holds_training(out: Path) -> bool:
+    """Whether a training wrote to this folder."""
+    return any((out / name).exists() for name in (BEST, RESUME))
+
+
+def refuse_training(out: Path) -> None:
+    """Raise TrainingError where a folder holds a training."""
+    if holds_training(out):
+        raise _there_already(out)
+
+
+def _there_already(out: Path) -> TrainingError:
+    return TrainingError(
+        f"{out} holds a training already; go on with it (--resume), replace it (--force) or choose another folder"
+    )
+
+
 def _look(out: Path, world: World, resume: bool, force: bool) -> TrainingState | None:
     """What lies in the folder already: the state to go on from, or what must not be overwritten."""
     if resume:
         data = world.share_bytes(read_bytes(out / RESUME) if world.leads else None)
-        return None if data is None else parse_state(out / RESUME, data, world.device)
-    holds = world.leads and any((out / name).exists() for name in (BEST, RESUME))
-    if world.sum([float(holds)])[0] and not force:
-        raise TrainingError(
-            f"{out} holds a training already; go on with it (--resume), replace it (--force) "
-            "or choose another folder"
-        )
+        if data is not None:
+            return parse_state(out / RESUME, data, world.device)
+        if world.sum([float(world.leads and (out / BEST).exists())])[0] and not force:
+            raise TrainingError(
+                f"{out} holds a checkpoint, but {RESUME} is gone, which a training goes on from; fine-tune the "
+                f"checkpoint (--init {out / BEST}, another --out), or train anew (--force)"
+            )
+        return None
+    if world.sum([float(world.leads and holds_training(out))])[0] and not force:
+        raise _there_already(out)
     if world.leads:
         shutil.rmtree(out / "tensorboard", ignore_errors=True)
     return None

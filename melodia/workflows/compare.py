@@ -23,6 +23,7 @@ from melodia.model.model import Model
 from melodia.model.sizes import match_parameters, parameter_count
 from melodia.side_inputs import DEFAULTS
 from melodia.training import Preparer, TrainingConfig, evaluate, train
+from melodia.training.loop import refuse_training
 from melodia.workflows.train import QuietReporter, model_settings, open_corpus
 
 NGRAM_ORDER = 5
@@ -145,7 +146,7 @@ def compare_kinds(
             "held-out pieces": len(corpus.pieces("valid")),
             "corpus": corpus.fingerprint,
             "backend": kernels.backend_report().runs,
-            "threads": torch.get_num_threads(),
+            "threads": config.threads or torch.get_num_threads(),
             "torch": torch.__version__,
             "melodia": __version__,
         }
@@ -187,10 +188,26 @@ def _train_row(
 ) -> Row:
     """Train one kind, unless it is there already, and measure it."""
     record = out / "row.json"
-    if record.is_file() and not force:
+    setting = json.loads(
+        json.dumps(
+            {"corpus": corpus.fingerprint, "model": model_config.to_dict(), "training": asdict(config)}
+        )
+    )
+    begun = None if force or not record.is_file() else json.loads(record.read_text("utf-8"))
+    if begun is not None and begun.get("setting") != setting:
+        raise ConfigError(
+            f"{out} holds {name} of another comparison (other music, size, budget or random seed); choose another "
+            "--out, or train anew (--force)"
+        )
+    if begun is not None and begun["row"] is not None:
         reporter.say(f"{name}: trained already, in {out}")
-        return Row(**json.loads(record.read_text("utf-8")))
+        return Row(**begun["row"])
     reporter.say(f"{name}: hidden size {model_config.hidden_size}")
+    # What an interrupted comparison left may be replaced; another training may not.
+    if begun is None and not force:
+        refuse_training(out)
+    out.mkdir(parents=True, exist_ok=True)
+    record.write_text(json.dumps({"setting": setting, "row": None}), encoding="utf-8")
     summary = train(corpus, model_config, config, out, progress=reporter, force=True)
     checkpoint = load_checkpoint(summary.checkpoint)
     likelihood = held_out_likelihood(corpus, checkpoint.model)
@@ -209,7 +226,7 @@ def _train_row(
         high=interval.high,
         nats_per_note=likelihood.nats_per_note,
     )
-    record.write_text(json.dumps(asdict(row)), encoding="utf-8")
+    record.write_text(json.dumps({"setting": setting, "row": asdict(row)}), encoding="utf-8")
     return row
 
 

@@ -17,7 +17,7 @@ from melodia.evaluation.comparison import compare_sets
 from melodia.evaluation.continuations import Settings, continue_pieces, key_agreement
 from melodia.evaluation.report import Evaluation, Generated
 from melodia.originality import Index
-from melodia.render.files import check_target, fresh_file
+from melodia.render.files import check_target, fresh_file, printable
 from melodia.sampler import Sampler
 
 SEED_BARS = 16
@@ -87,15 +87,17 @@ def evaluate_folder(
     generated = None
     if generate:
         root = Path(folder)
-        files = [(row.path, root / row.path if root.is_dir() else root) for row in rows]
+        files = [(printable(row.path), root / row.path if root.is_dir() else root) for row in rows]
         generated = _generate(sampler, files, generate, settings, read)
     used = set(pieces.used)
     return Evaluation(
         model=_facts(sampler, model),
-        folder=str(folder),
+        folder=printable(folder),
         likelihood=likelihood,
-        names=tuple(row.path for row in rows),
-        skipped=tuple((row.path, row.reason) for i, row in enumerate(pieces.rows) if i not in used),
+        names=tuple(printable(row.path) for row in rows),
+        skipped=tuple(
+            (printable(row.path), row.reason) for i, row in enumerate(pieces.rows) if i not in used
+        ),
         generated=generated,
         versions={
             "melodia": melodia.__version__,

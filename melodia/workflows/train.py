@@ -26,6 +26,7 @@ from melodia.workflows.originality import index_corpus
 SAMPLES = 3
 SAMPLE_SEED_BARS = 8
 SAMPLE_BARS = 8
+SAMPLE_NAME_BYTES = 100  # of the piece's name in the sample's
 BLOCK_WITHOUT_BARS = 32  # tokens of a block, for bidirectional models over tokens without bar lines
 
 
@@ -121,6 +122,8 @@ def open_corpus(
         CorpusError: the folder has nothing to train on.
     """
     if (folder / "corpus.json").is_file():
+        if bpe is not None:
+            raise ConfigError(f"{folder} is a built corpus, whose tokens are made already; leave --bpe out")
         return Corpus.open(folder)
     config = TokenizerConfig(scheme=scheme, bpe_vocab_size=bpe)
     target = corpus_folder(folder, config, cache)
@@ -269,7 +272,9 @@ def continue_held_out(corpus: Corpus, summary: TrainingSummary, out: Path) -> tu
     notes: list[str] = []
     for number in range(SAMPLES):
         piece = pieces[number * len(pieces) // SAMPLES]
-        name = Path(rows[piece.row].path).stem if 0 <= piece.row < len(rows) else "piece"
+        stem = Path(rows[piece.row].path).stem if 0 <= piece.row < len(rows) else "piece"
+        name = "".join(letter if letter.isprintable() else "_" for letter in stem)
+        name = name.encode()[:SAMPLE_NAME_BYTES].decode(errors="ignore")
         try:
             sampler.prime(piece.tokens, seed_bars=SAMPLE_SEED_BARS)
             continuation = sampler.generate(
