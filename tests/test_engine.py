@@ -367,3 +367,28 @@ def test_tokens_that_are_no_whole_numbers_of_32_bits() -> None:
     for wrong in (np.array([2**32 + 3]), np.array([1.5])):
         with pytest.raises(ValueError, match="whole numbers of 32 bits"):
             lanes.step(wrong)
+
+
+ENDING = """
+import threading, time
+import numpy as np
+from melodia import engine
+from melodia.engine.description import describe
+from melodia.model import Model, ModelConfig
+
+description = describe(Model(ModelConfig("gru", vocab_size=50, hidden_size=128)))
+
+def play():
+    lanes = engine.Lanes(engine.Engine(*description, threads=1), 1)
+    while True:
+        lanes.advance(np.zeros((200, 1), np.int32))
+
+threading.Thread(target=play, daemon=True).start()
+time.sleep(0.1)
+"""
+
+
+def test_a_program_ends_while_a_daemon_thread_plays() -> None:
+    for _ in range(3):
+        done = subprocess.run([sys.executable, "-c", ENDING], timeout=60, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr

@@ -10,14 +10,19 @@
 #include <pybind11/pybind11.h>
 
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <initializer_list>
 #include <memory>
 #include <new>
 #include <stdexcept>
 #include <string>
+#include <thread>
 #include <type_traits>
 #include <vector>
+#if defined(__GLIBCXX__)
+#include <cxxabi.h>
+#endif
 
 #include "engine/engine.h"
 #include "engine/loop.h"
@@ -44,13 +49,44 @@ auto translated(const char* type, const char* before, F&& body) -> decltype(body
     }
 }
 
+// Takes the GIL back. While the interpreter ends, a daemon thread that asks for it is unwound instead (before
+// Python 3.14), through frames that hold Python's objects, and the process aborts: it stays here until the
+// process has ended.
+inline void take_gil(PyThreadState* state) {
+#if defined(__GLIBCXX__)
+    try {
+        PyEval_RestoreThread(state);
+    } catch (abi::__forced_unwind&) {
+        while (true) std::this_thread::sleep_for(std::chrono::hours(1));
+    }
+#else
+    PyEval_RestoreThread(state);
+#endif
+}
+
+// Runs a body without the GIL.
+template <class F>
+auto without_gil(F&& body) -> decltype(body()) {
+    PyThreadState* const state = PyEval_SaveThread();
+    try {
+        if constexpr (std::is_void_v<decltype(body())>) {
+            body();
+            take_gil(state);
+        } else {
+            auto result = body();
+            take_gil(state);
+            return result;
+        }
+    } catch (const std::exception&) {
+        take_gil(state);
+        throw;
+    }
+}
+
 // As `translated`, without the GIL.
 template <class F>
 auto computed(const char* type, const char* before, F&& body) -> decltype(body()) {
-    return translated(type, before, [&] {
-        py::gil_scoped_release released;
-        return body();
-    });
+    return translated(type, before, [&] { return without_gil(body); });
 }
 
 template <class T>
