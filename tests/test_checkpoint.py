@@ -254,6 +254,11 @@ def test_other_peoples_folders_are_not_replaced(tmp_path: Path) -> None:
     for left in ("config.json.part", ".DS_Store"):  # by a kill, by a file manager
         (music_folder / left).write_bytes(b"")
     save(music_folder, model)
+    for own in (".git", "song.part"):
+        (music_folder / own).write_bytes(b"")
+        with pytest.raises(CheckpointError, match=rf"holds other files besides its checkpoint \({own}\)"):
+            save(music_folder, model)
+        (music_folder / own).unlink()
     (music_folder / "song.mid").write_bytes(b"MThd")
     with pytest.raises(CheckpointError, match=r"holds other files besides its checkpoint \(song.mid\)"):
         save(music_folder, model)

@@ -9,8 +9,6 @@ namespace {
 
 constexpr int64_t kMostBlocks = 16;
 
-int64_t parts(int64_t n, int64_t unit) { return (n + unit - 1) / unit; }
-
 }  // namespace
 
 Clusters::Clusters(const Decoder& decoder, int64_t sessions, int threads) : threads_(threads) {
@@ -29,28 +27,22 @@ const char* Clusters::plan(const Decoder& decoder, int64_t sessions) {
     if (blocks > kMostBlocks) return "a cluster has 16 blocks at most";
     std::vector<Stage> stages;
     std::vector<ReaderLevel> readers;
-    const auto lay_out = [&](int64_t each) {
+    const auto lay_out = [&](int64_t each) {  // whether so many sessions fit
         stages = decoder.stages;
-        layout_ = decoder.layout_of(each, 1, true, stages, readers, own_);
+        try {
+            layout_ = decoder.layout_of(each, 1, true, stages, readers, own_);
+        } catch (const std::invalid_argument&) {
+            return false;
+        }
         shared_bytes_ = std::max(layout_.compute_bytes, layout_.sampler_bytes);
         return shared_bytes_ <= decoder.device.shared_bytes;
     };
+    if (!lay_out(1)) return "a session does not fit into shared memory";
     int64_t clusters = 0;
-    try {
-        if (!lay_out(1)) return "a session's words do not fit into shared memory";
-    } catch (const std::invalid_argument&) {
-        return "a session does not fit into shared memory";
-    }
     const auto weights = static_cast<int>(decoder.plan.weights);
     if (const char* why = clusters_at_once(weights, blocks, threads_, shared_bytes_, &clusters)) return why;
     if (clusters < 1) return "the device has no room for a cluster of so many blocks";
-    for (each_ = parts(sessions, clusters); each_ > 1; each_ = parts(each_, 2)) {
-        try {
-            if (lay_out(each_)) break;
-        } catch (const std::invalid_argument&) {
-        }
-    }
-    if (each_ == 1) lay_out(1);
+    for (each_ = parts(sessions, clusters); !lay_out(each_);) each_ = parts(each_, 2);  // 1 fits
     stages_.upload(stages.data(), static_cast<int64_t>(stages.size()));
     if (std::any_of(stages.begin(), stages.end(), [](const Stage& s) { return s.keeps != 0; }))
         below_size_ = int64_t{net.blocks} * net.levels * each_ * net.H;

@@ -11,9 +11,6 @@ namespace {
 
 using engine::Panels;
 
-int64_t up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
-int64_t parts(int64_t n, int64_t unit) { return (n + unit - 1) / unit; }
-
 int64_t columns_of(engine::Weights w) {
     return w == engine::Weights::fp32 ? 8 : w == engine::Weights::bf16 ? 16 : 32;
 }

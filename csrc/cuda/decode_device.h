@@ -15,6 +15,9 @@
 
 namespace melodia::cuda::decode {
 
+constexpr int64_t parts(int64_t n, int64_t unit) { return (n + unit - 1) / unit; }
+constexpr int64_t up(int64_t n, int64_t unit) { return parts(n, unit) * unit; }
+
 // What a test or a measurement may choose; zeros: as the device wants it.
 struct Options {
     int64_t threads = 0;       // of a block
@@ -119,7 +122,7 @@ class Lanes {
 
   private:
     // false: it did not go well, and nothing changed.
-    bool in_clusters(Args args);
+    bool in_clusters(const Args& args);
     bool failed(const std::string& why);
     bool together(const Args& args);
     void apart(Args args);

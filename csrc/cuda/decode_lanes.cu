@@ -22,7 +22,7 @@ Lanes::Lanes(Decoder& decoder, int64_t count)
     args_.B = static_cast<int32_t>(B_);
     args_.counted = decoder.options.counted != 0;
     const Reader& reader = net.reader;
-    const int64_t groups = (B_ + kGroup - 1) / kGroup;
+    const int64_t groups = parts(B_, kGroup);
     // A wait is for a token, which takes microseconds; but other work may have the processors for a while,
     // and one thread may walk through thousands of byte pairs. Readings of all groups may come in front: 10
     // us for each step.
@@ -70,7 +70,7 @@ void Lanes::advance(int64_t T, const int32_t* tokens, const int32_t* sides, floa
     for (int64_t r = 0; r < T * B_ * S; ++r)
         if (sides[r] < 0 || sides[r] >= plan.side_sizes[r % S])
             throw std::invalid_argument("side input " + std::to_string(r % S) + " is outside its limits");
-    const int64_t groups = (B_ + kGroup - 1) / kGroup;  // a launch is to take milliseconds
+    const int64_t groups = parts(B_, kGroup);  // a launch is to take milliseconds
     const int64_t most = decoder_.options.launch_steps > 0 ? decoder_.options.launch_steps
                                                            : std::max<int64_t>(1, 1024 / groups);
     for (int64_t t = 0, n; t < T; t += n) {
@@ -90,6 +90,9 @@ void Lanes::run(const Job& job) {
     const int64_t V = net.V, figures = B_ * job.steps;
     Args a = args_;
     a.steps = static_cast<int32_t>(job.steps);
+    a.step_end = a.steps + 1;  // in one launch; `apart` says it for each of its own
+    a.phase_end = net.stages + 1;
+    a.first = a.last = 1;
     a.words = words_.of<uint64_t>(2 * B_ * net.words);
     a.gave_up = counters_.of<uint32_t>(1);
     a.counters = a.gave_up + 1;
@@ -162,11 +165,8 @@ bool Lanes::failed(const std::string& why) {
     return false;
 }
 
-bool Lanes::in_clusters(Args a) {
+bool Lanes::in_clusters(const Args& a) {
     if (!clusters_->obstacle.empty()) return failed(clusters_->obstacle);
-    a.step_end = a.steps + 1;
-    a.phase_end = a.net.stages + 1;
-    a.first = a.last = 1;
     const char* failure = clusters_->run(a, static_cast<int>(decoder_.plan.weights));
     uint32_t gave_up = 0;
     Memory::read(&gave_up, a.gave_up, 4);  // waits for the clusters that did begin
@@ -174,18 +174,14 @@ bool Lanes::in_clusters(Args a) {
     return gave_up == 0 || failed("a block gave up waiting for its cluster");
 }
 
-bool Lanes::together(const Args& args) {
+bool Lanes::together(const Args& a) {
     const auto weights = static_cast<int>(decoder_.plan.weights);
     int64_t blocks = 0;
     if (const char* failure = blocks_at_once(weights, threads_, shared_bytes_, &blocks))
         return failed(failure);
-    if (blocks < args.net.blocks + args.samplers)
+    if (blocks < a.net.blocks + a.samplers)
         return failed("the device holds " + std::to_string(blocks) + " blocks at once of " +
-                      std::to_string(args.net.blocks + args.samplers));
-    Args a = args;
-    a.step_end = a.steps + 1;
-    a.phase_end = a.net.stages + 1;
-    a.first = a.last = 1;
+                      std::to_string(a.net.blocks + a.samplers));
     if (const char* failure = start(weights, a, threads_, shared_bytes_, Together::grid, nullptr))
         return failed(failure);
     uint32_t gave_up = 0;

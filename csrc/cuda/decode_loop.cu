@@ -17,8 +17,6 @@ static_assert(engine::Rules::kEndsNote == 1 && engine::Rules::kBeginsNote == 2, 
 
 constexpr double kLaunchSeconds = 0.05;  // screens and other programs get their turn in between
 
-int64_t up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
-
 template <class T>
 T* at(unsigned char* base, int64_t offset) {
     return reinterpret_cast<T*>(base + offset);

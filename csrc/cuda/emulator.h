@@ -431,7 +431,7 @@ struct Machine {
                 if (started < blocks) start_block(f->slot, started++, shared_bytes);
             }
             ready_.insert(ready_.end(), kept.begin(), kept.end());
-            if (weak_ && random.below(8) == 0) drain(2);
+            if (weak_ && random.below(8) == 0) drain();
             stalled = progress_ == before ? stalled + 1 : 0;
             if (setup.schedule && random.below(16) == 0)
                 victim = choose(setup, random, resident.size(), threads);
@@ -442,7 +442,7 @@ struct Machine {
                 if (victim.kind == last.kind && victim.which == last.which) victim = Victim{};
                 continue;
             }
-            if (weak_) drain(2);
+            if (weak_) drain();
             if (!ready_.empty() && stalled < kPatience) continue;
             if (ready_.empty() || !setup.expire || expired_) {
                 failed_ = true;
@@ -453,9 +453,9 @@ struct Machine {
         }
     }
 
-    void drain(uint64_t one_in) {
+    void drain() {  // half of all stores
         for (Fiber& f : fibers_) {
-            if (!f.stores.empty()) flush(f, [&](const Store&) { return random.below(one_in) == 0; });
+            if (!f.stores.empty()) flush(f, [&](const Store&) { return random.below(2) == 0; });
         }
     }
 

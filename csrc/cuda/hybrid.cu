@@ -122,18 +122,18 @@ const char* run(int element_bytes, const StepStack& stack, const ScanOptions& op
     }
     shared += kStackHead;
     const int64_t groups = ceil_div(stack.B, a.batch);
-    const auto start = [&](int from, int to, int64_t blocks, bool rescue, bool together) {
+    const auto start = [&](int from, int to, int64_t blocks, bool rescue, Together together) {
         a.from = from;
         a.to = to;
         a.blocks = static_cast<int32_t>(blocks);
         a.rescue = rescue;
         const Shape shape{static_cast<unsigned>(groups * blocks), kThreads, static_cast<size_t>(shared),
-                          together ? Together::grid : Together::no};
+                          together};
         return launch("hybrid_step", StackKernel<S>::get(), shape, stream, a);
     };
     if (options.path == Path::rows || (options.path == Path::automatic && items == 1)) {
         *chosen = Path::rows;  // a block of a group has nobody to wait for
-        return start(0, stages, 1, false, false);
+        return start(0, stages, 1, false, Together::no);
     }
     if (options.path != Path::steps) {
         int64_t most = 0;
@@ -144,9 +144,9 @@ const char* run(int element_bytes, const StepStack& stack, const ScanOptions& op
             if (const char* error = clear(workspace, static_cast<size_t>(counter_bytes(stack.B)), stream))
                 return error;
             *chosen = Path::resident;
-            const char* error = start(0, stages, blocks, false, true);
+            const char* error = start(0, stages, blocks, false, Together::grid);
             if (error == nullptr)
-                return start(0, stages, 1, true, false);  // does nothing unless blocks gave up
+                return start(0, stages, 1, true, Together::no);  // does nothing unless blocks gave up
             if (options.path == Path::resident) return error;
         } else if (options.path == Path::resident) {
             return "a batch of this size leaves no blocks to share a step; choose another path";
@@ -154,7 +154,7 @@ const char* run(int element_bytes, const StepStack& stack, const ScanOptions& op
     }
     *chosen = Path::steps;
     for (int s = 0; s < stages; ++s)
-        if (const char* error = start(s, s + 1, items, false, false)) return error;
+        if (const char* error = start(s, s + 1, items, false, Together::no)) return error;
     return nullptr;
 }
 

@@ -103,16 +103,21 @@ struct Launch {
     }
 };
 
-// Lets a kernel have what not every device has: clusters of more than 8 blocks, and all the shared memory
-// that there is, not what this launch needs, because the limit is the kernel's and another thread may launch
-// it, too.
+// Lets a kernel have what it must ask for: more than 48 KB of shared memory, and clusters of more than 8
+// blocks. It gets all the memory that there is, not what this launch needs, because the limit is the kernel's
+// and another thread may launch it, too.
 template <class... P>
 cudaError_t allow(void (*kernel)(P...), const Shape& shape) {
     const auto* function = reinterpret_cast<const void*>(kernel);
-    Device device{};
-    if (device_of(&device) != nullptr) return cudaErrorInvalidDevice;
-    cudaError_t error = cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                             static_cast<int>(device.shared_bytes));
+    cudaError_t error = cudaSuccess;
+    if (shape.shared_bytes > 48 << 10) {
+        int device = 0, most = 0;
+        error = cudaGetDevice(&device);
+        if (error == cudaSuccess)
+            error = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+        if (error == cudaSuccess)
+            error = cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
+    }
     if (error == cudaSuccess && shape.together == Together::cluster && shape.blocks > 8)
         error = cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
     return error;

@@ -89,7 +89,7 @@ def find_midi_files(folder: Path, exclude: Path | None = None) -> list[Found]:
 
 def _is_training(folder: Path) -> bool:
     """Whether `melodia train` wrote this folder: its samples are no music to learn from."""
-    return (folder / "best" / "config.json").is_file() or (folder / "resume").is_file()
+    return (folder / "best" / "config.json").is_file()
 
 
 def _look(path: Path, folder: Path, decides: dict[Path, bool]) -> Found:

@@ -191,8 +191,9 @@ def _refuse_foreign(folder: Path) -> None:
         raise CheckpointError(
             f"{folder} holds something other than a checkpoint; choose another or an empty folder"
         )
-    present = {name for name in present if not name.startswith(".") and not name.endswith(".part")}
-    others = present - set(read_config(path).get("files", [])) - {WEIGHTS, CONFIG, VOCABULARY, TOKENIZER}
+    own = {WEIGHTS, CONFIG, VOCABULARY, TOKENIZER, *read_config(path).get("files", [])}
+    left = {f"{name}.part" for name in own} | {".DS_Store"}  # by a kill, by a file manager
+    others = present - own - left
     if others:
         raise CheckpointError(
             f"{folder} holds other files besides its checkpoint ({', '.join(sorted(others))}), which would be "

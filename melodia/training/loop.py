@@ -7,7 +7,6 @@ and the learning rate, validations and the best weights, saving and resuming, an
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -24,6 +23,7 @@ from melodia.model.checkpoint import save_checkpoint
 from melodia.training.config import TrainingConfig
 from melodia.training.distributed import World, join
 from melodia.training.evaluate import evaluate
+from melodia.training.folder import BEST, RESUME, look
 from melodia.training.interrupt import Interrupt
 from melodia.training.learner import Learner, make_model
 from melodia.training.logs import Logs
@@ -32,15 +32,12 @@ from melodia.training.progress import Plan, Progress, Step, TrainingSummary, Val
 from melodia.training.resume import (
     TrainingState,
     check_same_run,
-    parse_state,
-    read_bytes,
     saved_model,
     write_state,
 )
 from melodia.training.streams import Preparer
 from melodia.training.watch import Watch, corpus_warnings
 
-BEST, RESUME = "best", "resume"
 """Inside the folder of a training: the checkpoint of the best weights, and the state to go on from."""
 VALIDATIONS = 20
 """Into how many parts a budget is cut by validations, if the config does not say."""
@@ -99,7 +96,7 @@ def train(
     folder = Path(out)
     world.check_same("corpus", corpus.fingerprint)
     with _threads(config.threads):
-        saved = _look(folder, world, resume, force)
+        saved = look(folder, world, resume, force)
         if saved is not None:
             init = None
             if model_config is None:
@@ -454,42 +451,6 @@ class _Run:
         """Close the logs."""
         if self.logs is not None:
             self.logs.close()
-
-
-def holds_training(out: Path) -> bool:
-    """Whether a training wrote to this folder."""
-    return any((out / name).exists() for name in (BEST, RESUME))
-
-
-def refuse_training(out: Path) -> None:
-    """Raise TrainingError where a folder holds a training."""
-    if holds_training(out):
-        raise _there_already(out)
-
-
-def _there_already(out: Path) -> TrainingError:
-    return TrainingError(
-        f"{out} holds a training already; go on with it (--resume), replace it (--force) or choose another folder"
-    )
-
-
-def _look(out: Path, world: World, resume: bool, force: bool) -> TrainingState | None:
-    """What lies in the folder already: the state to go on from, or what must not be overwritten."""
-    if resume:
-        data = world.share_bytes(read_bytes(out / RESUME) if world.leads else None)
-        if data is not None:
-            return parse_state(out / RESUME, data, world.device)
-        if world.sum([float(world.leads and (out / BEST).exists())])[0] and not force:
-            raise TrainingError(
-                f"{out} holds a checkpoint, but {RESUME} is gone, which a training goes on from; fine-tune the "
-                f"checkpoint (--init {out / BEST}, another --out), or train anew (--force)"
-            )
-        return None
-    if world.sum([float(world.leads and holds_training(out))])[0] and not force:
-        raise _there_already(out)
-    if world.leads:
-        shutil.rmtree(out / "tensorboard", ignore_errors=True)
-    return None
 
 
 def _number(value: float) -> float | None:

@@ -23,7 +23,7 @@ from melodia.model.model import Model
 from melodia.model.sizes import match_parameters, parameter_count
 from melodia.side_inputs import DEFAULTS
 from melodia.training import Preparer, TrainingConfig, evaluate, train
-from melodia.training.loop import refuse_training
+from melodia.training.folder import holds_training, there_already
 from melodia.workflows.train import QuietReporter, model_settings, open_corpus
 
 NGRAM_ORDER = 5
@@ -204,8 +204,8 @@ def _train_row(
         return Row(**begun["row"])
     reporter.say(f"{name}: hidden size {model_config.hidden_size}")
     # What an interrupted comparison left may be replaced; another training may not.
-    if begun is None and not force:
-        refuse_training(out)
+    if begun is None and not force and holds_training(out):
+        raise there_already(out)
     out.mkdir(parents=True, exist_ok=True)
     record.write_text(json.dumps({"setting": setting, "row": None}), encoding="utf-8")
     summary = train(corpus, model_config, config, out, progress=reporter, force=True)

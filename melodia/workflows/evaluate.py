@@ -20,17 +20,14 @@ from melodia.originality import Index
 from melodia.render.files import check_target, fresh_file, printable
 from melodia.sampler import Sampler
 
-SEED_BARS = 16
-BARS = 16
-
 
 def evaluate_folder(
     folder: Path | str,
     model: Path | str | None = None,
     *,
     generate: int = 0,
-    seed_bars: int = SEED_BARS,
-    bars: int = BARS,
+    seed_bars: int = Settings.seed_bars,
+    bars: int = Settings.bars,
     sampling: SamplingConfig | None = None,
     pitch_bias: float = 0.0,
     branches: int = 1,
