@@ -1,4 +1,4 @@
-// What the grammar (grammar.h) works on: operations, the head of the tables, registers, masks of bits.
+// What the grammar (grammar.h) works on: operations, the head of the tables, registers, bits of masks.
 //
 // Letters: V = vocabulary size, W = words of a mask (64 tokens each), P = programs of the vocabulary.
 #pragma once
@@ -53,6 +53,10 @@ struct GrammarSlice {
     int64_t first, end, low;  // ids; the value of the first
 };
 
+struct GrammarRange {
+    int64_t first, end;  // ids
+};
+
 // The numbers at the head of the tables.
 struct GrammarHead {
     int64_t V, types, programs, allowed_programs, shifts, micros, roots, nodes, parts, depth;
@@ -74,33 +78,6 @@ struct GrammarRegisters {
     int64_t ends;
 };
 
-// Where a sequence stands; the memory is the caller's.
-struct GrammarState {
-    GrammarRegisters* r;
-    int64_t* begun;  // [P] whether a program has played
-    int64_t* rows;   // [P][128] until when each pitch sounds, or since when (kFree: not)
-    int64_t* ends;   // [capacity] the same times of the notes that may still sound
-    int64_t capacity;
-};
-
-// What takes a state back to where it was before a trial step.
-struct GrammarUndo {
-    GrammarRegisters r;
-    int64_t row, pitch, before, created;
-    int64_t removed, at;  // an end that was taken out, and where; -1: none
-};
-
-struct GrammarFrame {
-    int64_t next, end;  // nodes of the trie that are left to try
-    GrammarUndo undo;
-};
-
-// Memory for masks with BPE tokens.
-struct GrammarScratch {
-    GrammarFrame* frames;  // [depth + 1]
-    uint64_t* masks;       // [depth + 1][W]
-};
-
 MELODIA_HD int64_t grammar_least(int64_t a, int64_t b) { return a < b ? a : b; }
 MELODIA_HD int64_t grammar_most(int64_t a, int64_t b) { return a > b ? a : b; }
 
@@ -111,20 +88,10 @@ MELODIA_HD bool has_bit(const uint64_t* mask, int64_t i) { return mask[i / 64] >
 MELODIA_HD void set_bit(uint64_t* mask, int64_t i) { mask[i / 64] |= uint64_t{1} << (i % 64); }
 MELODIA_HD void clear_bit(uint64_t* mask, int64_t i) { mask[i / 64] &= ~(uint64_t{1} << (i % 64)); }
 
-MELODIA_HD void clear_bits(uint64_t* mask, int64_t from, int64_t to) {
-    while (from < to) {
-        const int64_t end = grammar_least(to, (from / 64 + 1) * 64), count = end - from;
-        const uint64_t ones = count == 64 ? ~uint64_t{0} : (uint64_t{1} << count) - 1;
-        mask[from / 64] &= ~(ones << (from % 64));
-        from = end;
-    }
-}
-
-// Of `count` <= 64 bits from `first` on, leave those that stand in `keep`.
-MELODIA_HD void keep_bits(uint64_t* mask, int64_t first, int64_t count, uint64_t keep) {
-    const uint64_t drop = ~keep & (count == 64 ? ~uint64_t{0} : (uint64_t{1} << count) - 1);
-    mask[first / 64] &= ~(drop << (first % 64));
-    if (first % 64 != 0 && first % 64 + count > 64) mask[first / 64 + 1] &= ~(drop >> (64 - first % 64));
+// The bits of word w of a mask that stand for the ids [from, to).
+MELODIA_HD uint64_t bits_between(int64_t w, int64_t from, int64_t to) {
+    from = grammar_most(from - 64 * w, 0), to = grammar_least(to - 64 * w, 64);
+    return from < to ? ~uint64_t{0} >> (64 - (to - from)) << from : 0;
 }
 
 // How many of `count` ascending numbers are < limit (<= limit if `equal`).

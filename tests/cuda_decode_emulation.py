@@ -22,8 +22,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from grammar_helpers import sample
 from model_zoo import BAR, ZOO, V, make
-from sampler_helpers import make_seed, scale, tiny_sampler
+from sampler_helpers import make_seed, scale, tiny_sampler, tokenizer_of
 
 from melodia import engine
 from melodia.decode import SamplingConfig
@@ -31,8 +32,9 @@ from melodia.engine import cuda
 from melodia.engine.description import describe
 from melodia.engine.loop import Start, Stopped, Terms, TokenLoop
 from melodia.engine.rules import pack, rules_of
-from melodia.grammar import Grammar
+from melodia.grammar import Constraints, Grammar
 from melodia.grammar.state import REGISTERS
+from melodia.tokenizer import Tokenizer
 
 CSRC = Path(__file__).resolve().parent.parent / "csrc"
 COMPILER = shutil.which("g++") or shutil.which("c++")
@@ -192,15 +194,30 @@ def close(one: Any, other: Any, tolerance: float) -> None:
     assert np.abs(one - other).max() <= tolerance, f"{np.abs(one - other).max()} apart"
 
 
+@lru_cache(maxsize=2)
+def paired_tokenizer(scheme: str) -> Tokenizer:
+    """Byte pairs of music drawn at random, some of them over several notes."""
+    base = tokenizer_of(scheme)
+    grammar = Grammar.compile(base.vocabulary, Constraints(programs=(0, -1), pitch_range=(60, 62)))
+    rng = np.random.default_rng(3)
+    drawn = [np.array(sample(grammar, rng, tokens=90, by_type=True)) for _ in range(4)]
+    return base.train_bpe(2 * drawn, base.vocabulary.size + 300)  # twice, so that every pair is frequent
+
+
 def block_sampler(encoder: str, scheme: str = "REMI") -> Any:
     """A small bidirectional sampler, whose blocks are bars or at most nine tokens."""
     return tiny_sampler(scheme, "bidirectional", encoder=encoder, encoder_layers=2, block_max=9)
 
 
 @lru_cache(maxsize=8)
-def primed(scheme: str = "REMI", encoder: str | None = None, kind: str = "sequential") -> Any:
+def primed(
+    scheme: str = "REMI", encoder: str | None = None, kind: str = "sequential", pairs: bool = False
+) -> Any:
     """A small sampler behind two bars of a scale; at the beginning where there is no MIDI library (gpu_check.py)."""
-    sampler = tiny_sampler(scheme, kind) if encoder is None else block_sampler(encoder, scheme)
+    tokenizer = paired_tokenizer(scheme) if pairs else None
+    sampler = (
+        tiny_sampler(scheme, kind, tokenizer=tokenizer) if encoder is None else block_sampler(encoder, scheme)
+    )
     sampler.prime(make_seed(scale(2)) if importlib.util.find_spec("symusic") else None)
     return sampler
 
@@ -214,11 +231,12 @@ def loops(
     equal: bool = False,
     encoder: str | None = None,
     kind: str = "sequential",
+    pairs: bool = False,
     weights: str = "fp32",
     **changed: int,
 ) -> tuple[TokenLoop, TokenLoop]:
     """The CPU's loop and the device's over the same lanes."""
-    sampler = primed(scheme, encoder, kind)
+    sampler = primed(scheme, encoder, kind, pairs)
     state = sampler.state
     ints, floats = describe(sampler.model, weights)
     rules = rules_of(Grammar.compile(sampler.vocabulary), state.side.specs)
@@ -260,9 +278,9 @@ def same(one: TokenLoop, other: TokenLoop, lane: int, at_other: int | None = Non
     return len(a[0])
 
 
-def bits(*kinds: str) -> Any:
+def bits(*kinds: str, pairs: bool = False) -> Any:
     """Token types as a mask."""
-    vocabulary = primed().vocabulary
+    vocabulary = primed(pairs=pairs).vocabulary
     return pack(np.isin(np.arange(vocabulary.size), vocabulary.ids_of(*kinds)))
 
 
@@ -285,7 +303,7 @@ def check_loop(
         assert same(*pair, lane) == steps
     for loop in pair:
         for lane in range(B):
-            loop.set_terms(lane, Terms(1000, stop=bits("Pitch")))
+            loop.set_terms(lane, Terms(1000, stop=bits("Pitch", pairs=changed.get("pairs", False))))
         while int(loop.facts["standing"].max()) < 3:
             loop.run()
     # Lanes of the device do not stop with the first: they all come to their own stop.
@@ -338,6 +356,7 @@ def checks(library: ctypes.CDLL) -> Iterator[Any]:
         yield lambda: check_loop(library, 2, 5, FILTERS, cluster=4)
         yield lambda: check_giving_up(library, cluster=4)
         yield lambda: check_loop(library, 1, 4, FILTERS)
+        yield lambda: check_loop(library, 1, 4, pairs=True)
         yield lambda: check_loop(library, 1, 2, SamplingConfig(top_k=5), equal=True)
         yield lambda: check_loop(library, 1, 2, SamplingConfig(top_p=0.3), equal=True)
         yield lambda: check_loop(library, 2, 3, counted=1)

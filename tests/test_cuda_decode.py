@@ -176,6 +176,27 @@ def test_tokens_of_every_filter(library: ctypes.CDLL, config: SamplingConfig | N
     check_loop(library, 1, 10, config)
 
 
+@pytest.mark.parametrize("changed", [{}, {"threads": 96}, {"apart": 1}, {"cluster": 4}], ids=str)
+@pytest.mark.parametrize("scheme", ["REMI", "MIDILike", "Structured"])
+def test_tokens_of_byte_pairs(library: ctypes.CDLL, scheme: str, changed: dict[str, int]) -> None:
+    """Masks of the machine that the trie's walk gives, by threads that each ask for their own tokens."""
+    configure(library, schedule=2)
+    vocabulary = emulation.primed(scheme, pairs=True).vocabulary
+    assert max(map(len, vocabulary.expansions.values())) >= 4
+    pair = loops(library, 3, SamplingConfig(temperature=1.5), scheme, pairs=True, **changed)
+    for loop in pair:
+        for lane in range(3):
+            loop.set_terms(lane, Terms(1000))
+        loop.run(steps=30)
+    drawn: set[int] = set()
+    for lane in range(3):
+        one, other = (loop.drain(lane)[0].tolist() for loop in pair)
+        assert one == other
+        assert same(*pair, lane) == 0
+        drawn |= set(one)
+    assert len(drawn & set(vocabulary.expansions)) > 5
+
+
 def test_a_batch_is_what_its_sessions_are_alone(library: ctypes.CDLL) -> None:
     configure(library, schedule=3)
     together = loops(library, 3, FILTERS, samplers=2)[1]

@@ -127,8 +127,8 @@ RecordLayout Loop::plan_records(int64_t steps) const {
     l.bias = take(4 * V_);
     l.size = up(next, 256);
     next = 0;
-    l.frames = take(static_cast<int64_t>(sizeof(GrammarFrame)) * (depth + 1));
-    l.frame_masks = take(8 * W_ * (depth + 1));
+    l.changes_each = depth;
+    l.changes = take(static_cast<int64_t>(sizeof(GrammarChange)) * depth * kThreads);
     l.legal = take(8 * W_);
     l.wanted = take(8 * W_);
     l.noise = take(4 * V_);

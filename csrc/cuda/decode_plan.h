@@ -167,9 +167,10 @@ struct Record {
 struct RecordLayout {
     int64_t begun, rows, ends, places, masks, ring, counts, bias, size;
     int64_t ends_capacity, places_capacity;
-    int64_t words;  // of a mask
+    int64_t words;         // of a mask
+    int64_t changes_each;  // of a thread
     // Of a sampler's scratch, per session.
-    int64_t frames, frame_masks, legal, wanted, noise, candidates, masses, scratch_size;
+    int64_t changes, legal, wanted, noise, candidates, masses, scratch_size;
 };
 
 // What a launch does of the first stage where there is an encoder: all of it, or, in launches of their own,

@@ -11,6 +11,7 @@
 
 #include "cuda/decode_exchange.h"
 #include "cuda/decode_kernel.h"
+#include "cuda/decode_mask.h"
 #include "sampling.h"
 
 namespace melodia::cuda::decode {
@@ -28,19 +29,16 @@ MELODIA_DEVICE int ones_in(uint32_t bits) {
     return count;
 }
 
-// The grammar's long ways are functions of their own, for the sake of ptxas.
-MELODIA_APART void grammar_mask(const Grammar& g, GrammarState& s, uint64_t* mask, GrammarScratch scratch) {
-    g.mask(s, mask, scratch);
-}
+// Functions of their own, for the sake of ptxas.
 MELODIA_APART void grammar_advance(const Grammar& g, GrammarState& s, int64_t token) { g.advance(s, token); }
 MELODIA_APART void side_advance(const SideInputs& sides, SideState& s, int64_t token, int32_t* out) {
     sides.advance(s, token, out);
 }
 
-class SamplerBlock {
+class SamplerBlock : Records {
   public:
     MELODIA_DEVICE SamplerBlock(const Args& args, unsigned char* shared)
-        : a(args),
+        : Records{args},
           box_(reinterpret_cast<double*>(shared + args.layout.words)),
           flag_(reinterpret_cast<int*>(shared + args.layout.words + 640)),
           shared_(shared + args.layout.words + 768),
@@ -66,7 +64,6 @@ class SamplerBlock {
     }
 
   private:
-    const Args& a;
     double* box_;  // [2][warps]
     int* flag_;
     unsigned char* shared_;
@@ -78,27 +75,6 @@ class SamplerBlock {
 
     // ---- Where things stand
 
-    MELODIA_DEVICE unsigned char* record(int b) const { return a.records + b * a.record.size; }
-    MELODIA_DEVICE Record& voice(int b) const { return *reinterpret_cast<Record*>(record(b)); }
-    template <class T>
-    MELODIA_DEVICE T* scratch(int b, int64_t offset) const {
-        return reinterpret_cast<T*>(a.scratch + b * a.record.scratch_size + offset);
-    }
-    MELODIA_DEVICE uint64_t* legal(int b) const { return scratch<uint64_t>(b, a.record.legal); }
-    MELODIA_DEVICE uint64_t* wanted(int b) const { return scratch<uint64_t>(b, a.record.wanted); }
-    MELODIA_DEVICE uint32_t* noise(int b) const { return scratch<uint32_t>(b, a.record.noise); }
-    MELODIA_DEVICE int32_t* counts(int b) const {
-        return reinterpret_cast<int32_t*>(record(b) + a.record.counts);
-    }
-    MELODIA_DEVICE int32_t* ring(int b) const {
-        return reinterpret_cast<int32_t*>(record(b) + a.record.ring);
-    }
-    MELODIA_DEVICE const float* bias(int b) const {
-        return reinterpret_cast<const float*>(record(b) + a.record.bias);
-    }
-    MELODIA_DEVICE const uint64_t* mask_of(int b, int which) const {
-        return reinterpret_cast<const uint64_t*>(record(b) + a.record.masks) + which * a.record.words;
-    }
     MELODIA_DEVICE double* masses(int b) const {
         return a.layout.sampler_in_shared ? reinterpret_cast<double*>(shared_)
                                           : scratch<double>(b, a.record.masses);
@@ -221,35 +197,9 @@ class SamplerBlock {
                                                  static_cast<uint64_t>(v.fed), static_cast<uint32_t>(q));
                 for (int j = 0; j < 4 && 4 * q + j < a.net.V; ++j) noise(b)[4 * q + j] = words.x[j];
             }
-            if (thread() == 0) narrow(b);
+            narrow(*this, b);
         }
         MELODIA_SYNC("decode sampler: prepared");
-    }
-
-    // As Loop::decide.
-    MELODIA_DEVICE void narrow(int b) {
-        Record& v = voice(b);
-        const DeviceRules& rules = a.rules[v.rules];
-        uint64_t *from = legal(b), *to = wanted(b);
-        const GrammarScratch memory = {scratch<GrammarFrame>(b, a.record.frames),
-                                       scratch<uint64_t>(b, a.record.frame_masks)};
-        grammar_mask(rules.grammar, v.state, from, memory);
-        const GrammarRegisters& r = v.grammar;
-        uint64_t any = 0;
-        for (int64_t w = 0; w < a.record.words; ++w) {
-            uint64_t bits = from[w];
-            if (v.exclude) bits &= ~mask_of(b, 3)[w];
-            for (int rule = 0; rule < 3; ++rule) {
-                if (!v.late[rule]) continue;
-                uint64_t left = bits & mask_of(b, rule)[w];
-                for (int j = 0; left != 0; ++j, left >>= 1)
-                    if ((left & 1) && r.now + rules.moves[w * 64 + j] * r.unit >= v.ticks[rule])
-                        bits &= ~(uint64_t{1} << j);
-            }
-            to[w] = bits;
-            any |= bits;
-        }
-        for (int64_t w = 0; any == 0 && w < a.record.words; ++w) to[w] = from[w];
     }
 
     // The next token, or why there is none; true: it is to be fed.

@@ -178,9 +178,9 @@ Follower::Follower(const Rules& rules) : rules_(rules), registers_{}, grammar_{}
     const int64_t P = g.head->programs, capacity = kPitches * (P + 1);
     memory_.assign(static_cast<size_t>(P + P * kPitches + capacity), 0);
     frames_.resize(static_cast<size_t>(g.head->depth) + 1);
-    masks_.resize(frames_.size() * static_cast<size_t>(g.W));
+    changes_.resize(frames_.size());
     grammar_ = {&registers_, memory_.data(), memory_.data() + P, memory_.data() + P + P * kPitches, capacity};
-    scratch_ = {frames_.data(), masks_.data()};
+    scratch_ = {frames_.data(), changes_.data()};
     grow_sides(256);
     g.start(grammar_);
     rules.sides.start(sides_);
@@ -239,7 +239,7 @@ void Follower::set_grammar(const int64_t* registers, int64_t count, const int64_
             grammar_.begun[row] = 1;
             std::copy_n(rows + i * kPitches, kPitches, grammar_.rows + row * kPitches);
         }
-        for (int64_t i = 0; i < end_count; ++i) rules_.grammar.append<false>(grammar_, ends[i]);
+        for (int64_t i = 0; i < end_count; ++i) grammar_.append(ends[i]);
     } catch (...) {
         registers_ = before;
         std::copy(memory.begin(), memory.end(), memory_.begin());

@@ -70,7 +70,7 @@ class Follower {
     std::vector<int64_t> memory_;
     std::vector<int64_t> places_;
     std::vector<GrammarFrame> frames_;
-    std::vector<uint64_t> masks_;
+    std::vector<GrammarChange> changes_;
     GrammarRegisters registers_;
     GrammarState grammar_;
     SideState sides_;
