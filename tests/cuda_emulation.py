@@ -123,6 +123,7 @@ class Emulator:
         self._library = ctypes.CDLL(str(library))
         self._library.melodia_cuda_configure.argtypes = [ctypes.c_int32, ctypes.c_int32, ctypes.c_uint64]
         self._library.melodia_cuda_allow_tf32.argtypes = [ctypes.c_int32]
+        self._library.melodia_cuda_rescues.restype = ctypes.c_int64
         self._library.melodia_emulator_configure.argtypes = [
             ctypes.c_uint64,
             ctypes.c_int64,
@@ -151,6 +152,11 @@ class Emulator:
         """The path that the last scan took."""
         number = self._library.melodia_cuda_chosen()
         return next(name for name, value in PATHS.items() if value == number)
+
+    def rescues(self) -> int:
+        """How many launches gave up and were made again the slow way."""
+        count: int = self._library.melodia_cuda_rescues()
+        return count
 
     def values(self, name: str, inputs: list[Tensor], cotangents: list[Tensor], lengths: Any) -> list[Tensor]:
         """The outputs of a scan, then the gradient of every input.

@@ -84,7 +84,9 @@ def test_blocks_that_wait_in_vain(emulator: Emulator) -> None:
     levels = ["concat", "gru", "sum", "lstm", "gated"]
     for schedule in (1, 2, 3):
         emulator.configure(path="resident", schedule=schedule, limit_ns=1)
+        before = emulator.rescues()
         compare(emulator, levels, 9, 40)
+        assert emulator.rescues() > before
 
 
 def test_the_same_bits_on_every_schedule(emulator: Emulator) -> None:

@@ -150,7 +150,9 @@ def test_what_gives_up_is_done_in_another_way(emulator: Emulator, name: str) -> 
     T, B, H = 2, 2, 17
     for exchange, schedule in itertools.product(("counter", "in_band"), (1, 2)):
         emulator.configure(path="resident", exchange=exchange, schedule=schedule, limit_ns=0)
+        before = emulator.rescues()
         compare(emulator, name, (T, B, H))
+        assert emulator.rescues() > before
 
 
 def test_weights_that_do_not_fit(emulator: Emulator) -> None:

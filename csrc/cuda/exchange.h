@@ -58,19 +58,36 @@ MELODIA_DEVICE void post(const Channel& channel, uint32_t epoch, int64_t at, S n
     store_relaxed(words_of(channel, epoch) + at, uint64_t{epoch} << 32 | payload_of(number));
 }
 
+// Numbers k0 .. k0 + width - 1 of `rows` rows, depth numbers each, out of the words of an epoch. Each word
+// takes a way to L2 and back, so several are asked for before the first is looked at.
 template <class S>
-MELODIA_DEVICE S receive(const Channel& channel, uint32_t epoch, int64_t at, int* flag) {
-    const uint64_t* word = words_of(channel, epoch) + at;
-    uint64_t got = load_relaxed(word);
-    Spin spin(channel.gave_up, channel.limit_ns);
-    while (MELODIA_EPOCH("exchange: epoch", got >> 32 != epoch, false)) {
-        if (!spin.again()) {
-            *flag = 0;
-            break;
+MELODIA_DEVICE void stage_words(S* to, int stride, int rows, int k0, int width, int depth,
+                                const Channel& channel, uint32_t epoch, int* flag) {
+    const uint64_t* words = words_of(channel, epoch) + k0;
+    for (Walk walk(width); walk.row < rows;) {
+        const uint64_t* from[kAhead];
+        uint64_t got[kAhead];
+        int place[kAhead];
+        MELODIA_UNROLL
+        for (int j = 0; j < kAhead; ++j, walk.next()) {
+            place[j] = walk.row < rows ? walk.row * stride + walk.k : -1;
+            from[j] = place[j] >= 0 && k0 + walk.k < depth ? words + (walk.row * depth + walk.k) : nullptr;
+            got[j] = from[j] != nullptr ? load_relaxed(from[j]) : 0;
         }
-        got = load_relaxed(word);
+        MELODIA_UNROLL
+        for (int j = 0; j < kAhead; ++j) {
+            if (place[j] < 0) continue;
+            Spin spin(channel.gave_up, channel.limit_ns);
+            while (from[j] != nullptr && MELODIA_EPOCH("exchange: epoch", got[j] >> 32 != epoch, false)) {
+                if (!spin.again()) {
+                    *flag = 0;
+                    break;
+                }
+                got[j] = load_relaxed(from[j]);
+            }
+            to[place[j]] = from[j] != nullptr ? from_payload<S>(static_cast<uint32_t>(got[j])) : S{};
+        }
     }
-    return from_payload<S>(static_cast<uint32_t>(got));
 }
 
 }  // namespace melodia::cuda

@@ -46,5 +46,6 @@ struct StepStack {
 int64_t stack_workspace(const StepStack& stack);
 const char* stack_step(Type type, const StepStack& stack, const ScanOptions& options, void* workspace,
                        void* stream, Path* chosen);
+int64_t stack_rescues();  // as scan_rescues
 
 }  // namespace melodia::cuda

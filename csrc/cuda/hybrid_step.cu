@@ -3,6 +3,7 @@
 // first, while the others still make what comes in.
 #include "cuda/cell.h"
 #include "cuda/hybrid_kernel.h"
+#include "cuda/rescues.h"
 
 namespace melodia::cuda {
 namespace {
@@ -179,17 +180,17 @@ class StackBlock {
                                      weight_row);
             };
             const auto bring_vectors = [&](S* to, int k0, int width) {
-                stage_values(to, scratch.layout.vectors_stride, tiling.batch, k0, width, depth,
-                             [&](int row, int n) -> S {
-                                 if (row >= rows_) return S{};
-                                 const int64_t at = (row_ + row) * H_;
-                                 if (pass == 0) return from_float<S>(number_at(cell.h, at + n));
-                                 if (G == 1)
-                                     return from_float<S>(load_data(n < H_ ? stage.from + at + n
-                                                                           : stage.beside + at + n - H_));
-                                 return from_float<S>(
-                                     normalised(stage, incoming(stage, at + n), statistics() + 2 * row, n));
-                             });
+                clear_vectors(scratch, to, rows_);  // tilings of other products had this memory
+                stage_values(
+                    to, scratch.layout.vectors_stride, rows_, k0, width, depth, [&](int row, int n) -> S {
+                        const int64_t at = (row_ + row) * H_;
+                        if (pass == 0) return from_float<S>(number_at(cell.h, at + n));
+                        if (G == 1)
+                            return from_float<S>(
+                                load_data(n < H_ ? stage.from + at + n : stage.beside + at + n - H_));
+                        return from_float<S>(
+                            normalised(stage, incoming(stage, at + n), statistics() + 2 * row, n));
+                    });
             };
             if (!given && !multiply(scratch, bring_vectors, bring_weights)) return false;
             MELODIA_UNROLL
@@ -249,11 +250,16 @@ class StackBlock {
 template <class S>
 __global__ void __launch_bounds__(kThreads, 1) hybrid_step_kernel(const __grid_constant__ StackLaunch a) {
     MELODIA_SHARED(shared);
-    if (a.rescue && load_relaxed(a.gave_up) == 0) return;
+    if (a.rescue) {
+        if (load_relaxed(a.gave_up) == 0) return;
+        count_rescue();
+    }
     StackBlock<S>(a, shared).run();
 }
 
 }  // namespace
+
+int64_t stack_rescues() { return rescues_counted(); }
 
 template <>
 StackKernel<float>::Pointer StackKernel<float>::get() {

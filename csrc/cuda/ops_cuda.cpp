@@ -4,6 +4,7 @@
 // allocator and nothing waits for the GPU, so that a call may be captured into a graph. With MELODIA_EMULATOR
 // the same code registers operators for CPU tensors in the namespace melodia_emulator
 // (tests/test_cuda_scans.py). hybrid_step stands in hybrid_ops.cpp, wave_scan in wave_ops.cpp.
+#include "cuda/hybrid.h"
 #include "cuda/scan_jobs.h"
 
 #if defined(MELODIA_EMULATOR)
@@ -211,6 +212,12 @@ MELODIA_EXPORT const char* melodia_cuda_problem() { return melodia::cuda::device
 
 // The path that the last scan took.
 MELODIA_EXPORT int32_t melodia_cuda_chosen() { return static_cast<int32_t>(melodia::cuda::chosen); }
+
+// How many launches on the current device gave up waiting and were made again the slow way; -1: no answer.
+MELODIA_EXPORT int64_t melodia_cuda_rescues() {
+    const int64_t scans = melodia::cuda::scan_rescues(), stacks = melodia::cuda::stack_rescues();
+    return scans < 0 || stacks < 0 ? -1 : scans + stacks;
+}
 
 #if defined(MELODIA_EMULATOR)
 MELODIA_EXPORT void melodia_emulator_configure(uint64_t schedule, int64_t resident_blocks,

@@ -90,9 +90,13 @@ struct Run {
             }
             for (int k = 0; k < a.count; ++k) {
                 auto& part = a.parts[k];
-                // By prediction: words cost four times the bytes and save a round trip.
-                const bool in_band = options.exchange == Exchange::in_band ||
-                                     (options.exchange == Exchange::automatic && part.tiling.batch == 8);
+                // By prediction: words cost four times the bytes or more and save a round trip, where a
+                // thread asks for all of its own in two.
+                const int64_t rows =
+                    a.batch_end - begin < part.tiling.batch ? a.batch_end - begin : part.tiling.batch;
+                const bool few = rows * products[k].depth <= 2 * kAhead * kThreads;
+                const bool in_band =
+                    options.exchange == Exchange::in_band || (options.exchange == Exchange::automatic && few);
                 part.words = in_band ? reinterpret_cast<uint64_t*>(workspace + used) : nullptr;
                 if (in_band) used += 2 * part.tiling.batch_blocks * part.tiling.batch * products[k].depth * 8;
             }

@@ -76,6 +76,9 @@ const char* scan_forward(Type type, int64_t B, const ScanCell* cells, int count,
 const char* scan_backward(Type type, int64_t B, const ScanCellBackward* cells, int count,
                           const ScanOptions& options, void* workspace, void* stream, Path* chosen);
 
+// Launches that gave up waiting, after which rows of their own made the result; waits for the device.
+int64_t scan_rescues();
+
 // The gates that a forward scan keeps, S [N, 4H], again: of an LSTM from the sums S [N, 4H] without `bias`
 // [4H], of a GRU from gates_x S [N, 3H] and `from_h` = W_hh h + b_hh S [N, 3H].
 const char* gates_again(Type type, bool lstm, int64_t N, int64_t H, const void* from, const void* from_h,

@@ -37,6 +37,7 @@ MELODIA_DEVICE void run(const ScanLaunch<ScanCellBackward>& a, const Part<ScanCe
         commit_copies();
     }
     if (thread() == 0) *scratch.flag() = 1;
+    clear_spare_vectors(scratch, place.rows);
 
     int units[kItems], rows[kItems];
     float dh[kItems] = {}, dc[kItems] = {};
@@ -78,17 +79,13 @@ MELODIA_DEVICE void run(const ScanLaunch<ScanCellBackward>& a, const Part<ScanCe
         if (t + 1 < cell.T) {
             if (epoch > 0) await(place.channel, epoch, p.tiling.unit_blocks, scratch.flag());
             const auto bring_vectors = [&](S* to, int k0, int width) {
-                const int stride = scratch.layout.vectors_stride, batch = p.tiling.batch;
+                const int stride = scratch.layout.vectors_stride;
                 if (epoch > 0 && place.channel.words != nullptr) {
-                    stage_values(to, stride, batch, k0, width, K, [&](int row, int k) {
-                        return row < place.rows
-                                   ? receive<S>(place.channel, epoch, int64_t{row} * K + k, scratch.flag())
-                                   : S{};
-                    });
+                    stage_words(to, stride, place.rows, k0, width, K, place.channel, epoch, scratch.flag());
                 } else {
                     const S* from = grad_gates_h + ((t + 1) * a.B + place.row) * K;
-                    stage(to, stride, batch, k0, width, K,
-                          [&](int row) { return row < place.rows ? from + int64_t{row} * K : nullptr; });
+                    stage(to, stride, place.rows, k0, width, K,
+                          [&](int row) { return from + int64_t{row} * K; });
                 }
             };
             if (!multiply(scratch, bring_vectors, bring_weights)) return;

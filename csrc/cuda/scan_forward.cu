@@ -37,6 +37,7 @@ MELODIA_DEVICE void run(const ScanLaunch<ScanCell>& a, const Part<ScanCell>& p, 
     for (int at = static_cast<int>(thread()); at < place.units * G; at += kThreads)
         scratch.bias()[scratch.row_of(at / G, at % G, G)] = cell.bias_hh[at % G * H + place.unit + at / G];
     if (thread() == 0) *scratch.flag() = 1;
+    clear_spare_vectors(scratch, place.rows);
 
     // The state of this thread's units: item i is unit `units[i]` of row `rows[i]`.
     int units[kItems], rows[kItems];
@@ -67,21 +68,17 @@ MELODIA_DEVICE void run(const ScanLaunch<ScanCell>& a, const Part<ScanCell>& p, 
         }
         if (epoch > 0) await(place.channel, epoch, p.tiling.unit_blocks, scratch.flag());
         const auto bring_vectors = [&](S* to, int k0, int width) {
-            const int stride = scratch.layout.vectors_stride, batch = p.tiling.batch;
+            const int stride = scratch.layout.vectors_stride;
             if (t == 0) {
-                stage_values(to, stride, batch, k0, width, H, [&](int row, int k) {
-                    return row < place.rows ? from_float<S>(cell.h[(place.row + row) * H + k]) : S{};
+                stage_values(to, stride, place.rows, k0, width, H, [&](int row, int k) {
+                    return from_float<S>(cell.h[(place.row + row) * H + k]);
                 });
             } else if (epoch > 0 && place.channel.words != nullptr) {
-                stage_values(to, stride, batch, k0, width, H, [&](int row, int k) {
-                    return row < place.rows
-                               ? receive<S>(place.channel, epoch, int64_t{row} * H + k, scratch.flag())
-                               : S{};
-                });
+                stage_words(to, stride, place.rows, k0, width, H, place.channel, epoch, scratch.flag());
             } else {
                 const S* before = output + ((t - 1) * a.B + place.row) * H;
-                stage(to, stride, batch, k0, width, H,
-                      [&](int row) { return row < place.rows ? before + int64_t{row} * H : nullptr; });
+                stage(to, stride, place.rows, k0, width, H,
+                      [&](int row) { return before + int64_t{row} * H; });
             }
         };
         if (!multiply(scratch, bring_vectors, bring_weights)) return;

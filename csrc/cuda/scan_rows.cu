@@ -2,6 +2,7 @@
 // from L2 at every step. Slow and safe. It follows every resident launch and does nothing unless that gave
 // up, so that nobody has to ask the GPU how it went: a launch that is being captured into a graph could not.
 #include "cuda/cell.h"
+#include "cuda/rescues.h"
 #include "cuda/scan_kernels.h"
 
 namespace melodia::cuda {
@@ -134,7 +135,10 @@ MELODIA_DEVICE void run_backward(const ScanLaunch<ScanCellBackward>& a, const Sc
 
 template <class S, class Cell>
 MELODIA_DEVICE void row(const ScanLaunch<Cell>& a, unsigned char* shared) {
-    if (a.gave_up != nullptr && load_relaxed(a.gave_up) == 0) return;
+    if (a.gave_up != nullptr) {
+        if (load_relaxed(a.gave_up) == 0) return;
+        count_rescue();
+    }
     const int64_t rows = a.batch_end - a.batch_begin, part = block() / rows,
                   b = a.batch_begin + block() % rows;
     const Cell& cell = a.parts[part].cell;
@@ -158,6 +162,8 @@ __global__ void __launch_bounds__(kThreads, 1) scan_backward_rows(const ScanLaun
 }
 
 }  // namespace
+
+int64_t scan_rescues() { return rescues_counted(); }
 
 template <>
 Kernels<float>::Forward Kernels<float>::forward_rows() {

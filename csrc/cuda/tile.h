@@ -54,13 +54,62 @@ MELODIA_DEVICE void stage(S* to, int stride, int rows, int k0, int width, int de
     }
 }
 
-// The same from numbers that value(row, k) makes.
+// A thread's way through `rows` rows of `width` numbers, kThreads numbers on at each step, without divisions.
+struct Walk {
+    int row, k;
+
+    MELODIA_DEVICE explicit Walk(int width)
+        : row(static_cast<int>(thread()) / width),
+          k(static_cast<int>(thread()) % width),
+          width_(width),
+          rows_on_(kThreads / width),
+          numbers_on_(kThreads % width) {}
+    MELODIA_DEVICE void next() {
+        row += rows_on_;
+        k += numbers_on_;
+        if (k >= width_) k -= width_, ++row;
+    }
+
+  private:
+    int width_, rows_on_, numbers_on_;
+};
+
+constexpr int kAhead = 8;  // numbers that a thread asks for before it needs the first
+
+// As `stage`, from numbers that value(row, k) makes, all of `rows` rows.
 template <class S, class F>
 MELODIA_DEVICE void stage_values(S* to, int stride, int rows, int k0, int width, int depth, F value) {
-    for (int at = static_cast<int>(thread()); at < rows * width; at += kThreads) {
-        const int row = at / width, k = k0 + at % width;
-        to[row * stride + (k - k0)] = k < depth ? value(row, k) : S{};
+    for (Walk walk(width); walk.row < rows;) {
+        int place[kAhead];
+        S made[kAhead];
+        MELODIA_UNROLL
+        for (int j = 0; j < kAhead; ++j, walk.next()) {
+            place[j] = walk.row < rows ? walk.row * stride + walk.k : -1;
+            made[j] = place[j] >= 0 && k0 + walk.k < depth ? value(walk.row, k0 + walk.k) : S{};
+        }
+        MELODIA_UNROLL
+        for (int j = 0; j < kAhead; ++j)
+            if (place[j] >= 0) to[place[j]] = made[j];
     }
+}
+
+// Zeros in the vectors [first, batch) of a chunk's buffer, which no row of the batch stands behind.
+template <class S>
+MELODIA_DEVICE void clear_vectors(const Scratch<S>& scratch, S* buffer, int first) {
+    struct alignas(16) Sixteen {
+        uint32_t words[4];
+    };
+    const int stride = scratch.layout.vectors_stride;
+    auto* to = reinterpret_cast<Sixteen*>(buffer + first * stride);
+    const int count = (scratch.tiling.batch - first) * stride / static_cast<int>(16 / sizeof(S));
+    for (int at = static_cast<int>(thread()); at < count; at += kThreads) to[at] = {};
+}
+
+// The same in both buffers, once for all steps of a launch, since nobody else writes there.
+template <class S>
+MELODIA_DEVICE void clear_spare_vectors(const Scratch<S>& scratch, int first) {
+    for (int buffer = 0; buffer < (scratch.tiling.chunk < scratch.tiling.depth ? 2 : 1); ++buffer)
+        clear_vectors(scratch, scratch.vectors(buffer), first);
 }
 
 // c += the product of a 16-row tile of weights and 8 vectors over `steps` x 16 numbers. The lane with g =
