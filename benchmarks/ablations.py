@@ -33,7 +33,8 @@ from melodia.model.sizes import match_parameters, parameter_count
 from melodia.training import Plan, Progress, Step, TrainingConfig, train
 from melodia.training.memory import keep_freed_memory
 from melodia.workflows.compare import held_out_likelihood
-from melodia.workflows.train import model_settings, open_corpus
+from melodia.workflows.corpora import open_corpus
+from melodia.workflows.train import model_settings
 
 KIND, HIDDEN = "parallel", 128
 RESULT = "result.json"

@@ -45,8 +45,9 @@ from melodia.sampler.loading import bundled_folder
 from melodia.training import TrainingConfig, join, train
 from melodia.training.config import PRECISIONS
 from melodia.training.memory import keep_freed_memory
+from melodia.workflows.corpora import open_corpus
 from melodia.workflows.originality import index_corpus
-from melodia.workflows.train import model_settings, open_corpus
+from melodia.workflows.train import model_settings
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script, Python looks only beside it
 

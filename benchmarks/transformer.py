@@ -32,7 +32,7 @@ from melodia.training.evaluate import evaluate
 from melodia.training.learner import Learner
 from melodia.training.memory import keep_freed_memory
 from melodia.training.streams import Preparer
-from melodia.workflows.train import open_corpus
+from melodia.workflows.corpora import open_corpus
 
 HEAD = 64  # width of an attention head
 State = tuple[Tensor, Tensor]

@@ -233,6 +233,11 @@ def test_compare_replaces_no_training(
     assert main(arguments) == 1
     assert "holds a training already" in capsys.readouterr().err
     assert (best / "config.json").read_text() == "mine"
+    log = tmp_path / "models" / "gru" / "training.csv"
+    log.write_text("mine")
+    assert main([*arguments, "--force"]) == 1
+    assert "no training wrote it" in capsys.readouterr().err
+    assert log.read_text() == "mine"
 
 
 def test_inspect_goes_on_behind_a_file_without_notes(

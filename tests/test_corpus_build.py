@@ -256,7 +256,9 @@ def test_byte_pairs_and_transposed_copies(tmp_path):
     assert len(corpus.pieces("train")) == 18, (
         "each training piece stands three times, in its key and two others"
     )
-    assert len(corpus.pieces("valid")) == 1
+    assert corpus.pieces("train").originals.tolist() == [0, 3, 6, 9, 12, 15]
+    assert plain.pieces("train").originals.tolist() == list(range(6))
+    assert len(corpus.pieces("valid")) == len(corpus.pieces("valid").originals) == 1
     assert summary.train.pieces == 6
     assert summary.train.tokens < base.train.tokens
     tokenizer = Tokenizer.load(tmp_path / "bpe" / "tokenizer.json")
@@ -271,6 +273,27 @@ def test_byte_pairs_and_transposed_copies(tmp_path):
     score, _ = read_score(folder / "valid" / "v.mid")
     np.testing.assert_array_equal(valid.tokens, tokenizer.encode(score).ids)
     assert build_corpus(folder, tmp_path / "bpe", config, transpositions=[3, -2], workers=0).cached
+
+
+def test_a_trained_tokenizer_is_used_as_it_is(tmp_path):
+    for number in range(4):
+        write(tmp_path / "first", f"{number}.mid", tune(number, bars=12))
+        write(tmp_path / "second", f"{number}.mid", tune(10 + number, bars=12))
+    size = Tokenizer().vocabulary.size + 30
+    config = TokenizerConfig(bpe_vocab_size=size)
+    build_corpus(tmp_path / "first", tmp_path / "learned", config, transpositions=[-2], workers=0)
+    trained = Tokenizer.load(tmp_path / "learned" / "tokenizer.json")
+    again = build_corpus(
+        tmp_path / "first", tmp_path / "again", tokenizer=trained, transpositions=[-2], workers=0
+    )
+    assert again.fingerprint == Corpus.open(tmp_path / "learned").fingerprint
+    other = build_corpus(tmp_path / "second", tmp_path / "other", tokenizer=trained, workers=0)
+    corpus = Corpus.open(tmp_path / "other")
+    assert corpus.vocabulary.fingerprint == trained.vocabulary.fingerprint
+    assert build_corpus(tmp_path / "second", tmp_path / "other", tokenizer=trained, workers=0).cached
+    own = build_corpus(tmp_path / "second", tmp_path / "other", config, workers=0)
+    assert not own.cached, "byte pairs of its own are others"
+    assert own.fingerprint != other.fingerprint
 
 
 def test_out_inside_the_folder_is_left_out(tmp_path):
@@ -442,12 +465,3 @@ def test_malformed_files(data_dir, tmp_path):
     assert all(row.verdict for row in rows)
     assert all(row.reason for row in rows if not row.is_used)
     assert not [row for row in rows if "unexpected" in row.reason or "crashed" in row.reason]
-
-
-def test_what_melodia_train_wrote_is_no_music(tmp_path: Path) -> None:
-    for name in ("song.mid", "model/samples/1-song.mid", "other/later.mid"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_bytes(b"MThd")
-    (tmp_path / "model" / "best").mkdir()
-    (tmp_path / "model" / "best" / "config.json").write_text("{}")
-    assert [found.relative for found in find_midi_files(tmp_path)] == ["other/later.mid", "song.mid"]

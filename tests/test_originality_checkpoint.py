@@ -126,7 +126,7 @@ def test_fine_tuning_keeps_what_came_before(
     more = write_corpus(tmp_path / "more", files[12:14], [])
     index_corpus(corpus, model)
     tuned = write_model(tmp_path / "tuned", Tokenizer())
-    report = index_corpus(more, tuned, model)
+    report = index_corpus(more, tuned, model)  # a folder with the index of what was fine-tuned
     assert report.index.names == (
         *(f"songs/{path.name}" for path in files[12:14]),
         *open_index(model).names,

@@ -6,35 +6,42 @@ from pathlib import Path
 
 import typer
 
-DEFAULT_MINUTES = 20.0
-
 
 def train(
     corpus: Path = typer.Argument(
         ..., metavar="CORPUS", help="A folder of MIDI files (searched with its sub-folders)."
     ),
     out: Path = typer.Option(..., "--out", metavar="DIR", help="The checkpoint folder to write."),
-    kind: str = typer.Option(
-        "parallel", help="lstm, gru, sequential, reversed, parallel or bidirectional.", show_default=True
+    kind: str | None = typer.Option(
+        None, help="lstm, gru, sequential, reversed, parallel (if none is given) or bidirectional."
     ),
-    size: str = typer.Option("small", help="tiny, small, base or large (128, 256, 512, 1024 hidden units)."),
+    size: str | None = typer.Option(
+        None,
+        help="tiny, small (if none is given), base or large (128, 256, 512, 1024 hidden units).",
+    ),
     combine: str | None = typer.Option(None, help="Of a parallel model: concat, sum or gated."),
     encoder: str | None = typer.Option(None, help="Of a bidirectional model: lstm or gru."),
-    minutes: float | None = typer.Option(
-        None, help=f"Budget in minutes ({DEFAULT_MINUTES:g} if none is given)."
-    ),
+    minutes: float | None = typer.Option(None, help="Budget in minutes (20 if none is given)."),
     epochs: float | None = typer.Option(None, help="Budget in passes over the corpus."),
     device: str = typer.Option("auto", help="auto, cpu, cuda or cuda:N."),
     backend: str = typer.Option("auto", help="auto, reference or native."),
-    resume: bool = typer.Option(False, "--resume", help="Go on where an interrupted run in --out stopped."),
-    init: Path | None = typer.Option(None, "--init", metavar="DIR", help="Fine-tune this checkpoint."),
-    tokenizer: str = typer.Option("REMI", help="REMI, TSD, MIDILike, Structured or PerTok."),
+    resume: bool = typer.Option(
+        False,
+        "--resume",
+        help="Go on where an interrupted run in --out stopped; it knows its options, only a budget may be new.",
+    ),
+    init: Path | None = typer.Option(
+        None, "--init", metavar="DIR", help="Fine-tune this checkpoint: its model, its tokenizer."
+    ),
+    tokenizer: str | None = typer.Option(
+        None, help="REMI (if none is given), TSD, MIDILike, Structured or PerTok."
+    ),
     bpe: int | None = typer.Option(
         None, min=1, help="Learn a byte-pair encoding up to this vocabulary size."
     ),
-    side_inputs: str = typer.Option(
-        "position,bars_left,lookback1,lookback2,density",
-        help="Extra inputs of the first layer, or none.",
+    side_inputs: str | None = typer.Option(
+        None,
+        help="Extra inputs of the first layer, or none (position,bars_left,lookback1,lookback2,density if not given).",
     ),
     batch_size: int | None = typer.Option(None, help="Streams trained at once."),
     window: int | None = typer.Option(None, help="Steps of truncated backpropagation through time."),
@@ -50,14 +57,14 @@ def train(
     ),
     threads: int | None = typer.Option(None, help="CPU threads."),
     workers: int | None = typer.Option(None, min=1, help="Processes that read the corpus."),
-    random_seed: int = typer.Option(0, help="Of the weights, the order of pieces and the augmentation."),
+    random_seed: int | None = typer.Option(
+        None, help="Of the weights, the order of pieces and the augmentation (0 if none is given)."
+    ),
     cache: Path | None = typer.Option(None, "--cache", metavar="DIR", help="Where token shards are kept."),
     force: bool = typer.Option(False, "--force", help="Replace a checkpoint that is already in --out."),
 ) -> None:
     """Train a model on a folder of MIDI files; ends with three continuations of pieces it has not seen."""
-    budget = {"minutes": minutes, "epochs": epochs}
-    given = {name: value for name, value in budget.items() if value is not None}
-    if len(given) > 1:
+    if minutes is not None and epochs is not None:
         raise typer.BadParameter("give --minutes or --epochs, not both")
     if resume and init is not None:
         raise typer.BadParameter("give --resume or --init, not both")
@@ -69,11 +76,18 @@ def train(
     keep_freed_memory()
 
     optional = {
+        "minutes": minutes,
+        "epochs": epochs,
         "batch_size": batch_size,
         "window": window,
         "learning_rate": learning_rate,
+        "recompute": recompute or None,
         "threads": threads,
+        "random_seed": random_seed,
     }
+    sides = None
+    if side_inputs is not None:
+        sides = () if side_inputs in ("", "none") else tuple(side_inputs.split(","))
     with ConsoleProgress() as progress:
         result = train_folder(
             corpus,
@@ -82,12 +96,11 @@ def train(
             size=size,
             combine=combine,
             encoder=encoder,
-            side_inputs=() if side_inputs in ("", "none") else tuple(side_inputs.split(",")),
+            side_inputs=sides,
             scheme=tokenizer,
             bpe=bpe,
-            training=(given or {"minutes": DEFAULT_MINUTES})
-            | {name: value for name, value in optional.items() if value is not None}
-            | {"device": device, "precision": precision, "recompute": recompute, "random_seed": random_seed},
+            training={name: value for name, value in optional.items() if value is not None}
+            | {"device": device, "precision": precision},
             backend=backend,
             resume=resume,
             init=init,

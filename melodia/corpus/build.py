@@ -55,6 +55,7 @@ def build_corpus(
     out: str | Path,
     config: TokenizerConfig | None = None,
     *,
+    tokenizer: Tokenizer | None = None,
     workers: int | None = None,
     limits: Limits | None = None,
     valid_share: float = 0.1,
@@ -70,6 +71,7 @@ def build_corpus(
             split.
         out: the corpus folder; made if it is not there.
         config: of the tokenizer; `TokenizerConfig()` if not given.
+        tokenizer: to be used as it is, with the byte pairs that it has learned; `config` is then its own.
         workers: processes; as many as there are processors, fewer for few files, if not given; 0 reads in this
             process, without limits.
         limits: time and memory that one file may take; a file over them fails, the others go on.
@@ -86,16 +88,23 @@ def build_corpus(
 
     Raises:
         CorpusError: no usable MIDI file, a folder that cannot be read or written.
-        ConfigError: a share outside [0, 1), or transpositions of Pitch beyond an octave.
+        ConfigError: a share outside [0, 1), transpositions of Pitch beyond an octave, or a `bpe_vocab_size` that
+            leaves no room for byte pairs.
     """
     started = time.monotonic()
     folder, out = Path(folder), Path(out)
-    config = config or TokenizerConfig()
+    config = tokenizer.config if tokenizer is not None else config or TokenizerConfig()
     limits = limits or Limits()
     if not 0.0 <= valid_share < 1.0:
         raise ConfigError(f"valid_share must lie in [0, 1) (received {valid_share})")
     if any(not -12 <= shift <= 12 for shift in transpositions):
         raise ConfigError(f"transpositions are semitones within -12 and 12 (received {list(transpositions)})")
+    base = Tokenizer(replace(config, bpe_vocab_size=None)).vocabulary
+    if tokenizer is None and config.bpe_vocab_size is not None and config.bpe_vocab_size <= base.size:
+        raise ConfigError(
+            f"a byte-pair encoding of {config.scheme} needs a vocabulary above the {base.size} tokens that it begins "
+            f"with (received {config.bpe_vocab_size}); give a larger size (--bpe), or none"
+        )
     files = find_midi_files(folder, exclude=out)
     if not files:
         raise CorpusError(
@@ -105,7 +114,10 @@ def build_corpus(
     key: dict[str, Any] = {
         "build_version": BUILD_VERSION,
         "tokenizer": config.to_dict(),
-        "vocabulary": Tokenizer(replace(config, bpe_vocab_size=None)).vocabulary.fingerprint,
+        "vocabulary": base.fingerprint,
+        "pairs": None
+        if tokenizer is None or config.bpe_vocab_size is None
+        else tokenizer.vocabulary.fingerprint,
         "valid_share": valid_share,
         "min_notes": min_notes,
         "transpositions": copies,
@@ -128,7 +140,7 @@ def build_corpus(
             if not any(row.is_used for row in rows):
                 write_manifest(out / "rejected.tsv", rows)
                 raise _nothing_usable(folder, out, rows)
-            fingerprint = _write(out, rows, spool, config, copies)
+            fingerprint = _write(out, rows, spool, config, copies, tokenizer)
         finally:
             spool.remove()
         write_manifest(out / MANIFEST, rows)
@@ -285,16 +297,21 @@ def _nothing_usable(folder: Path, out: Path, rows: Sequence[Row]) -> CorpusError
 
 
 def _write(
-    out: Path, rows: list[Row], spool: _Spool, config: TokenizerConfig, transpositions: Sequence[int]
+    out: Path,
+    rows: list[Row],
+    spool: _Spool,
+    config: TokenizerConfig,
+    transpositions: Sequence[int],
+    trained: Tokenizer | None,
 ) -> str:
     """Write the shards; returns the corpus's fingerprint."""
-    tokenizer = Tokenizer(replace(config, bpe_vocab_size=None))
-    base = tokenizer.vocabulary
+    tokenizer = trained or Tokenizer(replace(config, bpe_vocab_size=None))
+    base = tokenizer.base
     velocities = np.array([kind == "Velocity" for kind in base.types])
     has_bars = "Bar_None" in base.index
     used = [index for index, row in enumerate(rows) if row.is_used]
     moved = _Transposer(base, transpositions)
-    if config.bpe_vocab_size is not None:
+    if trained is None and config.bpe_vocab_size is not None:
         training = [index for index in used if rows[index].split == "train"]
         # Pairs are learned from each piece once, in keys that go round, so that they serve all copies alike.
         sequences = (_pick(list(moved(spool.get(index))), turn) for turn, index in enumerate(training))

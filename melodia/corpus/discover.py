@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from melodia.errors import CorpusError
+from melodia.model.stored import BEST, CONFIG
 
 SUFFIXES = (".mid", ".midi", ".rmi", ".kar")
 TRAIN_NAMES = ("train", "training")
@@ -37,6 +38,7 @@ class Found:
 def find_midi_files(folder: Path, exclude: Path | None = None) -> list[Found]:
     """All MIDI files below a folder, by path; links are followed, a folder that is met again is not.
 
+    A folder that can be met in two ways goes by its own name, unless the link to it is named `train` or the like.
     A folder that holds both a `train` and a `valid` sub-folder (also `training`, `validation`, `val`, `dev`)
     decides the split of what lies in them; what lies beside them is left out. Folders that `melodia train` wrote are
     left out, too.
@@ -58,6 +60,17 @@ def find_midi_files(folder: Path, exclude: Path | None = None) -> list[Found]:
     seen: set[tuple[int, int]] = {(root.st_dev, root.st_ino)}
     hidden = exclude.resolve() if exclude is not None else None
 
+    def wanted(inside: Path) -> bool:
+        """Whether to look into a folder that is met."""
+        try:
+            status = inside.stat()
+        except OSError:
+            return False
+        if (status.st_dev, status.st_ino) in seen or inside.resolve() == hidden or _is_training(inside):
+            return False
+        seen.add((status.st_dev, status.st_ino))
+        return True
+
     def unreadable(error: OSError) -> None:
         name = Path(error.filename)
         found.append(
@@ -65,31 +78,28 @@ def find_midi_files(folder: Path, exclude: Path | None = None) -> list[Found]:
         )
 
     decides: dict[Path, bool] = {}
-    for here, folders, files in os.walk(folder, followlinks=True, onerror=unreadable):
-        place = Path(here)
-        kept = []
-        for name in sorted(folders):
-            inside = place / name
-            try:
-                status = inside.stat()
-            except OSError:
-                continue
-            if (status.st_dev, status.st_ino) in seen or inside.resolve() == hidden or _is_training(inside):
-                continue
-            seen.add((status.st_dev, status.st_ino))
-            kept.append(name)
-        folders[:] = kept
-        lower = {name.lower() for name in kept}
-        decides[place] = bool(lower.intersection(TRAIN_NAMES)) and bool(lower.intersection(VALID_NAMES))
-        for name in files:
-            if name.lower().endswith(SUFFIXES):
-                found.append(_look(place / name, folder, decides))
+    starts = [folder]
+    for start in starts:  # grows by the links that are met: their turn comes when all else has been seen
+        if start is not folder and not wanted(start):
+            continue
+        for here, folders, files in os.walk(start, followlinks=True, onerror=unreadable):
+            place = Path(here)
+            links = {name for name in folders if (place / name).is_symlink()}
+            named = {name for name in folders if name.lower() in TRAIN_NAMES + VALID_NAMES}
+            starts += sorted(place / name for name in links - named)
+            names = sorted(named - links) + sorted(named & links) + sorted(set(folders) - named - links)
+            folders[:] = [name for name in names if wanted(place / name)]
+            lower = {name.lower() for name in folders}
+            decides[place] = bool(lower.intersection(TRAIN_NAMES)) and bool(lower.intersection(VALID_NAMES))
+            for name in files:
+                if name.lower().endswith(SUFFIXES):
+                    found.append(_look(place / name, folder, decides))
     return sorted(found, key=lambda item: os.fsencode(item.relative))
 
 
 def _is_training(folder: Path) -> bool:
     """Whether `melodia train` wrote this folder: its samples are no music to learn from."""
-    return (folder / "best" / "config.json").is_file()
+    return (folder / BEST / CONFIG).is_file()
 
 
 def _look(path: Path, folder: Path, decides: dict[Path, bool]) -> Found:

@@ -94,6 +94,14 @@ class Pieces(Sequence[Piece]):
         """Tokens of all pieces together."""
         return int(self.lengths.sum())
 
+    @property
+    def originals(self) -> NDArray[np.int64]:
+        """The numbers of the pieces without the transposed copies, which stand behind theirs [at most P]."""
+        rows = self._index[:, _ROW]
+        first = np.ones(len(rows), bool)
+        first[1:] = (rows[1:] != rows[:-1]) | (rows[1:] < 0)
+        return np.flatnonzero(first)
+
     def __len__(self) -> int:
         return len(self._index)
 

@@ -34,14 +34,15 @@ def notes_of_tokens(ids: ArrayLike, vocabulary: Vocabulary) -> tuple[Notes, NDAr
 
 
 def training_pieces(corpus: Corpus, split: str = "train") -> Iterator[Training]:
-    """The pieces of a corpus with the names of their files, one after the other."""
+    """The pieces of a corpus with the names of their files, one after the other.
+
+    Transposed copies are left out: what is compared does not depend on the key.
+    """
     manifest = corpus.folder / MANIFEST
     rows = read_manifest(manifest) if manifest.is_file() else []
-    last = -1
-    for number, piece in enumerate(corpus.pieces(split)):
-        if piece.row == last >= 0:  # a transposed copy: what is compared does not depend on the key
-            continue
-        last = piece.row
+    pieces = corpus.pieces(split)
+    for number in pieces.originals.tolist():
+        piece = pieces[number]
         notes, bars = notes_of_tokens(piece.tokens, corpus.vocabulary)
         name = rows[piece.row].path if 0 <= piece.row < len(rows) else f"piece {number + 1}"
         yield Training(name, notes, bars)
@@ -54,7 +55,7 @@ def build_index(corpus: Corpus, *, progress: Callable[[int, int, str], None] | N
         corpus: token shards of any scheme.
         progress: called with (pieces done, pieces in all, name of the last one).
     """
-    total = len(corpus.pieces("train"))
+    total = len(corpus.pieces("train").originals)
 
     def pieces() -> Iterator[Training]:
         for number, piece in enumerate(training_pieces(corpus)):

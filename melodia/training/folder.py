@@ -2,47 +2,89 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 from melodia.errors import TrainingError
+from melodia.model.stored import BEST, is_checkpoint
 from melodia.training.distributed import World
-from melodia.training.resume import TrainingState, parse_state, read_bytes
+from melodia.training.logs import COLUMNS
+from melodia.training.resume import FILE, TrainingState, parse_state, read_bytes
 
-BEST, RESUME = "best", "resume"
-
-
-def holds_training(out: Path) -> bool:
-    """Whether a training wrote to this folder."""
-    return any((out / name).exists() for name in (BEST, RESUME))
+RESUME = "resume"
+LOG, BOARD = "training.csv", "tensorboard"
+EVENTS = "events.out.tfevents.*"  # what TensorBoard calls its files
 
 
-def there_already(out: Path) -> TrainingError:
-    """The error where a folder holds a training that would be lost."""
-    return TrainingError(
-        f"{out} holds a training already; go on with it (--resume), replace it (--force) or choose another folder"
-    )
+def holds_state(out: Path) -> bool:
+    """Whether there is something to go on from."""
+    return (out / RESUME / FILE).exists()
+
+
+def obstacle(out: Path, *, resume: bool = False, force: bool = False) -> str | None:
+    """Why a training may not begin or go on in this folder: something would be lost. None where it may."""
+    foreign = _foreign(out)
+    if foreign is not None:
+        return f"{foreign} is there already, and no training wrote it; move it, or choose another folder"
+    if force or (resume and holds_state(out)):
+        return None
+    if resume and (out / BEST).exists():
+        return (
+            f"{out} holds a checkpoint, but {RESUME} is gone, which a training goes on from; fine-tune the "
+            f"checkpoint (--init {out / BEST}, another --out), or train anew (--force)"
+        )
+    if (out / BEST).exists() or holds_state(out):
+        remedy = "go on with it (--resume), replace it (--force) or choose another folder"
+        return f"{out} holds a training already; {remedy}"
+    if len(_log_lines(out)) > 1:
+        return f"{out / LOG} is the log of a training; move it, replace it (--force) or choose another folder"
+    return None
+
+
+def _log_lines(out: Path) -> list[str]:
+    """The first two lines of the log: its header, and a row if it has one."""
+    if not (out / LOG).exists():
+        return []
+    with (out / LOG).open(encoding="utf-8", errors="replace") as file:
+        return [line.strip() for line in (file.readline(), file.readline()) if line]
+
+
+def _foreign(out: Path) -> Path | None:
+    """What has the name of a log, but was written by no training; None if nothing has."""
+    log, board = out / LOG, out / BOARD
+    if log.is_dir() or _log_lines(out)[:1] not in ([], [",".join(COLUMNS)]):
+        return log
+    trained = log.exists() or is_checkpoint(out / BEST) or holds_state(out)
+    if board.exists() and not trained and not (board.is_dir() and not any(board.iterdir())):
+        return board
+    return None
+
+
+def check_folder(out: Path, world: World, *, resume: bool = False, force: bool = False) -> None:
+    """Refuse to train in a folder where something would be lost. The first process looks, all know.
+
+    Raises:
+        TrainingError: says what.
+    """
+    found = obstacle(out, resume=resume, force=force) if world.leads else None
+    told = world.share_bytes(None if found is None else found.encode(errors="surrogateescape"))
+    if told is not None:
+        raise TrainingError(told.decode(errors="surrogateescape"))
 
 
 def look(out: Path, world: World, resume: bool, force: bool) -> TrainingState | None:
-    """What lies in the folder already: the state to go on from, or what must not be overwritten."""
+    """The state to go on from, if there is one to go on from; else what is to be replaced goes.
 
-    def refuses(found: bool) -> bool:
-        """The first process looks, all know."""
-        return bool(world.sum([float(world.leads and found)])[0]) and not force
-
+    Raises:
+        TrainingError: something would be lost, or the state cannot be read.
+    """
+    check_folder(out, world, resume=resume, force=force)
     if resume:
         data = world.share_bytes(read_bytes(out / RESUME) if world.leads else None)
         if data is not None:
             return parse_state(out / RESUME, data, world.device)
-        if refuses((out / BEST).exists()):
-            raise TrainingError(
-                f"{out} holds a checkpoint, but {RESUME} is gone, which a training goes on from; fine-tune the "
-                f"checkpoint (--init {out / BEST}, another --out), or train anew (--force)"
-            )
-        return None
-    if refuses(holds_training(out)):
-        raise there_already(out)
     if world.leads:
-        shutil.rmtree(out / "tensorboard", ignore_errors=True)
+        if holds_state(out):
+            (out / RESUME / FILE).unlink()
+        for events in (out / BOARD).glob(EVENTS):  # other files there are not ours
+            events.unlink()
     return None

@@ -23,8 +23,9 @@ from melodia.model.model import Model
 from melodia.model.sizes import match_parameters, parameter_count
 from melodia.side_inputs import DEFAULTS
 from melodia.training import Preparer, TrainingConfig, evaluate, train
-from melodia.training.folder import holds_training, there_already
-from melodia.workflows.train import QuietReporter, model_settings, open_corpus
+from melodia.training.folder import obstacle
+from melodia.workflows.corpora import open_corpus
+from melodia.workflows.train import QuietReporter, model_settings
 
 NGRAM_ORDER = 5
 STEP_REPEATS = 200
@@ -204,8 +205,9 @@ def _train_row(
         return Row(**begun["row"])
     reporter.say(f"{name}: hidden size {model_config.hidden_size}")
     # What an interrupted comparison left may be replaced; another training may not.
-    if begun is None and not force and holds_training(out):
-        raise there_already(out)
+    lost = obstacle(out, force=force or begun is not None)
+    if lost is not None:
+        raise TrainingError(lost)
     out.mkdir(parents=True, exist_ok=True)
     record.write_text(json.dumps({"setting": setting, "row": None}), encoding="utf-8")
     summary = train(corpus, model_config, config, out, progress=reporter, force=True)

@@ -22,6 +22,7 @@ from melodia.originality import (
     shared_passages,
 )
 from melodia.tokenizer import Tokenizer
+from melodia.workflows.corpora import open_corpus
 
 
 @dataclass(frozen=True)
@@ -62,17 +63,15 @@ def index_corpus(
     Args:
         corpus: what the model was trained on.
         checkpoint: a checkpoint folder, or the folder of a training.
-        base: the checkpoint that was fine-tuned: what it was trained on can be copied as well.
+        base: a folder with the index of the model that was fine-tuned, which can copy that music as well.
         progress: called with (pieces done, pieces in all, name).
     """
     index = build_index(corpus, progress=progress)
     notes: tuple[str, ...] = ()
     if base is not None:
-        before = Index.open(read_checkpoint(base).path)
+        before = Index.open(base)
         if before is None:
-            notes = (
-                f"the model that was fine-tuned has no originality index ({base}): its music is not covered",
-            )
+            notes = ("the model that was fine-tuned has no originality index: its music is not covered",)
         else:
             index = index.joined(before)
     return IndexReport(index, attach_index(read_checkpoint(checkpoint).path, index), notes)
@@ -99,14 +98,12 @@ def index_checkpoint(
         CheckpointError: there is no checkpoint, or it cannot be written.
         CorpusError: the folder has nothing to read.
     """
-    from melodia.workflows.train import open_corpus
-
     checkpoint = read_checkpoint(model)
-    tokenizer = Tokenizer.from_dict(checkpoint.tokenizer_json)
+    settings = checkpoint.training.get("settings", {})
     corpus = open_corpus(
         Path(folder),
-        scheme=tokenizer.config.scheme,
-        bpe=tokenizer.config.bpe_vocab_size,
+        Tokenizer.from_dict(checkpoint.tokenizer_json),
+        transpositions=range(settings.get("transpose_down", 0), settings.get("transpose_up", 0) + 1),
         workers=workers,
         cache=cache,
         reporter=progress,

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from melodia import kernels
-from melodia.corpus.build import build_corpus
-from melodia.corpus.manifest import MANIFEST, CorpusSummary, read_manifest
+from melodia.corpus.manifest import MANIFEST, read_manifest
 from melodia.corpus.shards import Corpus
 from melodia.decode.config import BRANCHES, PITCH_BIAS, TEMPERATURE, TOP_P
 from melodia.errors import ConfigError, MelodiaError
 from melodia.model.config import ModelConfig
 from melodia.side_inputs import DEFAULTS, NAMES, default_specs
-from melodia.tokenizer import TokenizerConfig
-from melodia.training import Progress, TrainingConfig, TrainingSummary, World, join, train
+from melodia.training import Progress, TrainingConfig, TrainingSummary, join, train
+from melodia.training.config import BUDGETS
+from melodia.training.folder import RESUME, check_folder, holds_state
 from melodia.vocabulary import Vocabulary
+from melodia.workflows.begun import Begun
+from melodia.workflows.corpora import is_built, open_corpus
+from melodia.workflows.options import check_model, choose_tokens
 from melodia.workflows.originality import index_corpus
 
+DEFAULT_MINUTES = 20.0
 SAMPLES = 3
 SAMPLE_SEED_BARS = 8
 SAMPLE_BARS = 8
@@ -81,69 +82,6 @@ class TrainedFolder:
         return lines + self.notes + [f"sample {path}" for path in self.samples]
 
 
-def default_cache() -> Path:
-    """Where token shards are kept: melodia's part of the user's cache folder."""
-    root = os.environ.get("XDG_CACHE_HOME")
-    return (Path(root) if root else Path.home() / ".cache") / "melodia" / "corpora"
-
-
-def corpus_folder(folder: Path, config: TokenizerConfig, cache: Path | None) -> Path:
-    """The cache folder of a folder of MIDI files read with a tokenizer."""
-    text = json.dumps([str(folder.resolve()), config.to_dict()], sort_keys=True)
-    return (
-        cache or default_cache()
-    ) / f"{folder.resolve().name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
-
-
-def open_corpus(
-    folder: Path,
-    *,
-    scheme: str = "REMI",
-    bpe: int | None = None,
-    transpositions: Sequence[int] = (),
-    workers: int | None = None,
-    cache: Path | None = None,
-    reporter: Any = None,
-    world: World | None = None,
-) -> Corpus:
-    """The corpus of a folder: a built one is opened, MIDI files are read (once: the shards are cached).
-
-    Args:
-        folder: MIDI files, or a folder that `build_corpus` wrote.
-        scheme: the tokenization.
-        bpe: the vocabulary size of a byte-pair encoding, or None for none.
-        transpositions: for BPE, whose tokens cannot be transposed while training: copies to store.
-        workers: processes that read; None: one a processor.
-        cache: where shards are kept; None: `default_cache()`.
-        reporter: is told what happens (`Reporter`).
-        world: the processes that train together; the first one builds, the others wait.
-
-    Raises:
-        CorpusError: the folder has nothing to train on.
-    """
-    if (folder / "corpus.json").is_file():
-        if bpe is not None:
-            raise ConfigError(f"{folder} is a built corpus, whose tokens are made already; leave --bpe out")
-        return Corpus.open(folder)
-    config = TokenizerConfig(scheme=scheme, bpe_vocab_size=bpe)
-    target = corpus_folder(folder, config, cache)
-    if world is None or world.leads:
-        summary: CorpusSummary = build_corpus(
-            folder,
-            target,
-            config,
-            workers=workers,
-            transpositions=transpositions,
-            progress=None if reporter is None else reporter.read,
-        )
-        if reporter is not None:
-            for line in summary.lines():
-                reporter.say(line)
-    if world is not None:
-        world.barrier()
-    return Corpus.open(target)
-
-
 def model_settings(
     vocabulary: Vocabulary,
     kind: str,
@@ -175,16 +113,27 @@ def model_settings(
     )
 
 
+def training_config(given: Mapping[str, Any], before: Mapping[str, Any] | None = None) -> TrainingConfig:
+    """The settings that are given, over those of a training that goes on; 20 minutes if none says how long."""
+    settings = dict(before or {})
+    if set(BUDGETS) & set(given):  # another budget takes the place of the one before
+        settings = {name: value for name, value in settings.items() if name not in BUDGETS}
+    settings.update(given)
+    if all(settings.get(name) is None for name in BUDGETS):
+        settings["minutes"] = DEFAULT_MINUTES
+    return TrainingConfig.from_dict(settings)
+
+
 def train_folder(
     folder: Path | str,
     out: Path | str,
     *,
-    kind: str = "parallel",
-    size: str = "small",
+    kind: str | None = None,
+    size: str | None = None,
     combine: str | None = None,
     encoder: str | None = None,
-    side_inputs: Sequence[str] = DEFAULTS,
-    scheme: str = "REMI",
+    side_inputs: Sequence[str] | None = None,
+    scheme: str | None = None,
     bpe: int | None = None,
     training: dict[str, Any] | None = None,
     backend: str = "auto",
@@ -200,13 +149,14 @@ def train_folder(
     Args:
         folder: MIDI files (searched with sub-folders), or a built corpus.
         out: the folder to write: the checkpoint in `best`, logs, the state to resume from, samples.
-        kind, size, combine, encoder, side_inputs: of the model; ignored with `init`, which brings its own.
-        scheme, bpe: of the tokenizer.
+        kind, size, combine, encoder, side_inputs: of the model; None: "parallel", "small", the kind's own, `DEFAULTS`.
+            With `init` or `resume` the model is there already: what is given must be what it has.
+        scheme, bpe: of the tokenizer; None: "REMI", no byte pairs. The same holds for `init`, `resume`, a built corpus.
         training: fields of `TrainingConfig`; 20 minutes if no budget is among them. The precision may also be "auto":
-            bf16 where that is faster (`kernels.fast_precision`).
+            bf16 where that is faster (`kernels.fast_precision`). With `resume` the others are as they were.
         backend: of the kernels, "auto", "reference" or "native".
-        resume: go on where an interrupted call with the same arguments stopped.
-        init: a checkpoint to fine-tune.
+        resume: go on where an interrupted call stopped; what it was begun with need not be given again.
+        init: a checkpoint to fine-tune, with its tokenizer.
         workers: processes that read the corpus.
         cache: where token shards are kept.
         force: begin anew in a folder that holds a checkpoint.
@@ -218,37 +168,60 @@ def train_folder(
     Example:
         >>> result = train_folder("my-midi", "my-model", training={"minutes": 5})  # doctest: +SKIP
     """
+    folder, out = Path(folder), Path(out)
     reporter = progress or QuietReporter()
-    settings = dict(training or {})
-    if not {"minutes", "epochs", "iterations"} & set(settings):
-        settings["minutes"] = 20.0
-    automatic = settings.get("precision") == "auto"
-    config = TrainingConfig(**{**settings, "precision": "fp32"} if automatic else settings)
-    transpositions = range(config.transpose_down, config.transpose_up + 1) if bpe else ()
-    with kernels.use_backend(backend), join(config.device) as world:
-        if automatic:
+    given = dict(training or {})
+    automatic = given.get("precision") == "auto"
+    if automatic:
+        del given["precision"]
+    sides = None if side_inputs is None else tuple(side_inputs)
+    form = {"kind": kind, "size": size, "combine": combine, "encoder": encoder, "side_inputs": sides}
+    base = None if init is None else str(Path(init).resolve())
+    with kernels.use_backend(backend), join(training_config(given).device) as world:
+        check_folder(out, world, resume=resume, force=force)
+        before = Begun.read(out, world) if resume else None
+        goes_on = before is not None
+        if before is None and base is not None:
+            before = Begun.from_checkpoint(base)
+        config = training_config(given, None if before is None else before.training)
+        if automatic and not goes_on:
             config = replace(config, precision=kernels.fast_precision(world.device))
+        if before is not None:
+            check_model({**form, "init": base}, before)
+        tokens = choose_tokens(folder, {"tokenizer": scheme, "bpe": bpe}, before)
         corpus = open_corpus(
-            Path(folder),
-            scheme=scheme,
-            bpe=bpe,
-            transpositions=transpositions,
+            folder,
+            tokens,
+            transpositions=range(config.transpose_down, config.transpose_up + 1),
             workers=workers,
             cache=cache,
             reporter=reporter if world.leads else None,
             world=world,
         )
-        model = None
-        if init is None:
+        pieces = corpus.pieces("train")
+        if corpus.vocabulary.expansions and (not is_built(folder) or len(pieces.originals) < len(pieces)):
+            config = replace(config, transpose_probability=0.0)  # the copies are in all keys
+        if before is not None:
+            model, base = before.model, before.init
+        else:
             model = model_settings(
-                corpus.vocabulary, kind, size, side_inputs=side_inputs, combine=combine, encoder=encoder
+                corpus.vocabulary,
+                kind or "parallel",
+                size or "small",
+                side_inputs=DEFAULTS if sides is None else sides,
+                combine=combine,
+                encoder=encoder,
             )
+        # A state without a record is of an earlier melodia: whether it is of these options is not known yet.
+        if world.leads and not goes_on and not (resume and holds_state(out)):
+            Begun(model, config.to_dict(), tokens, base).write(out)
         summary = train(
-            corpus, model, config, out, progress=reporter, resume=resume, init=init, force=force, world=world
+            corpus, model, config, out, progress=reporter, resume=resume, init=base, force=force, world=world
         )
-        samples, notes = ([], []) if not world.leads else continue_held_out(corpus, summary, Path(out))
+        samples, notes = ([], []) if not world.leads else continue_held_out(corpus, summary, out)
         if world.leads:
-            notes += index_corpus(corpus, summary.checkpoint, init).lines()
+            index = None if base is None else out / RESUME
+            notes += index_corpus(corpus, summary.checkpoint, index).lines()
     return TrainedFolder(summary, samples, notes, world.leads)
 
 

@@ -1,0 +1,116 @@
+"""What a training was begun with, kept beside its state, so that whoever goes on with it need not say it again."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from melodia.errors import MelodiaError, TrainingError
+from melodia.model.config import ModelConfig
+from melodia.model.stored import read_checkpoint
+from melodia.originality import FILE as INDEX
+from melodia.originality import Index
+from melodia.tokenizer import Tokenizer, TokenizerConfig
+from melodia.training import World
+from melodia.training.folder import RESUME
+
+FILE = "begun.json"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Begun:
+    """What the folder of a training holds in `resume/begun.json`.
+
+    Attributes:
+        model: its form.
+        training: fields of `TrainingConfig`.
+        tokens: how the music was to be written; None where the corpus was built already.
+        init: the checkpoint that is fine-tuned, if one is. Its originality index lies in `resume`, too: the
+            checkpoint may be replaced before it is needed.
+        owner, remedy: for errors: what has all this, and where something else can be had; not in the file.
+    """
+
+    model: ModelConfig
+    training: dict[str, Any]
+    tokens: TokenizerConfig | Tokenizer | None
+    init: str | None
+    owner: str = ""
+    remedy: str = ""
+
+    @classmethod
+    def from_checkpoint(cls, init: str) -> Begun:
+        """What fine-tuning a checkpoint begins with.
+
+        Raises:
+            CheckpointError, TokenizerError: it cannot be read.
+        """
+        stored = read_checkpoint(init)
+        tokenizer = Tokenizer.from_dict(stored.tokenizer_json)
+        return cls(stored.config, {}, tokenizer, init, f"the checkpoint {init}", "train anew without --init")
+
+    def write(self, out: Path) -> None:
+        """Keep it in the folder of a training, with the index of the checkpoint that is fine-tuned.
+
+        Raises:
+            TrainingError, CheckpointError: the folder cannot be written, or the index is damaged.
+        """
+        folder = out / RESUME
+        index = None if self.init is None else Index.open(read_checkpoint(self.init).path)
+        data = {
+            "format_version": FORMAT_VERSION,
+            "model": self.model.to_dict(),
+            "training": {name: value for name, value in self.training.items() if name != "device"},
+            "tokenizer_config": self.tokens.to_dict() if isinstance(self.tokens, TokenizerConfig) else None,
+            "tokenizer": self.tokens.to_dict() if isinstance(self.tokens, Tokenizer) else None,
+            "init": self.init,
+        }
+        part = folder / f"{FILE}.part"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / INDEX).unlink(missing_ok=True)
+            if index is not None:
+                index.save(folder)
+            with part.open("w", encoding="utf-8") as file:
+                json.dump(data, file)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(folder / FILE)
+        except OSError as error:
+            raise TrainingError(
+                f"cannot write {folder / FILE}: {error.strerror or error}; free some space or choose another folder"
+            ) from error
+
+    @classmethod
+    def read(cls, out: Path, world: World) -> Begun | None:
+        """What a training in this folder was begun with; None where it does not say. One process looks, all know.
+
+        Raises:
+            TrainingError: the file is damaged.
+        """
+        path = out / RESUME / FILE
+        data = world.share_bytes(path.read_bytes() if world.leads and path.exists() else None)
+        if data is None:
+            return None
+        try:
+            values = json.loads(data)
+            if values["format_version"] != FORMAT_VERSION:
+                raise ValueError(f"format {values['format_version']!r}")
+            tokens: TokenizerConfig | Tokenizer | None = None
+            if values["tokenizer"] is not None:
+                tokens = Tokenizer.from_dict(values["tokenizer"])
+            elif values["tokenizer_config"] is not None:
+                tokens = TokenizerConfig.from_dict(values["tokenizer_config"])
+            return cls(
+                ModelConfig.from_dict(values["model"]),
+                dict(values["training"]),
+                tokens,
+                values["init"],
+                f"the training in {out}",
+                "begin anew with --force",
+            )
+        except (MelodiaError, KeyError, TypeError, ValueError) as error:
+            raise TrainingError(f"{path} is damaged ({error!r}); begin anew with --force") from error

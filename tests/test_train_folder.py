@@ -1,0 +1,307 @@
+"""Training a folder: what a resumed or fine-tuned training knows by itself, and options that are refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from melodia.cli import main
+from melodia.corpus import build as build_module
+from melodia.corpus.build import build_corpus
+from melodia.corpus.shards import Corpus
+from melodia.errors import ConfigError, TrainingError
+from melodia.model.checkpoint import load_checkpoint
+from melodia.model.stored import read_checkpoint
+from melodia.tokenizer import Tokenizer, TokenizerConfig
+from melodia.training import Step
+from melodia.workflows import train as train_module
+from melodia.workflows.originality import index_checkpoint, open_index
+from melodia.workflows.train import QuietReporter, TrainedFolder, train_folder
+
+SHORT = {"iterations": 3, "batch_size": 2, "window": 32, "threads": 1, "device": "cpu"}
+BPE = Tokenizer().vocabulary.size + 20
+
+
+class Crash(QuietReporter):
+    """Ends a training after its second iteration, as a crash would."""
+
+    def stepped(self, step: Step) -> None:
+        if step.iteration == 2:
+            raise RuntimeError("crash")
+
+
+class Record(QuietReporter):
+    """Notes how far reading has come, and warnings."""
+
+    def __init__(self) -> None:
+        self.counts: list[tuple[int, int]] = []
+        self.warnings: list[str] = []
+
+    def read(self, done: int, total: int, path: str) -> None:
+        self.counts.append((done, total))
+
+    def warned(self, text: str) -> None:
+        self.warnings.append(text)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _without_samples() -> Iterator[None]:
+    """What is generated in the end is tested elsewhere, and takes longest."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(train_module, "continue_held_out", lambda *given: ([], []))
+        yield
+
+
+@pytest.fixture(scope="module")
+def songs(tmp_path_factory: pytest.TempPathFactory, samples_dir: Path) -> tuple[Path, Path]:
+    """Two folders of music."""
+    files = sorted(samples_dir.glob("*.mid"))
+    folders = []
+    for name, part in (("first", files[:4]), ("second", files[4:8])):
+        folders.append(tmp_path_factory.mktemp("songs") / name)
+        folders[-1].mkdir()
+        for path in part:
+            shutil.copy(path, folders[-1])
+    return folders[0], folders[1]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., TrainedFolder]:
+    """Train for a moment."""
+    cache = tmp_path_factory.mktemp("cache")
+
+    def run(folder: Path, out: Path, **options: Any) -> TrainedFolder:
+        training = {**SHORT, **options.pop("training", {})}
+        return train_folder(folder, out, training=training, cache=cache, workers=0, **options)
+
+    run.cache = cache  # type: ignore[attr-defined]
+    return run
+
+
+@pytest.fixture(scope="module")
+def base(
+    tmp_path_factory: pytest.TempPathFactory, songs: tuple[Path, Path], run: Callable[..., TrainedFolder]
+) -> Path:
+    """A model trained on the first folder."""
+    out = tmp_path_factory.mktemp("base") / "out"
+    run(songs[0], out, kind="gru", size="tiny", side_inputs=("position",))
+    return out
+
+
+@pytest.fixture(scope="module")
+def paired(
+    tmp_path_factory: pytest.TempPathFactory, songs: tuple[Path, Path], run: Callable[..., TrainedFolder]
+) -> Path:
+    """The same with byte pairs."""
+    out = tmp_path_factory.mktemp("paired") / "out"
+    run(songs[0], out, kind="gru", size="tiny", side_inputs=("position",), bpe=BPE)
+    return out
+
+
+@pytest.fixture
+def music(base: Path, songs: tuple[Path, Path], run: Callable[..., TrainedFolder]) -> dict[str, set[str]]:
+    """The files of each folder that are trained on."""
+    return {
+        "first": set(open_index(base / "best").names),
+        "second": {path.name for path in songs[1].glob("*.mid")},
+    }
+
+
+def names(out: Path) -> set[str]:
+    return set(open_index(out / "best").names)
+
+
+def test_a_resumed_training_knows_what_it_was_begun_with(
+    songs: tuple[Path, Path], run: Callable[..., TrainedFolder], tmp_path: Path
+) -> None:
+    settings = {"learning_rate": 1e-4, "random_seed": 5, "precision": "auto"}
+    form = {"kind": "lstm", "size": "tiny", "side_inputs": (), "scheme": "TSD"}
+    with pytest.raises(RuntimeError, match="crash"):
+        run(songs[0], tmp_path, training=settings, progress=Crash(), **form)
+    cache = run.cache  # type: ignore[attr-defined]
+
+    def resume(**options: Any) -> TrainedFolder:
+        return train_folder(songs[0], tmp_path, resume=True, cache=cache, workers=0, **options)
+
+    with pytest.raises(ConfigError, match=r"--kind of the training in .* is lstm .*received gru.*--force"):
+        resume(kind="gru")
+    with pytest.raises(ConfigError, match=r"--tokenizer .* is TSD .*received REMI"):
+        resume(scheme="REMI")
+    with pytest.raises(TrainingError, match=r"batch_size 2 is now 5"):
+        resume(training={"batch_size": 5})
+    assert resume(size="tiny", training={"precision": "auto"}).training.iterations == 3
+    checkpoint = load_checkpoint(tmp_path / "best")
+    assert (checkpoint.config.kind, checkpoint.config.hidden_size) == ("lstm", 128)
+    assert checkpoint.config.side_inputs == ()
+    assert checkpoint.vocabulary.scheme == "TSD"
+    given = {
+        name: checkpoint.training["settings"][name] for name in ("learning_rate", "random_seed", "threads")
+    }
+    assert given == {"learning_rate": 1e-4, "random_seed": 5, "threads": 1}
+    assert resume(training={"epochs": 0.2}).training.epochs < 0.5, (
+        "another budget takes the place of the first"
+    )
+
+
+def test_a_resumed_fine_tuning_keeps_the_music_that_came_before(
+    base: Path,
+    songs: tuple[Path, Path],
+    run: Callable[..., TrainedFolder],
+    music: dict[str, set[str]],
+    tmp_path: Path,
+) -> None:
+    copy = tmp_path / "base"
+    shutil.copytree(base, copy)
+    with pytest.raises(RuntimeError, match="crash"):
+        run(songs[1], tmp_path / "out", init=copy, progress=Crash())
+    shutil.rmtree(copy)  # the training has taken what it needs
+    done = run(songs[1], tmp_path / "out", resume=True)
+    assert done.training.iterations == 3
+    assert music["first"] < names(tmp_path / "out") <= music["first"] | music["second"]
+    config = load_checkpoint(tmp_path / "out").config
+    assert config == load_checkpoint(base).config
+    with pytest.raises(ConfigError, match=r"--init of the training in .*leave --init out"):
+        run(songs[1], tmp_path / "out", resume=True, init=base)
+    # Begun anew, and without a checkpoint, it has nothing of the first music.
+    run(songs[1], tmp_path / "out", force=True, kind="gru", size="tiny")
+    assert names(tmp_path / "out") <= music["second"]
+    assert not (tmp_path / "out" / "resume" / "originality.safetensors").exists()
+
+
+def test_fine_tuning_in_place_keeps_the_music_that_came_before(
+    base: Path,
+    songs: tuple[Path, Path],
+    run: Callable[..., TrainedFolder],
+    music: dict[str, set[str]],
+    tmp_path: Path,
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(base, out)
+    run(songs[1], out, init=out, force=True)
+    assert music["first"] < names(out) <= music["first"] | music["second"]
+    (out / "best" / "originality.safetensors").unlink()
+    lines = run(songs[1], out, init=out, force=True).lines()
+    assert any("music is not covered" in line for line in lines)
+
+
+def test_fine_tuning_takes_the_tokenizer_of_the_checkpoint(
+    paired: Path, songs: tuple[Path, Path], run: Callable[..., TrainedFolder], tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=rf"--bpe of the checkpoint .* is {BPE} .*received {BPE + 1}"):
+        run(songs[1], tmp_path / "out", init=paired, bpe=BPE + 1)
+    for options in ({}, {"bpe": BPE, "scheme": "REMI", "kind": "gru", "size": "tiny"}):
+        run(songs[1], tmp_path / "out", init=paired, force=True, **options)
+        tuned, before = read_checkpoint(tmp_path / "out"), read_checkpoint(paired)
+        assert tuned.vocabulary.fingerprint == before.vocabulary.fingerprint
+        assert tuned.tokenizer_json == before.tokenizer_json
+        assert len(Tokenizer.from_dict(tuned.tokenizer_json).pairs) == 20
+        assert tuned.corpus_fingerprint != before.corpus_fingerprint
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kind": "lstm"}, "--kind of the checkpoint .* is gru .*received lstm.*leave --kind out"),
+        ({"size": "large"}, "--size .* is tiny .*received large"),
+        ({"combine": "sum"}, "--combine .* is none .*received sum"),
+        ({"encoder": "gru"}, "--encoder .* is none .*received gru"),
+        ({"side_inputs": ()}, "--side-inputs .* is position .*received none"),
+        ({"scheme": "TSD"}, "--tokenizer .* is REMI .*received TSD"),
+        ({"bpe": BPE}, f"--bpe .* is none .*received {BPE}.*train anew without --init"),
+    ],
+)
+def test_options_that_a_checkpoint_settles(
+    base: Path,
+    songs: tuple[Path, Path],
+    run: Callable[..., TrainedFolder],
+    tmp_path: Path,
+    options: dict[str, Any],
+    message: str,
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        run(songs[1], tmp_path / "out", init=base, **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_options_on_the_command_line(
+    base: Path, songs: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["train", str(songs[1]), "--out", str(tmp_path / "out"), "--cache", str(tmp_path / "cache")]
+    arguments += ["--epochs", "0.01"]
+    assert main([*arguments, "--init", str(base), "--side-inputs", "none"]) == 2
+    assert "--side-inputs of the checkpoint" in capsys.readouterr().err
+    assert main([*arguments, "--bpe", "300"]) == 2
+    assert "(received 300)" in capsys.readouterr().err
+
+
+def test_options_that_a_built_corpus_settles(
+    base: Path, songs: tuple[Path, Path], run: Callable[..., TrainedFolder], tmp_path: Path
+) -> None:
+    built = tmp_path / "built"
+    build_corpus(songs[1], built, TokenizerConfig("TSD", bpe_vocab_size=680), workers=0)
+    for options, message in (
+        ({"scheme": "REMI"}, r"--tokenizer of the built corpus .* is TSD .*give a folder of MIDI files"),
+        ({"bpe": 690}, r"--bpe of the built corpus .* is 680 .*received 690"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            run(built, tmp_path / "out", **options)
+    with pytest.raises(TrainingError, match=r"other tokens \(TSD, 680\) than the model \(REMI"):
+        run(built, tmp_path / "out", init=base)
+    assert not (tmp_path / "out").exists()
+    record = Record()
+    run(built, tmp_path / "out", scheme="TSD", bpe=680, kind="gru", size="tiny", progress=record)
+    assert any("transposed copies" in text for text in record.warnings), "this corpus has none"
+
+
+def test_byte_pairs_are_refused_before_music_is_read(
+    songs: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forbidden(*given: Any, **options: Any) -> None:
+        raise AssertionError("read the files")
+
+    monkeypatch.setattr(build_module, "map_files", forbidden)
+    with pytest.raises(ConfigError, match=rf"above the {BPE - 20} tokens .*received {BPE - 20}.*--bpe"):
+        build_corpus(songs[0], tmp_path / "out", TokenizerConfig(bpe_vocab_size=BPE - 20), workers=0)
+
+
+def test_the_index_of_a_model_with_byte_pairs(
+    paired: Path, songs: tuple[Path, Path], run: Callable[..., TrainedFolder], tmp_path: Path
+) -> None:
+    """Its corpus has transposed copies: they stay, are not counted, and nothing warns of them."""
+    cache = run.cache  # type: ignore[attr-defined]
+    record = Record()
+    run(songs[0], tmp_path / "out", kind="gru", size="tiny", bpe=BPE, progress=record)
+    assert not [text for text in record.warnings if "transposed" in text]
+    assert read_checkpoint(tmp_path / "out").training["settings"]["transpose_probability"] == 0.0
+
+    def corpora() -> dict[str, str]:
+        return {folder.name: Corpus.open(folder).fingerprint for folder in cache.iterdir()}
+
+    before, record = corpora(), Record()
+    report = index_checkpoint(paired, songs[0], cache=cache, workers=0, progress=record)
+    assert not [line for line in report.lines() if "fingerprints differ" in line]
+    assert before.items() <= corpora().items(), "no corpus has been built anew in the place of another"
+    pieces = report.index.pieces
+    assert record.counts[-pieces:] == [(number + 1, pieces) for number in range(pieces)]
+    built = tmp_path / "built"
+    build_corpus(songs[0], built, workers=0)
+    assert index_checkpoint(paired, built).index.names == report.index.names
+
+
+def test_nothing_is_read_where_a_training_would_be_lost(
+    base: Path, songs: tuple[Path, Path], run: Callable[..., TrainedFolder], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(base, out)
+    record = Record()
+    with pytest.raises(TrainingError, match="holds a training already"):
+        train_folder(songs[0], out, cache=tmp_path / "cache", workers=0, progress=record)
+    assert not record.counts
+    (out / "resume" / "begun.json").write_text(json.dumps({"format_version": 1}))
+    with pytest.raises(TrainingError, match=r"begun\.json is damaged .*begin anew with --force"):
+        run(songs[0], out, resume=True)
