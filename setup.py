@@ -11,7 +11,7 @@ search for tools and the text for ninja stand in build_support/. The environment
     MELODIA_CUDA=1       build them, also for a torch without CUDA, or fail with the reason
     MELODIA_CUDA=0       no CUDA kernels
     MELODIA_CUDA_ARCHITECTURES   "80;90" (default: 80, 86, 89, 90, 100, 120, as far as nvcc knows them)
-    CUDA_HOME            where nvcc is (default: on the PATH, then in NVIDIA's packages beside torch)
+    CUDA_HOME            where nvcc is (default: on the PATH, in NVIDIA's packages beside torch, in /usr/local/cuda)
     CXX                  the C++ compiler (default: the first of c++, g++, clang++)
     MAX_JOBS             how many compilers run at once
 
@@ -65,12 +65,16 @@ class BuildNative(build_ext):
         reasons = {library: self.obstacle(library, tools, nvcc) for library in LIBRARIES}
         wanted = [library for library in LIBRARIES if reasons[library] is None]
         if not isinstance(tools, str):
-            files = {work / Path(library.path).name: library for library in wanted}
+            on_gpu = [library for library in wanted if library.cuda]
+            on_cpu = [library for library in wanted if not library.cuda]
+            # What takes longest begins first.
+            files = {work / Path(library.path).name: library for library in (*on_gpu, *on_cpu)}
             (work / "build.ninja").write_text(
                 ninja_file(tools, None if isinstance(nvcc, str) else nvcc, files)
             )
-            on_gpu = [library for library in wanted if library.cuda]  # their kernels compile side by side
-            for group in [*([library] for library in wanted if not library.cuda), on_gpu]:
+            if on_gpu and on_cpu:  # all side by side; where that fails, group by group says which
+                self.ninja(tools, work, wanted)
+            for group in [*([library] for library in on_cpu), on_gpu]:
                 reasons |= dict.fromkeys(group, self.compile(tools, work, group) if group else None)
         note = work / Path(FACTS).name
         note.write_text(json.dumps(self.facts(tools, nvcc, reasons, work), indent=1) + "\n")
@@ -119,15 +123,26 @@ class BuildNative(build_ext):
             cuda |= {"kernels": kernel_resources(work)}
         return facts | {"cuda": cuda}
 
-    def compile(self, tools: Toolchain, work: Path, libraries: list[Library]) -> str | None:
-        """Run ninja for libraries; None, or the reason why there are none."""
-        targets = [str(work / Path(library.path).name) for library in libraries]
-        command = [tools.ninja, "-C", str(work), *targets]
+    @staticmethod
+    def ninja(tools: Toolchain, work: Path, libraries: list[Library]) -> tuple[bool, list[str]]:
+        """Run ninja for libraries: whether it went well, and what it said, which is shown as it comes."""
+        command = [tools.ninja, "-C", str(work), *(str(work / Path(x.path).name) for x in libraries)]
         if os.environ.get("MAX_JOBS"):
             command += ["-j", os.environ["MAX_JOBS"]]
-        done = subprocess.run(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        sys.stderr.write(done.stdout)
-        if done.returncode == 0:
+        said = []
+        with subprocess.Popen(
+            command, text=True, errors="replace", stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        ) as process:
+            for line in process.stdout or ():
+                sys.stderr.write(line)
+                sys.stderr.flush()
+                said.append(line)
+        return process.returncode == 0, said
+
+    def compile(self, tools: Toolchain, work: Path, libraries: list[Library]) -> str | None:
+        """Run ninja for libraries; None, or the reason why there are none."""
+        well, said = self.ninja(tools, work, libraries)
+        if well:
             return None
         if any(library.cuda for library in libraries):
             if os.environ.get("MELODIA_CUDA", "auto").strip() == "1":
@@ -138,7 +153,7 @@ class BuildNative(build_ext):
             raise SystemExit(
                 "MELODIA_NATIVE=1 asks for the native library, but it did not compile (output above)"
             )
-        errors = [line for line in done.stdout.splitlines() if "error" in line.lower()]
+        errors = [line for line in said if "error" in line.lower()]
         return f"the native library did not compile: {errors[0].strip() if errors else 'ninja failed'}"
 
     @staticmethod

@@ -11,9 +11,20 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from benchmarks.gpu_generation import decoding, generation, memory, network, streams_of
+from benchmarks.gpu_generation import decoding, generation, network, streams_of
 from benchmarks.gpu_primitives import primitives
-from benchmarks.gpu_tools import EXCHANGES, PATHS, arguments, captured, library, medians, row, waves
+from benchmarks.gpu_tools import (
+    EXCHANGES,
+    LIMIT_NS,
+    PATHS,
+    arguments,
+    captured,
+    chosen,
+    library,
+    medians,
+    row,
+    waves,
+)
 
 
 def small() -> int:
@@ -63,24 +74,38 @@ def small() -> int:
 
 
 def exchange() -> int:
-    """Microseconds per step of forward scans, B = 1, by exchange; the product's share grows with H."""
+    """Microseconds per step of scans, forward and backward, by exchange; the product's share grows with H and B.
+
+    `counter / words`: how many times as long counters take.
+    """
     import torch
 
     loaded = library()
-    T = 2048
-    for H in (64, 128, 256, 512, 1024):
-        for dtype in (torch.bfloat16, torch.float32):
-            inputs = arguments("lstm", T, 1, H, dtype)
-            found = {}
-            for name in ("counter", "in_band"):
+    T = 1024
+    for H, B, dtype in itertools.product(
+        (64, 128, 256, 512, 1024), (1, 8, 64), (torch.bfloat16, torch.float32)
+    ):
+        gates_x, h, c, weight, bias = arguments("lstm", T, B, H, dtype)
+        given = (gates_x, h, c, weight, bias, None)
+        output, _, _, gates, cells = torch.ops.melodia.lstm_scan(*given, 2)
+        kept = (torch.randn_like(output), None, None, gates, cells, c, weight, None)
+        passes: dict[str, Callable[[], object]] = {
+            "forward": partial(torch.ops.melodia.lstm_scan, *given, 0),
+            "backward": partial(torch.ops.melodia.lstm_scan_backward, *kept),
+        }
+        for name, run in passes.items():
 
-                def scan(name: str = name, inputs: list[Any] = inputs) -> None:
-                    loaded.melodia_cuda_configure(PATHS["resident"], EXCHANGES[name], 2_000_000_000)
-                    torch.ops.melodia.lstm_scan(*inputs, None, 0)
+            def scan(way: str, run: Callable[[], object] = run) -> None:
+                loaded.melodia_cuda_configure(PATHS["resident"], EXCHANGES[way], LIMIT_NS)
+                run()
 
-                found[name] = scan
-            took = medians(found)
-            row(H=H, type=str(dtype)[6:], **{f"{n} (us/step)": 1000 * t / T for n, t in took.items()})
+            kind = str(dtype)[6:]
+            ways = {way: partial(scan, way) for way in ("counter", "in_band")}
+            took = medians(dict(ways), what=f"{name}, {kind}, H={H}, B={B}")
+            counter, words = (1000 * took[way] / T if way in took else None for way in ways)
+            us = {"counter (us/step)": counter, "words (us/step)": words}
+            win = counter / words if counter and words else None
+            row(**{"pass": name}, type=kind, H=H, B=B, **us, **{"counter / words": win})
     return 0
 
 
@@ -105,8 +130,8 @@ def run_cudnn(parts: list[Any], x: Any) -> Any:
     return x
 
 
-def run_scans(parts: list[Any], x: Any, backend: str) -> Any:
-    """The same by melodia's scans, with torch's weights."""
+def run_scans(parts: list[Any], x: Any, backend: str, watch: Callable[[], None] | None = None) -> Any:
+    """The same by melodia's scans, with torch's weights; `watch` is called behind every scan and its gradient."""
     from torch import nn
     from torch.nn import functional as F
 
@@ -121,14 +146,30 @@ def run_scans(parts: list[Any], x: Any, backend: str) -> Any:
     with kernels.use_backend(backend):
         for part in parts:
             if isinstance(part, tuple):
-                (gx, gs, gw), (ux, us, uw) = map(share, part)
-                lstm, gru, *_ = kernels.pair_scan(gx, ux, *gs, *us, *gw, *uw)
+                (gates, gs, gw), (ux, us, uw) = map(share, part)
+                lstm, gru, *_ = kernels.pair_scan(gates, ux, *gs, *us, *gw, *uw)
                 x = lstm + gru
             else:
                 gates, states, weights = share(part)
                 scan: Any = kernels.lstm_scan if len(states) == 2 else kernels.gru_scan
                 x = scan(gates, *states, *weights)[0]
+            if watch is not None:
+                watch()
+                gates.register_hook(lambda _: watch())
     return x
+
+
+def paths(parts: list[Any], x: Any, loaded: Any) -> str:
+    """The paths that melodia's scans take, forward and then backward, or what went wrong."""
+    import torch
+
+    seen: list[str] = []
+    try:
+        run_scans(parts, x, "native", lambda: seen.append(chosen(loaded))).float().sum().backward()
+    except RuntimeError as error:
+        torch.cuda.synchronize()  # an error that stays ends the part
+        return str(error).splitlines()[0]
+    return " ".join([*seen[: len(parts)], "/", *seen[len(parts) :]])
 
 
 def square_rate(dtype: Any) -> float:
@@ -142,16 +183,17 @@ def square_rate(dtype: Any) -> float:
 def training() -> int:
     """Forward and backward of every kind, input products included, against cuDNN, eager steps and CUDA graphs.
 
-    `of the GEMM rate`: the operations of all products by the time, over the rate of a square product measured here.
+    `path`: that of each scan, forward / backward. `of the GEMM rate`: the operations of all products by the time, over
+    the rate of a square product measured here. What decides most comes first.
     """
     import torch
 
-    library()
+    loaded = library()
     for dtype, tf32 in (
         (torch.bfloat16, False),
-        (torch.float16, False),
         (torch.float32, False),
         (torch.float32, True),
+        (torch.float16, False),
     ):
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
         rate = square_rate(dtype)
@@ -165,18 +207,21 @@ def training() -> int:
                 ) -> Callable[[], None]:
                     return lambda: run(parts, x, *more).float().sum().backward()
 
+                path = paths(parts, x, loaded)
                 ways = {"cuDNN": way(run_cudnn), "melodia": way(run_scans, "native")}
                 if T == 128:  # a step of eager torch is a dozen launches
                     ways["eager"] = way(run_scans, "reference")
-                took = medians(dict(ways) | captured(**ways), turns=5)
+                number = str(dtype)[6:] + (" (tf32)" if tf32 else "")
+                took = medians(dict(ways) | captured(**ways), 5, f"{kind}, {number}, T={T}, B={B}, H={H}")
                 ours, theirs = took.get("melodia"), took.get("cuDNN")
                 work = 3 * 2 * T * B * {"lstm": 4, "gru": 3}.get(kind, 7) * H * 2 * H
                 row(
                     kind=kind,
-                    type=str(dtype)[6:] + (" (tf32)" if tf32 else ""),
+                    type=number,
                     T=T,
                     B=B,
                     H=H,
+                    path=path,
                     ratio=theirs / ours if ours and theirs else None,
                     **{"of the GEMM rate": work / (ours / 1000) / rate if ours else None},
                     **{f"{n} (ms)": t for n, t in took.items()},
@@ -301,7 +346,6 @@ def stack(levels: tuple[str, ...], B: int, H: int, dtype: Any) -> tuple[tuple[An
 PARTS: dict[str, Callable[[], int]] = {
     "small": small,
     "primitives": primitives,
-    "memory": memory,
     "exchange": exchange,
     "stepping": stepping,
     "training": training,

@@ -85,39 +85,51 @@ __global__ void __launch_bounds__(kThreads, 1) exchange(const ExchangeArgs a) {
     if (cluster) sync_cluster();
 }
 
+constexpr int kInFlight = 8;  // loads of a thread that wait for no other
+
+struct alignas(16) Four {
+    float x[4];
+};
+
 struct ReadingArgs {
     const unsigned char* from;
-    int64_t bytes;  // of a block
-    int passes, shared;
+    int bytes;  // of a block; a multiple of 16 for each thread
+    int passes;
     float* sums;
 };
 
-// Every block reads its own bytes again and again, 16 at a time: from L2, or from shared memory after one
-// copy.
+// Every block reads its own bytes again and again, 16 at a time and `kInFlight` at once, as if they had no
+// end: from L2, or from shared memory after one copy. A template, because a choice inside the loop would make
+// every load wait for the one before.
+template <bool kNear>
 __global__ void __launch_bounds__(kThreads, 1) reading(const ReadingArgs a) {
     MELODIA_SHARED(shared);
-    struct alignas(16) Four {
-        float x[4];
-    };
-    const unsigned char* from = a.from + a.bytes * block();
+    const unsigned char* from = a.from + int64_t{a.bytes} * block();
     const int me = static_cast<int>(thread()) * 16, stride = static_cast<int>(threads()) * 16;
-    if (a.shared) {
-        for (int64_t i = me; i < a.bytes; i += stride) copy_async(shared + i, from + i);
+    if (kNear) {
+        for (int i = me; i < a.bytes; i += stride) copy_async(shared + i, from + i);
         commit_copies();
         wait_copies<0>();
         sync_block("probe: copied");
     }
     float sum[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-    for (int pass = 0; pass < a.passes; ++pass) {
-        const float weight = 1.0f + float(pass);  // no pass is the one before
+    int at = me;
+    const int64_t loads = int64_t{a.bytes / stride} * a.passes;
 #if !defined(MELODIA_EMULATOR)
-#pragma unroll 8
+#pragma unroll 1
 #endif
-        for (int64_t i = me; i < a.bytes; i += stride) {
-            const Four four = a.shared ? *reinterpret_cast<const Four*>(shared + i)
-                                       : load_data(reinterpret_cast<const Four*>(from + i));
+    for (int64_t done = 0; done < loads; done += kInFlight) {
+        Four four[kInFlight];
+        MELODIA_UNROLL
+        for (int k = 0; k < kInFlight; ++k) {
+            four[k] = kNear ? *reinterpret_cast<const Four*>(shared + at)
+                            : load_data(reinterpret_cast<const Four*>(from + at));
+            at = at + stride < a.bytes ? at + stride : me;
+        }
+        MELODIA_UNROLL
+        for (int k = 0; k < kInFlight; ++k) {
             MELODIA_UNROLL
-            for (int k = 0; k < 4; ++k) sum[k] += weight * four.x[k];
+            for (int i = 0; i < 4; ++i) sum[i] += four[k].x[i];
         }
     }
     if (sum[0] + sum[1] + sum[2] + sum[3] == -1.0f) a.sums[block()] = sum[0];  // never, but nobody knows
@@ -211,19 +223,20 @@ PROBE_API const char* probe_exchange(int way, int64_t blocks, int64_t numbers, i
 // Microseconds of a launch in which every block reads so many bytes so often. Null, or why not.
 PROBE_API const char* probe_reading(int shared, int64_t blocks, int64_t bytes, int64_t passes,
                                     double* microseconds) {
+    if (bytes < 1 || bytes % (16 * kThreads) != 0 || bytes >= int64_t{1} << 31)
+        return "a block reads a multiple of 4096 bytes below 2 GB";
     ReadingArgs a{};
     auto* from = reserve<unsigned char>(static_cast<size_t>(blocks * bytes));
     if (from == nullptr) return "so much memory is not there";
     a.from = from;
-    a.bytes = bytes;
+    a.bytes = static_cast<int>(bytes);
     a.passes = static_cast<int>(passes);
-    a.shared = shared;
     a.sums = reserve<float>(static_cast<size_t>(blocks));
     const Shape shape = {static_cast<unsigned>(blocks), kThreads, static_cast<size_t>(shared ? bytes : 0),
                          Together::no};
     Clock clock;
     clock.begin();
-    const char* why = launch("reading", reading, shape, nullptr, a);
+    const char* why = launch("reading", shared ? reading<true> : reading<false>, shape, nullptr, a);
     *microseconds = clock.end();
     give_back(from);
     give_back(a.sums);

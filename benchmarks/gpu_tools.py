@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import statistics
 from collections.abc import Callable
 from typing import Any
 
 MARK = "RESULT "  # a line of a part's output that holds a row of its table, as JSON
+NOTE = "NOTE "  # one that stands above its table
+LIMIT_NS = (
+    200_000_000  # of a block's wait for another, which is for microseconds; a hang must not cost the part
+)
 PATHS = {"automatic": 0, "resident": 1, "steps": 2, "rows": 3}
 EXCHANGES = {"automatic": 0, "counter": 1, "in_band": 2}
 
@@ -20,7 +25,40 @@ def library() -> Any:
         raise SystemExit(cuda.reason())
     loaded = cuda._load()[0]
     assert loaded is not None
+    loaded.melodia_cuda_configure(0, 0, LIMIT_NS)
     return loaded
+
+
+def chosen(loaded: Any) -> str:
+    """The path that the last scan took."""
+    number = loaded.melodia_cuda_chosen()
+    return next(name for name, value in PATHS.items() if value == number)
+
+
+def rescues() -> int | None:
+    """Launches so far that gave up waiting and were made again the slow way; None: nobody counts them.
+
+    Less than 0: the device does not answer.
+    """
+    from melodia.kernels import cuda
+
+    count = getattr(cuda._load()[0], "melodia_cuda_rescues", None)
+    if count is None:
+        return None
+    count.restype = ctypes.c_int64
+    found: int = count()
+    return found
+
+
+def note_rescues() -> None:
+    """A note of them, if there were any."""
+    found = rescues()
+    if found:
+        note(
+            "the device does not answer any more"
+            if found < 0
+            else f"{found} launches gave up waiting and were made again the slow way: their times say nothing"
+        )
 
 
 def arguments(kind: str, T: int, B: int, H: int, dtype: Any) -> list[Any]:
@@ -47,27 +85,32 @@ def waves(cells: list[list[Any]]) -> tuple[list[Any], ...]:
     return lists
 
 
-def medians(contestants: dict[str, Callable[[], object]], turns: int = 7) -> dict[str, float]:
-    """Median milliseconds of each, all taking turns; a contestant that fails is left out and its error printed."""
+def medians(contestants: dict[str, Callable[[], object]], turns: int = 7, what: str = "") -> dict[str, float]:
+    """Median milliseconds of each, all taking turns; one that fails is left out, with a note that says of what."""
     import torch
 
     times: dict[str, list[float]] = {name: [] for name in contestants}
     for turn in range(turns + 2):
-        for name, run in contestants.items():
-            if turn and not times[name] and turn > 2:
-                continue
+        for name in list(times):
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             try:
                 begin.record()
-                run()
+                contestants[name]()
                 end.record()
                 end.synchronize()
             except RuntimeError as error:
-                print(f"{name}: {error}".splitlines()[0])
+                torch.cuda.synchronize()  # an error that stays ends the part
+                note(f"{what}{', ' if what else ''}{name}: {error}")
+                del times[name]
                 continue
             if turn >= 2:  # the first two warm up
                 times[name].append(begin.elapsed_time(end))
-    return {name: statistics.median(values) for name, values in times.items() if values}
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def note(text: str) -> None:
+    """A line above the part's table."""
+    print(NOTE + text.splitlines()[0], flush=True)
 
 
 def row(**values: object) -> None:
@@ -90,7 +133,8 @@ def captured(**runs: Callable[[], None]) -> dict[str, Callable[[], object]]:
                 run()
             graphs[f"{name}, graph"] = graph.replay
         except RuntimeError as error:
-            print(f"{name}, graph: {error}".splitlines()[0])
+            torch.cuda.synchronize()  # an error that stays ends the part
+            note(f"{name}, graph: {error}")
     return graphs
 
 

@@ -16,6 +16,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 OLDEST_TORCH = (2, 10)
 ARCHITECTURES = (80, 86, 89, 90, 100, 120)
+TOOLKITS = (Path("/usr/local/cuda"),)  # where NVIDIA's installers put one that need not be on the PATH
 
 
 class Toolchain(NamedTuple):
@@ -111,10 +112,14 @@ def find_nvcc() -> Nvcc | str:
     homes = [os.environ.get(name) for name in ("CUDA_HOME", "CUDA_PATH")]
     places = [Path(home) / "bin" / "nvcc" for home in homes if home]
     places += [Path(found)] if not places and (found := shutil.which("nvcc")) else []
-    places += [] if any(homes) else [folder / "bin" / "nvcc" for folder in folders]
+    places += [] if any(homes) else [folder / "bin" / "nvcc" for folder in (*folders, *TOOLKITS)]
     path = next((str(place) for place in places if os.access(place, os.X_OK)), None)
     if path is None:
-        where = f" in {places[0].parent}" if any(homes) else " ($CUDA_HOME, PATH, NVIDIA's packages)"
+        where = (
+            f" in {places[0].parent}"
+            if any(homes)
+            else f" ($CUDA_HOME, PATH, NVIDIA's packages, {TOOLKITS[-1]})"
+        )
         return f"nvcc was not found{where}; install the CUDA toolkit or set CUDA_HOME"
     done = subprocess.run([path, "--version"], text=True, capture_output=True)
     listed = subprocess.run([path, "--list-gpu-arch"], text=True, capture_output=True)

@@ -34,6 +34,7 @@ from melodia.engine.loop import Start, Stopped, Terms, TokenLoop
 from melodia.engine.rules import pack, rules_of
 from melodia.grammar import Constraints, Grammar
 from melodia.grammar.state import REGISTERS
+from melodia.model import Model, ModelConfig, Network
 from melodia.tokenizer import Tokenizer
 
 CSRC = Path(__file__).resolve().parent.parent / "csrc"
@@ -192,6 +193,36 @@ def compare_lanes(
 def close(one: Any, other: Any, tolerance: float) -> None:
     """Numbers within a tolerance; NaN is not."""
     assert np.abs(one - other).max() <= tolerance, f"{np.abs(one - other).max()} apart"
+
+
+WHOLE = {"threads": 0, "least_units": 0}  # blocks as the device wants them
+
+
+@lru_cache(maxsize=8)
+def described_plain(kind: str, weights: str, H: int, V: int) -> tuple[Any, Any]:
+    """A model of any size with the weights that it begins with, as the engine reads it."""
+    return describe(Model(ModelConfig(kind, vocab_size=V, hidden_size=H), random_seed=3).eval(), weights)
+
+
+def check_plain(
+    library: ctypes.CDLL, kind: str, weights: str, T: int, B: int, H: int, V: int, **changed: int
+) -> None:
+    """As `check_lanes`, of such a model."""
+    tokens, _ = random_input((), T, B, V)
+    compare_lanes(library, *described_plain(kind, weights, H, V), tokens, None, weights, **changed)
+
+
+def check_streams(library: ctypes.CDLL, kind: str, H: int, B: int, T: int, **changed: int) -> str:
+    """Sessions of the benchmark's vocabulary choose the CPU's tokens; why the last launch fell back, or nothing."""
+    from benchmarks.gpu_generation import network, streams_of
+    from benchmarks.suite.ours import SAMPLING, small_vocabulary
+    from melodia.workflows.bench import Streams
+
+    model = network(kind, H)
+    mine = streams_of(model, "fp32", B, library, changed)
+    other = Streams(Network.of(model), small_vocabulary(), SAMPLING, weights="fp32", B=B)
+    assert [x.tolist() for x in mine.make(T)] == [x.tolist() for x in other.make(T)]
+    return str(mine.engine.fallback())
 
 
 @lru_cache(maxsize=2)

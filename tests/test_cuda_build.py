@@ -16,6 +16,7 @@ from cuda_emulation import CSRC, arguments
 from test_build import setup
 from torch.utils._pytree import tree_leaves
 
+from build_support import toolchain
 from melodia.info import collect
 from melodia.kernels import cuda, native
 
@@ -69,6 +70,7 @@ def test_wrong_nvcc_is_a_sentence(
         MELODIA_NATIVE="1",
         MELODIA_CUDA="1",
         CUDA_HOME=home,
+        CUDA_PATH="",
         MELODIA_CUDA_ARCHITECTURES=architectures,
     )
     assert done.returncode != 0
@@ -76,11 +78,65 @@ def test_wrong_nvcc_is_a_sentence(
     assert "Traceback" not in done.stderr
 
 
+def test_nvcc_is_found_where_installers_put_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """After $CUDA_HOME, the PATH and NVIDIA's packages."""
+    for name in ("CUDA_HOME", "CUDA_PATH", "MELODIA_CUDA_ARCHITECTURES"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    monkeypatch.setattr(toolchain, "TOOLKITS", (tmp_path / "toolkit",))
+    missing = toolchain.find_nvcc()
+    assert isinstance(missing, str)
+    assert missing.startswith(f"nvcc was not found ($CUDA_HOME, PATH, NVIDIA's packages, {tmp_path}/toolkit)")
+    monkeypatch.setattr(toolchain, "ARCHITECTURES", (80,))
+    home = toolkit(tmp_path, f"{VERSION}; echo compute_80")
+    assert toolchain.find_nvcc() == toolchain.Nvcc(f"{home}/bin/nvcc", (12, 4), [80], [])
+
+
 def test_no_cuda_is_noted_with_the_reason(tmp_path: Path) -> None:
     done = setup(["build"], tmp_path, MELODIA_NATIVE="0", MELODIA_CUDA="0")
     assert done.returncode == 0, done.stderr
     (facts,) = tmp_path.glob("build/lib*/melodia/kernels/native_build.json")
     assert json.loads(facts.read_text())["cuda"] == {"reason": "MELODIA_CUDA=0 asked for none"}
+
+
+@pytest.mark.parametrize(("wish", "succeeds"), [("auto", True), ("1", False)])
+def test_kernels_that_do_not_compile_leave_the_rest(wish: str, succeeds: bool, tmp_path: Path) -> None:
+    """By a compiler that makes empty files, an nvcc that makes none, and a torch that is only a version."""
+    compiler = tmp_path / "c++"
+    compiler.write_text('#!/bin/sh\nwhile [ "$1" ]; do [ "$1" = -o ] && : > "$2"; shift; done\n')
+    compiler.chmod(0o755)
+    fake = tmp_path / "site" / "torch"
+    fake.mkdir(parents=True)
+    (fake / "__init__.py").touch()
+    (fake / "version.py").write_text("__version__ = '2.11.0'\ncuda: Optional[str] = '13.0'\n")
+    home = toolkit(
+        tmp_path,
+        f"case $1 in --version) {VERSION};; --list*) echo compute_80;; *) echo an error of nvcc; exit 1;; esac",
+    )
+    if isinstance(toolchain.find_headers(), str):
+        pytest.skip(str(toolchain.find_headers()))
+    done = setup(
+        ["build"],
+        tmp_path,
+        MELODIA_NATIVE="1",
+        MELODIA_CUDA=wish,
+        CUDA_HOME=home,
+        CXX=str(compiler),
+        PYTHONPATH=os.pathsep.join([str(fake.parent), os.environ.get("PYTHONPATH", "")]),
+        MELODIA_CUDA_ARCHITECTURES="80",
+    )
+    assert (done.returncode == 0) == succeeds, done.stderr
+    assert "an error of nvcc" in done.stderr
+    if not succeeds:
+        assert "MELODIA_CUDA=1 asks for the CUDA kernels, but they did not compile" in done.stderr
+        return
+    (facts,) = tmp_path.glob("build/lib*/melodia/kernels/native_build.json")
+    noted = json.loads(facts.read_text())
+    assert noted["reason"] is None
+    assert noted["cuda"]["reason"] == "the native library did not compile: an error of nvcc"
+    made = {file.name.partition(".")[0] for file in tmp_path.glob("build/lib*/melodia/*/*.so")}
+    assert made == {"libmelodia_ops", "_engine"}
 
 
 def test_info_says_what_there_is() -> None:
@@ -135,14 +191,17 @@ HOT = {
 @BUILT
 @pytest.mark.parametrize("name", HOT)
 def test_hot_kernels_keep_everything_in_registers(name: str) -> None:
-    """No spills on any architecture, no stack but the decoder's, which has functions; `pytest -rP` shows all."""
+    """No spills on any architecture, no stack but the decoder's, which has functions and the bounds of a mask.
+
+    `pytest -rP` shows all.
+    """
     rows = [row for row in cuda.build_facts()["kernels"] if row["kernel"] == name]
     wanted = set(itertools.product(cuda.build_facts()["architectures"], HOT[name]))
     assert {(row["architecture"], row["type"]) for row in rows} == wanted
     for row in rows:
         print(row)
         assert row["spills"] == 0, row
-        assert row["stack"] <= (256 if name == "decode" else 0), row
+        assert row["stack"] <= (512 if name == "decode" else 0), row
 
 
 @BUILT

@@ -6,10 +6,20 @@ Skipped where it cannot run; the reason is shown.
 from __future__ import annotations
 
 import ctypes
+import itertools
 
 import pytest
 import torch
-from cuda_decode_emulation import FILTERS, KINDS, check_lanes, check_loop, steps_of
+from cuda_decode_emulation import (
+    FILTERS,
+    KINDS,
+    WHOLE,
+    check_lanes,
+    check_loop,
+    check_plain,
+    check_streams,
+    steps_of,
+)
 from kernel_helpers import stack_arguments
 from test_hybrid_step import STACKS, assert_close, flat
 
@@ -24,6 +34,8 @@ needs_engine = pytest.mark.skipif(
 )
 needs_kernels = pytest.mark.skipif(cuda_kernels.reason() is not None, reason=cuda_kernels.describe())
 WAYS = [{}, {"counted": 1}, {"apart": 1}, {"streamed": 1}, {"launch_steps": 1}, {"least_units": 6}]
+ENCODERS = [None, "lstm", "gru"]
+NO_ROOM = ("clusters need compute capability 9.0", "the device has no room for a cluster of so many blocks")
 
 
 @pytest.fixture(scope="module")
@@ -44,16 +56,39 @@ def test_logits_and_states(library: ctypes.CDLL, name: str, weights: str, change
 
 
 @needs_engine
-@pytest.mark.parametrize("changed", WAYS, ids=str)
+@pytest.mark.parametrize(
+    ("encoder", "changed"),
+    [*itertools.product(ENCODERS, WAYS), (None, {"cluster": 4})],  # an encoder has no room in a cluster
+    ids=str,
+)
 @pytest.mark.parametrize(
     "config", [None, FILTERS, SamplingConfig(greedy=True), SamplingConfig(top_p=0.5)], ids=str
 )
-@pytest.mark.parametrize("encoder", [None, "lstm", "gru"])
 def test_tokens(
     library: ctypes.CDLL, encoder: str | None, config: SamplingConfig | None, changed: dict[str, int]
 ) -> None:
+    if "cluster" in changed and torch.cuda.get_device_capability() < (9, 0):
+        pytest.skip(NO_ROOM[0])
     for B in (1, 3):
         check_loop(library, B, 20, config, encoder=encoder, **changed)
+
+
+@needs_engine
+@pytest.mark.parametrize("B", [1, 9, 64])
+@pytest.mark.parametrize("weights", ["fp32", "bf16", "int8"])
+@pytest.mark.parametrize("kind", ["sequential", "parallel"])
+def test_large_models(library: ctypes.CDLL, kind: str, weights: str, B: int) -> None:
+    """Blocks as the device wants them: 256 threads, as many blocks as it has processors."""
+    check_plain(library, kind, weights, 12, B, 512, 512, **WHOLE)
+
+
+@needs_engine
+@pytest.mark.parametrize(("B", "changed"), [(1, {}), (64, {}), (1, {"cluster": 16}), (9, {"cluster": 16})])
+def test_tokens_of_large_models(library: ctypes.CDLL, B: int, changed: dict[str, int]) -> None:
+    fell_back = check_streams(library, "sequential", 512, B, 24, **changed)
+    if "cluster" in changed and fell_back in NO_ROOM:
+        pytest.skip(fell_back)
+    assert fell_back == ""
 
 
 @needs_kernels

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
+import re
 import subprocess
 import sys
+import time
+import types
 from pathlib import Path
 
 import cuda_decode_emulation as emulation
 import pytest
 import torch
+from torch import nn
 
-from benchmarks import gpu_check, gpu_generation, gpu_measure, gpu_primitives, gpu_tools
+from benchmarks import gpu_check, gpu_generation, gpu_measure, gpu_primitives, gpu_process, gpu_tools
 from build_support.toolchain import find_nvcc
 from melodia import engine
+from melodia.kernels import cuda, native
 
 NVCC = find_nvcc()
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -47,13 +54,102 @@ def test_every_part_is_there() -> None:
             assert not word.startswith("tests/") or (REPOSITORY / word).exists()
 
 
-def test_page_has_verdicts_and_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_stacks_are_a_part_of_their_own() -> None:
+    """Without plug-ins; what stands behind all is asked for, too."""
+    command = [*gpu_check.command_of("parity-stacks"), "--collect-only", "-q", "-q"]
+    environment = gpu_check.environment_of("parity-stacks")
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    found = set(re.findall(r"::(test_\w+)", done.stdout))
+    assert found == {"test_stacks", "test_no_launch_gave_up_waiting"}
+
+
+def test_page_has_verdicts_notes_figures_and_ends(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = tmp_path / "gpu_check.log"
+    gpu_tools.note("it is warm\nand more")
     gpu_tools.row(H=64, **{"counter (us/step)": 1.23456, "in_band (us/step)": None})
-    (tmp_path / "exchange.log").write_text("a warning\n" + capsys.readouterr().out)
-    page = gpu_check.page(tmp_path, {"build": "skipped: no nvcc", "exchange": "passed (3 s)"}, "A GPU.")
-    assert "| build | skipped: no nvcc |" in page
-    assert "| H | counter (us/step) | in_band (us/step) |" in page
-    assert "| 64 | 1.235 | None |" in page
+    parts = {
+        "build": ("", "skipped: no nvcc"),
+        "parity-engine": ("SKIPPED [2] a.py: no engine\n== 1 passed, 2 skipped in 3 s ==", "passed (3 s)"),
+        "exchange": (f"a warning\n{capsys.readouterr().out}", "failed: not done after 60 s"),
+    }
+    for part, (text, verdict) in parts.items():
+        gpu_process.begin(log, part)
+        with log.open("a") as to:
+            to.write(text)
+        gpu_process.end(log, part, verdict)
+    gpu_process.begin(log, "training")
+    page = gpu_check.page(log, "A GPU.")
+    assert "| build | skipped: no nvcc |\n" in page
+    assert "| training | not finished |\n" in page
+    assert "- SKIPPED [2] a.py: no engine\n- == 1 passed, 2 skipped in 3 s ==\n" in page
+    assert "## exchange\n\n- it is warm\n\n| H | counter (us/step) | in_band (us/step) |\n" in page
+    assert "| 64 | 1.235 | None |\n\nIt ended with\n\n```text\na warning\n```\n" in page
+
+
+def test_run_keeps_what_was_printed_and_ends_what_was_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A part that hangs ends at its limit with its children; rows stay; parts that run again replace themselves."""
+    alive = tmp_path / "alive"
+    hang = "import subprocess, sys, time; print('RESULT {\"x\": 1}', flush=True);"
+    hang += f"subprocess.Popen(['sh', '-c', 'sleep 3; touch {alive}']); time.sleep(60)"
+    codes = {"build": "print('built')", "exchange": hang, "decoding": "raise SystemExit(3)"}
+    monkeypatch.setattr(gpu_check, "command_of", lambda part: [sys.executable, "-c", codes[part]])
+    monkeypatch.setattr(gpu_check, "environment_of", lambda part: dict(os.environ))
+    monkeypatch.setitem(gpu_check.MINUTES, "exchange", 1.5 / 60)
+    began = time.monotonic()
+    verdicts = gpu_check.run(list(codes), tmp_path, 600, "A GPU.")
+    assert verdicts[0].startswith("passed (")
+    assert verdicts[1] == "failed: not done after 2 s"
+    assert verdicts[2].startswith("failed: status 3 (")
+    time.sleep(max(0.0, 5 - (time.monotonic() - began)))
+    assert not alive.exists()
+    page = (tmp_path / "gpu_check.md").read_text()
+    assert "| x |\n|---|\n| 1 |\n" in page
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["gpu_check.log", "gpu_check.md"]
+
+    codes["exchange"] = "print('done')"
+    assert gpu_check.run(["exchange"], tmp_path, 600, "A GPU.")[0].startswith("passed")
+    assert gpu_check.run(["decoding"], tmp_path, 5, "A GPU.") == ["not started: out of time"]
+    found = gpu_process.sections(tmp_path / "gpu_check.log")
+    assert [line for line in found["exchange"].lines if line] == ["done"]
+    assert list(found) == ["build", "exchange", "decoding"]
+
+    codes["build"] = "raise SystemExit(1)"
+    verdicts = gpu_check.run(["build", "exchange"], tmp_path, 600, "A GPU.")
+    assert verdicts[1] == "not started: nothing works without the build"
+
+
+@pytest.mark.parametrize(("count", "says"), [(0, ""), (3, "3 launches gave up"), (-1, "does not answer")])
+def test_rescues_are_noted(
+    count: int, says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    library = types.SimpleNamespace(melodia_cuda_rescues=lambda: count)
+    monkeypatch.setattr(cuda, "_load", lambda: (library, None))
+    gpu_tools.note_rescues()
+    printed = capsys.readouterr().out
+    assert printed.startswith(gpu_tools.NOTE) if says else printed == ""
+    assert says in printed
+    monkeypatch.setattr(cuda, "_load", lambda: (None, "not built"))
+    assert gpu_tools.rescues() is None
+
+
+@pytest.mark.skipif(native.reason() is not None, reason=f"no native library: {native.reason()}")
+def test_paths_are_asked_for_behind_every_scan(monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers = itertools.count()
+    monkeypatch.setattr(gpu_measure, "chosen", lambda library: str(next(numbers)))
+    lstm, gru = nn.LSTM(4, 4), nn.GRU(4, 4)
+    for parts, says in (([lstm], "0 / 1"), ([lstm, gru], "2 3 / 4 5"), ([(lstm, gru)], "6 / 7")):
+        assert gpu_measure.paths(parts, torch.randn(3, 2, 4), None) == says
+
+
+@pytest.mark.parametrize(("numbers", "steps"), [(1, 1), (50, 6), (1024, 5)])
+def test_expected_sum(numbers: int, steps: int) -> None:
+    total = 1
+    for _ in range(steps):
+        total = sum((total + i) % gpu_primitives.MODULUS for i in range(numbers)) % gpu_primitives.MODULUS
+    assert gpu_primitives.expected_sum(numbers, steps) == total
 
 
 @pytest.mark.skipif(emulation.COMPILER is None, reason="no C++ compiler")
@@ -91,6 +187,8 @@ def test_primitives_on_the_emulator(tmp_path: Path) -> None:
         assert gpu_primitives.reading(probe, shared, 2, 8192, 2) == 0.0
     with pytest.raises(RuntimeError, match=r"reading: .* asks for .* bytes of shared memory"):
         gpu_primitives.reading(probe, True, 2, 1 << 20, 2)
+    with pytest.raises(RuntimeError, match="reading: a block reads a multiple of 4096 bytes"):
+        gpu_primitives.reading(probe, False, 2, 4000, 2)
 
 
 @pytest.mark.slow
@@ -104,18 +202,22 @@ def test_primitives_compile(tmp_path: Path, architecture: str) -> None:
     emulation.COMPILER is None or engine.reason() is not None, reason="no compiler or no engine"
 )
 def test_streams_on_the_emulator() -> None:
-    """What `generation` measures makes the tokens of the CPU's benchmark."""
-    from benchmarks.suite.ours import SAMPLING, small_vocabulary
-    from melodia.model import Network
-    from melodia.workflows.bench import Streams
-
+    """What `generation` measures makes the tokens of the CPU's benchmark; in a cluster, too."""
     library = emulation.load(emulation.build())
     emulation.configure(library, schedule=2)
-    model = gpu_generation.network("parallel", 16)
-    mine = gpu_generation.streams_of(model, "fp32", 2, library, {"threads": 64, "least_units": 6})
-    other = Streams(Network.of(model), small_vocabulary(), SAMPLING, weights="fp32", B=2)
-    assert [x.tolist() for x in mine.make(6)] == [x.tolist() for x in other.make(6)]
-    assert mine.engine.facts()["stalls"] == 0
+    for changed in ({"least_units": 6}, {"cluster": 4}):
+        assert emulation.check_streams(library, "parallel", 16, 2, 6, threads=64, **changed) == ""
+
+
+@pytest.mark.skipif(
+    emulation.COMPILER is None or engine.reason() is not None, reason="no compiler or no engine"
+)
+@pytest.mark.parametrize("weights", emulation.TOLERANCE)
+def test_plain_models_on_the_emulator(weights: str) -> None:
+    """What the parity test of large models runs, with the device's own 256 threads."""
+    library = emulation.load(emulation.build())
+    emulation.configure(library, schedule=3)
+    emulation.check_plain(library, "parallel", weights, 2, 9, 40, 50, **emulation.WHOLE)
 
 
 @pytest.mark.skipif(
@@ -128,9 +230,9 @@ def test_decoding_on_the_emulator(
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     library = emulation.load(emulation.build())
     emulation.configure(library, schedule=0)
-    assert gpu_generation.decoding((8,), (1, 2), 1, library) == 0
+    assert gpu_generation.decoding((8,), (2,), (1, 2), library) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith(gpu_tools.MARK)]
     rows = [json.loads(line[len(gpu_tools.MARK) :]) for line in lines]
     ways = [*gpu_generation.CHOICES, *gpu_generation.OPTIONS, "given"]
-    assert [(row["B"], row["way"]) for row in rows] == [(B, way) for B in (1, 2) for way in ways]
+    assert [(row["B"], row["way"]) for row in rows] == [(B, way) for B in (2,) for way in ways]
     assert {row["fell back"] for row in rows} == {0, None}

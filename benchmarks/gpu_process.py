@@ -1,0 +1,101 @@
+"""Commands with a time limit, and the log of gpu_check.py that they write into."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+_MARK = re.compile(r"^######## ([\w-]+)(?:: (.*))?$")  # a part begins; with a verdict: ends
+UNFINISHED = "not finished"
+
+
+class Section(NamedTuple):
+    """What a part printed, and what became of it."""
+
+    verdict: str
+    lines: list[str]
+
+
+def bounded(command: list[str], seconds: float, log: Path, **where: object) -> int | None:
+    """Run a command whose output goes to the end of a log: its exit status, or None where it was not done in time.
+
+    Whatever it started ends with it.
+    """
+    with log.open("a") as to:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=to,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            **where,  # type: ignore[call-overload]
+        )
+    try:
+        return process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGABRT)  # Python's fault handler says where it stands
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(2)
+        return None
+    finally:
+        _end(process.pid)
+        with contextlib.suppress(subprocess.TimeoutExpired):  # one that the driver holds ends when it can
+            process.wait(5)
+
+
+def _end(session: int) -> None:
+    """Kill all processes of a session, also those in groups of their own, as the compilers of ninja are."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(session, signal.SIGKILL)
+    for _ in range(3):  # a process may be born meanwhile
+        for folder in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):  # it is gone already
+                if os.getsid(int(folder.name)) == session:
+                    os.kill(int(folder.name), signal.SIGKILL)
+
+
+def begin(log: Path, part: str) -> None:
+    """A part's output comes now."""
+    with log.open("a") as to:
+        to.write(f"\n######## {part}\n")
+
+
+def end(log: Path, part: str, verdict: str) -> None:
+    """A part's output has come."""
+    with log.open("a") as to:
+        to.write(f"\n######## {part}: {verdict}\n")
+
+
+def sections(log: Path) -> dict[str, Section]:
+    """What the log says of each part, in order."""
+    found: dict[str, Section] = {}
+    name = ""
+    for line in log.read_text(errors="replace").splitlines() if log.exists() else []:
+        mark = _MARK.match(line)
+        if mark is None:
+            if name:
+                found[name].lines.append(line)
+        elif mark[2] is None:
+            name = mark[1]
+            found[name] = Section(UNFINISHED, [])
+        else:
+            found[mark[1]] = Section(mark[2], found[mark[1]].lines if mark[1] in found else [])
+            name = ""
+    return found
+
+
+def forget(log: Path, parts: Iterable[str]) -> None:
+    """Leave in the log what it says of other parts only."""
+    kept = {name: section for name, section in sections(log).items() if name not in set(parts)}
+    log.write_text("")
+    for name, section in kept.items():
+        begin(log, name)
+        with log.open("a") as to:
+            to.write("\n".join(section.lines))
+        end(log, name, section.verdict)
