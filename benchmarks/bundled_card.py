@@ -42,7 +42,7 @@ def model_card(
     checkpoint: Checkpoint, scores: dict[str, Any], corpus: Corpus, sources: Mapping[str, Source]
 ) -> str:
     """The model card, from what was measured."""
-    config, training = checkpoint.config, checkpoint.training
+    config, stages = checkpoint.config, [*scores["before"], checkpoint.training]
     text = CARD.read_text(encoding="utf-8")
     lines = ["| set | what it is | licence | held-out pieces | nats/token | nats/note | 5-gram, nats/token |"]
     lines.append("|---|---|---|---|---|---|---|")
@@ -67,9 +67,10 @@ def model_card(
         parameters=f"{checkpoint.model.parameter_count():,}",
         pieces=f"{len(pieces):,}",
         tokens=f"{pieces.tokens / 1e6:.1f} million",
-        minutes=f"{training['seconds'] / 60:.0f}",
-        budget=f"{training['settings']['minutes']:.0f}",
-        epochs=f"{training['epochs']:.2f}",
+        passes=" and then ".join(
+            f"{stage['epochs']:.2f} passes in {stage['seconds'] / 60:.0f} minutes" for stage in stages
+        ),
+        commands="\n".join(training_commands(stages)),
         version=melodia.__version__,
         date=scores["date"],
         table="\n".join(lines),
@@ -79,6 +80,28 @@ def model_card(
         },
         credits="\n".join(credits),
     )
+
+
+def training_commands(stages: Iterable[Mapping[str, Any]]) -> list[str]:
+    r"""The commands that trained the model, one for each of its trainings, which began where the one before ended.
+
+    >>> settings = {"minutes": 5.0, "learning_rate": 0.005, "program_probability": 0.5, "repeat_probability": 0.15}
+    >>> print("\n".join(training_commands([{"settings": settings}])))
+        torchrun --nproc-per-node 2 benchmarks/bundled_model.py train ARRANGED --out RUN1 --minutes 5 \
+            --learning-rate 0.005 --program-probability 0.5 --repeat-probability 0.15
+    """
+    lines = []
+    for number, stage in enumerate(stages, start=1):
+        settings = stage["settings"]
+        begun = f" --init RUN{number - 1}" if number > 1 else ""
+        lines += [
+            "    torchrun --nproc-per-node 2 benchmarks/bundled_model.py train ARRANGED "
+            f"--out RUN{number}{begun} --minutes {settings['minutes']:g} \\",
+            f"        --learning-rate {settings['learning_rate']:g} "
+            f"--program-probability {settings['program_probability']:g} "
+            f"--repeat-probability {settings['repeat_probability']:g}",
+        ]
+    return lines
 
 
 def contest_table(rows: list[dict[str, Any]]) -> str:

@@ -1,11 +1,12 @@
 """The model that comes with melodia: how it was made, scored and packed.
 
-    python benchmarks/bundled_model.py train CORPORA --out RUN --minutes 75
+    python benchmarks/bundled_model.py train CORPORA --out RUN1 --minutes 75
+    python benchmarks/bundled_model.py train CORPORA --init RUN1 --out RUN --minutes 65
     for branches in 4 1; do
         python -m benchmarks.continuations --model RUN --weights int8 --whole midi_samples --pieces CORPORA/valid \
             --times 3 --branches $branches --json "branches $branches.json"
     done
-    python benchmarks/bundled_model.py score CORPORA --model RUN --contest RUNS --out SCORES \
+    python benchmarks/bundled_model.py score CORPORA --model RUN --before RUN1 --contest RUNS --out SCORES \
         --continuations "branches 4.json" "branches 1.json"
     python benchmarks/bundled_model.py pack CORPORA --model RUN --scores SCORES --notices NOTICES.txt
 
@@ -169,6 +170,14 @@ def main() -> int:
         commands.choices[name].add_argument("--model", type=Path, required=True)
     commands.choices["score"].add_argument("--out", type=Path, required=True, metavar="JSON")
     commands.choices["score"].add_argument(
+        "--before",
+        type=Path,
+        nargs="*",
+        default=[],
+        metavar="RUN",
+        help="the trainings that this one went on from, the first one first",
+    )
+    commands.choices["score"].add_argument(
         "--contest",
         type=Path,
         required=True,
@@ -243,7 +252,8 @@ def run_scoring(arguments: argparse.Namespace) -> None:
     corpus = open_corpus(arguments.corpora, cache=arguments.cache)
     sets = held_out(corpus)
     checkpoint = load_checkpoint(arguments.model)
-    scores: dict[str, Any] = {"date": date.today().isoformat(), "training": checkpoint.training, "sets": {}}
+    scores: dict[str, Any] = {"date": date.today().isoformat(), "sets": {}}
+    scores["before"] = [load_checkpoint(run).training for run in arguments.before]
     train_pieces = list(corpus.pieces("train"))
     judge = KneserNey.train(
         [piece.tokens for piece in train_pieces],

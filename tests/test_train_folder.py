@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -256,6 +257,14 @@ def test_options_that_a_built_corpus_settles(
     record = Record()
     run(built, tmp_path / "out", scheme="TSD", bpe=680, kind="gru", size="tiny", progress=record)
     assert any("transposed copies" in text for text in record.warnings), "this corpus has none"
+
+
+def test_transposed_copies_are_no_more_music(
+    songs: tuple[Path, Path], run: Callable[..., TrainedFolder], tmp_path: Path
+) -> None:
+    record = Record()
+    run(songs[0], tmp_path / "out", kind="gru", size="tiny", bpe=BPE, progress=record)
+    assert any(re.match("the corpus is small: [1-4] pieces", text) for text in record.warnings)
 
 
 def test_byte_pairs_are_refused_before_music_is_read(

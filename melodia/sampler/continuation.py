@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ from melodia.grammar import NoteEvent
 from melodia.midi.report import Finding
 from melodia.sampler.report import GenerationReport
 from melodia.sampler.session import Session
+from melodia.sampler.timeline import Tempi
 
 if TYPE_CHECKING:
     import pretty_midi
@@ -161,27 +163,34 @@ class TimeMap:
     metres: tuple[tuple[int, int, int], ...]
     seed_join: float
 
+    @cached_property
+    def _tempi(self) -> Tempi:
+        tempi = Tempi(self.ticks_per_quarter)
+        for tick, tempo in self.tempi:
+            tempi.add(tick, tempo)
+        return tempi
+
     def seconds(self, tick: float) -> float:
         """Seconds from the origin to a tick."""
-        total = 0.0
-        for i, (start, tempo) in enumerate(self.tempi):
-            stop = self.tempi[i + 1][0] if i + 1 < len(self.tempi) else math.inf
-            if tick > start:
-                total += (min(tick, stop) - start) * 60 / (tempo * self.ticks_per_quarter)
-        return total
+        return self._tempi.at(tick)
 
     def event(self, note: NoteEvent) -> Event:
         """A note in seconds and quarter notes."""
-        onset = self.seconds(note.onset)
-        return Event(
-            onset=onset,
-            duration=self.seconds(note.onset + note.duration) - onset,
-            onset_beats=note.onset / self.ticks_per_quarter,
-            duration_beats=note.duration / self.ticks_per_quarter,
-            pitch=note.pitch,
-            velocity=note.velocity,
-            program=note.program,
-        )
+        return event_of(note, self.ticks_per_quarter, self.seconds)
+
+
+def event_of(note: NoteEvent, ticks_per_quarter: int, seconds: Callable[[int], float]) -> Event:
+    """A note, whose ticks count from the origin, in seconds and quarter notes."""
+    onset = seconds(note.onset)
+    return Event(
+        onset=onset,
+        duration=seconds(note.onset + note.duration) - onset,
+        onset_beats=note.onset / ticks_per_quarter,
+        duration_beats=note.duration / ticks_per_quarter,
+        pitch=note.pitch,
+        velocity=note.velocity,
+        program=note.program,
+    )
 
 
 def build_score(notes: tuple[NoteEvent, ...], times: TimeMap) -> ScoreTick:

@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from melodia import engine
 from melodia.decode import Choice, Noise, SamplingConfig, choose
 from melodia.grammar import Grammar, NoteEvent
+from melodia.grammar.tables import MICRO_RESOLUTION
 from melodia.midi.report import Finding
 from melodia.sampler.bias import seed_bias
 from melodia.sampler.classes import TokenClasses
-from melodia.sampler.continuation import Event, TimeMap
+from melodia.sampler.continuation import Event, TimeMap, event_of
 from melodia.sampler.plan import BAR_TOKENS, Plan
 from melodia.sampler.players import rests_of
 from melodia.sampler.request import Request
@@ -69,10 +70,7 @@ class Lane:
         self.notes: list[NoteEvent] = []
         self.ended = ""
         self.end = 0
-        self._offset = session.tail.offset
-        self._tail_offset, self._tail_before = session.tail.offset, session.tail.before
-        self._tail_ids = list(session.tail.ids)
-        self._reader = session.tail.reader(classes.vocabulary)
+        self._read_from(session.tail)
         self._recent = list(session.recent)
         self.random_seed = request.random_seed
         self.stretch = (session.context.join, session.context.join)
@@ -125,9 +123,8 @@ class Lane:
         twin.stretch, twin.before = (self.stretch[1], self.stretch[1]), len(self.notes)
         twin.random_seed = random_seed
         twin._noise = Noise(random_seed, self.request.session, self.classes.vocabulary.size)
-        tail = Tail(self._tail_offset, self._tail_before, tuple(self._tail_ids))
-        twin._offset, twin._reader = tail.offset, tail.reader(self.classes.vocabulary)
-        for name in ("tokens", "nll", "entropy", "notes", "_tail_ids", "_recent"):
+        twin._read_from(self._tail)
+        for name in ("tokens", "nll", "entropy", "notes", "_recent"):
             setattr(twin, name, list(getattr(self, name)))
         return twin
 
@@ -144,7 +141,7 @@ class Lane:
     def read(self, tokens: Sequence[int], nll: Sequence[float], entropy: Sequence[float]) -> list[NoteEvent]:
         """Keep tokens that the grammar has taken, with their figures [nats]: the notes they complete."""
         found = [
-            note._replace(onset=note.onset + self._offset, duration=max(1, note.duration))
+            note._replace(onset=note.onset + self._tail_offset, duration=max(1, note.duration))
             for token in tokens
             for note in self._reader.feed(token)
         ]
@@ -154,7 +151,7 @@ class Lane:
         if len(self._recent) > 2 * RECENT:
             del self._recent[:-RECENT]
         self._tail_ids += tokens
-        if len(self._tail_ids) > RECENT:
+        if len(self._tail_ids) > self._tail_room:
             self._rest()
         if not self.request.endless:  # of music without an end nobody asks for the whole
             self.tokens += tokens
@@ -176,8 +173,16 @@ class Lane:
 
     def event(self, note: NoteEvent) -> Event:
         """A note as the caller hears it, cut at the final bar line where that is known."""
-        end = self.plan.known_end(self.session.grammar)
-        return self._map(end if end is not None else note.onset + note.duration).event(self._cut(note, end))
+        origin, times = self.session.context.origin, self.plan.times
+        note = self._cut(note, self.plan.known_end(self.session.grammar))
+        return event_of(note, self.classes.tables.ticks_per_quarter, lambda tick: times.at(origin + tick))
+
+    def forget(self) -> None:
+        """Let go of what endless music, all of it heard so far, no longer needs of its past."""
+        if self.request.endless:
+            state = self.session.grammar
+            oldest = state.ends[0] if state.on_off and state.ends else state.now
+            self.plan.times.forget(oldest - MICRO_RESOLUTION)
 
     def snapshot(self) -> Session:
         """The session at this place, all but the model's state; lists become tuples."""
@@ -185,7 +190,7 @@ class Lane:
         return replace(
             self.session.fork(),
             recent=tuple(self.recent),
-            tail=Tail(self._tail_offset, self._tail_before, tuple(self._tail_ids)),
+            tail=self._tail,
             context=self.plan.context_now(),
             ids=None,
         )
@@ -214,9 +219,12 @@ class Lane:
             origin=self.end,
             anchor=self.end,
             seed_join=context.seed_join + (times.end - times.join) / times.ticks_per_quarter,
+            tempi=(),
             programs=context.programs or tuple(sorted({note.program for note in self.notes})),
         )
         session.side.bars_total = None
+        if self.classes.tables.on_off:  # `stop` has ended what still sounds to the grammar
+            session.tail = tail_at(self.classes.vocabulary, session.grammar)
         return session
 
     def stop(self, token: int) -> None:
@@ -234,16 +242,27 @@ class Lane:
             if token != self.classes.vocabulary.eos:
                 self._reader.feed(token)
             for note in self._reader.finish():
-                self.notes.append(note._replace(onset=note.onset + self._offset))
+                self.notes.append(note._replace(onset=note.onset + self._tail_offset))
 
     def _rest(self) -> None:
-        """Forget the tail's tokens where no note is open."""
+        """Forget the tail's tokens where no note is open, else those from before the oldest open note."""
         state, vocabulary = self.session.grammar, self.classes.vocabulary
         if not self.count or not self._tail_ids:
             return
-        if not half_described(vocabulary, self._tail_ids[-1]) and not (state.on_off and state.ends):
-            tail = tail_at(vocabulary, state)
-            self._tail_offset, self._tail_before, self._tail_ids = tail.offset, tail.before, []
+        if state.on_off and state.ends:
+            self._read_from(self._tail.since(vocabulary, state.ends[0]))
+        elif not half_described(vocabulary, self._tail_ids[-1]):
+            self._read_from(tail_at(vocabulary, state))
+
+    @property
+    def _tail(self) -> Tail:
+        return Tail(self._tail_offset, self._tail_before, tuple(self._tail_ids))
+
+    def _read_from(self, tail: Tail) -> None:
+        """Go on from a tail with a new reader, which does not remember what came before."""
+        self._tail_offset, self._tail_before, self._tail_ids = tail.offset, tail.before, list(tail.ids)
+        self._tail_room = RECENT + len(tail.ids)
+        self._reader = tail.reader(self.classes.vocabulary)
 
     def _cut(self, note: NoteEvent, end: int | None) -> NoteEvent:
         origin = self.session.context.origin
@@ -252,13 +271,12 @@ class Lane:
 
     def _map(self, end: int) -> TimeMap:
         context, plan = self.session.context, self.plan
-        tempi = plan.times.tempi or [(context.origin, 120.0)]
         metres = plan.times.metres or [(context.origin, 4, 4)]
         return TimeMap(
             ticks_per_quarter=self.classes.tables.ticks_per_quarter,
             join=context.join - context.origin,
             end=end - context.origin,
-            tempi=tuple((max(0, tick - context.origin), tempo) for tick, tempo in tempi),
+            tempi=tuple((tick - context.origin, tempo) for tick, tempo in plan.times.tempi),
             metres=tuple((max(0, tick - context.origin), top, bottom) for tick, top, bottom in metres),
             seed_join=context.seed_join,
         )

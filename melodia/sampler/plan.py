@@ -88,10 +88,14 @@ class Plan:
         self.crowded = 0
         programs = context.programs if request.programs is None else request.programs
         self._players = Players() if request.silent_bars else Players.of(rests or {}, programs or ())
-        self._due: frozenset[int] = frozenset()  # the next note must be of one of these programs
+        self._due: tuple[
+            frozenset[int], ...
+        ] = ()  # the next notes must be of these programs, one of each group
         self._unseeded = state.notes == 0
         ticks_per_quarter, tempo = classes.tables.ticks_per_quarter, request.tempo or context.tempo
         self.times = Timeline(ticks_per_quarter, context.origin, tempo, context.metre)
+        if context.tempi:
+            self.times.play_on(state.now, context.tempi)
         state.max_bars = -1
         state.min_bars = _NEVER
         if state.bar >= 0:
@@ -225,8 +229,8 @@ class Plan:
             self.times.add_tempo(s.now, classes.tables.values[token] / 100)
         index, start, _ = self.bar_at(s)
         self._bar_tokens += 1
-        if self._due and classes.pitch[token] and s.program in self._due:
-            self._due = frozenset()
+        if self._due and classes.pitch[token]:
+            self._due = tuple(group for group in self._due if s.program not in group)
         if index != self._bar and not self._awaits_metre(s):
             self._bar = index
             self.crowded += self._bar_tokens > BAR_TOKENS
@@ -288,7 +292,8 @@ class Plan:
             cycle, anchor = self._cycle, self._after.anchor
         if not cycle and metre is not None and self.classes.has_metres:
             cycle = (f"{metre[0]}/{metre[1]}",)
-        return replace(self.context, tempo=tempo, metre=metre, cycle=cycle, anchor=anchor)
+        tempi = self.times.played
+        return replace(self.context, tempo=tempo, tempi=tempi, metre=metre, cycle=cycle, anchor=anchor)
 
     # -- inside ---------------------------------------------------------------------------------------------------
 
@@ -319,8 +324,9 @@ class Plan:
             if prelude is not None:
                 wanted = prelude
         if self._due:
-            kept = np.isin(classes.program_of, list(self._due))
-            if s.program in self._due:
+            due = frozenset().union(*self._due)
+            kept = np.isin(classes.program_of, list(due))
+            if s.program in due:
                 kept |= classes.pitch & (classes.program_of == NONE)
             wanted &= kept | ~classes.plays
         if self._bar_tokens >= BAR_TOKENS:
@@ -407,7 +413,7 @@ class Plan:
 
     def _ask_for_programs(self, s: GrammarState, start: int) -> None:
         """In the bar that begins here: programs that have rested too long, or the tune behind a bar of drums alone."""
-        self._due = frozenset()
+        self._due = ()
         if not s.has_bars or start <= self.context.join:
             return
         heard = {program: int(row.max()) for program, row in s.rows.items()}
@@ -467,15 +473,15 @@ class Plan:
         if request.tokens is not None:
             return whole(index) if count >= request.tokens else None
         assert request.seconds is not None
-        times, tempo = self.times, self.times.tempo
-        if tempo is None or index < first - 1:
-            return None
+        times = self.times
+        if (times.tempo is None and not s.notes) or index < first - 1:
+            return None  # the tempo comes before the first note, if anything says it
         _, start, end = self.bar_at(s)
         join = self.context.join
         if not request.tempo_changes and not request.metre_changes:
             at, line = (index, start) if start >= join else (index + 1, end)
             missing = request.seconds - times.seconds(join, line)
-            bars = ceil(missing * times.ticks_a_second(tempo) / self._bar_ticks(s) - _EPSILON)
+            bars = ceil(missing * times.ticks_a_second / self._bar_ticks(s) - _EPSILON)
             return at + max(1, bars) * pieces - 1
         if times.seconds(join, end) >= request.seconds - _EPSILON:
             return whole(max(index, first))

@@ -11,7 +11,7 @@ import numpy as np
 if TYPE_CHECKING:
     from symusic.core import ScoreTick
 
-REST_BARS = 2
+REST_BARS = 1
 """A program may rest for so many bars, or as long as it did in the seed; then it is asked for."""
 
 RECENT_QUARTERS = 32.0
@@ -39,20 +39,24 @@ class Players:
         """
         return cls(rests, frozenset(p for p in programs if p >= 0) if -1 in programs else frozenset())
 
-    def due(self, heard: Mapping[int, int], start: int, bar_length: int) -> frozenset[int]:
-        """The programs to ask for in the bar that begins at a tick, given until when each has been heard.
+    def due(self, heard: Mapping[int, int], start: int, bar_length: int) -> tuple[frozenset[int], ...]:
+        """Whom to ask for in the bar that begins at a tick, given until when each program has been heard.
 
-        >>> Players({0: 0, 40: 96}).due({0: 0, 40: 100}, 200, 48) == {0, 40}
+        Returns:
+            groups: of each one program is to play.
+
+        >>> Players({0: 0, 40: 96}).due({0: 0, 40: 100}, 200, 48) == (frozenset({0}), frozenset({40}))
         True
         """
         least = REST_BARS * bar_length
-        due = {p for p, rest in self.rests.items() if start - heard.get(p, start) > max(rest, least)}
+        rested = {p for p, rest in self.rests.items() if start - heard.get(p, start) > max(rest, least)}
+        groups = [frozenset({program}) for program in sorted(rested)]
         # Drums alone: for no bar where some program of the seed's tune never rested so long, else for one.
         sparse = all(self.rests.get(p, bar_length) >= bar_length for p in self.tune)
         alone = bar_length if self.tune and sparse else 0
-        if not due & self.tune and all(heard.get(p, 0) <= start - alone for p in self.tune):
-            due |= self.tune
-        return frozenset(due)
+        if not rested & self.tune and all(heard.get(p, 0) <= start - alone for p in self.tune):
+            groups.append(self.tune)
+        return tuple(group for group in groups if group)
 
 
 def rests_of(

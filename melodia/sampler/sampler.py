@@ -10,7 +10,7 @@ import json
 import os
 import time
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +42,9 @@ if TYPE_CHECKING:
     from melodia.model.config import ModelConfig
     from melodia.model.model import Model
     from melodia.originality import Index
+
+GRAMMARS = 32
+"""So many compiled grammars are kept, of the wishes that came last."""
 
 
 class Sampler:
@@ -85,7 +88,7 @@ class Sampler:
         self.prime_report: PrimeReport | None = None
         self._runner = Runner(model if isinstance(model, Network) else model.eval(), backend, weights)
         self._classes = TokenClasses(self.vocabulary)
-        self._grammars: dict[Constraints, Grammar] = {}
+        self._grammar = lru_cache(GRAMMARS)(partial(Grammar.compile, self.vocabulary))
         self._session: Session | None = None
 
     @classmethod
@@ -379,9 +382,7 @@ class Sampler:
             max_polyphony=request.max_polyphony,
             allow_eos=not request.endless,
         )
-        if constraints not in self._grammars:
-            self._grammars[constraints] = Grammar.compile(self.vocabulary, constraints)
-        return Lane(start, self._classes, self._grammars[constraints], request, cycle)
+        return Lane(start, self._classes, self._grammar(constraints), request, cycle)
 
     def _reader(self) -> Reader:
         return Reader(self._runner, self.vocabulary, self._fingerprint)

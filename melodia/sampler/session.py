@@ -22,6 +22,7 @@ from melodia.errors import CheckpointError, MelodiaError
 from melodia.grammar import GrammarState, Op, TokenReader, compile_tables
 from melodia.model.config import ModelConfig
 from melodia.model.network import ModelState, checked_state
+from melodia.sampler.timeline import Mark
 from melodia.side_inputs import SideInputTracker
 from melodia.vocabulary import Vocabulary
 
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
     from symusic.core import ScoreTick
 
 FORMAT = "melodia-session"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+READABLE = (2, FORMAT_VERSION)  # 2 says nothing of tempi that changed, nor of how long programs have rested
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class Context:
             chooses.
         anchor: a bar line from which the cycle counts.
         tempo: quarter notes a minute; None: the model chooses.
+        tempi: those since the origin, as far back as anybody may ask; none: the tempo holds from the origin.
         programs: the seed's programs, -1 for the drums; None: the model chooses.
     """
 
@@ -57,6 +60,7 @@ class Context:
     cycle: tuple[str, ...] = ()
     anchor: int = 0
     tempo: float | None = None
+    tempi: tuple[Mark, ...] = ()
     programs: tuple[int, ...] | None = None
 
 
@@ -80,6 +84,25 @@ class Tail:
         for token in (*self.before, *self.ids):
             reader.feed(token)
         return reader
+
+    def since(self, vocabulary: Vocabulary, tick: int) -> Tail:
+        """The tail from the token on that leads to a tick, where no note from before still sounds.
+
+        Only where bars are no tokens, as in MIDILike, in which notes may overlap for ever: a note that began earlier
+        has ended, so that its end, if it is among the tokens that stay, says nothing to a reader.
+        """
+        ops = compile_tables(vocabulary).ops
+        reader, now = replace(self, ids=()).reader(vocabulary), 0
+        lasting = {ops[token]: token for token in self.before}
+        for place, token in enumerate(self.ids):
+            reader.feed(token)
+            if self.offset + reader.now >= tick:
+                return Tail(self.offset + now, tuple(lasting.values()), self.ids[place:])
+            now = reader.now
+            for part in vocabulary.expansions.get(token, (token,)):
+                if ops[part] in (Op.TIME_SIGNATURE, Op.PROGRAM):
+                    lasting[ops[part]] = part
+        return Tail(self.offset + now, tuple(lasting.values()))
 
 
 def half_described(vocabulary: Vocabulary, token: int) -> bool:
@@ -121,6 +144,16 @@ def _place(vocabulary: Vocabulary, state: GrammarState) -> list[int]:
             tokens.append(token)
             units -= value
     return tokens
+
+
+def _heard(state: GrammarState) -> NDArray[np.int64]:
+    """(program, pitch, tick) of the end that comes last of each program, [N, 3].
+
+    The grammar's own array leaves out what has ended, and the plan asks how long a program has rested.
+    """
+    rows = {} if state.on_off else state.rows
+    last = [(program, int(row.argmax()), int(row.max())) for program, row in sorted(rows.items())]
+    return np.array(last, np.int64).reshape(-1, 3)
 
 
 @dataclass
@@ -178,6 +211,7 @@ class Session:
         arrays: dict[str, NDArray[Any]] = {f"model.{name}": part for name, part in self.model_state.items()}
         arrays["logits"] = self.logits
         arrays["grammar"] = self.grammar.to_array()
+        arrays["heard"] = _heard(self.grammar)
         arrays["side"] = self.side.to_array()
         arrays["recent"] = np.array(self.recent, dtype=np.int64)
         arrays["tail"] = np.array(self.tail.ids, dtype=np.int64)
@@ -231,10 +265,10 @@ class Session:
             ) from error
         if not isinstance(about, dict) or about.get("format") != FORMAT:
             raise CheckpointError(f"{path}: is no saved session; give a file that `Session.save` wrote")
-        if about.get("format_version") != FORMAT_VERSION:
+        if about.get("format_version") not in READABLE:
             raise CheckpointError(
-                f"{path}: session format {about.get('format_version')!r}, and this melodia reads {FORMAT_VERSION}; "
-                "prime the seed again"
+                f"{path}: session format {about.get('format_version')!r}, and this melodia reads "
+                f"{' and '.join(map(str, READABLE))}; prime the seed again"
             )
         if about.get("fingerprint") != fingerprint:
             raise CheckpointError(
@@ -260,16 +294,20 @@ class Session:
         for name in ("metre", "cycle", "programs"):
             if context[name] is not None:
                 context[name] = tuple(context[name])
+        context["tempi"] = tuple(tuple(mark) for mark in context.get("tempi", ()))
         seed = None
         if "seed_midi" in arrays:
             seed, _ = read_score(arrays["seed_midi"].tobytes())
         if arrays["logits"].shape != (vocabulary.size,):
             raise ValueError(f"{arrays['logits'].shape} logits for {vocabulary.size} tokens")
         specs = config.side_inputs
+        grammar = GrammarState.from_array(arrays["grammar"])
+        for program, pitch, tick in arrays.get("heard", np.zeros((0, 3))).astype(int).tolist():
+            grammar.row(program)[pitch] = tick
         return cls(
             model_state=checked_state(config, inner),
             logits=arrays["logits"].astype(np.float32),
-            grammar=GrammarState.from_array(arrays["grammar"]),
+            grammar=grammar,
             side=SideInputTracker.from_array(vocabulary, specs, arrays["side"]),
             fed=int(about["fed"]),
             recent=tuple(arrays["recent"].tolist()),

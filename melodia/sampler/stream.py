@@ -43,6 +43,7 @@ class Stream(Iterator[Event]):
             for lane, notes in self._loop.step():
                 self._waiting.extend(lane.event(note) for note in notes)
                 self._heard += len(notes)
+            self._lane.forget()
             if not self._loop.live:
                 self._waiting.extend(self._lane.event(note) for note in self._lane.notes[self._heard :])
         return self._waiting.popleft()

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from melodia.corpus.shards import Corpus
 from melodia.errors import TrainingError
@@ -25,7 +24,7 @@ from melodia.training.distributed import World, join
 from melodia.training.evaluate import evaluate
 from melodia.training.folder import BEST, RESUME, look
 from melodia.training.interrupt import Interrupt
-from melodia.training.learner import Learner, make_model
+from melodia.training.learner import Learner, Update, make_model
 from melodia.training.logs import Logs
 from melodia.training.meter import Clock, Meter, Validated, ratio
 from melodia.training.progress import Plan, Progress, Step, TrainingSummary, Validation
@@ -48,7 +47,8 @@ VALIDATION_COST = 0.3
 WARMUP_ITERATIONS = 20
 """With a budget of minutes, the learning rate rises over at least so many iterations."""
 LOG_EVERY = 20
-GPU_REPORT_EVERY = 20
+"""The log has a row every so many iterations. On a GPU, where fetching a loss waits for the device, reports come no
+oftener, and at these iterations, so that no row is missed."""
 
 
 def train(
@@ -144,7 +144,7 @@ class _Run:
         self.resumed_at = learner.iteration
         self.saved_at = elapsed
         self.rate = 0.0
-        self.pending: list[Tensor] = []  # the losses of updates that are still on the device
+        self.pending: list[Update] = []  # those whose losses are still on the device
         self.logs = Logs(out, learner.iteration) if self.world.leads else None
 
     # -- the state to go on from ----------------------------------------------------------------------------
@@ -230,10 +230,9 @@ class _Run:
             lambda signals: self._rate(signals[0]),
         )
         self.rate = update.rate
-        self.pending.append(update.losses)
-        self.meter.count(update.scored, update.notes)
+        self.pending.append(update)
         now, wanted = update.signals
-        if self.world.device.type == "cpu" or len(self.pending) >= GPU_REPORT_EVERY:
+        if self.world.device.type == "cpu" or self.learner.iteration % LOG_EVERY == 0:
             self._flush(now)
         return now, wanted > 0
 
@@ -241,17 +240,20 @@ class _Run:
         """Fetch the losses of the last iterations, check them, and tell them."""
         if not self.pending:
             return
-        values = torch.stack(self.pending).double().cpu()
-        self.pending.clear()
-        nats, bad = self.world.sum([float(values[:, 0].sum()), float((~values.isfinite()).sum())])
+        updates, self.pending = self.pending, []
+        count = len(updates)
+        values = torch.stack([update.losses for update in updates]).double().cpu()
+        sums = self.world.sum([*values[:, 0].tolist(), *(~values.isfinite()).sum(1).tolist()])
+        for i, bad in enumerate(sums[count:]):
+            if bad:
+                raise TrainingError(
+                    f"the loss stopped being finite at iteration {self.learner.iteration - count + 1 + i} (learning "
+                    f"rate {updates[i].rate:.2g}, gradient norm {float(values[i, 1]):.3g}); the last good state and "
+                    f"the best weights are kept in {self.out}. Train again with a lower learning rate or a smaller "
+                    "gradient clip"
+                )
+        self.meter.take(sums[:count], updates, now)
         norm = float(values[-1, 1])
-        if bad:
-            raise TrainingError(
-                f"the loss stopped being finite at iteration {self.learner.iteration} (learning rate "
-                f"{self.rate:.2g}, gradient norm {norm:.3g}); the last good state and the best weights are "
-                f"kept in {self.out}. Train again with a lower learning rate or a smaller gradient clip"
-            )
-        self.meter.take(nats, now)
         step = Step(
             iteration=self.learner.iteration,
             fraction=self._fraction(now),
@@ -418,7 +420,9 @@ class _Run:
                 processes=self.world.size,
             )
         )
-        for text in corpus_warnings(len(pieces), pieces.tokens, len(held_out), parameters):
+        once = pieces.originals  # transposed copies are no more music
+        tokens = int(pieces.lengths[once].sum())
+        for text in corpus_warnings(len(once), tokens, len(held_out), parameters):
             self._warn(text)
         if self.config.transpose_probability > 0 and self.corpus.vocabulary.expansions:
             self._warn(

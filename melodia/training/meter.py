@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from melodia.training.learner import Update
 
 KEEP = 0.97
 """How much of the smoothed sums stays from one iteration to the next."""
@@ -62,28 +65,24 @@ class Meter:
     late_iterations: float = 0.0
 
     def __post_init__(self) -> None:
-        self._counted = [0.0, 0.0, 0]  # targets, notes, iterations whose nats are still to come
         self._last: float | None = None
 
-    def count(self, scored: float, notes: float) -> None:
-        """Take in an iteration whose loss is not fetched yet."""
-        self._counted[0] += scored
-        self._counted[1] += notes
-        self._counted[2] += 1
+    def take(self, nats: Sequence[float], updates: Sequence[Update], now: float) -> None:
+        """Take in the updates since the last call, with the nats of each, at `now` seconds.
 
-    def take(self, nats: float, now: float) -> None:
-        """Take in the loss of all iterations counted since the last call, at `now` seconds."""
-        scored, notes, iterations = self._counted
-        self._counted = [0.0, 0.0, 0]
-        keep = KEEP**iterations
-        self.nats, self.scored, self.notes = self.nats + nats, self.scored + scored, self.notes + notes
-        self.late_nats = keep * self.late_nats + nats
-        self.late_scored = keep * self.late_scored + scored
-        self.late_notes = keep * self.late_notes + notes
-        if self._last is not None:
-            self.late_seconds = keep * self.late_seconds + now - self._last
-            self.late_tokens = keep * self.late_tokens + scored
-            self.late_iterations = keep * self.late_iterations + iterations
+        The sums are the same however many come at once, with the time shared out evenly.
+        """
+        for loss, update in zip(nats, updates, strict=True):
+            self.nats += loss
+            self.scored += update.scored
+            self.notes += update.notes
+            self.late_nats = KEEP * self.late_nats + loss
+            self.late_scored = KEEP * self.late_scored + update.scored
+            self.late_notes = KEEP * self.late_notes + update.notes
+            if self._last is not None:
+                self.late_seconds = KEEP * self.late_seconds + (now - self._last) / len(updates)
+                self.late_tokens = KEEP * self.late_tokens + update.scored
+                self.late_iterations = KEEP * self.late_iterations + 1
         self._last = now
 
     def paused(self, seconds: float) -> None:

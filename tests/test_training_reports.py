@@ -1,0 +1,94 @@
+"""Reports on a GPU, where losses are fetched rarely: the log and the errors say what they say on the CPU."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from training_helpers import small_corpus
+
+from melodia.corpus.shards import Corpus
+from melodia.errors import TrainingError
+from melodia.model import ModelConfig
+from melodia.training import Progress, Step, TrainingConfig, World, train
+from melodia.training.learner import Learner, Update
+
+SMALL = {"batch_size": 2, "window": 16, "learning_rate": 1e-2, "threads": 1, "save_every": 1e6}
+
+pytestmark = pytest.mark.filterwarnings("ignore:User provided device_type of 'cuda'")
+
+
+class FarAway(str):
+    """A device that computes on the CPU and is taken for a GPU."""
+
+    type = "cuda"
+
+
+class Record(Progress):
+    """The iterations that were told."""
+
+    def __init__(self) -> None:
+        self.told: list[int] = []
+
+    def stepped(self, step: Step) -> None:
+        self.told.append(step.iteration)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    return small_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+def form(corpus: Corpus) -> ModelConfig:
+    return ModelConfig(kind="gru", vocab_size=corpus.vocabulary.size, hidden_size=8, dropout=0.1)
+
+
+def far() -> World:
+    return World(device=FarAway("cpu"))  # type: ignore[arg-type]
+
+
+def logged(folder: Path) -> list[dict[str, str]]:
+    """The rows of the log, without what the clock says."""
+    with (folder / "training.csv").open() as file:
+        return [
+            {name: value for name, value in row.items() if name not in ("seconds", "tokens_per_second")}
+            for row in csv.DictReader(file)
+        ]
+
+
+def test_a_gpu_logs_the_rows_of_the_cpu(corpus: Corpus, tmp_path: Path) -> None:
+    """Validations fetch the losses between the reports, at iterations that fit nothing."""
+    config = TrainingConfig(iterations=61, **SMALL, eval_every=17)  # type: ignore[arg-type]
+    record = Record()
+    train(corpus, form(corpus), config, tmp_path / "near", world=World())
+    train(corpus, form(corpus), config, tmp_path / "far", world=far(), progress=record)
+    rows = logged(tmp_path / "far")
+    assert [int(row["iteration"]) for row in rows if row["gradient_norm"]] == [20, 40, 60]
+    assert [int(row["iteration"]) for row in rows if row["valid_nats_per_token"]] == [17, 34, 51, 61]
+    assert rows == logged(tmp_path / "near")
+    assert record.told == [17, 20, 34, 40, 51, 60, 61]
+
+
+def test_a_gpu_says_where_the_loss_stopped_being_finite(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates = []
+    original = Learner.update
+
+    def poisoned(self: Learner, *arguments: Any) -> Update:
+        update = original(self, *arguments)
+        rates.append(update.rate)
+        losses = update.losses * (math.nan if self.iteration >= 8 else 1.0)
+        return dataclasses.replace(update, losses=losses)
+
+    monkeypatch.setattr(Learner, "update", poisoned)
+    config = TrainingConfig(iterations=30, **SMALL, eval_every=30)  # type: ignore[arg-type]
+    with pytest.raises(TrainingError, match=r"stopped being finite at iteration 8 ") as caught:
+        train(corpus, form(corpus), config, tmp_path, world=far())
+    assert len(rates) == 20
+    assert f"(learning rate {rates[7]:.2g}," in str(caught.value)
+    assert f"{rates[7]:.2g}" != f"{rates[19]:.2g}"
