@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from itertools import islice
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from sampler_helpers import check_continuation, make_seed, notes_of, scale, tiny
 from melodia.decode import SamplingConfig
 from melodia.errors import ConfigError, GrammarError
 from melodia.sampler import Sampler, plan
+from melodia.sampler.plan import OPEN_BARS, OPEN_PROGRAMS
 
 SCHEMES = ("REMI", "TSD", "MIDILike", "Structured", "PerTok")
 
@@ -111,6 +113,34 @@ def test_music_from_nothing(scheme: str) -> None:
     assert made.report.bars == 3
     assert made.seed is None
     assert made.joined_at == 0.0
+
+
+@pytest.mark.parametrize("scheme", ["REMI", "TSD"])
+def test_music_from_nothing_keeps_the_programs_that_it_began_with(scheme: str) -> None:
+    """A model of random weights would name a new one at every turn."""
+    sampler = tiny_sampler(scheme)
+    bar = 4 * sampler._classes.tables.ticks_per_quarter
+    for random_seed in range(4):
+        sampler.prime(None)
+        made = sampler.generate(bars=8, metre=(4, 4), random_seed=random_seed)
+        begun = {note.program for note in made._notes if note.onset < OPEN_BARS * bar}
+        assert 1 <= len(made.report.programs) <= OPEN_PROGRAMS
+        assert {note.program for note in made._notes} == begun
+        on = made.state.fork()
+        assert on.context.programs == tuple(sorted(begun))
+    free = sampler.generate(bars=60, any_program=True, random_seed=1)
+    assert len(free.report.programs) > OPEN_PROGRAMS
+
+
+@pytest.mark.parametrize("at", [1, 30, 120])
+def test_a_stream_from_nothing_goes_on_with_its_programs(at: int) -> None:
+    sampler = tiny_sampler()
+    sampler.prime(None)
+    whole = list(islice(sampler.stream(endless=True, random_seed=5), 200))
+    stream = sampler.stream(endless=True, random_seed=5)
+    first = list(islice(stream, at))
+    rest = list(islice(sampler.stream(endless=True, random_seed=5, state=stream.state), 200 - at))
+    assert [(e.pitch, e.program) for e in first + rest] == [(e.pitch, e.program) for e in whole]
 
 
 def test_music_from_nothing_in_a_metre_and_tempo(sampler: Sampler) -> None:

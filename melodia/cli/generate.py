@@ -11,6 +11,23 @@ from melodia.decode.config import BRANCHES, PITCH_BIAS, TEMPERATURE, TOP_P
 _SEED = "The seed: a MIDI file to continue (not a random number; that is --random-seed)."
 
 
+def program_numbers(text: str) -> tuple[int, ...]:
+    """Programs as the sampler takes them, from a list such as "0,40,drums".
+
+    >>> program_numbers("0, 40,drums")
+    (0, 40, -1)
+    """
+    numbers = []
+    for part in text.split(","):
+        word = part.strip().lower()
+        if word != "drums" and not (word.isascii() and word.isdigit() and int(word) <= 127):
+            raise typer.BadParameter(
+                f"--programs is a list of numbers within 0 and 127, and drums (received {part.strip()!r})"
+            )
+        numbers.append(-1 if word == "drums" else int(word))
+    return tuple(dict.fromkeys(numbers))
+
+
 def generate(
     seed: Path | None = typer.Option(None, "--seed", metavar="FILE", help=_SEED),
     seed_bars: int | None = typer.Option(None, min=1, help="Use only the first N bars of the seed."),
@@ -40,7 +57,19 @@ def generate(
         BRANCHES,
         min=1,
         max=64,
-        help="Play every two bars so many times and keep what fits the seed and closes best.",
+        help="Play every two bars so many times and keep what fits the seed and closes best; without a seed, or with "
+        "--tokens, the whole.",
+    ),
+    programs: str | None = typer.Option(
+        None,
+        metavar="P,P",
+        help="General MIDI programs that may play, 0 (piano) to 127, and drums (the seed's; without one, up to four of the model's choice).",
+    ),
+    metre: str | None = typer.Option(
+        None, metavar="N/N", help="Metre of the new bars, such as 3/4 (the seed's; without one, any)."
+    ),
+    tempo: float | None = typer.Option(
+        None, help="Quarter notes a minute (the seed's; without one, the model's choice)."
     ),
     random_seed: int | None = typer.Option(None, help="Number that makes the result repeatable."),
     continuation_only: bool = typer.Option(
@@ -49,7 +78,12 @@ def generate(
     model: Path | None = typer.Option(
         None, "--model", metavar="DIR", help="A checkpoint made by `melodia train`."
     ),
-    out: Path | None = typer.Option(None, "--out", metavar="FILE", help="The MIDI file to write."),
+    out: Path | None = typer.Option(
+        None,
+        "--out",
+        metavar="FILE",
+        help="The MIDI file to write (in this folder, SEED-continued.mid, or melodia.mid without a seed).",
+    ),
     max_copy: float | None = typer.Option(
         None,
         "--max-copy",
@@ -97,6 +131,9 @@ def generate(
         sampling=sampling,
         pitch_bias=pitch_bias,
         branches=branches,
+        programs=None if programs is None else program_numbers(programs),
+        metre=metre,
+        tempo=tempo,
         random_seed=random_seed,
         continuation_only=continuation_only,
         plot=plot,

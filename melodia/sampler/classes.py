@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
+from numpy.typing import NDArray
 
 from melodia.engine.rules import Bits, pack
 from melodia.grammar import Op, compile_tables
@@ -72,6 +75,13 @@ class TokenClasses:
         if names not in self._bits:
             self._bits[names] = pack(np.logical_or.reduce([getattr(self, name) for name in names]))
         return self._bits[names]
+
+    def other_programs(self, programs: Collection[int]) -> NDArray[np.bool_]:
+        """The tokens that lead to a program which is none of these, bool [V]."""
+        others = (self.program_of != NONE) & ~np.isin(self.program_of, list(programs))
+        for token, parts in self.vocabulary.expansions.items():
+            others[token] = others[list(parts)].any()
+        return others
 
     def metres(self, cycle: tuple[str, ...], anchor: int) -> Metres:
         """The metre of TimeSig values such as ("3/4",), counted from a bar line."""

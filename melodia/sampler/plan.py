@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from melodia.engine.loop import FAR, Terms
-from melodia.engine.rules import Bits
+from melodia.engine.rules import Bits, pack
 from melodia.grammar import GrammarState
 from melodia.grammar.state import NONE
 from melodia.grammar.tables import MICRO_RESOLUTION
@@ -28,6 +28,9 @@ from melodia.sampler.timeline import Timeline
 
 BAR_TOKENS = 2048
 """A bar that holds so many new tokens is left as soon as it can be: no model, however bad, stays in a bar for ever."""
+
+OPEN_BARS, OPEN_PROGRAMS = 2, 4
+"""Music from nothing finds its programs in so many bars, and so many of them at most."""
 
 LAST_BARS = 4
 """The model is told how many bars are left when so many are. Earlier does harm: it has read the seed without, and notes
@@ -92,6 +95,9 @@ class Plan:
             frozenset[int], ...
         ] = ()  # the next notes must be of these programs, one of each group
         self._unseeded = state.notes == 0
+        self._open = programs is None and not request.any_program  # to any program yet
+        self._programs: tuple[int, ...] | None = None  # those that music from nothing began with
+        self._others: Mask = np.zeros(classes.vocabulary.size, bool)  # tokens that lead to others
         ticks_per_quarter, tempo = classes.tables.ticks_per_quarter, request.tempo or context.tempo
         self.times = Timeline(ticks_per_quarter, context.origin, tempo, context.metre)
         if context.tempi:
@@ -138,6 +144,7 @@ class Plan:
             or s.now < join + MICRO_RESOLUTION * classes.has_micro
             or (s.has_bars and (s.bar_end <= join or not classes.metres_behind_bars))
             or (self._unseeded and not s.notes)
+            or self._open
             or self._due
         ):
             return None
@@ -151,9 +158,13 @@ class Plan:
             exclude.append("inner_bar")
         elif not (self.request.may_end and self._bar >= self.first):
             exclude.append("eos")
+        excluded = classes.bits(*exclude) if exclude else None
+        if self._programs is not None:
+            others = pack(self._others)
+            excluded = others if excluded is None else excluded | others
         return Terms(
             tokens=room,
-            exclude=classes.bits(*exclude) if exclude else None,
+            exclude=excluded,
             late=tuple(late),
             stop=classes.bits("begins_bar", "inner_bar", "metre", "inner_metre", "tempo", "eos"),
             stop_tick=FAR if s.has_bars else end if self.last is None else min(end, self.end(s)),
@@ -237,6 +248,8 @@ class Plan:
             self._bar_tokens = 0
             self._enter_bar(s, index, start)
             self._ask_for_programs(s, start)
+        if self._open:
+            self._close_programs(s)
         self._settle(s, count)
 
     @property
@@ -293,7 +306,15 @@ class Plan:
         if not cycle and metre is not None and self.classes.has_metres:
             cycle = (f"{metre[0]}/{metre[1]}",)
         tempi = self.times.played
-        return replace(self.context, tempo=tempo, tempi=tempi, metre=metre, cycle=cycle, anchor=anchor)
+        return replace(
+            self.context,
+            tempo=tempo,
+            tempi=tempi,
+            metre=metre,
+            cycle=cycle,
+            anchor=anchor,
+            programs=self._programs or self.context.programs,
+        )
 
     # -- inside ---------------------------------------------------------------------------------------------------
 
@@ -323,6 +344,7 @@ class Plan:
             prelude = self._prelude(wanted)
             if prelude is not None:
                 wanted = prelude
+        wanted &= ~self._others
         if self._due:
             due = frozenset().union(*self._due)
             kept = np.isin(classes.program_of, list(due))
@@ -410,6 +432,16 @@ class Plan:
         sounds = bool(s.ends) if s.on_off else any(end > start for end in s.ends)
         if (is_first or not sounds) and self.bar_at(s)[2] == s.bar_end:
             s.require_note_in_bar = 1
+
+    def _close_programs(self, s: GrammarState) -> None:
+        """Music from nothing keeps the programs that it has found."""
+        programs = tuple(sorted(s.rows))
+        over = self._bar >= OPEN_BARS * self.pieces  # counted from its beginning, wherever this plan begins
+        if programs and (over or len(programs) >= OPEN_PROGRAMS):
+            self._open, self._programs = False, programs
+            self._others = self.classes.other_programs(programs)
+            if not self.request.silent_bars:
+                self._players = Players.of({}, programs)
 
     def _ask_for_programs(self, s: GrammarState, start: int) -> None:
         """In the bar that begins here: programs that have rested too long, or the tune behind a bar of drums alone."""

@@ -26,8 +26,9 @@ class Request:
         sampling: temperature and filters.
         random_seed: 0 to 2**64 - 1.
         session: 0 to 2**32 - 1; independent streams of one random seed.
-        programs: General MIDI programs that may play, -1 for the drums; None: the seed's, or any without a seed.
-        any_program: let the model choose programs that the seed does not have.
+        programs: General MIDI programs that may play, -1 for the drums; None: the seed's, or without a seed those that
+            the model chooses in the first two bars, four at most.
+        any_program: let the model choose others at any time.
         metre: numerator and denominator of the new bars; None: the seed's, or the model's choice without one.
         metre_changes: let the model change the metre.
         tempo: quarter notes a minute; None: the seed's, or the model's choice without one.
