@@ -45,6 +45,7 @@ from melodia.model.sizes import match_parameters, parameter_count
 from melodia.sampler.loading import bundled_folder
 from melodia.training import TrainingConfig, join, train
 from melodia.training.config import PRECISIONS
+from melodia.training.lock import only_training
 from melodia.training.memory import keep_freed_memory
 from melodia.workflows.corpora import open_corpus
 from melodia.workflows.originality import index_corpus
@@ -210,7 +211,7 @@ def run_training(arguments: argparse.Namespace) -> None:
     names = ("learning_rate", "precision", "program_probability", "repeat_probability")
     settings = TRAINING | {name: getattr(arguments, name) for name in names}
     config = TrainingConfig(minutes=arguments.minutes, threads=arguments.threads, **settings)
-    with join("cpu") as world:
+    with join("cpu") as world, only_training(arguments.out, world):
         corpus = open_corpus(arguments.corpora, cache=arguments.cache, world=world)
         model = None
         if arguments.init is None:  # no dropout: there is more music than the model can learn by heart

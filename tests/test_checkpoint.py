@@ -328,6 +328,18 @@ def test_nothing_there(tmp_path: Path) -> None:
     assert not is_checkpoint(tmp_path)
 
 
+def test_a_training_without_a_checkpoint_yet_is_called_unfinished(tmp_path: Path) -> None:
+    from melodia.training.folder import FILE, RESUME
+
+    (tmp_path / RESUME).mkdir()
+    (tmp_path / RESUME / FILE).write_bytes(b"")
+    for folder in (tmp_path, tmp_path / "best"):
+        with pytest.raises(CheckpointError, match=r"unfinished training.*melodia train --resume"):
+            load_checkpoint(folder)
+    save(tmp_path / "best", make("gru"))
+    load_checkpoint(tmp_path)
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "vocabulary.json", "tokenizer.json"])
 def test_a_missing_file_is_named(name: str, tmp_path: Path) -> None:
     folder = save(tmp_path / "model", make("gru"))
@@ -366,7 +378,7 @@ def test_a_flipped_bit_in_the_weights_is_seen(tmp_path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[-5] ^= 4
     path.write_bytes(data)
-    with pytest.raises(CheckpointError, match=r"model\.safetensors is damaged or of another checkpoint"):
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is damaged .*: its checksum differs"):
         load_checkpoint(folder)
 
 

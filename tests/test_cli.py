@@ -14,6 +14,8 @@ import torch
 
 from melodia import engine, kernels
 from melodia.cli import main
+from melodia.errors import MelodiaError
+from melodia.midi import read_score
 from melodia.model.checkpoint import load_checkpoint
 
 
@@ -130,6 +132,40 @@ def test_generate_from_nothing(model: Path, tmp_path: Path) -> None:
     assert main(["inspect", str(out)]) == 0
 
 
+def test_music_that_looks_stuck_is_named(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Stuck:
+        findings = ("one note 20 times",)
+
+    arguments = [
+        "generate",
+        "--model",
+        str(model),
+        "--bars",
+        "1",
+        "--out",
+        str(tmp_path / "new.mid"),
+        "--force",
+    ]
+    monkeypatch.setattr("melodia.workflows.generate.collapse_report", lambda score: Stuck())
+    assert main(arguments) == 0
+    assert "may be stuck: one note 20 times" in capsys.readouterr().out
+
+
+def test_programs_metre_and_tempo_on_the_command_line(model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "new.mid"
+    arguments = ["generate", "--model", str(model), "--bars", "2", "--out", str(out), "--random-seed", "1"]
+    assert main([*arguments, "--programs", "40, drums", "--metre", "3/4", "--tempo", "90"]) == 0
+    score = read_score(out)[0]
+    assert {-1 if track.is_drum else track.program for track in score.tracks} <= {40, -1}
+    assert [(m.numerator, m.denominator) for m in score.time_signatures] == [(3, 4)]
+    assert [round(tempo.qpm) for tempo in score.tempos] == [90]
+    for wrong in ("--programs=flute", "--programs=128", "--metre=5", "--tempo=2"):
+        assert main([*arguments, "--force", wrong]) == 2
+    assert read_score(out)[0] == score
+
+
 def test_a_file_that_is_there_is_kept_unless_forced(
     model: Path, seed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -143,9 +179,39 @@ def test_a_file_that_is_there_is_kept_unless_forced(
     assert out.read_bytes().startswith(b"MThd")
 
 
+def test_no_folder_and_no_seed_is_written_over(
+    seed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("o").mkdir()
+    for out in (".", "", "..", "/", "o/", "nowhere/.."):
+        assert main(["generate", "--out", out]) == 1
+        assert "is a directory; give a file name" in capsys.readouterr().err
+    Path("seed.mid").write_bytes(seed.read_bytes())
+    Path("link.mid").symlink_to("seed.mid")
+    for out in ("seed.mid", "o/../seed", "link.mid", str(tmp_path / "seed.mid")):
+        assert main(["generate", "--seed", "seed.mid", "--out", out, "--force"]) == 1
+        assert "is the seed itself" in capsys.readouterr().err
+    assert Path("seed.mid").read_bytes() == seed.read_bytes()
+
+
+def test_a_generation_that_fails_halfway_names_what_it_wrote(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(_: object, path: Path, **__: object) -> None:
+        raise MelodiaError(f"{path}: cannot be written (No space left on device)")
+
+    monkeypatch.setattr("melodia.render.plot_pianoroll", full)
+    out = tmp_path / "new.mid"
+    assert main(["generate", "--model", str(model), "--bars", "1", "--out", str(out), "--plot"]) == 1
+    assert f"No space left on device); written before: {out}" in capsys.readouterr().err
+    assert out.is_file()
+
+
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [
+        (["generate", "--top-k", "9" * 20], "top_k"),
         (["generate", "--bars", "2", "--seconds", "3"], "--bars"),
         (["generate", "--seed-bars", "2"], "--seed"),
         (["generate", "--temperature", "0"], "temperature"),

@@ -280,6 +280,8 @@ def test_refusals(folder: Path, model: Path) -> None:
         evaluate_folder(folder, model, generate=2, seed_bars=400, bars=2)
     with pytest.raises(CorpusError, match="none of the 1 files"):
         evaluate_folder(folder / "broken.mid", model)
+    with pytest.raises(ConfigError, match="`random_seed` must be within"):
+        evaluate_folder(folder, model, generate=2, random_seed=-1)
     with pytest.raises(ConfigError, match="`bars` must be at least 1"):
         Settings(bars=0)
     with pytest.raises(ConfigError, match="`pieces` must be at least 1"):
@@ -299,9 +301,17 @@ def test_the_command(folder: Path, model: Path, tmp_path: Path, capsys: pytest.C
     assert math.isfinite(value)
     assert main([*arguments, "--json", str(tmp_path / "x.json")]) == 1, "files are not overwritten"
     assert "is there already" in capsys.readouterr().err
+    assert main([*arguments, "--html", str(tmp_path / "x.html")]) == 1
+    assert "--force" in capsys.readouterr().err
     assert main([*arguments, "--html", str(tmp_path / "x.txt"), "--force"]) == 1
     assert "has to end in .html" in capsys.readouterr().err
     assert main([*arguments, "--generate", "1"]) == 2
     assert main([*arguments, "--temperature", "-1"]) == 2
-    assert main(["evaluate", str(tmp_path / "none"), "--model", str(model)]) == 1
-    assert "Traceback" not in capsys.readouterr().err
+    capsys.readouterr()
+    (tmp_path / "empty").mkdir()
+    for name, what in (("none", "no such file or folder"), ("empty", "no MIDI files")):
+        assert main(["evaluate", str(tmp_path / name), "--model", str(model)]) == 1
+        assert f"{tmp_path / name}: {what}" in capsys.readouterr().err
+    few = ["--generate", "100", "--seed-bars", "2", "--bars", "2", "--branches", "1"]
+    assert main([*arguments, *few]) == 0
+    assert "of the 100 pieces that --generate asks for" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import time
@@ -248,7 +249,7 @@ def test_damaged_files_are_refused(tmp_path: Path, index: Index) -> None:
     whole = path.read_bytes()
     for damaged in (whole[:-100], whole[:4], b"", b"\xff" * 64, whole.replace(b'"U8"', b'"F8"')):
         path.write_bytes(damaged)
-        with pytest.raises(CheckpointError, match=r"is damaged.*--index"):
+        with pytest.raises(CheckpointError, match=rf"is damaged.*--model {re.escape(str(tmp_path))} --index"):
             Index.open(tmp_path)
     path.write_bytes(whole.replace(b'format_version\\": 1', b'format_version\\": 9'))
     with pytest.raises(CheckpointError, match=r"format version 9.*update melodia"):

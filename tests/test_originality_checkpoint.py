@@ -159,6 +159,15 @@ def test_the_command(
     assert found["path"] == str(files[0])
     assert main(arguments) == 2
     assert "give MIDI files" in capsys.readouterr().err
-    assert main([*arguments, str(tmp_path / "none.mid")]) == 1
+    assert main([*arguments, str(tmp_path / "none.mid"), str(files[0])]) == 1, "the good ones are looked up"
+    said = capsys.readouterr()
+    assert said.out.startswith(str(files[0]))
+    assert said.err.startswith("melodia: ")
+    assert "none.mid" in said.err
+    changed = json.loads((other / "tokenizer.json").read_text())
+    changed["fingerprint"] = "0"
+    (other / "tokenizer.json").write_text(json.dumps(changed))
+    assert main([*arguments, str(files[0])]) == 1
+    assert "tokenizer.json: this melodia makes another vocabulary" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="give MIDI files"):
         check_files(model, [])

@@ -50,10 +50,9 @@ def test_the_commands_and_the_python_of_the_readme_run(
     assert {"song-continued.mid", "song-continued.png", "song-continued.wav"} <= {
         p.name for p in tmp_path.iterdir()
     }
-    (tmp_path / "song-continued.mid").unlink()
     (program,) = blocks("python")
     exec(compile(program, "README.md", "exec"), {})
-    assert (tmp_path / "song-continued.mid").read_bytes().startswith(b"MThd")
+    assert (tmp_path / "song-from-python.mid").read_bytes().startswith(b"MThd")
 
 
 def test_make_targets_of_the_readme_exist() -> None:

@@ -212,6 +212,14 @@ def test_sessions_of_other_models_and_damaged_files_are_refused(sampler: Sampler
     with pytest.raises(CheckpointError, match="cannot be written"):
         sampler.save_state(tmp_path / "no" / "such" / "folder")
     assert [p.name for p in tmp_path.iterdir() if p.name.endswith(".tmp")] == []
+    with pytest.raises(CheckpointError, match="is a directory"):
+        sampler.load_state(tmp_path)
+    for place in (len(data) // 2, len(data) - 3, data.index(b'fed\\": ') + 7):
+        flipped = bytearray(data)
+        flipped[place] ^= 1
+        (tmp_path / "flipped").write_bytes(flipped)
+        with pytest.raises(CheckpointError, match="is damaged"):
+            sampler.load_state(tmp_path / "flipped")
     arrays = {"a": np.zeros(3, np.float32)}
     import safetensors.numpy
 

@@ -182,7 +182,9 @@ def test_a_note_just_before_the_cut_belongs_to_what_was_cut_off(sampler: Sampler
     report = sampler.prime(seed, seed_bars=1)
     assert report.notes == 4
     assert any(finding.kind == "dropped" and "at the cut" in finding.what for finding in report.findings)
-    with pytest.raises(ConfigError, match="the first 1 bars of <score> hold no note"):
+    with pytest.raises(ConfigError, match=r"`seed_bars` must be a whole number.*received 2\.5"):
+        sampler.prime(seed, seed_bars=2.5)
+    with pytest.raises(ConfigError, match="the first bar of <score> holds no note"):
         sampler.prime(make_seed([(5, 1, 60, 0)]), seed_bars=1)
 
 

@@ -19,8 +19,10 @@ from melodia.errors import ConfigError, TrainingError
 from melodia.model.checkpoint import load_checkpoint
 from melodia.model.stored import read_checkpoint
 from melodia.tokenizer import Tokenizer, TokenizerConfig
-from melodia.training import Step
+from melodia.training import Step, World
+from melodia.training.lock import only_training
 from melodia.workflows import train as train_module
+from melodia.workflows.compare import compare_kinds
 from melodia.workflows.originality import index_checkpoint, open_index
 from melodia.workflows.train import QuietReporter, TrainedFolder, train_folder
 
@@ -314,3 +316,80 @@ def test_nothing_is_read_where_a_training_would_be_lost(
     (out / "resume" / "begun.json").write_text(json.dumps({"format_version": 1}))
     with pytest.raises(TrainingError, match=r"begun\.json is damaged .*begin anew with --force"):
         run(songs[0], out, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kind": "foo"}, "kind must be one of lstm, .*received 'foo'"),
+        ({"size": "huge"}, "size must be one of tiny, .*received 'huge'"),
+        ({"combine": "foo"}, "combine must be one of concat, .*received 'foo'"),
+        ({"kind": "lstm", "combine": "sum"}, "combine belongs to kind='parallel'"),
+        ({"kind": "bidirectional", "encoder": "foo"}, "encoder must be lstm or gru"),
+        ({"encoder": "gru"}, "encoder belongs to kind='bidirectional'"),
+        ({"side_inputs": ("foo",)}, "side inputs are position, .*received foo"),
+        ({"training": {"precision": "foo"}}, "precision must be one of auto, fp32, bf16"),
+        ({"training": {"batch_size": 0}}, "within 1 and 1048576 "),
+    ],
+)
+def test_wrong_options_are_refused_before_music_is_read(
+    options: dict[str, Any],
+    message: str,
+    songs: tuple[Path, Path],
+    run: Callable[..., TrainedFolder],
+    tmp_path: Path,
+) -> None:
+    record = Record()
+    with pytest.raises(ConfigError, match=message):
+        run(songs[1], tmp_path / "out", progress=record, **options)
+    assert not record.counts
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", [None, "bidirectional"])
+def test_right_options_are_not_refused(
+    kind: str | None, songs: tuple[Path, Path], run: Callable[..., TrainedFolder], tmp_path: Path
+) -> None:
+    """And a resumption that finds nothing says that it begins."""
+
+    class Said(Record):
+        def say(self, text: str) -> None:
+            said.append(text)
+
+    said: list[str] = []
+    options = {"encoder": "gru"} if kind else {"combine": "sum"}
+    run(songs[1], tmp_path / "out", kind=kind, size="tiny", resume=True, progress=Said(), **options)
+    assert any("holds no training to go on with; a new one begins" in text for text in said)
+    assert read_checkpoint(tmp_path / "out").config.kind == (kind or "parallel")
+
+
+def test_a_training_does_not_go_into_its_corpus(
+    songs: tuple[Path, Path], run: Callable[..., TrainedFolder]
+) -> None:
+    with pytest.raises(ConfigError, match=r"--out .* is the corpus itself.*choose another folder"):
+        run(songs[1], songs[1] / ".." / songs[1].name)
+    with pytest.raises(ConfigError, match="is the corpus itself"):
+        compare_kinds(songs[1], songs[1], kinds=("gru",))
+
+
+def test_a_folder_where_a_training_runs_is_left_alone(
+    songs: tuple[Path, Path], run: Callable[..., TrainedFolder], tmp_path: Path
+) -> None:
+    pytest.importorskip("fcntl")
+    record = Record()
+    with only_training(tmp_path, World()):
+        for options in ({}, {"force": True}, {"resume": True}):
+            with pytest.raises(TrainingError, match="another training is running"):
+                run(songs[0], tmp_path, progress=record, **options)
+    assert not record.counts
+    assert not list(tmp_path.iterdir())
+
+
+def test_options_that_exclude_each_other(
+    songs: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["train", str(songs[1]), "--out", str(tmp_path / "out")]
+    assert main([*arguments, "--resume", "--force"]) == 2
+    assert "not both" in capsys.readouterr().err
+    assert main([*arguments, "--learning-rate", "0"]) == 2
+    assert "must be above 0" in capsys.readouterr().err

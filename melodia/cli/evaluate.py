@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -70,12 +71,17 @@ def evaluate(
 
     from melodia.cli.progress import ConsoleProgress
     from melodia.decode import SamplingConfig
-    from melodia.render.files import check_target
+    from melodia.errors import MelodiaError
+    from melodia.render.files import check_target, printable
     from melodia.workflows.evaluate import evaluate_folder, write_json
 
     for path, suffix in ((json_file, ".json"), (html_file, ".html")):
         if path is not None:
-            check_target(path, suffix, force)  # before the work, not behind it
+            check_target(path, suffix, force=True)  # before the work, not behind it
+            if os.path.lexists(path) and not force:
+                raise MelodiaError(
+                    f"{printable(path)}: is there already; choose another name, or give --force to replace it"
+                )
     sampling = SamplingConfig(
         temperature=temperature,
         top_k=top_k,
@@ -105,6 +111,13 @@ def evaluate(
         _print(console, table)
     for name, reason in evaluation.skipped:
         typer.echo(f"skipped {name}: {reason}", err=True)
+    if evaluation.generated is not None and len(evaluation.generated.pairs) < generate:
+        made, bad = len(evaluation.generated.pairs), len(evaluation.generated.failed)
+        typer.echo(
+            f"continued {made} of the {generate} pieces that --generate asks for: no more have {seed_bars + bars} bars "
+            f"and enough notes" + (f", and {bad} could not be continued" if bad else ""),
+            err=True,
+        )
     written = []
     if json_file is not None:
         written.append(write_json(evaluation, json_file, force=force))
@@ -113,7 +126,7 @@ def evaluate(
 
         written.append(write_page(evaluation, html_file, force=force))
     for path in written:
-        typer.echo(f"wrote {path}")
+        typer.echo(f"wrote {printable(path)}")
 
 
 def _print(console: Console, table: Table) -> None:

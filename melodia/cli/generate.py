@@ -63,7 +63,8 @@ def generate(
     programs: str | None = typer.Option(
         None,
         metavar="P,P",
-        help="General MIDI programs that may play, 0 (piano) to 127, and drums (the seed's; without one, up to four of the model's choice).",
+        help="General MIDI programs that may play, 0 (piano) to 127, and drums (the seed's; without one, up to four of "
+        "the model's choice).",
     ),
     metre: str | None = typer.Option(
         None, metavar="N/N", help="Metre of the new bars, such as 3/4 (the seed's; without one, any)."

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import typer
 
+from melodia.errors import MelodiaError, MidiError
+
 
 def originality(
     files: list[Path] = typer.Argument(None, metavar="[FILE...]", help="MIDI files to look up."),
@@ -24,6 +26,7 @@ def originality(
     if not files and index is None:
         raise typer.BadParameter("give MIDI files to look up, or --index FOLDER to build the index")
 
+    from melodia.midi.reading import show_path
     from melodia.workflows.originality import check_files, index_checkpoint
 
     if index is not None:
@@ -33,11 +36,21 @@ def originality(
             report = index_checkpoint(model, index, cache=cache, progress=progress)
         for line in report.lines():
             typer.echo(line, err=as_json)
-    for path, found in check_files(model, files) if files else []:
+    bad = 0
+
+    def failed(path: Path, error: MelodiaError) -> None:
+        nonlocal bad
+        bad += 1
+        named = error if isinstance(error, MidiError) else f"{show_path(path)}: {error}"
+        typer.echo(f"melodia: {named}", err=True)
+
+    for path, found in check_files(model, files, failed=failed) if files else []:
         if as_json:
             typer.echo(json.dumps({"path": str(path), **found.to_dict()}))
             continue
         for line in found.lines():
-            typer.echo(f"{path}: {line}")
+            typer.echo(f"{show_path(path)}: {line}")
         for passage in found.passages[1:]:
             typer.echo(f"  also {passage}")
+    if bad:
+        raise typer.Exit(code=1)

@@ -1,11 +1,15 @@
 """Progress on the terminal: a bar while a corpus is read, a line while a model is trained.
 
 Everything goes to standard error. Where that is no terminal, a plain line appears every few seconds instead of a bar.
+Where it is gone (a closed pipe or terminal), nothing appears, and the work goes on.
 """
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
 from rich.console import Console
@@ -30,11 +34,28 @@ def clock(seconds: float | None) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
+def number(value: float, form: str) -> str:
+    """A number in this form; a dash where there is none.
+
+    >>> number(1234.5, ",.0f"), number(float("nan"), ",.0f")
+    ('1,234', '–')
+    """
+    return "–" if math.isnan(value) else format(value, form)
+
+
+class _Console(Console):
+    """Does not end the program, as Rich would, when nobody reads on."""
+
+    def on_broken_pipe(self) -> None:
+        """Say nothing any more."""
+        self.quiet = True
+
+
 class ConsoleProgress(TrainingProgress):
     """Draws what corpus building and training tell. A context manager: the bar goes when it ends."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(stderr=True, highlight=False)
+        self.console = console or _Console(stderr=True, highlight=False)
         self._bars = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -49,17 +70,28 @@ class ConsoleProgress(TrainingProgress):
         self._last_line = 0.0
 
     def __enter__(self) -> ConsoleProgress:
-        self._bars.start()
+        with self._unless_gone():
+            self._bars.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._bars.stop()
+        with self._unless_gone():
+            self._bars.stop()
+
+    @contextmanager
+    def _unless_gone(self) -> Iterator[None]:
+        """Be silent from the first line that cannot be written: a training is worth more than its report."""
+        try:
+            yield
+        except OSError:
+            self.console.quiet = True
 
     def say(self, text: str) -> None:
         """A line that stays."""
-        self.console.print(text, markup=False, soft_wrap=True)
+        with self._unless_gone():
+            self.console.print(text, markup=False, soft_wrap=True)
 
     def _due(self) -> bool:
         """Whether a plain line is due (never on a terminal, where the bar says it)."""
@@ -69,11 +101,12 @@ class ConsoleProgress(TrainingProgress):
         return True
 
     def _show(self, description: str, done: float, total: float, status: str) -> None:
-        if self._task is None or self._bars.tasks[-1].description != description:
-            if self._task is not None:
-                self._bars.remove_task(self._task)
-            self._task = self._bars.add_task(description, total=total, status=status)
-        self._bars.update(self._task, completed=done, total=total, status=status)
+        with self._unless_gone():
+            if self._task is None or self._bars.tasks[-1].description != description:
+                if self._task is not None:
+                    self._bars.remove_task(self._task)
+                self._task = self._bars.add_task(description, total=total, status=status)
+            self._bars.update(self._task, completed=done, total=total, status=status)
 
     # -- reading the corpus ---------------------------------------------------------------------------------------
 
@@ -99,8 +132,9 @@ class ConsoleProgress(TrainingProgress):
     def stepped(self, step: Step) -> None:
         """Move the bar."""
         status = (
-            f"epoch {step.epoch:.2f}  {step.nats_per_token:.3f} nats/token  {step.nats_per_note:.2f} nats/note  "
-            f"{step.tokens_per_second:,.0f} tokens/s  ETA {clock(step.eta)}"
+            f"epoch {step.epoch:.2f}  {number(step.nats_per_token, '.3f')} nats/token  "
+            f"{number(step.nats_per_note, '.2f')} nats/note  {number(step.tokens_per_second, ',.0f')} tokens/s  "
+            f"ETA {clock(step.eta)}"
         )
         self._show("training", round(1000 * step.fraction), 1000, status)
         if self._due():
@@ -108,10 +142,16 @@ class ConsoleProgress(TrainingProgress):
 
     def validated(self, validation: Validation) -> None:
         """Say how well the held-out pieces are predicted."""
+        per_token = number(validation.nats_per_token, ".4f")
+        per_note = number(validation.nats_per_note, ".3f")
+        train_per_token = number(validation.train_nats_per_token, ".4f")
+        train_per_note = number(validation.train_nats_per_note, ".3f")
+        saved = ""
+        if validation.best:  # without held-out pieces always, and that says nothing
+            saved = "  saved" if math.isnan(validation.nats_per_token) else "  best so far, saved"
         self.say(
-            f"iteration {validation.iteration}: held-out {validation.nats_per_token:.4f} nats/token, "
-            f"{validation.nats_per_note:.3f} nats/note (training {validation.train_nats_per_token:.4f}, "
-            f"{validation.train_nats_per_note:.3f})" + ("  best so far, saved" if validation.best else "")
+            f"iteration {validation.iteration}: held-out {per_token} nats/token, {per_note} nats/note "
+            f"(training {train_per_token}, {train_per_note}){saved}"
         )
 
     def warned(self, text: str) -> None:

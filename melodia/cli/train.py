@@ -9,7 +9,10 @@ import typer
 
 def train(
     corpus: Path = typer.Argument(
-        ..., metavar="CORPUS", help="A folder of MIDI files (searched with its sub-folders)."
+        ...,
+        metavar="CORPUS",
+        help="A folder of MIDI files (searched with its sub-folders). Folders train/ and valid/ in it say what is "
+        "trained on and what is held out.",
     ),
     out: Path = typer.Option(..., "--out", metavar="DIR", help="The checkpoint folder to write."),
     kind: str | None = typer.Option(
@@ -68,6 +71,10 @@ def train(
         raise typer.BadParameter("give --minutes or --epochs, not both")
     if resume and init is not None:
         raise typer.BadParameter("give --resume or --init, not both")
+    if resume and force:
+        raise typer.BadParameter("give --resume (go on) or --force (begin anew), not both")
+    if learning_rate is not None and learning_rate <= 0:
+        raise typer.BadParameter(f"--learning-rate must be above 0 (received {learning_rate:g})")
 
     from melodia.cli.progress import ConsoleProgress
     from melodia.training.memory import keep_freed_memory

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,6 +12,9 @@ TEMPERATURE, TOP_P, PITCH_BIAS, BRANCHES = 1.0, 0.98, 0.35, 4
 """What the command line chooses, by `benchmarks/continuations.py`. Stronger filters make music sink: the notes of a
 chord are written upwards, and what lies high is what they cut off. The bias keeps the key (`melodia.sampler.bias`),
 the branches keep the texture and close (`melodia.sampler.branching`)."""
+
+
+MAX_WHOLE = 2**31 - 1  # what the engine's int holds
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,9 @@ class SamplingConfig:
             if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
                 kind = "a whole number" if whole else "a number"
                 raise ConfigError(f"`{name}` must be {kind} (received {value!r})")
-            if not math.isfinite(value):
+            if whole and value > MAX_WHOLE:
+                raise ConfigError(f"`{name}` must be at most {MAX_WHOLE} (received {value})")
+            if not abs(value) <= sys.float_info.max:  # NaN, infinite, or a whole number past every float
                 raise ConfigError(f"`{name}` must be finite (received {value})")
         if self.temperature <= 0:
             raise ConfigError(

@@ -14,6 +14,7 @@ import numpy as np
 
 from melodia.corpus.discover import find_midi_files
 from melodia.decode import SamplingConfig
+from melodia.decode.philox import check_random_seed
 from melodia.errors import ConfigError, MelodiaError
 from melodia.evaluation.notes import bar_lines
 from melodia.evaluation.statistics import estimate_key, pitch_in_scale
@@ -63,7 +64,7 @@ class Settings:
         random_seed: of the choice of pieces, and of the music (session k for the k-th piece).
 
     Raises:
-        ConfigError: a count of bars is not positive.
+        ConfigError: a count of bars is not positive, or the random seed out of range.
     """
 
     seed_bars: int = 16
@@ -77,6 +78,7 @@ class Settings:
         for name in ("seed_bars", "bars"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"`{name}` must be at least 1 (received {getattr(self, name)})")
+        check_random_seed(self.random_seed)
 
     def to_dict(self) -> dict[str, Any]:
         """All of them, those of the sampling among them, as a report shows them."""

@@ -37,6 +37,7 @@ WEIGHTS, CONFIG, VOCABULARY, TOKENIZER = (
     "tokenizer.json",
 )
 BEST = "best"  # the checkpoint inside the folder of a training
+UNFINISHED = Path("resume", "state.safetensors")  # what a training goes on from, inside its folder
 MAX_JSON = 64 << 20  # bytes; a vocabulary of a million tokens is smaller
 
 
@@ -78,6 +79,7 @@ def read_checkpoint(folder: str | Path) -> StoredCheckpoint:
     folder = Path(folder)
     if not (stored_folder(folder) / CONFIG).exists() and is_checkpoint(folder / BEST):
         folder = folder / BEST
+    _refuse_unfinished(folder)
     while True:
         before = _identity(folder)
         try:
@@ -85,6 +87,16 @@ def read_checkpoint(folder: str | Path) -> StoredCheckpoint:
         except CheckpointError:
             if _identity(folder) == before:
                 raise  # else it was replaced while it was read: read the new one
+
+
+def _refuse_unfinished(folder: Path) -> None:
+    """Say so where a training stopped before it wrote its first checkpoint."""
+    home = folder.parent if folder.name == BEST else folder
+    checkpoints = (folder, home / BEST)
+    if (home / UNFINISHED).exists() and not any((stored_folder(f) / CONFIG).exists() for f in checkpoints):
+        raise CheckpointError(
+            f"{home} holds an unfinished training without a checkpoint yet; go on with it (melodia train --resume)"
+        )
 
 
 def is_checkpoint(folder: str | Path) -> bool:
@@ -127,9 +139,10 @@ def _read(path: Path) -> StoredCheckpoint:
         )
     data = _read_bytes(path / WEIGHTS)
     if len(data) != size or zlib.crc32(data) != checksum:
+        differs = f"its size ({len(data)} bytes, not {size})" if len(data) != size else "its checksum"
         raise CheckpointError(
-            f"{path / WEIGHTS} is damaged or of another checkpoint: its {len(data)} bytes are not the {size} "
-            f"that {CONFIG} describes; restore it or train again"
+            f"{path / WEIGHTS} is damaged or of another checkpoint: {differs} differs from what {CONFIG} describes; "
+            "restore it or train again"
         )
     network = Network(config, _unpack(data, config, path / WEIGHTS))
     return StoredCheckpoint(network, vocabulary, _read_json(path / TOKENIZER), training, fingerprint, path)

@@ -238,7 +238,8 @@ class Index:
             raise
         except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, struct.error) as error:
             raise CheckpointError(
-                f"{path} is damaged ({error!r}); build it anew with `melodia originality --index FOLDER`"
+                f"{path} is damaged ({error!r}); build it anew with "
+                f"`melodia originality --model {path.parent} --index FOLDER`"
             ) from error
 
     @classmethod

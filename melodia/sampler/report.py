@@ -9,6 +9,15 @@ from melodia.decode import SamplingConfig
 from melodia.midi.report import Finding
 
 
+def counted(number: int, what: str) -> str:
+    """A number of things.
+
+    >>> counted(1, "bar"), counted(2, "bar")
+    ('1 bar', '2 bars')
+    """
+    return f"{number} {what}{'s' if number != 1 else ''}"
+
+
 @dataclass(frozen=True)
 class GenerationReport:
     """What one continuation is and how it came to be.
@@ -63,13 +72,13 @@ class GenerationReport:
 
     def lines(self) -> list[str]:
         """The report as lines of text."""
-        bars = f"{self.bars} bar{'s' if self.bars != 1 else ''}"
+        bars = counted(self.bars, "bar")
         if self.completed:
             bars = f"the rest of the seed's last bar and {bars}"
         metre = f"{self.metre[0]}/{self.metre[1]}"
         lines = [
             f"{bars} of {metre} at {self.tempo:.4g} quarters a minute: {self.seconds:.1f} s of music, "
-            f"{self.notes} notes, {self.tokens} tokens",
+            f"{counted(self.notes, 'note')}, {counted(self.tokens, 'token')}",
             f"made in {self.wall_seconds:.2f} s: {self.tokens_per_second:,.0f} tokens/s, "
             f"{self.times_real_time:,.1f} times faster than real time ({self.backend}: {self.backend_reason})",
             f"random seed {self.random_seed}, session {self.session}",
@@ -120,9 +129,12 @@ class PrimeReport:
 
     def lines(self) -> list[str]:
         """The report as lines of text."""
+        if not self.tokens:
+            return ["no seed: music from nothing"]
         programs = ", ".join("drums" if program < 0 else str(program) for program in self.programs)
         return [
-            f"seed {self.source}: {self.bars} bars, {self.seconds:.1f} s, {self.notes} notes, {self.tokens} tokens; "
+            f"seed {self.source}: {counted(self.bars, 'bar')}, {self.seconds:.1f} s, {counted(self.notes, 'note')}, "
+            f"{counted(self.tokens, 'token')}; "
             f"{self.metre[0]}/{self.metre[1]} at {self.tempo:.4g} quarters a minute, programs {programs}",
             f"seed read in {self.wall_seconds:.2f} s; the model finds it {self.nll:.2f} nats a token surprising",
             *(str(finding) for finding in self.findings),

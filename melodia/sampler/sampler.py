@@ -22,7 +22,7 @@ from melodia.errors import CheckpointError, ConfigError, TokenizerError
 from melodia.grammar import Constraints, Grammar
 from melodia.grammar.state import NONE
 from melodia.model.network import Network
-from melodia.model.stored import StoredCheckpoint, read_checkpoint
+from melodia.model.stored import TOKENIZER, StoredCheckpoint, read_checkpoint
 from melodia.sampler.branching import run_branches
 from melodia.sampler.continuation import Continuation
 from melodia.sampler.feeding import Reader, feed_from_start, feed_rest
@@ -115,7 +115,7 @@ class Sampler:
         folder = Path(path) if path is not None else bundled_model()
         device = check_device(device, backend)
         checkpoint = read_checkpoint(folder)
-        tokenizer = Tokenizer.from_dict(checkpoint.tokenizer_json)
+        tokenizer = Tokenizer.from_dict(checkpoint.tokenizer_json, checkpoint.path / TOKENIZER)
         if tokenizer.vocabulary.fingerprint != checkpoint.vocabulary.fingerprint:
             raise CheckpointError(
                 f"{folder}: its tokenizer and its vocabulary differ; its files come from different checkpoints"

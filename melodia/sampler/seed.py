@@ -70,6 +70,10 @@ def read_seed(
 
     if seed_bars is not None and seed_seconds is not None:
         raise ConfigError("give `seed_bars` or `seed_seconds`, not both")
+    if seed_bars is not None and (
+        isinstance(seed_bars, bool) or not isinstance(seed_bars, (int, np.integer))
+    ):
+        raise ConfigError(f"`seed_bars` must be a whole number, at least 1 (received {seed_bars!r})")
     score, name, findings, ids = _open(source, tokenizer)
     line: float | None = None  # the bar line at which the seed was cut, in quarter notes
     if seed_bars is not None or seed_seconds is not None:
@@ -89,8 +93,11 @@ def read_seed(
             if late:
                 findings.append(Finding("dropped", "seed note that begins at the cut", late))
         if not any(len(track.notes) for track in score.tracks):
-            part = f"{seed_bars} bars" if seed_bars is not None else f"{seed_seconds:g} seconds"
-            raise ConfigError(f"the first {part} of {name} hold no note; use more of it")
+            count, unit = (seed_bars, "bar") if seed_bars is not None else (seed_seconds, "second")
+            part = (
+                f"first {unit} of {name} holds" if count == 1 else f"first {count:g} {unit}s of {name} hold"
+            )
+            raise ConfigError(f"the {part} no note; use more of it")
     if ids is None:
         encoding = tokenizer.encode(score)
         ids = encoding.ids

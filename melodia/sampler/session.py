@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import zlib
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -156,6 +157,15 @@ def _heard(state: GrammarState) -> NDArray[np.int64]:
     return np.array(last, np.int64).reshape(-1, 3)
 
 
+def _checksum(about: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> int:
+    """CRC-32 of a session file's content."""
+    crc = zlib.crc32(json.dumps(about, sort_keys=True).encode())
+    for name, array in sorted(arrays.items()):
+        crc = zlib.crc32(f"{name} {array.dtype} {array.shape}".encode(), crc)
+        crc = zlib.crc32(array.tobytes(), crc)
+    return crc
+
+
 @dataclass
 class Session:
     """Where the music stands. A value: `fork` copies it, `Sampler.state` gives and takes it.
@@ -220,7 +230,7 @@ class Session:
             arrays["ids"] = self.ids
         if self.seed is not None:
             arrays["seed_midi"] = np.frombuffer(midi_bytes(self.seed), dtype=np.uint8)
-        about = {
+        about: dict[str, Any] = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
             "fingerprint": self.fingerprint,
@@ -229,6 +239,7 @@ class Session:
             "context": asdict(self.context),
         }
         arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+        about["crc32"] = _checksum(about, arrays)
         data = safetensors.numpy.save(arrays, metadata={"melodia": json.dumps(about)})
         temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(4)}.tmp")
         try:
@@ -255,6 +266,8 @@ class Session:
         Raises:
             CheckpointError: the file is missing, damaged, of a newer format, or belongs to another model.
         """
+        if Path(path).is_dir():
+            raise CheckpointError(f"{path}: is a directory; give a file that `Session.save` wrote")
         try:
             with safetensors.safe_open(str(path), framework="numpy") as file:
                 about = json.loads((file.metadata() or {}).get("melodia", "null"))
@@ -270,6 +283,9 @@ class Session:
                 f"{path}: session format {about.get('format_version')!r}, and this melodia reads "
                 f"{' and '.join(map(str, READABLE))}; prime the seed again"
             )
+        checksum = about.pop("crc32", None)  # files of earlier versions have none
+        if checksum is not None and checksum != _checksum(about, arrays):
+            raise CheckpointError(f"{path}: is damaged (its checksum differs); prime the seed again")
         if about.get("fingerprint") != fingerprint:
             raise CheckpointError(
                 f"{path}: belongs to another model; load that model, or prime the seed again with this one"

@@ -134,8 +134,20 @@ class Tokenizer:
         }
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Tokenizer:
-        """The inverse of `to_dict`; raises TokenizerError on data of another form or a newer version."""
+    def from_dict(cls, data: dict[str, Any], path: str | Path | None = None) -> Tokenizer:
+        """The inverse of `to_dict`; raises TokenizerError on data of another form or a newer version.
+
+        `path`, where the data comes from a file, stands in its message.
+        """
+        try:
+            return cls._of_dict(data)
+        except TokenizerError as error:
+            if path is None:
+                raise
+            raise TokenizerError(f"{path}: {error}") from error
+
+    @classmethod
+    def _of_dict(cls, data: dict[str, Any]) -> Tokenizer:
         if not isinstance(data, dict) or "format_version" not in data:
             raise TokenizerError(
                 "not a tokenizer file: it has no format_version; rebuild the corpus or the checkpoint"
@@ -182,7 +194,7 @@ class Tokenizer:
             data = json.loads(Path(path).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise TokenizerError(f"cannot read the tokenizer {path}: {error}") from error
-        return cls.from_dict(data)
+        return cls.from_dict(data, path)
 
 
 def score_of(notes: Iterable[NoteEvent], reader: TokenReader) -> ScoreTick:

@@ -138,7 +138,8 @@ class TrainingConfig:
     def _limit(self, name: str, low: float, high: float) -> None:
         value = getattr(self, name)
         if not low <= value <= high:
-            raise ConfigError(f"{name} must be within {low:g} and {high:g} (received {value})")
+            limits = " and ".join(str(end) if isinstance(end, int) else f"{end:g}" for end in (low, high))
+            raise ConfigError(f"{name} must be within {limits} (received {value})")
 
     @property
     def budget(self) -> tuple[str, float]:

@@ -9,7 +9,9 @@ from typing import Any
 
 
 class Interrupt:
-    """While entered, a first Ctrl-C (or SIGTERM) sets `wanted`, a second one raises KeyboardInterrupt.
+    """While entered, a first Ctrl-C (or SIGTERM, SIGHUP) sets `wanted`, a second one raises KeyboardInterrupt.
+
+    A terminal that is closed may send SIGHUP several times, so that one never raises. Under nohup it stays ignored.
 
     Outside the main thread, where Python allows no signal handlers, it does nothing.
     """
@@ -22,6 +24,9 @@ class Interrupt:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._before[number] = signal.signal(number, self._handle)
+            hangup = getattr(signal, "SIGHUP", None)  # Windows has none
+            if hangup is not None and signal.getsignal(hangup) != signal.SIG_IGN:
+                self._before[hangup] = signal.signal(hangup, self._hang_up)
         return self
 
     def __exit__(
@@ -33,4 +38,7 @@ class Interrupt:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.wanted:
             raise KeyboardInterrupt
+        self.wanted = True
+
+    def _hang_up(self, number: int, frame: FrameType | None) -> None:
         self.wanted = True

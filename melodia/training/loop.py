@@ -25,6 +25,7 @@ from melodia.training.evaluate import evaluate
 from melodia.training.folder import BEST, RESUME, look
 from melodia.training.interrupt import Interrupt
 from melodia.training.learner import Learner, Update, make_model
+from melodia.training.lock import only_training
 from melodia.training.logs import Logs
 from melodia.training.meter import Clock, Meter, Validated, ratio
 from melodia.training.progress import Plan, Progress, Step, TrainingSummary, Validation
@@ -78,16 +79,18 @@ def train(
             beginning if it had not saved anything yet.
         init: a checkpoint whose weights to begin with (fine-tuning); its vocabulary must be the corpus's.
         force: begin anew in a folder that holds a checkpoint already.
-        world: the processes, for a caller that has joined them already (`melodia.training.join`).
+        world: the processes, for a caller that has joined them already (`melodia.training.join`), and sees to it
+            that nobody else trains in `out`.
 
     Raises:
         TrainingError: nothing to train on, a folder that cannot be written, a loss that is not finite, a
-            `resume` that does not fit, or a checkpoint in `out` without `resume` or `force`.
+            `resume` that does not fit, a checkpoint in `out` without `resume` or `force`, or another training
+            that is running there.
         ConfigError: configurations that contradict each other or the corpus.
         CheckpointError: `init` cannot be read.
     """
     if world is None:
-        with join(config.device) as joined:
+        with join(config.device) as joined, only_training(Path(out), joined):
             return train(
                 corpus, model_config, config, out,
                 progress=progress, resume=resume, init=init, force=force, world=joined,

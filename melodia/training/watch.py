@@ -27,7 +27,7 @@ def corpus_warnings(pieces: int, tokens: int, valid_pieces: int, parameters: int
     if valid_pieces == 0:
         warnings.append(
             "no piece is held out for validation: neither the best weights nor overfitting can be told; "
-            "add pieces to the corpus's valid split"
+            "put the music into two folders of the corpus, train/ and valid/"
         )
     return warnings
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from melodia.errors import MelodiaError, TrainingError
 from melodia.model.config import ModelConfig
-from melodia.model.stored import read_checkpoint
+from melodia.model.stored import TOKENIZER, read_checkpoint
 from melodia.originality import FILE as INDEX
 from melodia.originality import Index
 from melodia.tokenizer import Tokenizer, TokenizerConfig
@@ -49,7 +49,7 @@ class Begun:
             CheckpointError, TokenizerError: it cannot be read.
         """
         stored = read_checkpoint(init)
-        tokenizer = Tokenizer.from_dict(stored.tokenizer_json)
+        tokenizer = Tokenizer.from_dict(stored.tokenizer_json, stored.path / TOKENIZER)
         return cls(stored.config, {}, tokenizer, init, f"the checkpoint {init}", "train anew without --init")
 
     def write(self, out: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 import time
 from collections.abc import Sequence
@@ -24,7 +25,7 @@ from melodia.model.sizes import match_parameters, parameter_count
 from melodia.side_inputs import DEFAULTS
 from melodia.training import Preparer, TrainingConfig, evaluate, train
 from melodia.training.folder import obstacle
-from melodia.workflows.corpora import open_corpus
+from melodia.workflows.corpora import check_apart, open_corpus
 from melodia.workflows.train import QuietReporter, model_settings
 
 NGRAM_ORDER = 5
@@ -78,7 +79,7 @@ class Comparison:
             lines.append(
                 f"| {row.name} | {row.parameters:,} | {row.hidden_size or '–'} | {_number(row.step_microseconds, 0)} "
                 f"| {_number(row.training_tokens_per_second, 0)} | {_number(row.epochs, 2)} "
-                f"| {row.nats_per_token:.4f} ({row.low:.4f}–{row.high:.4f}) | {row.nats_per_note:.3f} |"
+                f"| {_number(row.nats_per_token, 4)} ({_range(row)}) | {_number(row.nats_per_note, 3)} |"
             )
         facts = "; ".join(f"{name}: {value}" for name, value in self.setting.items())
         return "\n".join([*lines, "", facts])
@@ -126,6 +127,7 @@ def compare_kinds(
         settings["epochs"] = 1.0
     config = TrainingConfig(**settings)
     out = Path(out)
+    check_apart(Path(folder), out)
     with kernels.use_backend(backend):
         corpus = open_corpus(Path(folder), cache=cache, reporter=reporter)
         if not len(corpus.pieces("valid")):
@@ -250,6 +252,11 @@ def step_time(model: Model, repeats: int = STEP_REPEATS) -> float:
         _, state = model.step(token.reshape(1), side, state)
         times.append(time.perf_counter() - begin)
     return 1e6 * statistics.median(times)
+
+
+def _range(row: Row) -> str:
+    """The interval; a dash where there is none, as of a single piece."""
+    return "–" if math.isnan(row.low) or math.isnan(row.high) else f"{row.low:.4f}–{row.high:.4f}"
 
 
 def _number(value: float, digits: int) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from melodia.corpus.build import build_corpus
 from melodia.corpus.shards import Corpus
+from melodia.errors import ConfigError
 from melodia.tokenizer import Tokenizer, TokenizerConfig
 
 if TYPE_CHECKING:
@@ -38,6 +39,19 @@ def corpus_folder(
         key.append(tokens.vocabulary.fingerprint)
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
     return (cache or default_cache()) / f"{folder.resolve().name}-{name}"
+
+
+def check_apart(folder: Path, out: Path) -> None:
+    """Refuse to train into the folder of the music: what the model makes would be music to learn from.
+
+    Raises:
+        ConfigError: they are the same.
+    """
+    if out.resolve() == folder.resolve():
+        raise ConfigError(
+            f"--out {out} is the corpus itself, whose music the samples would become; choose another folder "
+            "(it may lie inside the corpus)"
+        )
 
 
 def is_built(folder: Path) -> bool:

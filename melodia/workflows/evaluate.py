@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 
 import melodia
+from melodia.corpus.discover import find_midi_files
 from melodia.decode import SamplingConfig
 from melodia.errors import ConfigError, CorpusError
 from melodia.evaluation.collapse import collapse_report
@@ -70,6 +72,13 @@ def evaluate_folder(
         branches=branches,
         random_seed=random_seed,
     )
+    root = Path(folder)
+    if not os.path.lexists(root):
+        raise CorpusError(
+            f"{printable(folder)}: no such file or folder; give MIDI files to measure the model on"
+        )
+    if root.is_dir() and not find_midi_files(root):
+        raise CorpusError(f"{printable(folder)}: no MIDI files in this folder; give one that holds some")
     read = None if progress is None else progress.read
     sampler = Sampler.load(model, device=device, backend=backend)
     pieces = encode_files(folder, sampler.tokenizer, progress=read)
@@ -83,7 +92,6 @@ def evaluate_folder(
     rows = [pieces.rows[i] for i in pieces.used]
     generated = None
     if generate:
-        root = Path(folder)
         files = [(printable(row.path), root / row.path if root.is_dir() else root) for row in rows]
         generated = _generate(sampler, files, generate, settings, read)
     used = set(pieces.used)

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from melodia.errors import CheckpointError, ConfigError, MelodiaError, MidiError
+from melodia.evaluation.collapse import collapse_report
 from melodia.midi import write_midi
+from melodia.midi.reading import show_path
 from melodia.sampler import Continuation, PrimeReport, Sampler
 
 if TYPE_CHECKING:
@@ -43,7 +45,10 @@ class GeneratedFiles:
             lines.extend(continuation.report.lines())
             if continuation.originality is not None:
                 lines.extend(continuation.originality.lines())
-        return [*lines, *self.notes, *(f"wrote {path}" for path in self.paths)]
+            lines.extend(
+                f"may be stuck: {finding}" for finding in collapse_report(continuation.score).findings
+            )
+        return [*lines, *self.notes, *(f"wrote {show_path(path)}" for path in self.paths)]
 
 
 def output_paths(out: Path | None, seed: Path | None, num_samples: int) -> list[Path]:
@@ -51,8 +56,13 @@ def output_paths(out: Path | None, seed: Path | None, num_samples: int) -> list[
 
     >>> [str(p) for p in output_paths(Path("new.mid"), None, 2)]
     ['new-1.mid', 'new-2.mid']
+
+    Raises:
+        MidiError: `out` is a directory.
     """
     base = out or Path(f"{seed.stem}-continued.mid" if seed else "melodia.mid")
+    if base.name in ("", "..") or base.is_dir():  # `o/` arrives as `o`: not to be written beside it
+        raise MidiError(f"{show_path(base)}: is a directory; give a file name")
     if base.suffix.lower() not in (".mid", ".midi"):
         base = base.with_name(base.name + ".mid")
     if num_samples == 1:
@@ -60,17 +70,22 @@ def output_paths(out: Path | None, seed: Path | None, num_samples: int) -> list[
     return [base.with_name(f"{base.stem}-{k + 1}{base.suffix}") for k in range(num_samples)]
 
 
-def check_writable(paths: list[Path], *, force: bool) -> None:
+def check_writable(paths: list[Path], seed: Path | None = None, *, force: bool) -> None:
     """Refuse before the work what could not be written after it.
 
     Raises:
-        MidiError: a file is there already (without `force`), or its folder is not.
+        MidiError: a file is the seed itself, is there already (without `force`), or its folder is not there.
     """
     for path in paths:
+        name = show_path(path)
+        if path.is_dir():
+            raise MidiError(f"{name}: is a directory; give a file name")
+        if seed is not None and seed.exists() and path.exists() and seed.samefile(path):
+            raise MidiError(f"{name}: is the seed itself, which is not replaced; choose another --out")
         if path.exists() and not force:
-            raise MidiError(f"{path}: is there already; choose another --out, or give --force to replace it")
+            raise MidiError(f"{name}: is there already; choose another --out, or give --force to replace it")
         if not path.parent.is_dir():
-            raise MidiError(f"{path}: there is no folder {path.parent}; make it first")
+            raise MidiError(f"{name}: there is no folder {show_path(path.parent)}; make it first")
 
 
 def generate_files(
@@ -108,12 +123,15 @@ def generate_files(
         settings: of `Sampler.generate`: length, filters, random seed.
 
     Raises:
-        MelodiaError: whatever cannot be read, generated or written; no file that was there is lost.
+        MelodiaError: whatever cannot be read, generated or written; no file that was there is lost, and the message
+            names the files that were written before.
     """
     paths = output_paths(out, seed, num_samples)
     suffixes = [".png"] * plot + [".wav"] * audio
     check_writable(
-        [*paths, *(path.with_suffix(suffix) for path in paths for suffix in suffixes)], force=force
+        [*paths, *(path.with_suffix(suffix) for path in paths for suffix in suffixes)],
+        seed,
+        force=force,
     )
     sampler = Sampler.load(model, device=device, backend=backend, weights=weights)
     if sampler.originality_index is None:
@@ -128,21 +146,26 @@ def generate_files(
     else:
         continuations = generate_original(sampler, num_samples, max_copy, **settings)
     written: list[Path] = []
-    for path, continuation in zip(paths, continuations, strict=True):
-        joined = seed is not None and not continuation_only
-        score = continuation.joined_score if joined else continuation.score
-        written.append(write_midi(score, path, force=force))
-        if not (plot or audio):
-            continue
-        midi = continuation.joined if joined else continuation.midi
-        if plot:
-            split_at = continuation.joined_at if joined else None
-            written.append(_plot(midi, path.with_suffix(".png"), split_at, seed, force))
-        if audio:
-            note, file = _sound(midi, path.with_suffix(".wav"), force)
-            written.append(file)
-            if note not in notes:
-                notes.append(note)
+    try:
+        for path, continuation in zip(paths, continuations, strict=True):
+            joined = seed is not None and not continuation_only
+            score = continuation.joined_score if joined else continuation.score
+            written.append(write_midi(score, path, force=force))
+            if not (plot or audio):
+                continue
+            midi = continuation.joined if joined else continuation.midi
+            if plot:
+                split_at = continuation.joined_at if joined else None
+                written.append(_plot(midi, path.with_suffix(".png"), split_at, seed, force))
+            if audio:
+                note, file = _sound(midi, path.with_suffix(".wav"), force)
+                written.append(file)
+                if note not in notes:
+                    notes.append(note)
+    except MelodiaError as error:
+        if not written:
+            raise
+        raise type(error)(f"{error}; written before: {', '.join(map(show_path, written))}") from error
     return GeneratedFiles(report, continuations, written, notes)
 
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from melodia.corpus.shards import Corpus
-from melodia.errors import CheckpointError, ConfigError
+from melodia.errors import CheckpointError, ConfigError, MelodiaError
 from melodia.midi import read_score
-from melodia.model.stored import read_checkpoint
+from melodia.midi.reading import show_path
+from melodia.model.stored import TOKENIZER, read_checkpoint
 from melodia.originality import (
     FILE,
     Index,
@@ -43,16 +44,17 @@ class IndexReport:
         """The report as lines of text."""
         size = self.path.stat().st_size
         chance = self.index.chance
+        notes, rows, pieces = self.index.notes, len(self.index.line_pieces), self.index.pieces
         lines = [
-            f"originality index: {self.index.notes:,} notes in {len(self.index.line_pieces):,} lines of "
-            f"{self.index.pieces:,} pieces, {size / 1e6:.2f} MB",
+            f"originality index: {notes:,} note{'s' * (notes != 1)} in {rows:,} line{'s' * (rows != 1)} of "
+            f"{pieces:,} piece{'s' * (pieces != 1)}, {size / 1e6:.2f} MB",
         ]
         if chance is not None:
             lines.append(
                 f"{chance.excerpts} held-out excerpts of {chance.bars} bars share {chance.median} notes with it at the "
                 f"median, {chance.high} at most in 95 of 100"
             )
-        return [*lines, *self.notes, f"wrote {self.path}"]
+        return [*lines, *self.notes, f"wrote {show_path(self.path)}"]
 
 
 def index_corpus(
@@ -102,7 +104,7 @@ def index_checkpoint(
     settings = checkpoint.training.get("settings", {})
     corpus = open_corpus(
         Path(folder),
-        Tokenizer.from_dict(checkpoint.tokenizer_json),
+        Tokenizer.from_dict(checkpoint.tokenizer_json, checkpoint.path / TOKENIZER),
         transpositions=range(settings.get("transpose_down", 0), settings.get("transpose_up", 0) + 1),
         workers=workers,
         cache=cache,
@@ -115,21 +117,37 @@ def index_checkpoint(
     return report
 
 
-def check_files(model: Path | str, files: Sequence[Path | str]) -> list[tuple[Path, Originality]]:
+def check_files(
+    model: Path | str,
+    files: Sequence[Path | str],
+    *,
+    failed: Callable[[Path, MelodiaError], None] | None = None,
+) -> list[tuple[Path, Originality]]:
     """Look MIDI files up in the music that a model was trained on.
+
+    Args:
+        model: a checkpoint folder, or the folder of a training.
+        files: which.
+        failed: called with each file that cannot be read and why; the others are looked up all the same.
 
     Raises:
         CheckpointError: the checkpoint is none, or has no index.
-        MidiError, TokenizerError: a file cannot be read.
+        MidiError, TokenizerError: a file cannot be read (without `failed`).
     """
     if not files:
         raise ConfigError("give MIDI files to look up, or --index FOLDER to build the index")
     checkpoint = read_checkpoint(model)
     index = open_index(checkpoint.path)
-    tokenizer = Tokenizer.from_dict(checkpoint.tokenizer_json)
+    tokenizer = Tokenizer.from_dict(checkpoint.tokenizer_json, checkpoint.path / TOKENIZER)
     found = []
     for path in files:
-        ids = tokenizer.encode(read_score(path)[0]).ids
+        try:
+            ids = tokenizer.encode(read_score(path)[0]).ids
+        except MelodiaError as error:
+            if failed is None:
+                raise
+            failed(Path(path), error)
+            continue
         found.append((Path(path), shared_passages(index, *notes_of_tokens(ids, tokenizer.vocabulary))))
     return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,11 +16,12 @@ from melodia.errors import ConfigError, MelodiaError
 from melodia.model.config import ModelConfig
 from melodia.side_inputs import DEFAULTS, NAMES, default_specs
 from melodia.training import Progress, TrainingConfig, TrainingSummary, join, train
-from melodia.training.config import BUDGETS
+from melodia.training.config import BUDGETS, PRECISIONS
 from melodia.training.folder import RESUME, check_folder, holds_state
+from melodia.training.lock import only_training
 from melodia.vocabulary import Vocabulary
 from melodia.workflows.begun import Begun
-from melodia.workflows.corpora import is_built, open_corpus
+from melodia.workflows.corpora import check_apart, is_built, open_corpus
 from melodia.workflows.options import check_model, choose_tokens
 from melodia.workflows.originality import index_corpus
 
@@ -76,7 +78,9 @@ class TrainedFolder:
             f"trained {summary.iterations} iterations ({summary.epochs:.2f} epochs) in {summary.seconds:.0f} s, "
             f"stopped by {summary.stopped}",
             f"held-out {summary.valid_nats_per_token:.4f} nats/token, {summary.valid_nats_per_note:.3f} nats/note "
-            f"at iteration {summary.best_iteration}",
+            f"at iteration {summary.best_iteration}"
+            if math.isfinite(summary.valid_nats_per_token)
+            else "no piece was held out",
             f"checkpoint {summary.checkpoint}",
         ]
         return lines + self.notes + [f"sample {path}" for path in self.samples]
@@ -101,9 +105,7 @@ def model_settings(
     Raises:
         ConfigError: settings that contradict each other.
     """
-    unknown = sorted(set(side_inputs) - set(NAMES))
-    if unknown:
-        raise ConfigError(f"side inputs are {', '.join(NAMES)} or none (received {', '.join(unknown)})")
+    _check_sides(side_inputs)
     settings = {name: value for name, value in changes.items() if value is not None}
     if kind == "bidirectional":
         bars = vocabulary.ids_of("Bar")
@@ -111,6 +113,26 @@ def model_settings(
     return ModelConfig.preset(
         kind, size, vocabulary.size, side_inputs=default_specs(vocabulary, list(side_inputs)), **settings
     )
+
+
+def _check_sides(names: Sequence[str]) -> None:
+    unknown = sorted(set(names) - set(NAMES))
+    if unknown:
+        raise ConfigError(f"side inputs are {', '.join(NAMES)} or none (received {', '.join(unknown)})")
+
+
+def _check_form(form: Mapping[str, Any]) -> None:
+    """Refuse options of a model that fit no vocabulary, before a corpus is read.
+
+    Raises:
+        ConfigError: names the first.
+    """
+    _check_sides(form["side_inputs"] or ())
+    changes = {name: form[name] for name in ("combine", "encoder") if form[name] is not None}
+    kind = form["kind"] or "parallel"
+    if kind == "bidirectional":
+        changes["block_length"] = BLOCK_WITHOUT_BARS
+    ModelConfig.preset(kind, form["size"] or "small", vocab_size=1, **changes)
 
 
 def training_config(given: Mapping[str, Any], before: Mapping[str, Any] | None = None) -> TrainingConfig:
@@ -155,7 +177,8 @@ def train_folder(
         training: fields of `TrainingConfig`; 20 minutes if no budget is among them. The precision may also be "auto":
             bf16 where that is faster (`kernels.fast_precision`). With `resume` the others are as they were.
         backend: of the kernels, "auto", "reference" or "native".
-        resume: go on where an interrupted call stopped; what it was begun with need not be given again.
+        resume: go on where an interrupted call stopped; what it was begun with need not be given again. From the
+            beginning if it had not saved anything yet, which is told.
         init: a checkpoint to fine-tune, with its tokenizer.
         workers: processes that read the corpus.
         cache: where token shards are kept.
@@ -171,13 +194,22 @@ def train_folder(
     folder, out = Path(folder), Path(out)
     reporter = progress or QuietReporter()
     given = dict(training or {})
+    check_apart(folder, out)
     automatic = given.get("precision") == "auto"
+    if not automatic and given.get("precision", "fp32") not in PRECISIONS:
+        raise ConfigError(
+            f"precision must be one of auto, {', '.join(PRECISIONS)} (received {given['precision']!r})"
+        )
     if automatic:
         del given["precision"]
     sides = None if side_inputs is None else tuple(side_inputs)
     form = {"kind": kind, "size": size, "combine": combine, "encoder": encoder, "side_inputs": sides}
     base = None if init is None else str(Path(init).resolve())
-    with kernels.use_backend(backend), join(training_config(given).device) as world:
+    with (
+        kernels.use_backend(backend),
+        join(training_config(given).device) as world,
+        only_training(out, world),
+    ):
         check_folder(out, world, resume=resume, force=force)
         before = Begun.read(out, world) if resume else None
         goes_on = before is not None
@@ -188,6 +220,10 @@ def train_folder(
             config = replace(config, precision=kernels.fast_precision(world.device))
         if before is not None:
             check_model({**form, "init": base}, before)
+        else:
+            _check_form(form)
+        if resume and not goes_on and world.leads and not holds_state(out):
+            reporter.say(f"{out} holds no training to go on with; a new one begins")
         tokens = choose_tokens(folder, {"tokenizer": scheme, "bpe": bpe}, before)
         corpus = open_corpus(
             folder,

@@ -1,0 +1,82 @@
+"""One training at a time in a folder."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from melodia.errors import TrainingError
+from melodia.training.distributed import World
+
+try:
+    import fcntl
+except ImportError:  # Windows has none
+    fcntl = None  # type: ignore[assignment]
+
+FILE = "training.lock"
+
+
+@contextmanager
+def only_training(out: Path, world: World) -> Iterator[None]:
+    """Hold the folder of a training, which is made if need be; the kernel lets go of it when the process dies.
+
+    The first process holds it, all know. Where files cannot be locked, nothing is held.
+
+    Raises:
+        TrainingError: another training is running there, or the folder cannot be written.
+    """
+    file: IO[bytes] | None = None
+    problem, made = None, False
+    if world.leads:
+        try:
+            made = not out.exists()
+            out.mkdir(parents=True, exist_ok=True)
+            file = _lock(out / FILE)
+        except BlockingIOError:
+            problem = (
+                f"another training is running in {out}; wait for its end, stop it, or choose another folder"
+            )
+        except OSError as error:
+            problem = f"cannot write {out}: {error.strerror or error}; choose another folder"
+    try:
+        told = world.share_bytes(None if problem is None else problem.encode(errors="surrogateescape"))
+        if told is not None:
+            raise TrainingError(told.decode(errors="surrogateescape"))
+        yield
+    finally:
+        if file is not None:
+            # Removed while it is held: whoever opened it in between sees that it is gone, and makes another.
+            with contextlib.suppress(OSError):
+                (out / FILE).unlink()
+            file.close()
+            if made:
+                with contextlib.suppress(OSError):
+                    out.rmdir()  # if nothing came of it
+
+
+def _lock(path: Path) -> IO[bytes]:
+    """Open the file and hold it.
+
+    Raises:
+        BlockingIOError: somebody else does.
+        OSError: it cannot be written.
+    """
+    while True:
+        file = path.open("ab")
+        if fcntl is None:
+            return file
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            raise
+        except OSError:  # this file system has no locks
+            return file
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
+        file.close()  # it was removed between being opened and being held
