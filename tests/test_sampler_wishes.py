@@ -12,7 +12,7 @@ from sampler_helpers import check_continuation, make_seed, notes_of, scale, tiny
 from melodia.decode import SamplingConfig
 from melodia.errors import ConfigError, GrammarError
 from melodia.sampler import Sampler, plan
-from melodia.sampler.plan import OPEN_BARS, OPEN_PROGRAMS
+from melodia.sampler.players import OPEN_BARS, OPEN_PROGRAMS
 
 SCHEMES = ("REMI", "TSD", "MIDILike", "Structured", "PerTok")
 

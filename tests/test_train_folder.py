@@ -87,23 +87,29 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., TrainedFolder
 
 
 @pytest.fixture(scope="module")
-def base(
+def trained(
     tmp_path_factory: pytest.TempPathFactory, songs: tuple[Path, Path], run: Callable[..., TrainedFolder]
-) -> Path:
-    """A model trained on the first folder."""
-    out = tmp_path_factory.mktemp("base") / "out"
-    run(songs[0], out, kind="gru", size="tiny", side_inputs=("position",))
-    return out
+) -> Callable[..., Path]:
+    """Train a small model on the first folder."""
+
+    def trained(**options: Any) -> Path:
+        out = tmp_path_factory.mktemp("trained") / "out"
+        run(songs[0], out, kind="gru", size="tiny", side_inputs=("position",), **options)
+        return out
+
+    return trained
 
 
 @pytest.fixture(scope="module")
-def paired(
-    tmp_path_factory: pytest.TempPathFactory, songs: tuple[Path, Path], run: Callable[..., TrainedFolder]
-) -> Path:
+def base(trained: Callable[..., Path]) -> Path:
+    """A model of the first folder."""
+    return trained()
+
+
+@pytest.fixture(scope="module")
+def paired(trained: Callable[..., Path]) -> Path:
     """The same with byte pairs."""
-    out = tmp_path_factory.mktemp("paired") / "out"
-    run(songs[0], out, kind="gru", size="tiny", side_inputs=("position",), bpe=BPE)
-    return out
+    return trained(bpe=BPE)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import typer
 
-from melodia.errors import MelodiaError, MidiError
+from melodia.errors import MelodiaError
 
 
 def inspect(
@@ -15,7 +15,7 @@ def inspect(
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object a file instead of text."),
 ) -> None:
     """Read MIDI files and print what was read, repaired, quantised and dropped, and why."""
-    from melodia.midi.reading import show_path
+    from melodia.midi.reading import named
     from melodia.workflows.inspect import inspect_file
 
     failed = 0
@@ -23,8 +23,7 @@ def inspect(
         try:
             report = inspect_file(path)
         except MelodiaError as error:
-            named = error if isinstance(error, MidiError) else f"{show_path(path)}: {error}"
-            typer.echo(f"melodia: {named}", err=True)
+            typer.echo(f"melodia: {named(path, error)}", err=True)
             failed += 1
             continue
         if as_json:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import typer
 
-from melodia.errors import MelodiaError, MidiError
+from melodia.errors import MelodiaError
 
 
 def originality(
@@ -26,7 +26,7 @@ def originality(
     if not files and index is None:
         raise typer.BadParameter("give MIDI files to look up, or --index FOLDER to build the index")
 
-    from melodia.midi.reading import show_path
+    from melodia.midi.reading import named, show_path
     from melodia.workflows.originality import check_files, index_checkpoint
 
     if index is not None:
@@ -41,8 +41,7 @@ def originality(
     def failed(path: Path, error: MelodiaError) -> None:
         nonlocal bad
         bad += 1
-        named = error if isinstance(error, MidiError) else f"{show_path(path)}: {error}"
-        typer.echo(f"melodia: {named}", err=True)
+        typer.echo(f"melodia: {named(path, error)}", err=True)
 
     for path, found in check_files(model, files, failed=failed) if files else []:
         if as_json:

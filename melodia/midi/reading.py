@@ -10,7 +10,7 @@ from typing import IO, TYPE_CHECKING, Union
 import numpy as np
 from symusic.core import ScoreTick
 
-from melodia.errors import MidiError
+from melodia.errors import MelodiaError, MidiError
 from melodia.midi.assemble import assemble
 from melodia.midi.bars import bar_count
 from melodia.midi.container import DEFAULT_DIVISION, REMEDY
@@ -93,6 +93,11 @@ def show_path(path: object) -> str:
     """A path as it can stand in one line."""
     text = os.fsdecode(path) if isinstance(path, (str, bytes, os.PathLike)) else str(path)
     return text if text.isprintable() else ascii(text)
+
+
+def named(path: object, error: MelodiaError) -> str:
+    """An error of a file in words that name the file; those of MIDI do so themselves."""
+    return str(error) if isinstance(error, MidiError) else f"{show_path(path)}: {error}"
 
 
 def too_large(name: str, size: int, limits: Limits) -> MidiError:

@@ -37,7 +37,7 @@ WEIGHTS, CONFIG, VOCABULARY, TOKENIZER = (
     "tokenizer.json",
 )
 BEST = "best"  # the checkpoint inside the folder of a training
-UNFINISHED = Path("resume", "state.safetensors")  # what a training goes on from, inside its folder
+RESUME, STATE = "resume", "state.safetensors"  # what a training goes on from, inside its folder
 MAX_JSON = 64 << 20  # bytes; a vocabulary of a million tokens is smaller
 
 
@@ -93,7 +93,9 @@ def _refuse_unfinished(folder: Path) -> None:
     """Say so where a training stopped before it wrote its first checkpoint."""
     home = folder.parent if folder.name == BEST else folder
     checkpoints = (folder, home / BEST)
-    if (home / UNFINISHED).exists() and not any((stored_folder(f) / CONFIG).exists() for f in checkpoints):
+    if (home / RESUME / STATE).exists() and not any(
+        (stored_folder(f) / CONFIG).exists() for f in checkpoints
+    ):
         raise CheckpointError(
             f"{home} holds an unfinished training without a checkpoint yet; go on with it (melodia train --resume)"
         )

@@ -14,13 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from melodia.engine.loop import FAR, Terms
-from melodia.engine.rules import Bits, pack
+from melodia.engine.rules import Bits
 from melodia.grammar import GrammarState
 from melodia.grammar.state import NONE
 from melodia.grammar.tables import MICRO_RESOLUTION
 from melodia.sampler.classes import TokenClasses
 from melodia.sampler.metres import Metres
-from melodia.sampler.players import Players
+from melodia.sampler.players import Ensemble, Players
 from melodia.sampler.request import Request
 from melodia.sampler.session import Context
 from melodia.sampler.stretches import STRETCH_BARS, Stretches
@@ -28,9 +28,6 @@ from melodia.sampler.timeline import Timeline
 
 BAR_TOKENS = 2048
 """A bar that holds so many new tokens is left as soon as it can be: no model, however bad, stays in a bar for ever."""
-
-OPEN_BARS, OPEN_PROGRAMS = 2, 4
-"""Music from nothing finds its programs in so many bars, and so many of them at most."""
 
 LAST_BARS = 4
 """The model is told how many bars are left when so many are. Earlier does harm: it has read the seed without, and notes
@@ -91,13 +88,10 @@ class Plan:
         self.crowded = 0
         programs = context.programs if request.programs is None else request.programs
         self._players = Players() if request.silent_bars else Players.of(rests or {}, programs or ())
-        self._due: tuple[
-            frozenset[int], ...
-        ] = ()  # the next notes must be of these programs, one of each group
+        self._due: tuple[frozenset[int], ...] = ()  # the next notes must be of these, one of each group
         self._unseeded = state.notes == 0
         self._open = programs is None and not request.any_program  # to any program yet
-        self._programs: tuple[int, ...] | None = None  # those that music from nothing began with
-        self._others: Mask = np.zeros(classes.vocabulary.size, bool)  # tokens that lead to others
+        self._ensemble: Ensemble | None = None  # what music from nothing began with
         ticks_per_quarter, tempo = classes.tables.ticks_per_quarter, request.tempo or context.tempo
         self.times = Timeline(ticks_per_quarter, context.origin, tempo, context.metre)
         if context.tempi:
@@ -159,8 +153,8 @@ class Plan:
         elif not (self.request.may_end and self._bar >= self.first):
             exclude.append("eos")
         excluded = classes.bits(*exclude) if exclude else None
-        if self._programs is not None:
-            others = pack(self._others)
+        if self._ensemble is not None:
+            others = self._ensemble.bits
             excluded = others if excluded is None else excluded | others
         return Terms(
             tokens=room,
@@ -305,15 +299,14 @@ class Plan:
             cycle, anchor = self._cycle, self._after.anchor
         if not cycle and metre is not None and self.classes.has_metres:
             cycle = (f"{metre[0]}/{metre[1]}",)
-        tempi = self.times.played
         return replace(
             self.context,
             tempo=tempo,
-            tempi=tempi,
+            tempi=self.times.played,
             metre=metre,
             cycle=cycle,
             anchor=anchor,
-            programs=self._programs or self.context.programs,
+            programs=self.context.programs if self._ensemble is None else self._ensemble.programs,
         )
 
     # -- inside ---------------------------------------------------------------------------------------------------
@@ -344,7 +337,8 @@ class Plan:
             prelude = self._prelude(wanted)
             if prelude is not None:
                 wanted = prelude
-        wanted &= ~self._others
+        if self._ensemble is not None:
+            wanted &= ~self._ensemble.others
         if self._due:
             due = frozenset().union(*self._due)
             kept = np.isin(classes.program_of, list(due))
@@ -434,14 +428,12 @@ class Plan:
             s.require_note_in_bar = 1
 
     def _close_programs(self, s: GrammarState) -> None:
-        """Music from nothing keeps the programs that it has found."""
-        programs = tuple(sorted(s.rows))
-        over = self._bar >= OPEN_BARS * self.pieces  # counted from its beginning, wherever this plan begins
-        if programs and (over or len(programs) >= OPEN_PROGRAMS):
-            self._open, self._programs = False, programs
-            self._others = self.classes.other_programs(programs)
+        """Music from nothing keeps the programs that it has found; bars count from where it, not this plan, began."""
+        self._ensemble = Ensemble.found(self.classes, s.rows.keys(), self._bar // self.pieces)
+        if self._ensemble is not None:
+            self._open = False
             if not self.request.silent_bars:
-                self._players = Players.of({}, programs)
+                self._players = Players.of({}, self._ensemble.programs)
 
     def _ask_for_programs(self, s: GrammarState, start: int) -> None:
         """In the bar that begins here: programs that have rested too long, or the tune behind a bar of drums alone."""

@@ -7,12 +7,19 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
+
+from melodia.engine.rules import Bits, pack
+from melodia.sampler.classes import TokenClasses
 
 if TYPE_CHECKING:
     from symusic.core import ScoreTick
 
 REST_BARS = 1
 """A program may rest for so many bars, or as long as it did in the seed; then it is asked for."""
+
+OPEN_BARS, OPEN_PROGRAMS = 2, 4
+"""Music from nothing finds its programs in so many bars, and so many of them at most."""
 
 RECENT_QUARTERS = 32.0
 """A program that is silent for the last 32 quarter notes of the seed plays no more."""
@@ -57,6 +64,29 @@ class Players:
         if not rested & self.tune and all(heard.get(p, 0) <= start - alone for p in self.tune):
             groups.append(self.tune)
         return tuple(group for group in groups if group)
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """The programs that music from nothing has found, and keeps.
+
+    Attributes:
+        programs: ascending.
+        others: tokens that lead to other programs, bool [V].
+        bits: the same as words [W].
+    """
+
+    programs: tuple[int, ...]
+    others: NDArray[np.bool_]
+    bits: Bits
+
+    @classmethod
+    def found(cls, classes: TokenClasses, programs: Collection[int], bars: int) -> Ensemble | None:
+        """The ensemble of the programs that have played; None while others may join, `bars` bars from the beginning."""
+        if not programs or (bars < OPEN_BARS and len(programs) < OPEN_PROGRAMS):
+            return None
+        others = classes.other_programs(programs)
+        return cls(tuple(sorted(programs)), others, pack(others))
 
 
 def rests_of(

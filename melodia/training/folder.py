@@ -5,19 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 from melodia.errors import TrainingError
-from melodia.model.stored import BEST, is_checkpoint
+from melodia.model.stored import BEST, RESUME, STATE, is_checkpoint
 from melodia.training.distributed import World
 from melodia.training.logs import COLUMNS
-from melodia.training.resume import FILE, TrainingState, parse_state, read_bytes
+from melodia.training.resume import TrainingState, parse_state, read_bytes
 
-RESUME = "resume"
 LOG, BOARD = "training.csv", "tensorboard"
 EVENTS = "events.out.tfevents.*"  # what TensorBoard calls its files
 
 
 def holds_state(out: Path) -> bool:
     """Whether there is something to go on from."""
-    return (out / RESUME / FILE).exists()
+    return (out / RESUME / STATE).exists()
 
 
 def obstacle(out: Path, *, resume: bool = False, force: bool = False) -> str | None:
@@ -84,7 +83,7 @@ def look(out: Path, world: World, resume: bool, force: bool) -> TrainingState | 
             return parse_state(out / RESUME, data, world.device)
     if world.leads:
         if holds_state(out):
-            (out / RESUME / FILE).unlink()
+            (out / RESUME / STATE).unlink()
         for events in (out / BOARD).glob(EVENTS):  # other files there are not ours
             events.unlink()
     return None

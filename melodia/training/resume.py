@@ -22,9 +22,9 @@ from torch import Tensor
 
 from melodia.errors import ConfigError, TrainingError
 from melodia.model import ModelConfig
+from melodia.model.stored import STATE
 
 FORMAT_VERSION = 1
-FILE = "state.safetensors"
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def write_state(folder: Path, tensors: dict[str, Tensor], values: dict[str, Any]
     Raises:
         TrainingError: the folder cannot be written or the disk is full; the earlier state is intact.
     """
-    path, part = folder / FILE, folder / f"{FILE}.part"
+    path, part = folder / STATE, folder / f"{STATE}.part"
     header = {"melodia": json.dumps({"format_version": FORMAT_VERSION, **values})}
     plain = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
     try:
@@ -74,11 +74,11 @@ def read_bytes(folder: Path) -> bytes | None:
         TrainingError: it cannot be read.
     """
     try:
-        return (folder / FILE).read_bytes()
+        return (folder / STATE).read_bytes()
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise TrainingError(f"cannot read {folder / FILE}: {error.strerror or error}") from error
+        raise TrainingError(f"cannot read {folder / STATE}: {error.strerror or error}") from error
 
 
 def parse_state(folder: Path, data: bytes, device: torch.device) -> TrainingState:
@@ -87,7 +87,7 @@ def parse_state(folder: Path, data: bytes, device: torch.device) -> TrainingStat
     Raises:
         TrainingError: it is damaged, or of another format.
     """
-    path = folder / FILE
+    path = folder / STATE
     try:
         size = int.from_bytes(data[:8], "little")
         values = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["melodia"])
