@@ -329,10 +329,10 @@ def test_nothing_there(tmp_path: Path) -> None:
 
 
 def test_a_training_without_a_checkpoint_yet_is_called_unfinished(tmp_path: Path) -> None:
-    from melodia.training.folder import FILE, RESUME
+    from melodia.model.stored import RESUME, STATE
 
     (tmp_path / RESUME).mkdir()
-    (tmp_path / RESUME / FILE).write_bytes(b"")
+    (tmp_path / RESUME / STATE).write_bytes(b"")
     for folder in (tmp_path, tmp_path / "best"):
         with pytest.raises(CheckpointError, match=r"unfinished training.*melodia train --resume"):
             load_checkpoint(folder)

@@ -15,6 +15,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from melodia.evaluation.measure import number
 from melodia.training.progress import Plan, Step, TrainingSummary, Validation
 from melodia.training.progress import Progress as TrainingProgress
 
@@ -32,15 +33,6 @@ def clock(seconds: float | None) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
-
-
-def number(value: float, form: str) -> str:
-    """A number in this form; a dash where there is none.
-
-    >>> number(1234.5, ",.0f"), number(float("nan"), ",.0f")
-    ('1,234', '–')
-    """
-    return "–" if math.isnan(value) else format(value, form)
 
 
 class _Console(Console):
@@ -132,8 +124,8 @@ class ConsoleProgress(TrainingProgress):
     def stepped(self, step: Step) -> None:
         """Move the bar."""
         status = (
-            f"epoch {step.epoch:.2f}  {number(step.nats_per_token, '.3f')} nats/token  "
-            f"{number(step.nats_per_note, '.2f')} nats/note  {number(step.tokens_per_second, ',.0f')} tokens/s  "
+            f"epoch {step.epoch:.2f}  {number(step.nats_per_token, 3)} nats/token  "
+            f"{number(step.nats_per_note, 2)} nats/note  {number(step.tokens_per_second, 0)} tokens/s  "
             f"ETA {clock(step.eta)}"
         )
         self._show("training", round(1000 * step.fraction), 1000, status)
@@ -142,10 +134,10 @@ class ConsoleProgress(TrainingProgress):
 
     def validated(self, validation: Validation) -> None:
         """Say how well the held-out pieces are predicted."""
-        per_token = number(validation.nats_per_token, ".4f")
-        per_note = number(validation.nats_per_note, ".3f")
-        train_per_token = number(validation.train_nats_per_token, ".4f")
-        train_per_note = number(validation.train_nats_per_note, ".3f")
+        per_token = number(validation.nats_per_token, 4)
+        per_note = number(validation.nats_per_note, 3)
+        train_per_token = number(validation.train_nats_per_token, 4)
+        train_per_note = number(validation.train_nats_per_note, 3)
         saved = ""
         if validation.best:  # without held-out pieces always, and that says nothing
             saved = "  saved" if math.isnan(validation.nats_per_token) else "  best so far, saved"

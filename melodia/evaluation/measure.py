@@ -196,3 +196,12 @@ def velocity_mask(
             scored[:-1] = ~is_velocity[ids]
         masks.append(scored)
     return masks
+
+
+def number(value: float, digits: int = 3) -> str:
+    """A number for people; an undefined one is a dash.
+
+    >>> number(0.12345), number(float("nan")), number(1234.5, 0)
+    ('0.123', '–', '1,234')
+    """
+    return "–" if value != value else f"{value:,.{digits}f}"

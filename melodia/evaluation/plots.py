@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from melodia.evaluation.collapse import WINDOW_BARS
 from melodia.evaluation.comparison import densities
-from melodia.evaluation.measure import Likelihood
-from melodia.evaluation.report import Generated, mean, mean_histograms, number
+from melodia.evaluation.measure import Likelihood, number
+from melodia.evaluation.report import Generated, mean, mean_histograms
 from melodia.evaluation.statistics import LARGEST_INTERVAL, NOTE_NAMES, STATISTICS, piece_statistics
 
 REAL, GENERATED = "#2f5d8c", "#c8431d"  # also told apart by dashes and hatching

@@ -11,7 +11,7 @@ import numpy as np
 from melodia.evaluation.collapse import CollapseReport
 from melodia.evaluation.comparison import SetComparison
 from melodia.evaluation.continuations import KeyAgreement, Pair
-from melodia.evaluation.measure import Likelihood
+from melodia.evaluation.measure import Likelihood, number
 from melodia.evaluation.statistics import piece_histograms
 from melodia.originality import Originality
 
@@ -244,15 +244,6 @@ def mean_histograms(scores: Sequence[Any]) -> dict[str, list[float]]:
             if not np.isnan(histogram).any():
                 collected.setdefault(name, []).append(histogram)
     return {name: np.mean(rows, axis=0).tolist() for name, rows in collected.items()}
-
-
-def number(value: float, digits: int = 3) -> str:
-    """A number for people; an undefined one is a dash.
-
-    >>> number(0.12345), number(float("nan")), number(1234.5, 0)
-    ('0.123', '–', '1,234')
-    """
-    return "–" if value != value else f"{value:,.{digits}f}"
 
 
 def mean(values: Any) -> float:

@@ -16,7 +16,7 @@ import torch
 from melodia import __version__, kernels
 from melodia.corpus.shards import Corpus
 from melodia.errors import ConfigError, TrainingError
-from melodia.evaluation.measure import Likelihood
+from melodia.evaluation.measure import Likelihood, number
 from melodia.evaluation.ngram import KneserNey
 from melodia.model.checkpoint import load_checkpoint
 from melodia.model.config import KINDS, ModelConfig
@@ -77,9 +77,9 @@ class Comparison:
         ]
         for row in sorted(self.rows, key=lambda row: row.nats_per_token):
             lines.append(
-                f"| {row.name} | {row.parameters:,} | {row.hidden_size or '–'} | {_number(row.step_microseconds, 0)} "
-                f"| {_number(row.training_tokens_per_second, 0)} | {_number(row.epochs, 2)} "
-                f"| {_number(row.nats_per_token, 4)} ({_range(row)}) | {_number(row.nats_per_note, 3)} |"
+                f"| {row.name} | {row.parameters:,} | {row.hidden_size or '–'} | {number(row.step_microseconds, 0)} "
+                f"| {number(row.training_tokens_per_second, 0)} | {number(row.epochs, 2)} "
+                f"| {number(row.nats_per_token, 4)} ({_range(row)}) | {number(row.nats_per_note, 3)} |"
             )
         facts = "; ".join(f"{name}: {value}" for name, value in self.setting.items())
         return "\n".join([*lines, "", facts])
@@ -257,7 +257,3 @@ def step_time(model: Model, repeats: int = STEP_REPEATS) -> float:
 def _range(row: Row) -> str:
     """The interval; a dash where there is none, as of a single piece."""
     return "–" if math.isnan(row.low) or math.isnan(row.high) else f"{row.low:.4f}–{row.high:.4f}"
-
-
-def _number(value: float, digits: int) -> str:
-    return "–" if value != value else f"{value:,.{digits}f}"
