@@ -1,4 +1,4 @@
-"""What continuations keep of their seeds: register, voices, key, programs, balance of drums and tune, branches.
+"""What continuations keep of their seeds: register, ranges, voices, key, programs, balance of drums and tune, branches.
 
 `python -m benchmarks.continuations --whole midi_samples --pieces HELD_OUT --json FILE` continues each file of the one
 folder behind its end, and pieces of the other (searched with its sub-folders, as many from each) behind their first 16
@@ -155,6 +155,7 @@ def compare(seed: Any, music: Any) -> dict[str, float]:
     found["notes a bar, ratio"] = after.notes / before.notes
     found["notes a bar, log size"] = abs(np.log(max(after.notes, 0.1) / before.notes))
     found["players, ratio"] = after.players / before.players
+    found["outside its own range"] = astray(seed, music)
     programs = set(before.shares) | set(after.shares)
     found["programs, distance"] = (
         sum(abs(before.shares.get(p, 0) - after.shares.get(p, 0)) for p in programs) / 2
@@ -178,6 +179,23 @@ def compare(seed: Any, music: Any) -> dict[str, float]:
     found["collapse findings"] = float(bool(report.findings))
     found["note loop"] = float(report.note_loop)
     return found
+
+
+def astray(seed: Any, music: Any) -> float:
+    """Share of the notes more than 2 semitones outside what their program has in the seed; nan of none."""
+    ranges = {p: (notes.min(), notes.max()) for p, notes in pitches_of(seed).items()}
+    outside: list[bool] = []
+    for program, notes in pitches_of(music).items():
+        if program in ranges:
+            low, high = ranges[program]
+            outside += ((notes < low - 2) | (notes > high + 2)).tolist()
+    return mean(outside)
+
+
+def pitches_of(score: Any) -> dict[int, NDArray[np.int64]]:
+    """The pitches of each program that plays, without the drums."""
+    notes = notes_of_score(score)
+    return {p: notes.pitch[notes.program == p] for p in np.unique(notes.program).tolist() if p >= 0}
 
 
 def signature(key: Any) -> int:

@@ -51,11 +51,9 @@ struct Grammar {
     const int64_t *node_part, *node_token, *node_child, *node_children;  // [nodes], roots first
     const int64_t* part_start;                                           // [V + 1]
     const int64_t* parts;                                                // [parts]
-    const int32_t* row_of;                                               // [129]: program + 1 -> row, or -1
+    const int32_t* row_of;                                               // see of_program; -1: none
 
-    MELODIA_HD int64_t row_of_program(int64_t program) const {
-        return program < -1 || program > 127 ? -1 : row_of[program + 1];
-    }
+    MELODIA_HD int64_t row_of_program(int64_t program) const { return of_program(row_of, program, -1); }
 
     MELODIA_HD void start(const GrammarState& s) const {
         const GrammarHead& h = *head;

@@ -94,6 +94,12 @@ MELODIA_HD uint64_t bits_between(int64_t w, int64_t from, int64_t to) {
     return from < to ? ~uint64_t{0} >> (64 - (to - from)) << from : 0;
 }
 
+// What a table of all programs, [129] (program + 1, drums first), says of one of them.
+constexpr int64_t kProgramNumbers = 129;
+MELODIA_HD int64_t of_program(const int32_t* table, int64_t program, int64_t otherwise) {
+    return program < -1 || program > 127 ? otherwise : table[program + 1];
+}
+
 // How many of `count` ascending numbers are < limit (<= limit if `equal`).
 MELODIA_HD int64_t count_below(const int64_t* numbers, int64_t count, int64_t limit, bool equal) {
     int64_t low = 0;

@@ -14,7 +14,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
@@ -27,7 +27,7 @@ from model_zoo import BAR, ZOO, V, make
 from sampler_helpers import make_seed, scale, tiny_sampler, tokenizer_of
 
 from melodia import engine
-from melodia.decode import SamplingConfig
+from melodia.decode import Bias, SamplingConfig
 from melodia.engine import cuda
 from melodia.engine.description import describe
 from melodia.engine.loop import Start, Stopped, Terms, TokenLoop
@@ -264,9 +264,10 @@ def loops(
     kind: str = "sequential",
     pairs: bool = False,
     weights: str = "fp32",
+    bias: Callable[[int], Bias | None] = lambda lane: None,
     **changed: int,
 ) -> tuple[TokenLoop, TokenLoop]:
-    """The CPU's loop and the device's over the same lanes."""
+    """The CPU's loop and the device's over the same lanes; `bias` says of each what is added to its logits."""
     sampler = primed(scheme, encoder, kind, pairs)
     state = sampler.state
     ints, floats = describe(sampler.model, weights)
@@ -275,7 +276,17 @@ def loops(
     config = config or SamplingConfig()
     logits = np.zeros_like(state.logits) if equal else state.logits  # ties everywhere
     starts = [
-        Start(logits, state.grammar, state.side, config, 9, first_session + i, state.fed, (61, 62, 61, 70))
+        Start(
+            logits,
+            state.grammar,
+            state.side,
+            config,
+            9,
+            first_session + i,
+            state.fed,
+            (61, 62, 61, 70),
+            bias(i),
+        )
         for i in range(B)
     ]
     on_cpu = engine.Engine(ints, floats, threads=1)

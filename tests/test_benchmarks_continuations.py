@@ -37,6 +37,16 @@ def test_what_is_lost_is_seen() -> None:
     assert found["drums' share"] == pytest.approx(32 / 48)
 
 
+def test_notes_outside_their_own_range() -> None:
+    seed = make_seed([*TUNE, *BASS, *DRUMS])
+    music = make_seed(
+        [(0, 1, 86, 73), (1, 1, 87, 73), (2, 1, 70, 73), (0, 4, 50, 32), (4, 4, 72, 32), (0, 1, 90, 0)]
+    )
+    assert compare(seed, seed)["outside its own range"] == 0
+    assert compare(seed, music)["outside its own range"] == pytest.approx(2 / 5)
+    assert np.isnan(compare(seed, make_seed(scale(2, program=4)))["outside its own range"])
+
+
 def test_a_texture_by_hand() -> None:
     found = texture(make_seed([(0, 4, 60, 0), (0, 2, 64, 0), (2, 2, 62, 0)]))
     assert found.voices == 2

@@ -18,7 +18,9 @@ import torch
 from sampler_helpers import make_seed, scale, tiny_sampler, tokenizer_of
 
 from melodia import engine
-from melodia.decode import SamplingConfig
+from melodia.decode import Bias, SamplingConfig
+from melodia.decode.bias import PROGRAM_NUMBERS
+from melodia.engine.description import describe
 from melodia.engine.loop import Start, Stopped, Terms, TokenLoop
 from melodia.engine.rules import pack, rules_of
 from melodia.errors import ConfigError, GrammarError, MelodiaError
@@ -101,6 +103,25 @@ def test_bursts_change_nothing_at_length(scheme: str, ways: Any, monkeypatch: py
                     made = {"random_seed": random_seed, **wish}
                     one, other = ways(lambda made=made: sampler.generate(**made))
                     assert same(one, other), (name, made)
+
+
+def test_a_bias_of_the_wrong_shape() -> None:
+    sampler = tiny_sampler()
+    state, V = sampler.state, sampler.vocabulary.size
+    rules = rules_of(Grammar.compile(sampler.vocabulary), state.side.specs)
+    lanes = engine.Lanes(engine.Engine(*describe(sampler.model, "fp32"), threads=1), 1)
+    nowhere = np.zeros(PROGRAM_NUMBERS, np.int32)
+    for rows, row_of, message in (
+        (np.zeros((2, V - 1)), nowhere, rf"a bias must be \[R, {V}\] \(received \[2, {V - 1}\]\)"),
+        (np.zeros(V), nowhere, rf"a bias must be \[R, {V}\]"),
+        (np.zeros((2, V)), nowhere + 2, r"row of the bias must lie from 0 to 1 \(received 2\)"),
+        (np.zeros((2, V)), nowhere - 1, r"from 0 to 1 \(received -1\)"),
+        (np.zeros((2, V)), nowhere[1:], r"row_of"),
+    ):
+        bias = Bias(rows.astype(np.float32), row_of)
+        start = Start(state.logits, state.grammar, state.side, SamplingConfig(), 1, 0, state.fed, (), bias)
+        with pytest.raises((ValueError, GrammarError), match=message):
+            TokenLoop(lanes, [rules], [start])
 
 
 @pytest.mark.parametrize("kind", ["lstm", "gru", "reversed", "parallel", "bidirectional"])

@@ -6,33 +6,45 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cuda_decode_emulation import paired_tokenizer
 from sampler_helpers import make_seed, scale, tiny_sampler
 
 from melodia import engine
 from melodia.decode import Noise, SamplingConfig, choose, token_nll
 from melodia.errors import ConfigError
+from melodia.grammar.state import NONE
 from melodia.sampler import Request, Sampler
-from melodia.sampler.bias import seed_bias
+from melodia.sampler.bias import ASTRAY, OUTSIDE, seed_bias
 from melodia.sampler.loop import Loop
 from melodia.sampler.plan import LAST_BARS
 from melodia.sampler.players import REST_BARS, rests_of
 
 
 def test_the_bias_by_hand() -> None:
-    """Three Cs and a G: with one more of every class the shares are 4/16, 2/16 and ten times 1/16."""
+    """Three Cs and a G: with one more of every class the shares are 4/16, 2/16 and ten times 1/16.
+
+    Of four notes the range may be wider by 30 / 4 semitones.
+    """
     sampler = tiny_sampler()
     seed = make_seed([(0, 1, 60, 0), (1, 1, 72, 0), (2, 1, 48, 0), (3, 1, 67, 0), (0, 1, 38, -1)])
     bias = seed_bias(sampler._classes, seed, Request(pitch_bias=0.5))
     assert bias is not None
+    row = bias.of(0)
     mean = (3 * 0.25**0.5 + 0.125**0.5) / 4
     index = sampler.vocabulary.index
     for pitch, share in ((60, 4 / 16), (55, 2 / 16), (61, 1 / 16), (62, 1 / 16)):
-        assert bias[index[f"Pitch_{pitch}"]] == pytest.approx(0.5 * np.log(share) - np.log(mean), rel=1e-5)
-    for pitch, distance, share in ((36, 12, 4 / 16), (75, 3, 1 / 16)):  # beyond the range, 48 to 72
-        expected = 0.5 * (np.log(share) - distance / 3) - np.log(mean)
-        assert bias[index[f"Pitch_{pitch}"]] == pytest.approx(expected, rel=1e-5)
+        assert row[index[f"Pitch_{pitch}"]] == pytest.approx(0.5 * np.log(share) - np.log(mean), rel=1e-5)
+    for pitch, distance, share in (
+        (36, 4.5, 4 / 16),
+        (79, 0, 2 / 16),
+        (82, 2.5, 1 / 16),
+    ):  # the range is 48 to 72
+        expected = 0.5 * (np.log(share) - distance / OUTSIDE) - np.log(mean)
+        assert row[index[f"Pitch_{pitch}"]] == pytest.approx(expected, rel=1e-5)
     others = [i for i, kind in enumerate(sampler.vocabulary.types) if kind != "Pitch"]
-    assert not bias[others].any()
+    assert not bias.rows[:, others].any()
+    for program in (NONE, 40):  # one that the seed does not have, none at all: the range of all
+        assert (bias.of(program) == row).all()
     assert seed_bias(sampler._classes, seed, Request()) is None
     drums = make_seed([(0, 1, 38, -1)])
     assert seed_bias(sampler._classes, drums, Request(pitch_bias=0.5)) is None
@@ -50,8 +62,66 @@ def test_the_range_is_that_of_most_notes() -> None:
     assert wide is not None
     index = sampler.vocabulary.index
     for bias in (plain, wide):
-        drop = bias[index["Pitch_62"]] - bias[index["Pitch_98"]]  # the same class, 24 above the range
-        assert drop == pytest.approx(24 / 3, abs=0.4)
+        row = bias.of(0)
+        drop = row[index["Pitch_62"]] - row[index["Pitch_98"]]  # the same class, 24 above the range
+        assert drop == pytest.approx(24 / OUTSIDE, abs=0.4)
+
+
+def test_each_program_has_its_own_range() -> None:
+    """A flute above a bass: the same classes, and the other's notes are far away for each."""
+    sampler = tiny_sampler()
+    both = [*((k, 1, 76 + k % 12, 73) for k in range(60)), *((k, 1, 36 + k % 12, 32) for k in range(60))]
+    bias = seed_bias(sampler._classes, make_seed(both), Request(pitch_bias=1.0))
+    assert bias is not None
+    highest, high, low, lowest = (sampler.vocabulary.index[f"Pitch_{pitch}"] for pitch in (92, 80, 44, 32))
+    for program, inside, astray in ((73, high, low), (32, low, high)):
+        row = bias.of(program)
+        distance = (76 - 44 if program == 73 else 80 - 47) - 0.5  # 30 / 60 are left open
+        assert (row[inside] - row[astray]) * ASTRAY == pytest.approx(distance, abs=1e-3)
+    assert (bias.of(73)[high] - bias.of(73)[highest]) * OUTSIDE == pytest.approx(92 - 87 - 0.25, abs=0.3)
+    assert (bias.of(32)[low] - bias.of(32)[lowest]) * OUTSIDE == pytest.approx(36 - 32 - 0.25, abs=0.3)
+    for program in (0, NONE):
+        assert bias.of(program)[high] == pytest.approx(bias.of(program)[low])
+
+
+def test_words_that_name_another_program() -> None:
+    """Each note of a BPE token counts in the range of the program that plays it."""
+    sampler = tiny_sampler(tokenizer=paired_tokenizer("REMI"))
+    vocabulary = sampler.vocabulary
+    both = [*((k, 1, 61 + k % 2, 0) for k in range(60)), *((k, 1, 100, 40) for k in range(60))]
+    bias = seed_bias(sampler._classes, make_seed(both), Request(pitch_bias=1.0))
+    assert bias is not None
+    named = 0
+    for token, parts in vocabulary.expansions.items():
+        for present in (0, 40, 7, NONE):
+            program, expected = present, 0.0
+            for part in parts:
+                kind, value = vocabulary.types[part], vocabulary.value(part)
+                if kind == "Program":
+                    program = int(value)
+                elif kind == "Pitch":
+                    expected += bias.of(program)[part]
+                    named += program != present
+            assert bias.of(present)[token] == pytest.approx(expected, abs=1e-4)
+    assert named > 20
+
+
+def test_instruments_keep_to_their_ranges() -> None:
+    sampler = tiny_sampler()
+    both = [
+        *((k, 1, 84 + 2 * (k % 6), 73) for k in range(16)),
+        *((k, 1, 36 + 2 * (k % 6), 32) for k in range(16)),
+    ]
+    sampler.prime(make_seed(both))
+
+    def astray(weight: float) -> float:
+        made = sampler.generate_many(8, bars=4, pitch_bias=weight, random_seed=1)
+        notes = [note for one in made for note in one.events]
+        assert len({note.program for note in notes}) == 2
+        return float(np.mean([(note.pitch > 66) != (note.program == 73) for note in notes]))
+
+    assert astray(0.0) > 0.25
+    assert astray(1.0) < 0.02
 
 
 def test_a_bias_counts_before_the_filters_and_not_in_the_nll() -> None:
@@ -80,8 +150,9 @@ def test_more_bias_more_of_the_seeds_classes() -> None:
 @pytest.mark.parametrize("settings", [{}, {"top_p": 0.9, "temperature": 0.8}, {"repetition_penalty": 1.3}])
 def test_bursts_and_tokens_agree(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
+    seed = make_seed([*scale(4), *((at, length, pitch - 24, 32) for at, length, pitch, _ in scale(4))])
     sampler = tiny_sampler()
-    sampler.prime(make_seed(scale(4)))
+    sampler.prime(seed)
     for bursts in (False, True):
         monkeypatch.setattr("melodia.sampler.sampler.Loop", lambda *them, b=bursts: Loop(*them, bursts=b))
         made += sampler.generate_many(2, bars=6, pitch_bias=0.7, random_seed=5, **settings)
@@ -92,7 +163,7 @@ def test_bursts_and_tokens_agree(settings: dict[str, Any], monkeypatch: pytest.M
     plain = sampler.generate(bars=6, random_seed=5, **settings)
     assert plain.tokens.tolist() != made[2].tokens.tolist()
     reference = Sampler(sampler.model, sampler.tokenizer, backend="reference")
-    reference.prime(make_seed(scale(4)))
+    reference.prime(seed)
     of_reference = reference.generate(bars=6, pitch_bias=0.7, random_seed=5, **settings)
     assert of_reference.tokens.tolist() == made[0].tokens.tolist()
 

@@ -161,9 +161,10 @@ MELODIA_API int melodia_loop_begin(void* loop, int64_t lane, const BeginNumbers*
     });
 }
 
-MELODIA_API int melodia_loop_bias(void* loop, int64_t lane, const float* bias) {
+MELODIA_API int melodia_loop_bias(void* loop, int64_t lane, const float* rows, int64_t count,
+                                  const int32_t* row_of) {
     return guarded([&] {
-        loop_of(loop, lane).set_bias(lane, bias);
+        loop_of(loop, lane).set_bias(lane, rows, count, row_of);
         return 1;
     });
 }

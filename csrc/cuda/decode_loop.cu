@@ -50,16 +50,15 @@ void Loop::upload(const engine::Rules* const* rules) {
         // One row of numbers, from the head to the profiles (rules.cpp).
         const auto* first = reinterpret_cast<const int64_t*>(of.grammar.head);
         const int64_t size = of.sides.tables.profiles + kKeys * kPitchClasses - first;
-        constexpr int64_t programs = 129;
-        const int64_t words = size + V_ + programs + up(V_, 8) / 8;
+        const int64_t words = size + V_ + kProgramNumbers + up(V_, 8) / 8;
         rule_memory_.push_back(std::make_unique<Memory>());
         auto* base = rule_memory_.back()->of<int64_t>(words);
         int64_t* moves = base + size;
         auto* row_of = reinterpret_cast<int32_t*>(moves + V_);
-        auto* traits = reinterpret_cast<uint8_t*>(moves + V_ + programs);
+        auto* traits = reinterpret_cast<uint8_t*>(moves + V_ + kProgramNumbers);
         Memory::write(base, first, 8 * size);
         Memory::write(moves, of.moves.data(), 8 * V_);
-        Memory::write(row_of, of.grammar.row_of, 4 * programs);
+        Memory::write(row_of, of.grammar.row_of, 4 * kProgramNumbers);
         Memory::write(traits, of.traits.data(), V_);
         DeviceRules there{of.grammar, of.sides, moves, traits};
         const auto shift = [&](auto*& pointer) {
@@ -99,13 +98,14 @@ void Loop::upload(const engine::Rules* const* rules) {
 
 RecordLayout Loop::plan_records(int64_t steps) const {
     RecordLayout l{};
-    int64_t programs = 0, depth = 0, ends = 0, places = 0, ring = 0;
+    int64_t programs = 0, depth = 0, ends = 0, places = 0, ring = 0, bias = 0;
     for (const auto& v : voices_) {
         const GrammarHead& h = *v->follower.rules().grammar.head;
         programs = std::max(programs, h.programs);
         depth = std::max(depth, h.depth);
         ends = std::max(ends, v->follower.grammar().capacity);
         ring = std::max<int64_t>(ring, static_cast<int64_t>(v->recent.size()));
+        bias = std::max<int64_t>(bias, static_cast<int64_t>(v->bias.rows.size()));
         for (const SidePlaces& bar : v->follower.sides().bars) places = std::max(places, bar.count);
     }
     l.ends_capacity = ends;
@@ -124,7 +124,8 @@ RecordLayout Loop::plan_records(int64_t steps) const {
     l.masks = take(8 * W_ * 5);
     l.ring = take(4 * ring);
     l.counts = take(4 * V_);
-    l.bias = take(4 * V_);
+    l.bias = take(4 * bias);
+    l.bias_row_of = take(4 * kProgramNumbers);
     l.size = up(next, 256);
     next = 0;
     l.changes_each = depth;
@@ -185,8 +186,9 @@ void Loop::pack(int64_t lane, const RecordLayout& l, unsigned char* record, unsi
     }
     v.exclude = mask(t.exclude, 3);
     v.stop = mask(t.stop, 4);
-    v.biased = !host.bias.empty();
-    std::copy(host.bias.begin(), host.bias.end(), at<float>(record, l.bias));
+    v.biased = !host.bias.rows.empty();
+    std::copy(host.bias.rows.begin(), host.bias.rows.end(), at<float>(record, l.bias));
+    std::copy(host.bias.row_of.begin(), host.bias.row_of.end(), at<int32_t>(record, l.bias_row_of));
     v.top_p = host.sampling.top_p;
     v.min_p = host.sampling.min_p;
     v.log_min_p = v.min_p > 0.0 ? std::log(v.min_p) : 0.0;

@@ -24,8 +24,13 @@ struct Records {
     MELODIA_DEVICE int32_t* ring(int b) const {
         return reinterpret_cast<int32_t*>(record(b) + a.record.ring);
     }
+    // What is added to the logits [V] while the present program plays; null: nothing.
     MELODIA_DEVICE const float* bias(int b) const {
-        return reinterpret_cast<const float*>(record(b) + a.record.bias);
+        const Record& v = voice(b);
+        if (!v.biased) return nullptr;
+        const auto* row_of = reinterpret_cast<const int32_t*>(record(b) + a.record.bias_row_of);
+        return reinterpret_cast<const float*>(record(b) + a.record.bias) +
+               of_program(row_of, v.grammar.program, 0) * a.net.V;
     }
     MELODIA_DEVICE const uint64_t* mask_of(int b, int which) const {
         return reinterpret_cast<const uint64_t*>(record(b) + a.record.masks) + which * a.record.words;

@@ -165,7 +165,7 @@ struct Record {
 
 // Offsets in bytes of a record's arrays.
 struct RecordLayout {
-    int64_t begun, rows, ends, places, masks, ring, counts, bias, size;
+    int64_t begun, rows, ends, places, masks, ring, counts, bias, bias_row_of, size;
     int64_t ends_capacity, places_capacity;
     int64_t words;         // of a mask
     int64_t changes_each;  // of a thread

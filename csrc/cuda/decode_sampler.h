@@ -283,11 +283,12 @@ class SamplerBlock : Records {
         const float* from = logits(b);
         float* x = candidates(b);
         const uint64_t* allowed = wanted(b);
+        const float* added = bias(b);
         int32_t nan = 0, here = 0;
         for (int i = me(); i < V; i += count()) {  // 1, 2, 3
             const float logit = from[i];
             nan |= logit != logit;
-            float kept = has_bit(allowed, i) ? v.biased ? logit + bias(b)[i] : logit : kRemoved;
+            float kept = has_bit(allowed, i) ? added ? logit + added[i] : logit : kRemoved;
             here += kept > kRemoved;
             if (v.penalty != 1.0f && counts(b)[i] > 0) kept = penalised(kept, v.penalty);
             if (!v.greedy && v.temperature != 1.0f) kept /= v.temperature;

@@ -88,7 +88,7 @@ Rules::Rules(const int64_t* ints, int64_t count) : memory_(ints, ints + std::max
     require(next == end, "something stands behind the end");
     sides.grammar = &grammar;
 
-    row_of_.assign(129, -1);
+    row_of_.assign(kProgramNumbers, -1);
     for (int64_t i = 0; i < h.programs; ++i) {
         require(within(g.program_of_row[i], -1, 127) && row_of_[g.program_of_row[i] + 1] < 0, "the programs");
         require(within(g.program_tokens[i], 0, h.V - 1), "the programs");

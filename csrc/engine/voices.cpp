@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 #include <stdexcept>
+#include <string>
 
 namespace melodia::engine {
 
@@ -40,8 +41,13 @@ void Voices::begin(int64_t lane, const Sampling& sampling, int64_t window, uint6
     }
 }
 
-void Voices::set_bias(int64_t lane, const float* bias) {
-    voices_[lane]->bias.assign(bias, bias == nullptr ? bias : bias + V_);
+void Voices::set_bias(int64_t lane, const float* rows, int64_t count, const int32_t* row_of) {
+    for (int64_t i = 0; i < kProgramNumbers; ++i)
+        if (row_of[i] < 0 || row_of[i] >= count)
+            throw std::invalid_argument("a program's row of the bias must lie from 0 to " +
+                                        std::to_string(count - 1) + " (received " +
+                                        std::to_string(row_of[i]) + ")");
+    voices_[lane]->bias = {{rows, rows + count * V_}, {row_of, row_of + kProgramNumbers}};
 }
 
 void Voices::set_terms(int64_t lane, const LaneTerms& terms) {
@@ -78,10 +84,10 @@ void Voices::draw(int64_t lane, const uint64_t* legal) {
         seen_[token] = stamp_;
         distinct_.push_back(token);
     }
-    const Choice choice =
-        chooser_.choose(logits(lane), static_cast<int32_t>(V_), legal, distinct_.data(),
-                        static_cast<int32_t>(distinct_.size()), v.sampling, v.random_seed, v.session,
-                        static_cast<uint64_t>(facts.fed), true, v.bias.empty() ? nullptr : v.bias.data());
+    const Choice choice = chooser_.choose(logits(lane), static_cast<int32_t>(V_), legal, distinct_.data(),
+                                          static_cast<int32_t>(distinct_.size()), v.sampling, v.random_seed,
+                                          v.session, static_cast<uint64_t>(facts.fed), true,
+                                          v.bias.of(v.follower.grammar().r->program, V_));
     facts.token = choice.token;
     facts.nll = choice.nll;
     facts.entropy = choice.entropy;

@@ -50,6 +50,16 @@ struct LaneTerms {
     const uint64_t* stop;     // these stop the lane before they are fed
 };
 
+// What is added to the logits of a choice, by the program that plays; empty: nothing.
+struct Bias {
+    std::vector<float> rows;      // [R][V]; the first where no program plays
+    std::vector<int32_t> row_of;  // see of_program
+
+    const float* of(int64_t program, int64_t V) const {
+        return rows.empty() ? nullptr : rows.data() + of_program(row_of.data(), program, 0) * V;
+    }
+};
+
 // Why a call came back.
 enum class Stopped : int64_t { lane = 1, pause, flag, time, steps };
 
@@ -68,8 +78,8 @@ class Voices {
     // recent: the last tokens, the newest last; `window` of them count for the repetition penalty.
     void begin(int64_t lane, const Sampling& sampling, int64_t window, uint64_t random_seed, uint32_t session,
                int64_t fed, const int64_t* recent, int64_t recent_count);
-    // What is added to the logits of every choice, [V]; null: nothing.
-    void set_bias(int64_t lane, const float* bias);
+    // See Bias: rows [count][V], row_of [129].
+    void set_bias(int64_t lane, const float* rows, int64_t count, const int32_t* row_of);
     void set_terms(int64_t lane, const LaneTerms& terms);
     // Chooses for a lane that asks, among tokens [W]; it is `stopped` then.
     void choose(int64_t lane, const uint64_t* legal);
@@ -85,7 +95,7 @@ class Voices {
         Sampling sampling;
         uint64_t random_seed = 0;
         uint32_t session = 0;
-        std::vector<float> bias;
+        Bias bias;
         LaneTerms terms{};
         std::vector<uint64_t> bits;   // what the terms point to
         std::vector<int32_t> recent;  // a ring of the last tokens

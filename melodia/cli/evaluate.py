@@ -47,7 +47,8 @@ def evaluate(
     ),
     pitch_bias: float = typer.Option(
         PITCH_BIAS,
-        help="With --generate: how strongly notes keep to the seed's pitch classes and range, 0 to 1.",
+        help="With --generate: how strongly notes keep to the seed's pitch classes and instruments to their range, "
+        "0 to 1.",
     ),
     branches: int = typer.Option(
         BRANCHES, min=1, max=64, help="With --generate: play every two bars so often and keep what fits best."

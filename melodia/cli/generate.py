@@ -51,7 +51,8 @@ def generate(
     repetition_penalty: float = typer.Option(1.0, help="Above 1, recent tokens become less likely."),
     pitch_bias: float = typer.Option(
         PITCH_BIAS,
-        help="How strongly new notes keep to the seed's pitch classes and range, 0 (not at all) to 1.",
+        help="How strongly new notes keep to the seed's pitch classes and instruments to their range there, "
+        "0 (not at all) to 1.",
     ),
     branches: int = typer.Option(
         BRANCHES,

@@ -215,9 +215,13 @@ class Loop:
             )
         )
 
-    def set_bias(self, lane: int, bias: NDArray[np.float32]) -> None:
-        """What is added to the logits of every choice, [V]; it is copied."""
-        self._check(self._library.melodia_loop_bias(self._pointer, lane, bias.ctypes.data))
+    def set_bias(self, lane: int, rows: NDArray[np.float32], row_of: NDArray[np.int32]) -> None:
+        """The rows [R, V] of a bias, and which of them holds for each program [129]; they are copied."""
+        self._check(
+            self._library.melodia_loop_bias(
+                self._pointer, lane, rows.ctypes.data, len(rows), row_of.ctypes.data
+            )
+        )
 
     def set_terms(
         self,

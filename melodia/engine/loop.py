@@ -14,7 +14,7 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
-from melodia.decode import SamplingConfig
+from melodia.decode import Bias, SamplingConfig
 from melodia.engine.choice import sampling_of
 from melodia.engine.engine import Lanes
 from melodia.engine.rules import Bits, Follower, Rules
@@ -81,7 +81,7 @@ class Start:
         sampling, random_seed, session: of its choices.
         fed: the position of the next token in its stream of random numbers.
         recent: the last tokens, the newest last, for the repetition penalty.
-        bias: float32 [V], added to the logits of every choice; None: nothing.
+        bias: what is added to the logits of every choice; None: nothing.
     """
 
     logits: NDArray[np.float32]
@@ -92,7 +92,7 @@ class Start:
     session: int
     fed: int
     recent: Sequence[int]
-    bias: NDArray[np.float32] | None = None
+    bias: Bias | None = None
 
 
 class TokenLoop:
@@ -143,10 +143,10 @@ class TokenLoop:
             start.recent,
         )
         if start.bias is not None:
-            bias = np.ascontiguousarray(start.bias, np.float32)
-            if bias.shape != logits.shape:
-                raise ValueError(f"a bias must be [{len(logits)}] (received {bias.shape})")
-            self._native.set_bias(lane, bias)
+            rows = start.bias.rows
+            if rows.shape[1:] != logits.shape:
+                raise ValueError(f"a bias must be [R, {len(logits)}] (received {list(rows.shape)})")
+            self._native.set_bias(lane, rows, start.bias.row_of)
 
     def set_terms(
         self, lane: int, terms: Terms | None, *, pause: bool = False, bars_total: int | None = None

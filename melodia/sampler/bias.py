@@ -3,12 +3,14 @@
 A model that was trained on much music holds a key less well than the piece it continues does, and cutting off what is
 unlikely (temperature below 1, top-p) mends that at the price of the register: notes of a chord are written upwards, the
 intervals above a note are spread wider than those below, so that what is cut off is what lies high. The seed itself
-says which pitch classes belong here, whatever its scale, and how high and low it goes: a continuation that leaves that
-range comes down to where most music lies.
+says which pitch classes belong here, whatever its scale, and how high and low each of its instruments goes: one that
+leaves its range comes down to where most of its music lies.
 
-With q(c) the share of a pitch class in the seed's notes and d the distance to the range of all but a few of them, in
-semitones, the logit of each Pitch token gets w (log q(c) - d / 3), less what makes the mean of its exponential over the
-seed's notes 1: where the model plays the classes as the seed does, as many notes come as before.
+With q(c) the share of a pitch class in the seed's notes, and d + a the semitones by which a pitch lies outside the
+range of the program that plays, of which a lie where the seed's other programs play, the logit of each Pitch token
+gets w (log q(c) - d / 3 - a), less what makes the mean of its exponential over the program's notes 1: where the model
+plays the classes as the seed does, as many notes come as before. A range is that of all but a few notes. A program that
+is not in the seed has the range of all of it.
 """
 
 from __future__ import annotations
@@ -18,7 +20,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from melodia.grammar import Op
+from melodia.decode import Bias
+from melodia.decode.bias import PROGRAM_NUMBERS
+from melodia.grammar.state import NONE
 from melodia.sampler.classes import TokenClasses
 from melodia.sampler.request import Request
 
@@ -31,29 +35,50 @@ SMOOTHING = 1.0
 RANGE = (0.02, 0.98)
 """Quantiles of the seed's notes between which its range lies."""
 OUTSIDE = 3.0
-"""Semitones outside the range that count as much as a share of 1/e does among the classes."""
+"""Semitones outside every range that count as much as a share of 1/e does among the classes."""
+ASTRAY = 1.0
+"""The same where others play: the model takes one instrument's place for another's."""
+UNKNOWN = 30.0
+"""Semitones by which the range of a single note may really be wider; of n notes it is an n-th of that."""
+
+PITCHES = np.arange(128)
 
 
-def seed_bias(classes: TokenClasses, seed: ScoreTick | None, request: Request) -> NDArray[np.float32] | None:
-    """The bias of a continuation's logits, float32 [V]; None where there is none, or no seed with pitches."""
+def seed_bias(classes: TokenClasses, seed: ScoreTick | None, request: Request) -> Bias | None:
+    """The bias of a continuation's logits; None where there is none, or no seed with pitches."""
     if not request.pitch_bias or seed is None:
         return None
-    counts = np.zeros(128)
+    counts: dict[int, NDArray[np.int64]] = {}  # of each program's pitches, [128]
     for track in seed.tracks:
-        if not track.is_drum:
-            counts += np.bincount(track.notes.numpy()["pitch"], minlength=128)
-    if not counts.any():
+        if not track.is_drum and len(track.notes):
+            found = np.bincount(track.notes.numpy()["pitch"], minlength=128)
+            counts[track.program] = counts.get(track.program, np.zeros(128, np.int64)) + found
+    if not counts:
         return None
-    pitches = np.arange(128)
-    of_class = SMOOTHING + np.bincount(pitches % 12, counts)
-    low, high = np.quantile(np.repeat(pitches, counts.astype(int)), RANGE, method="nearest")
-    outside = np.maximum(low - pitches, 0) + np.maximum(pitches - high, 0)
-    of_pitch = request.pitch_bias * (np.log(of_class / of_class.sum())[pitches % 12] - outside / OUTSIDE)
-    of_pitch -= np.log(np.average(np.exp(of_pitch), weights=counts))
-    tables = classes.tables
-    bias = np.zeros(classes.vocabulary.size)
-    for token in np.flatnonzero(np.array(tables.ops) == Op.PITCH).tolist():
-        bias[token] = of_pitch[tables.values[token]]
-    for token, parts in classes.vocabulary.expansions.items():
-        bias[token] = bias[list(parts)].sum()
-    return bias.astype(np.float32)
+    every = np.sum(list(counts.values()), axis=0)
+    of_class = SMOOTHING + np.bincount(PITCHES % 12, every)
+    likelihood = np.log(of_class / of_class.sum())[PITCHES % 12]
+    beyond_all = distances(every)
+
+    def of_pitches(notes: NDArray[np.int64]) -> NDArray[np.float64]:
+        own = distances(notes)
+        outside = np.minimum(own, beyond_all)
+        raw = request.pitch_bias * (likelihood - outside / OUTSIDE - (own - outside) / ASTRAY)
+        return raw - np.log(np.average(np.exp(raw), weights=notes))
+
+    table = np.stack([of_pitches(notes) for notes in (every, *counts.values())])  # [R, 128]
+    row_of = np.zeros(PROGRAM_NUMBERS, np.int32)
+    row_of[[program + 1 for program in counts]] = np.arange(1, len(table))
+    token, named, pitch = classes.begun
+    rows = []
+    for row in range(len(table)):  # a note's program is the one that its token names, or the one before
+        of_note = table[np.where(named == NONE, row, row_of[named + 1]), pitch]
+        rows.append(np.bincount(token, of_note, minlength=classes.vocabulary.size))
+    return Bias(np.stack(rows).astype(np.float32), row_of)
+
+
+def distances(notes: NDArray[np.int64]) -> NDArray[np.float64]:
+    """How far each pitch lies outside the range of notes, so many of each pitch [128], in semitones [128]."""
+    low, high = np.quantile(np.repeat(PITCHES, notes), RANGE, method="nearest")
+    outside = np.maximum(low - PITCHES, 0) + np.maximum(PITCHES - high, 0)
+    return np.maximum(outside - UNKNOWN / notes.sum(), 0.0)

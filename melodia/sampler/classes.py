@@ -25,6 +25,8 @@ class TokenClasses:
         inner_shift: BPE tokens with a time shift behind their beginning.
         pitch: tokens that begin notes: what the repetition penalty counts.
         plays: tokens that name a program or begin a note.
+        begun: the pitched notes that tokens begin: int64 [N] each, the token, the program that the token itself names
+            before (`NONE`: none) and the pitch.
         program_of: int64 [V], the program that a Program token names; `NONE` for other tokens.
         moves: int64 [V], by how many grid units the token's time shifts move on.
         micro: int64 [V], by how many ticks a MicroTiming token moves a note off its grid point.
@@ -60,6 +62,7 @@ class TokenClasses:
             self.moves[token] = self.moves[list(parts)].sum()
             self.pitch[token] = self.pitch[list(parts)].any()
             self.plays[token] = self.plays[list(parts)].any()
+        self.begun = self._begun(ops)
         self.has_metres = bool(tables.metres)
         self.has_micro = bool(micro.any())
         kinds = [kind for kind in dict.fromkeys(vocabulary.types) if kind != "BPE"]
@@ -69,6 +72,18 @@ class TokenClasses:
         writes_metres = [kind for kind, after in vocabulary.graph.items() if "TimeSig" in after]
         self.metres_behind_bars = set(writes_metres) <= {"Bar"}
         self._bits: dict[tuple[str, ...], Bits] = {}
+
+    def _begun(self, ops: NDArray[np.int64]) -> NDArray[np.int64]:
+        """See `begun`: int64 [3, N]."""
+        found = []
+        for token in range(self.vocabulary.size):
+            program = NONE
+            for part in self.vocabulary.expansions.get(token, (token,)):
+                if ops[part] == Op.PROGRAM:
+                    program = self.tables.values[part]
+                elif ops[part] == Op.PITCH:
+                    found.append((token, program, self.tables.values[part]))
+        return np.array(found, np.int64).reshape(-1, 3).T
 
     def bits(self, *names: str) -> Bits:
         """The tokens that are in any of these classes, as a mask of words [W]."""

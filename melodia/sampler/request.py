@@ -35,8 +35,8 @@ class Request:
         tempo_changes: let the model change the tempo.
         pitch_range: lowest and highest pitch of melodic notes; None for all.
         max_polyphony: most notes at once; None for no limit.
-        pitch_bias: how strongly new notes keep to the pitch classes and the range of the seed, 0 (not at all) to 1;
-            see `melodia.sampler.bias`.
+        pitch_bias: how strongly new notes keep to the seed's pitch classes, and each program to its range there, 0 (not
+            at all) to 1; see `melodia.sampler.bias`.
         branches: so many times every two bars are played, and what fits the seed best, and closes best at the end, is
             kept; see `melodia.sampler.branching`. 1: once. Not for streams, nor with `may_end`.
         may_end: let the model end the piece before its length is reached, after one bar at the earliest.
