@@ -34,6 +34,13 @@ struct Choice {
     double entropy = 0.0;  // of the filtered distribution, in nats
 };
 
+// A second opinion on some tokens, pooled with the model's; melodia.decode.Opinion.
+struct Opinion {
+    const float* row = nullptr;  // [V]; null: there is none
+    const uint64_t* members = nullptr;
+    double exponent = 1.0;
+};
+
 constexpr int32_t kNothingLegal = -1;
 constexpr int32_t kNotANumber = -2;
 
@@ -49,6 +56,12 @@ MELODIA_HD float penalised(float logit, float penalty) {
 // What top-p adds up, `below` being the distance from the greatest logit: whole numbers, so that sums are
 // exact in any order.
 MELODIA_HD double mass_of(double below) { return rint(exp(below) * 0x1p36); }
+
+// What the logit of a member becomes, the number of the row not yet added. top: the greatest of the members;
+// lift: log(A / B), of their masses before and behind.
+MELODIA_HD float pooled(float logit, double top, double exponent, double lift) {
+    return static_cast<float>(top + (exponent * (double(logit) - top) + lift));
+}
 
 // exp(x) for x <= 0 within 2e-13 of itself (below -700 as at -700); a loop over it vectorises.
 MELODIA_HD double fast_exp(double x) {
@@ -103,14 +116,15 @@ class Chooser {
     explicit Chooser(int32_t vocab_size) { reserve(vocab_size); }
 
     // logits [V]; legal: a bit per token, or null for no mask; recent: distinct ids, `recent_count` of them.
-    // with_entropy: nll and entropy as well, within 1e-11. bias [V], or null for none.
+    // with_entropy: nll and entropy as well, within 1e-11.
     Choice choose(const float* logits, int32_t vocab_size, const uint64_t* legal, const int32_t* recent,
                   int32_t recent_count, const Sampling& sampling, uint64_t random_seed, uint32_t session,
-                  uint64_t position, bool with_entropy, const float* bias = nullptr) {
+                  uint64_t position, bool with_entropy, const Opinion& opinion = {}) {
         reserve(vocab_size);
         float top;
         if (!scan(logits, vocab_size, top)) return {kNotANumber};
-        gather(logits, vocab_size, legal, bias);  // 1
+        gather(logits, vocab_size, legal);  // 1
+        if (opinion.row != nullptr) pool(opinion);
         if (count_ == 0) return {kNothingLegal};
         if (sampling.repetition_penalty != 1.0f)
             penalise(recent, recent_count, sampling.repetition_penalty);  // 2
@@ -182,7 +196,7 @@ class Chooser {
     }
 
     // Candidates stand in order of id from here to the end.
-    void gather(const float* logits, int32_t vocab_size, const uint64_t* legal, const float* bias) {
+    void gather(const float* logits, int32_t vocab_size, const uint64_t* legal) {
         constexpr float removed = -std::numeric_limits<float>::infinity();
         int32_t n = 0;
         for (int32_t base = 0; base < vocab_size; base += 64) {
@@ -190,12 +204,34 @@ class Chooser {
             if (vocab_size - base < 64) bits &= (uint64_t{1} << (vocab_size - base)) - 1;
             for (; bits; bits &= bits - 1) {
                 const int32_t id = base + __builtin_ctzll(bits);
-                logit_[n] = bias ? logits[id] + bias[id] : logits[id];
+                logit_[n] = logits[id];
                 id_[n] = id;
                 n += logits[id] > removed;
             }
         }
         count_ = n;
+    }
+
+    void pool(const Opinion& opinion) {
+        int32_t n = 0;
+        float top = -std::numeric_limits<float>::infinity();
+        for (int32_t i = 0; i < count_; ++i) {
+            if ((opinion.members[id_[i] / 64] >> (id_[i] % 64) & 1) == 0) continue;
+            inside_[n++] = i;
+            top = std::max(top, logit_[i]);
+        }
+        if (n == 0 || std::isinf(top)) return;
+        double own = 0.0, flat = 0.0;
+        for (int32_t k = 0; k < n; ++k) {
+            const double below = double(logit_[inside_[k]]) - double(top);
+            own += mass_of(below);
+            flat += mass_of(opinion.exponent * below);
+        }
+        const double lift = std::log(own / flat);
+        for (int32_t k = 0; k < n; ++k) {
+            float& logit = logit_[inside_[k]];
+            logit = pooled(logit, top, opinion.exponent, lift) + opinion.row[id_[inside_[k]]];
+        }
     }
 
     void penalise(const int32_t* recent, int32_t count, float penalty) {

@@ -190,7 +190,8 @@ def test_a_bias_by_program(library: ctypes.CDLL) -> None:
         rows[:, vocabulary.index[f"Program_{program}"]] = 12
     one_row = np.zeros((1, vocabulary.size), np.float32)
     one_row[0, [vocabulary.index[f"Pitch_{pitch}"] for pitch in range(96, 108)]] = 30
-    biases = [Bias(rows, row_of), Bias(one_row, np.zeros_like(row_of)), None]
+    every = np.ones(vocabulary.size, np.bool_)
+    biases = [Bias(rows, row_of, every, 0.6), Bias(one_row, np.zeros_like(row_of), every, 1.0), None]
     pair = loops(library, 3, bias=biases.__getitem__)
     for loop in pair:
         for lane in range(3):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from melodia import engine
-from melodia.decode import Noise, SamplingConfig, choose
+from melodia.decode import Noise, Opinion, SamplingConfig, choose
 from melodia.decode.filters import MASS_UNIT, candidates
 from melodia.errors import GrammarError, MelodiaError
 
@@ -54,13 +54,20 @@ def compare(
     config: SamplingConfig,
     seed: int,
     at: int,
+    opinion: Opinion | None = None,
 ) -> None:
     noise = None if config.greedy else Noise(seed, 3, len(logits)).at(at)
-    expected = choose(logits, legal, recent, config, noise)
-    got = engine.choose(logits, legal, recent, config, random_seed=seed, session=3, position=at)
+    expected = choose(logits, legal, recent, config, noise, opinion)
+    got = engine.choose(
+        logits, legal, recent, config, random_seed=seed, session=3, position=at, opinion=opinion
+    )
     assert got.token == expected.token, (logits.tolist(), legal, recent, config, seed, at)
     assert got.nll == pytest.approx(expected.nll, abs=1e-9, rel=1e-12)
-    assert got.entropy == pytest.approx(expected.entropy, abs=1e-9)
+    tolerance = 1e-9
+    if opinion is not None:  # two logarithms may round a float differently
+        sizes = np.abs(logits[np.isfinite(logits)]), np.abs(opinion.row)
+        tolerance += 1e-6 * float(sum(size.max() for size in sizes))
+    assert got.entropy == pytest.approx(expected.entropy, abs=tolerance)
 
 
 def compare_random(count: int, random_seed: int) -> None:
@@ -73,7 +80,21 @@ def compare_random(count: int, random_seed: int) -> None:
             legal = generator.random(V) < generator.choice([0.1, 0.33, 0.9])
             legal[np.argmax(logits)] = True
         recent = generator.integers(0, V, size=generator.integers(0, 20)).tolist()
-        compare(logits, legal, recent, random_config(generator), int(generator.integers(2**63)), at)
+        compare(
+            logits,
+            legal,
+            recent,
+            random_config(generator),
+            int(generator.integers(2**63)),
+            at,
+            random_opinion(generator, V) if at % 3 == 0 else None,
+        )
+
+
+def random_opinion(generator: np.random.Generator, V: int) -> Opinion:
+    row = (generator.normal(size=V) * generator.choice([0, 1, 20])).astype(np.float32)
+    members = generator.random(V) < generator.choice([0.0, 0.2, 1.0])
+    return Opinion(row, members, float(generator.choice([0.0, 0.3, 0.7, 1.0])))
 
 
 def test_choice_is_that_of_decode() -> None:

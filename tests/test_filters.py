@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from melodia.decode import SamplingConfig, apply_filters, choose, filters, gumbel
+from melodia.decode import Opinion, SamplingConfig, apply_filters, choose, filters, gumbel
 from melodia.errors import ConfigError, GrammarError, MelodiaError
 
 torch = pytest.importorskip("torch")
@@ -114,6 +114,28 @@ def test_sums_of_the_mass_are_exact_in_any_order() -> None:
     weights = np.rint(np.exp(logits.astype(np.float64) - float(logits.max())) * filters.MASS_UNIT)
     shuffled = np.random.default_rng(0).permutation(weights)
     assert np.cumsum(weights)[-1] == np.cumsum(shuffled)[-1] == sum(int(w) for w in weights)
+
+
+@pytest.mark.parametrize("exponent", [0.0, 0.4, 1.0])
+def test_pooling_equals_the_product_of_the_distributions(exponent: float) -> None:
+    """p^e exp(row) among the legal members, whose mass is kept before the row counts."""
+    rng = np.random.default_rng(4)
+    logits = rng.normal(size=40).astype(np.float32) * 3
+    logits[5] = -np.inf
+    members = rng.random(40) < 0.5
+    members[5] = True
+    row = rng.normal(size=40).astype(np.float32)
+    p = np.exp(logits.astype(np.float64))
+    flat = np.where(members & (p > 0), p**exponent, 0)
+    expected = np.where(members, flat * p[members].sum() / flat.sum() * np.exp(row.astype(np.float64)), p)
+    with np.errstate(divide="ignore"):
+        assert filters.pool(logits, Opinion(row, members, exponent)) == pytest.approx(
+            np.log(expected), abs=2e-5
+        )
+    nobody = Opinion(row, np.zeros(40, np.bool_), exponent)
+    assert (filters.pool(logits, nobody) == logits).all()
+    logits[members] = np.inf
+    assert (filters.pool(logits, Opinion(row, members, exponent)) == logits).all()
 
 
 def test_the_choice_follows_softmax_of_the_filtered_logits() -> None:

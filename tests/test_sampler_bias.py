@@ -10,7 +10,7 @@ from cuda_decode_emulation import paired_tokenizer
 from sampler_helpers import make_seed, scale, tiny_sampler
 
 from melodia import engine
-from melodia.decode import Noise, SamplingConfig, choose, token_nll
+from melodia.decode import Noise, Opinion, SamplingConfig, choose, token_nll
 from melodia.errors import ConfigError
 from melodia.grammar.state import NONE
 from melodia.sampler import Request, Sampler
@@ -29,9 +29,10 @@ def test_the_bias_by_hand() -> None:
     seed = make_seed([(0, 1, 60, 0), (1, 1, 72, 0), (2, 1, 48, 0), (3, 1, 67, 0), (0, 1, 38, -1)])
     bias = seed_bias(sampler._classes, seed, Request(pitch_bias=0.5))
     assert bias is not None
-    row = bias.of(0)
+    row = bias.of(0).row
     mean = (3 * 0.25**0.5 + 0.125**0.5) / 4
-    index = sampler.vocabulary.index
+    vocabulary = sampler.vocabulary
+    index = vocabulary.index
     for pitch, share in ((60, 4 / 16), (55, 2 / 16), (61, 1 / 16), (62, 1 / 16)):
         assert row[index[f"Pitch_{pitch}"]] == pytest.approx(0.5 * np.log(share) - np.log(mean), rel=1e-5)
     for pitch, distance, share in (
@@ -44,7 +45,11 @@ def test_the_bias_by_hand() -> None:
     others = [i for i, kind in enumerate(sampler.vocabulary.types) if kind != "Pitch"]
     assert not bias.rows[:, others].any()
     for program in (NONE, 40):  # one that the seed does not have, none at all: the range of all
-        assert (bias.of(program) == row).all()
+        assert (bias.of(program).row == row).all()
+    assert bias.exponent == 0.5
+    assert [vocabulary.types[i] for i in np.flatnonzero(bias.members)] == ["Pitch"] * len(
+        vocabulary.ids_of("Pitch")
+    )
     assert seed_bias(sampler._classes, seed, Request()) is None
     drums = make_seed([(0, 1, 38, -1)])
     assert seed_bias(sampler._classes, drums, Request(pitch_bias=0.5)) is None
@@ -62,7 +67,7 @@ def test_the_range_is_that_of_most_notes() -> None:
     assert wide is not None
     index = sampler.vocabulary.index
     for bias in (plain, wide):
-        row = bias.of(0)
+        row = bias.of(0).row
         drop = row[index["Pitch_62"]] - row[index["Pitch_98"]]  # the same class, 24 above the range
         assert drop == pytest.approx(24 / OUTSIDE, abs=0.4)
 
@@ -75,13 +80,14 @@ def test_each_program_has_its_own_range() -> None:
     assert bias is not None
     highest, high, low, lowest = (sampler.vocabulary.index[f"Pitch_{pitch}"] for pitch in (92, 80, 44, 32))
     for program, inside, astray in ((73, high, low), (32, low, high)):
-        row = bias.of(program)
+        row = bias.of(program).row
         distance = (76 - 44 if program == 73 else 80 - 47) - 0.5  # 30 / 60 are left open
         assert (row[inside] - row[astray]) * ASTRAY == pytest.approx(distance, abs=1e-3)
-    assert (bias.of(73)[high] - bias.of(73)[highest]) * OUTSIDE == pytest.approx(92 - 87 - 0.25, abs=0.3)
-    assert (bias.of(32)[low] - bias.of(32)[lowest]) * OUTSIDE == pytest.approx(36 - 32 - 0.25, abs=0.3)
+    flute, bass = bias.of(73).row, bias.of(32).row
+    assert (flute[high] - flute[highest]) * OUTSIDE == pytest.approx(92 - 87 - 0.25, abs=0.3)
+    assert (bass[low] - bass[lowest]) * OUTSIDE == pytest.approx(36 - 32 - 0.25, abs=0.3)
     for program in (0, NONE):
-        assert bias.of(program)[high] == pytest.approx(bias.of(program)[low])
+        assert bias.of(program).row[high] == pytest.approx(bias.of(program).row[low])
 
 
 def test_words_that_name_another_program() -> None:
@@ -100,9 +106,9 @@ def test_words_that_name_another_program() -> None:
                 if kind == "Program":
                     program = int(value)
                 elif kind == "Pitch":
-                    expected += bias.of(program)[part]
+                    expected += bias.of(program).row[part]
                     named += program != present
-            assert bias.of(present)[token] == pytest.approx(expected, abs=1e-4)
+            assert bias.of(present).row[token] == pytest.approx(expected, abs=1e-4)
     assert named > 20
 
 
@@ -124,10 +130,10 @@ def test_instruments_keep_to_their_ranges() -> None:
     assert astray(1.0) < 0.02
 
 
-def test_a_bias_counts_before_the_filters_and_not_in_the_nll() -> None:
+def test_an_opinion_counts_before_the_filters_and_not_in_the_nll() -> None:
     logits = np.log(np.array([0.7, 0.2, 0.1], np.float32))
-    bias = np.array([-9, 0, 3], np.float32)
-    choice = choose(logits, None, (), SamplingConfig(top_k=1), Noise(1, 0, 3).at(0), bias)
+    opinion = Opinion(np.array([-9, 0, 3], np.float32), np.array([True, False, True]), 0.5)
+    choice = choose(logits, None, (), SamplingConfig(top_k=1), Noise(1, 0, 3).at(0), opinion)
     assert choice.token == 2
     assert choice.nll == token_nll(logits, 2)
     assert choice.entropy == 0

@@ -225,8 +225,11 @@ def test_the_distance_of_textures_by_hand() -> None:
     assert distance(flute) == pytest.approx(1)
     tune = [
         note for note in seed if note.pitch == 67
-    ]  # half the notes, one voice, the bass 19 higher, one class of two
-    assert distance(tune) == pytest.approx(np.log(2.125 / 1.125) + np.log(2) + 19 / 4 + 0.5 + 9.5 / 4)
+    ]  # half the notes, one voice, one note an onset, the bass 19 higher, one class of two
+    assert distance(tune) == pytest.approx(np.log(2.125 / 1.125) + 2 * np.log(2) + 19 / 4 + 0.5 + 9.5 / 4)
+    swung = [note._replace(pitch=note.pitch + 8 * (note.onset % 24 // 12)) for note in seed]
+    outer_and_register, classes, step, repeated = 3 * 4 / 4, 0.5, 8 / 4, 2 * 1.0
+    assert distance(swung) == pytest.approx(outer_and_register + classes + step + repeated)
     turns = [note._replace(program=int(note.pitch == 67)) for note in seed]  # two programs at once
     rows = [note._replace(program=int(note.onset >= 48)) for note in seed]  # one behind the other
     textures = [texture_of(notes_of_events(notes), 12, 0, 96) for notes in (turns, rows)]

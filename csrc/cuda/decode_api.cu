@@ -162,9 +162,9 @@ MELODIA_API int melodia_loop_begin(void* loop, int64_t lane, const BeginNumbers*
 }
 
 MELODIA_API int melodia_loop_bias(void* loop, int64_t lane, const float* rows, int64_t count,
-                                  const int32_t* row_of) {
+                                  const int32_t* row_of, const uint64_t* members, double exponent) {
     return guarded([&] {
-        loop_of(loop, lane).set_bias(lane, rows, count, row_of);
+        loop_of(loop, lane).set_bias(lane, rows, count, row_of, members, exponent);
         return 1;
     });
 }

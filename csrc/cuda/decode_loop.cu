@@ -121,7 +121,7 @@ RecordLayout Loop::plan_records(int64_t steps) const {
     l.rows = take(8 * programs * kPitches);
     l.ends = take(8 * ends);
     l.places = take(8 * 2 * kBarsKept * l.places_capacity);
-    l.masks = take(8 * W_ * 5);
+    l.masks = take(8 * W_ * 6);
     l.ring = take(4 * ring);
     l.counts = take(4 * V_);
     l.bias = take(4 * bias);
@@ -188,6 +188,8 @@ void Loop::pack(int64_t lane, const RecordLayout& l, unsigned char* record, unsi
     v.stop = mask(t.stop, 4);
     v.biased = !host.bias.rows.empty();
     std::copy(host.bias.rows.begin(), host.bias.rows.end(), at<float>(record, l.bias));
+    if (v.biased) mask(host.bias.members.data(), 5);
+    v.exponent = host.bias.exponent;
     std::copy(host.bias.row_of.begin(), host.bias.row_of.end(), at<int32_t>(record, l.bias_row_of));
     v.top_p = host.sampling.top_p;
     v.min_p = host.sampling.min_p;

@@ -3,6 +3,7 @@
 
 #include "cuda/decode_plan.h"
 #include "cuda/device.h"
+#include "sampling.h"
 
 namespace melodia::cuda::decode {
 
@@ -24,13 +25,13 @@ struct Records {
     MELODIA_DEVICE int32_t* ring(int b) const {
         return reinterpret_cast<int32_t*>(record(b) + a.record.ring);
     }
-    // What is added to the logits [V] while the present program plays; null: nothing.
-    MELODIA_DEVICE const float* bias(int b) const {
+    // The opinion that holds while the present program plays; see engine::Bias.
+    MELODIA_DEVICE Opinion opinion(int b) const {
         const Record& v = voice(b);
-        if (!v.biased) return nullptr;
+        if (!v.biased) return {};
         const auto* row_of = reinterpret_cast<const int32_t*>(record(b) + a.record.bias_row_of);
-        return reinterpret_cast<const float*>(record(b) + a.record.bias) +
-               of_program(row_of, v.grammar.program, 0) * a.net.V;
+        const auto* rows = reinterpret_cast<const float*>(record(b) + a.record.bias);
+        return {rows + of_program(row_of, v.grammar.program, 0) * a.net.V, mask_of(b, 5), v.exponent};
     }
     MELODIA_DEVICE const uint64_t* mask_of(int b, int which) const {
         return reinterpret_cast<const uint64_t*>(record(b) + a.record.masks) + which * a.record.words;

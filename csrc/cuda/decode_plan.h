@@ -152,7 +152,7 @@ struct Record {
     int64_t tokens, pause, stop_tick, ticks[3];
     int64_t late[3], exclude, stop;  // whether there are such masks
     int64_t biased;                  // whether there is a bias
-    double top_p, min_p, log_min_p;
+    double exponent, top_p, min_p, log_min_p;
     float temperature, penalty;
     int64_t top_k, greedy;
     uint64_t random_seed;

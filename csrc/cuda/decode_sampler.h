@@ -283,12 +283,17 @@ class SamplerBlock : Records {
         const float* from = logits(b);
         float* x = candidates(b);
         const uint64_t* allowed = wanted(b);
-        const float* added = bias(b);
+        const Opinion other = opinion(b);
+        double top = kRemoved, lift = 0.0;
+        if (other.row != nullptr) lift = lift_of(from, allowed, other, top);
+        const bool pools = top > kRemoved && top < -double(kRemoved);
         int32_t nan = 0, here = 0;
         for (int i = me(); i < V; i += count()) {  // 1, 2, 3
             const float logit = from[i];
             nan |= logit != logit;
-            float kept = has_bit(allowed, i) ? added ? logit + added[i] : logit : kRemoved;
+            float kept = has_bit(allowed, i) ? logit : kRemoved;
+            if (pools && kept > kRemoved && has_bit(other.members, i))
+                kept = pooled(kept, top, other.exponent, lift) + other.row[i];
             here += kept > kRemoved;
             if (v.penalty != 1.0f && counts(b)[i] > 0) kept = penalised(kept, v.penalty);
             if (!v.greedy && v.temperature != 1.0f) kept /= v.temperature;
@@ -306,6 +311,24 @@ class SamplerBlock : Records {
                 if (double(x[i]) < threshold) x[i] = kRemoved;
         }
         return noisiest(x, noise(b));  // 7
+    }
+
+    // The lift of what an opinion is about, and the greatest logit there: as Chooser::pool.
+    MELODIA_DEVICE double lift_of(const float* from, const uint64_t* allowed, const Opinion& other,
+                                  double& top) {
+        const auto counts = [&](int i) { return has_bit(allowed, i) && has_bit(other.members, i); };
+        for (int i = me(); i < a.net.V; i += count())
+            if (counts(i)) top = double(from[i]) > top ? double(from[i]) : top;
+        top = greatest(top);
+        if (!(top > kRemoved && top < -double(kRemoved))) return 0.0;
+        double own = 0.0, flat = 0.0;
+        for (int i = me(); i < a.net.V; i += count()) {
+            if (!counts(i) || !(from[i] > kRemoved)) continue;
+            own += mass_of(double(from[i]) - top);
+            flat += mass_of(other.exponent * (double(from[i]) - top));
+        }
+        own = sum(own);
+        return log(own / sum(flat));
     }
 
     MELODIA_DEVICE double top_of(const float* x) {

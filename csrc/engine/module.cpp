@@ -59,23 +59,31 @@ Sampling sampling_of(double temperature, int64_t top_k, double top_p, double min
 
 py::tuple choose(const py::array& logits, const std::optional<py::array>& legal, std::vector<int32_t> recent,
                  const Sampling& sampling, uint64_t random_seed, uint32_t session, uint64_t position,
-                 const std::optional<py::array>& bias) {
+                 const std::optional<std::tuple<py::array, py::array, double>>& opinion) {
     const float* numbers = numbers_of<float>("logits", logits, {-1});
     const int64_t V = logits.shape(0);
     if (V < 1 || V > (1 << 20)) throw std::invalid_argument("logits must be 1 to 1048576");
     const bool* allowed = legal ? numbers_of<bool>("legal", *legal, {V}) : nullptr;
-    const float* added = bias ? numbers_of<float>("a bias", *bias, {V}) : nullptr;
+    Opinion other;
+    const bool* members = nullptr;
+    if (opinion) {
+        other.row = numbers_of<float>("the row of an opinion", std::get<0>(*opinion), {V});
+        members = numbers_of<bool>("the members of an opinion", std::get<1>(*opinion), {V});
+        other.exponent = std::get<2>(*opinion);
+    }
     const Choice choice = computed(nullptr, "", [&] {
         thread_local Chooser chooser(0);
-        thread_local std::vector<uint64_t> bits;
+        thread_local std::vector<uint64_t> bits, about;
         if (allowed != nullptr) pack_bits(allowed, V, bits);
+        if (members != nullptr) pack_bits(members, V, about);
+        other.members = about.data();
         std::sort(recent.begin(), recent.end());
         recent.erase(std::unique(recent.begin(), recent.end()), recent.end());
         if (!recent.empty() && (recent.front() < 0 || recent.back() >= V))
             throw std::invalid_argument("a recent token is not in the vocabulary of " + std::to_string(V));
         return chooser.choose(numbers, static_cast<int32_t>(V), allowed == nullptr ? nullptr : bits.data(),
                               recent.data(), static_cast<int32_t>(recent.size()), sampling, random_seed,
-                              session, position, true, added);
+                              session, position, true, other);
     });
     return py::make_tuple(choice.token, choice.nll, choice.entropy);
 }
@@ -195,9 +203,9 @@ PYBIND11_MODULE(_engine, module) {
         .def_readonly("greedy", &Sampling::greedy);
     module.def(
         "choose", &choose, "logits"_a, "legal"_a.none(true), "recent"_a, "sampling"_a, "random_seed"_a,
-        "session"_a, "position"_a, "bias"_a.none(true) = py::none(),
+        "session"_a, "position"_a, "opinion"_a.none(true) = py::none(),
         "Filter logits, float32 [V], and draw a token of `legal`, bool [V] or None: (token, NLL, entropy). "
-        "`bias`, float32 [V] or None, is added to the logits; the NLL is of the logits alone. "
+        "`opinion`: melodia.decode.Opinion or None; the NLL is of the logits alone. "
         "A token of -1: nothing is legal; of -2: a logit is not a number. Raises ValueError for arrays of "
         "another kind and recent tokens outside the vocabulary.");
 

@@ -157,10 +157,13 @@ void begin(BoundLoop& self, int64_t lane, const Sampling& sampling, int64_t wind
     });
 }
 
-void set_bias(BoundLoop& self, int64_t lane, const py::array& rows, const py::array& row_of) {
+void set_bias(BoundLoop& self, int64_t lane, const py::array& rows, const py::array& row_of,
+              const py::array& members, double exponent) {
     const float* numbers = numbers_of<float>("the rows of a bias", rows, {-1, self.lanes->engine->plan.V});
     const int32_t* places = numbers_of<int32_t>("row_of", row_of, {kProgramNumbers});
-    held(self, [&] { self.loop.set_bias(check_lane(self, lane), numbers, rows.shape(0), places); });
+    const uint64_t* bits = numbers_of<uint64_t>("members", members, {self.loop.words()});
+    held(self,
+         [&] { self.loop.set_bias(check_lane(self, lane), numbers, rows.shape(0), places, bits, exponent); });
 }
 
 void set_terms(BoundLoop& self, int64_t lane, int64_t tokens, bool pause, int64_t bars_total,
@@ -331,9 +334,9 @@ void bind_loop(py::module_& module, py::class_<BoundLanes, std::shared_ptr<Bound
              "recent"_a,
              "What a lane's choices are made with: `recent` are the last tokens, the newest last, of which "
              "`window` count. Raises GrammarError for what lies outside its limits.")
-        .def("set_bias", &set_bias, "lane"_a, "rows"_a, "row_of"_a,
-             "What is added to the logits of every choice, as melodia.decode.Bias: float32 [R, V], int32 "
-             "[129]; they are copied.")
+        .def("set_bias", &set_bias, "lane"_a, "rows"_a, "row_of"_a, "members"_a, "exponent"_a,
+             "What is pooled with the logits of every choice, as melodia.decode.Bias: float32 [R, V], int32 "
+             "[129], uint64 [W]; they are copied. Raises GrammarError for what lies outside its limits.")
         .def("set_terms", &set_terms, "lane"_a, "tokens"_a, "pause"_a, "bars_total"_a, "exclude"_a, "late"_a,
              "stop"_a, "stop_tick"_a,
              "How a lane goes on, as melodia.engine.loop.Terms; masks are uint64 [W] and copied.")

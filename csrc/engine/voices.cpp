@@ -41,13 +41,18 @@ void Voices::begin(int64_t lane, const Sampling& sampling, int64_t window, uint6
     }
 }
 
-void Voices::set_bias(int64_t lane, const float* rows, int64_t count, const int32_t* row_of) {
+void Voices::set_bias(int64_t lane, const float* rows, int64_t count, const int32_t* row_of,
+                      const uint64_t* members, double exponent) {
+    if (!(exponent >= 0.0 && exponent <= 1.0))
+        throw std::invalid_argument("the exponent of a bias must lie from 0 to 1 (received " +
+                                    std::to_string(exponent) + ")");
     for (int64_t i = 0; i < kProgramNumbers; ++i)
         if (row_of[i] < 0 || row_of[i] >= count)
             throw std::invalid_argument("a program's row of the bias must lie from 0 to " +
                                         std::to_string(count - 1) + " (received " +
                                         std::to_string(row_of[i]) + ")");
-    voices_[lane]->bias = {{rows, rows + count * V_}, {row_of, row_of + kProgramNumbers}};
+    voices_[lane]->bias = {
+        {rows, rows + count * V_}, {row_of, row_of + kProgramNumbers}, {members, members + W_}, exponent};
 }
 
 void Voices::set_terms(int64_t lane, const LaneTerms& terms) {

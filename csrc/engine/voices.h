@@ -50,13 +50,16 @@ struct LaneTerms {
     const uint64_t* stop;     // these stop the lane before they are fed
 };
 
-// What is added to the logits of a choice, by the program that plays; empty: nothing.
+// An opinion for every program, melodia.decode.Bias; empty: none.
 struct Bias {
     std::vector<float> rows;      // [R][V]; the first where no program plays
     std::vector<int32_t> row_of;  // see of_program
+    std::vector<uint64_t> members;
+    double exponent = 1.0;
 
-    const float* of(int64_t program, int64_t V) const {
-        return rows.empty() ? nullptr : rows.data() + of_program(row_of.data(), program, 0) * V;
+    Opinion of(int64_t program, int64_t V) const {
+        if (rows.empty()) return {};
+        return {rows.data() + of_program(row_of.data(), program, 0) * V, members.data(), exponent};
     }
 };
 
@@ -78,8 +81,9 @@ class Voices {
     // recent: the last tokens, the newest last; `window` of them count for the repetition penalty.
     void begin(int64_t lane, const Sampling& sampling, int64_t window, uint64_t random_seed, uint32_t session,
                int64_t fed, const int64_t* recent, int64_t recent_count);
-    // See Bias: rows [count][V], row_of [129].
-    void set_bias(int64_t lane, const float* rows, int64_t count, const int32_t* row_of);
+    // See Bias: rows [count][V], row_of [129], members [W].
+    void set_bias(int64_t lane, const float* rows, int64_t count, const int32_t* row_of,
+                  const uint64_t* members, double exponent);
     void set_terms(int64_t lane, const LaneTerms& terms);
     // Chooses for a lane that asks, among tokens [W]; it is `stopped` then.
     void choose(int64_t lane, const uint64_t* legal);

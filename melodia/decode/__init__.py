@@ -1,8 +1,8 @@
 """From logits to a token: random numbers, filters, choice.
 
 `philox` holds the counter-based random numbers, `filters` the filters in their fixed order and the choice,
-`bias` what is added before them, `config` the settings. Everything here is NumPy, written as the specification
-that the compiled engines reproduce token for token.
+`bias` what is pooled with the logits before them, `config` the settings. Everything here is NumPy, written as the
+specification that the compiled engines reproduce token for token.
 
 Names are loaded when they are first used: the command line reads `config` without NumPy.
 """
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from melodia.decode.bias import Bias as Bias
+    from melodia.decode.bias import Opinion as Opinion
     from melodia.decode.config import SamplingConfig as SamplingConfig
     from melodia.decode.filters import Choice as Choice
     from melodia.decode.filters import apply_filters as apply_filters
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "Bias": "bias",
+    "Opinion": "bias",
     "SamplingConfig": "config",
     "Choice": "filters",
     "apply_filters": "filters",

@@ -8,7 +8,7 @@ from typing import Any
 
 from melodia.errors import ConfigError
 
-TEMPERATURE, TOP_P, PITCH_BIAS, BRANCHES = 1.0, 0.98, 0.35, 4
+TEMPERATURE, TOP_P, PITCH_BIAS, BRANCHES = 1.0, 0.95, 0.3, 4
 """What the command line chooses, by `benchmarks/continuations.py`. Stronger filters make music sink: the notes of a
 chord are written upwards, and what lies high is what they cut off. The bias keeps the key (`melodia.sampler.bias`),
 the branches keep the texture and close (`melodia.sampler.branching`)."""

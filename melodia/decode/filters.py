@@ -3,7 +3,10 @@
 Letters: V = vocabulary size. Logits are float32 [V]; a removed token stands at -inf. The arithmetic is part
 of the contract, because compiled engines reproduce it token for token:
 
-1. *grammar mask*: illegal tokens -> -inf; then the bias, where there is one: float32 sum.
+1. *grammar mask*: illegal tokens -> -inf. Then the opinion, where there is one, on its legal members: m = their
+   greatest logit, d = double(logit) - double(m); A = the sum of rint(exp(d) * 2**36), B = that of rint(exp(e * d) *
+   2**36), e its exponent; each becomes float32(m + (e * d + log(A / B))) + its number of the row (float32 sum).
+   Nothing happens where m is infinite.
 2. *repetition penalty* r: each distinct recent token once; float32: logit < 0 ? logit * r : logit / r.
 3. *temperature* t: float32 division, logit / t.
 4. *top-k*: the first k candidates in the order (logit descending, id ascending): ties go to the lowest id.
@@ -26,6 +29,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from melodia.decode.bias import Opinion
 from melodia.decode.config import SamplingConfig
 from melodia.errors import ConfigError, GrammarError, MelodiaError
 
@@ -52,6 +56,29 @@ class Choice(NamedTuple):
 def grammar_mask(logits: Logits, legal: NDArray[np.bool_]) -> Logits:
     """Remove the tokens that are not `legal` (bool [V]). Returns [V]."""
     return np.where(legal, logits, _REMOVED)
+
+
+def pool(logits: Logits, opinion: Opinion) -> Logits:
+    """The logarithmic pool of the model's probabilities among the members with an opinion (Genest & Zidek 1986).
+
+    A product of two distributions that agree is sharper than either: the exponent below 1 takes that back. Returns [V].
+
+    >>> logits = np.log(np.array([0.5, 0.4, 0.1], np.float32))
+    >>> flat = Opinion(np.zeros(3, np.float32), np.array([True, True, False]), 0.0)
+    >>> np.exp(pool(logits, flat)).round(3)
+    array([0.45, 0.45, 0.1 ], dtype=float32)
+    """
+    here = opinion.members & (logits > _REMOVED)
+    of_members = logits[here].astype(np.float64)
+    if not len(of_members) or np.isinf(of_members.max()):
+        return logits
+    top = of_members.max()
+    below = of_members - top
+    own, flat = (np.rint(np.exp(e * below) * MASS_UNIT).sum() for e in (1.0, opinion.exponent))
+    result = logits.copy()
+    pooled = (top + (opinion.exponent * below + np.log(own / flat))).astype(np.float32)
+    result[here] = pooled + opinion.row[here]
+    return result
 
 
 def repetition_penalty(logits: Logits, recent: Iterable[int], penalty: float) -> Logits:
@@ -102,7 +129,7 @@ def apply_filters(
     legal: NDArray[np.bool_] | None,
     recent: Iterable[int],
     config: SamplingConfig,
-    bias: Logits | None = None,
+    opinion: Opinion | None = None,
 ) -> Logits:
     """All filters in their order.
 
@@ -111,7 +138,7 @@ def apply_filters(
         legal: bool [V] from the grammar, or None for no mask.
         recent: ids that the repetition penalty counts.
         config: the settings.
-        bias: float32 [V], added to the logits; None for nothing.
+        opinion: pooled with the logits; None for nothing.
 
     Returns:
         float32 [V]; removed tokens at -inf; at least one token is left.
@@ -126,8 +153,8 @@ def apply_filters(
         )
     if legal is not None:
         logits = grammar_mask(logits, legal)
-    if bias is not None:
-        logits = logits + bias
+    if opinion is not None:
+        logits = pool(logits, opinion)
     if not (logits > _REMOVED).any():
         raise GrammarError("no token is allowed here; loosen the constraints")
     if config.repetition_penalty != 1.0:
@@ -151,7 +178,7 @@ def choose(
     recent: Iterable[int],
     config: SamplingConfig,
     noise: NDArray[np.float64] | None,
-    bias: Logits | None = None,
+    opinion: Opinion | None = None,
 ) -> Choice:
     """Filter the logits and draw a token.
 
@@ -161,7 +188,7 @@ def choose(
         recent: ids that the repetition penalty counts.
         config: the settings.
         noise: Gumbel noise of this place, float64 [V] (`philox.Noise`); None for a greedy choice.
-        bias: as in `apply_filters`.
+        opinion: as in `apply_filters`.
 
     Raises:
         MelodiaError, GrammarError: as in `apply_filters`.
@@ -170,7 +197,7 @@ def choose(
     >>> choose(logits, None, (), SamplingConfig(greedy=True), None).token
     0
     """
-    filtered = apply_filters(logits, legal, recent, config, bias)
+    filtered = apply_filters(logits, legal, recent, config, opinion)
     if config.greedy:
         token = int(np.argmax(filtered))
         return Choice(token, token_nll(logits, token), 0.0)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from melodia.decode import Choice, SamplingConfig
+from melodia.decode import Choice, Opinion, SamplingConfig
 from melodia.engine import native
 from melodia.errors import GrammarError, MelodiaError
 
@@ -23,12 +23,12 @@ def choose(
     random_seed: int,
     session: int,
     position: int,
-    bias: NDArray[np.float32] | None = None,
+    opinion: Opinion | None = None,
 ) -> Choice:
     """Filter the logits [V] and draw a token; see `melodia.decode.choose`.
 
     Args:
-        logits, legal, recent, config, bias: as there.
+        logits, legal, recent, config, opinion: as there.
         random_seed, session, position: whose noise; see `melodia.decode.philox`.
 
     Raises:
@@ -43,7 +43,7 @@ def choose(
         random_seed,
         session,
         position,
-        bias,
+        opinion,
     )
     if token == -1:
         raise GrammarError("no token is allowed here; loosen the constraints")

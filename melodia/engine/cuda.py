@@ -13,7 +13,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
-from ctypes import POINTER, c_char_p, c_int, c_int64, c_void_p
+from ctypes import POINTER, c_char_p, c_double, c_int, c_int64, c_void_p
 from functools import lru_cache
 from pathlib import Path
 
@@ -88,7 +88,7 @@ def load(path: Path) -> ctypes.CDLL:
     begin = POINTER(cuda_native.BeginNumbers)
     function("melodia_loop_begin", c_int, c_void_p, c_int64, begin, c_void_p, c_int64)
     function("melodia_loop_terms", c_int, c_void_p, c_int64, POINTER(cuda_native.LaneTerms))
-    function("melodia_loop_bias", c_int, c_void_p, c_int64, c_void_p, c_int64, c_void_p)
+    function("melodia_loop_bias", c_int, c_void_p, c_int64, c_void_p, c_int64, c_void_p, c_void_p, c_double)
     function("melodia_loop_run", c_int64, c_void_p, c_int64, c_int64, c_void_p)
     function("melodia_loop_choose", c_int, c_void_p, c_int64, c_void_p)
     function("melodia_loop_take", c_int, c_void_p, c_int64)

@@ -215,11 +215,24 @@ class Loop:
             )
         )
 
-    def set_bias(self, lane: int, rows: NDArray[np.float32], row_of: NDArray[np.int32]) -> None:
-        """The rows [R, V] of a bias, and which of them holds for each program [129]; they are copied."""
+    def set_bias(
+        self,
+        lane: int,
+        rows: NDArray[np.float32],
+        row_of: NDArray[np.int32],
+        members: NDArray[np.uint64],
+        exponent: float,
+    ) -> None:
+        """The parts of a `melodia.decode.Bias`, its members as a mask of words [W]; they are copied."""
         self._check(
             self._library.melodia_loop_bias(
-                self._pointer, lane, rows.ctypes.data, len(rows), row_of.ctypes.data
+                self._pointer,
+                lane,
+                rows.ctypes.data,
+                len(rows),
+                row_of.ctypes.data,
+                members.ctypes.data,
+                exponent,
             )
         )
 

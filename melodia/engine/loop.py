@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from melodia.decode import Bias, SamplingConfig
 from melodia.engine.choice import sampling_of
 from melodia.engine.engine import Lanes
-from melodia.engine.rules import Bits, Follower, Rules
+from melodia.engine.rules import Bits, Follower, Rules, pack
 from melodia.errors import GrammarError, MelodiaError
 from melodia.grammar import GrammarState
 from melodia.side_inputs import SideInputTracker
@@ -81,7 +81,7 @@ class Start:
         sampling, random_seed, session: of its choices.
         fed: the position of the next token in its stream of random numbers.
         recent: the last tokens, the newest last, for the repetition penalty.
-        bias: what is added to the logits of every choice; None: nothing.
+        bias: what is pooled with the logits of every choice; None: nothing.
     """
 
     logits: NDArray[np.float32]
@@ -146,7 +146,8 @@ class TokenLoop:
             rows = start.bias.rows
             if rows.shape[1:] != logits.shape:
                 raise ValueError(f"a bias must be [R, {len(logits)}] (received {list(rows.shape)})")
-            self._native.set_bias(lane, rows, start.bias.row_of)
+            members = pack(start.bias.members)
+            self._native.set_bias(lane, rows, start.bias.row_of, members, start.bias.exponent)
 
     def set_terms(
         self, lane: int, terms: Terms | None, *, pause: bool = False, bars_total: int | None = None

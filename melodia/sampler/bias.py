@@ -1,4 +1,4 @@
-"""The bias of pitches towards those of the seed: a product of two experts, the model and a histogram.
+"""The bias of pitches towards those of the seed: the model's opinion pooled with a histogram's.
 
 A model that was trained on much music holds a key less well than the piece it continues does, and cutting off what is
 unlikely (temperature below 1, top-p) mends that at the price of the register: notes of a chord are written upwards, the
@@ -7,10 +7,14 @@ says which pitch classes belong here, whatever its scale, and how high and low e
 leaves its range comes down to where most of its music lies.
 
 With q(c) the share of a pitch class in the seed's notes, and d + a the semitones by which a pitch lies outside the
-range of the program that plays, of which a lie where the seed's other programs play, the logit of each Pitch token
-gets w (log q(c) - d / 3 - a), less what makes the mean of its exponential over the program's notes 1: where the model
-plays the classes as the seed does, as many notes come as before. A range is that of all but a few notes. A program that
-is not in the seed has the range of all of it.
+range of the program that plays, of which a lie where the seed's other programs play, a pitch of probability p among the
+pitches gets one in proportion to p^(1 - w) (q(c) exp(-d / 3 - a))^w: a logarithmic opinion pool (Genest & Zidek 1986,
+"Combining probability distributions"), whose weights add up to 1. Without the exponent of p, a product of two
+distributions that mostly agree is sharper than either, and sharper music repeats its notes. Whether a note
+comes at all is the model's to say; a pitch outside the range makes it less likely: what is pooled is taken less what
+makes the mean of (q exp(-d / 3 - a))^w over the program's notes 1.
+
+A range is that of all but a few notes. A program that is not in the seed has the range of all of it.
 """
 
 from __future__ import annotations
@@ -74,7 +78,9 @@ def seed_bias(classes: TokenClasses, seed: ScoreTick | None, request: Request) -
     for row in range(len(table)):  # a note's program is the one that its token names, or the one before
         of_note = table[np.where(named == NONE, row, row_of[named + 1]), pitch]
         rows.append(np.bincount(token, of_note, minlength=classes.vocabulary.size))
-    return Bias(np.stack(rows).astype(np.float32), row_of)
+    members = np.zeros(classes.vocabulary.size, np.bool_)
+    members[token] = True
+    return Bias(np.stack(rows).astype(np.float32), row_of, members, 1 - request.pitch_bias)
 
 
 def distances(notes: NDArray[np.int64]) -> NDArray[np.float64]:

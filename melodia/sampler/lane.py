@@ -83,7 +83,7 @@ class Lane:
         """Draw the next token from the session's logits, in compiled code or not; None if the lane leaves."""
         session, request = self.session, self.request
         legal = self.plan.restrict(session.grammar, self.grammar.mask(session.grammar))
-        bias = None if self.bias is None else self.bias.of(session.grammar.program)
+        opinion = None if self.bias is None else self.bias.of(session.grammar.program)
         recent: list[int] = []
         if request.sampling.repetition_penalty != 1.0:
             window = self.recent[-self.sampling.repetition_window :]
@@ -97,11 +97,11 @@ class Lane:
                 random_seed=self.random_seed,
                 session=request.session,
                 position=session.fed,
-                bias=bias,
+                opinion=opinion,
             )
         else:
             noise = None if request.sampling.greedy else self._noise.at(session.fed)
-            choice = choose(session.logits, legal, recent, request.sampling, noise, bias)
+            choice = choose(session.logits, legal, recent, request.sampling, noise, opinion)
         return None if self.leaves(choice.token) else choice
 
     def leaves(self, token: int) -> bool:

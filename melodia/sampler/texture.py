@@ -12,6 +12,31 @@ from melodia.notes import Notes
 OUTER = 4.0
 """Semitones between outer lines that count as much as a density, or a number of voices, e times as high."""
 
+REPEATED = 2.0
+"""The weight of a share of repeated notes beside those."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a program with pitches plays.
+
+    Attributes:
+        register: its mean pitch.
+        chord: notes of an onset.
+        step: mean size in semitones of the steps from each onset's highest note to the next one's; 0 without any.
+        repeated: how many of those steps stay where they are, as a share.
+    """
+
+    register: float
+    chord: float
+    step: float
+    repeated: float
+
+    def distance(self, other: Part) -> float:
+        """How unlike two parts are: 0 for equal ones."""
+        found = abs(np.log(self.chord / other.chord)) + REPEATED * abs(self.repeated - other.repeated)
+        return float(found + (abs(self.register - other.register) + abs(self.step - other.step)) / OUTER)
+
 
 @dataclass(frozen=True)
 class Texture:
@@ -23,7 +48,7 @@ class Texture:
         voices: mean number of pitched notes that sound in a quarter note in which any does.
         players: mean number of programs with pitches that sound in such a quarter note.
         shares: of each program in the notes.
-        registers: mean pitch of each program with pitches.
+        parts: of each program with pitches.
         classes: of each pitch class in the pitched notes, [12]; zeros where nothing is pitched.
     """
 
@@ -34,15 +59,15 @@ class Texture:
     voices: float
     players: float
     shares: dict[int, float]
-    registers: dict[int, float]
+    parts: dict[int, Part]
     classes: NDArray[np.float64]
 
     def distance(self, other: Texture) -> float:
         """How unlike two textures are: 0 for equal ones.
 
         The sum of the logarithms' differences (densities, with a note in eight quarters added, voices, players), the
-        differences of the outer lines and, by the programs' shares in the other, of registers in units of `OUTER`, and
-        the total variation of both kinds of shares.
+        differences of the outer lines in units of `OUTER`, the total variation of both kinds of shares, and the
+        distances of the parts by the programs' shares in the other.
         """
         found = abs(np.log((self.density + 0.125) / (other.density + 0.125)))
         found += abs(np.log((self.drum_density + 0.125) / (other.drum_density + 0.125)))
@@ -52,9 +77,8 @@ class Texture:
             return float(found)
         found += abs(np.log(self.voices / other.voices)) + abs(np.log(self.players / other.players))
         found += np.abs(self.classes - other.classes).sum() / 2
-        for program in self.registers.keys() & other.registers.keys():
-            away = abs(self.registers[program] - other.registers[program])
-            found += other.shares[program] * away / OUTER
+        for program in self.parts.keys() & other.parts.keys():
+            found += other.shares[program] * self.parts[program].distance(other.parts[program])
         return float(found + (abs(self.top - other.top) + abs(self.bottom - other.bottom)) / OUTER)
 
 
@@ -107,10 +131,29 @@ def texture_of(notes: Notes, ticks_per_quarter: int, start: int, end: int) -> Te
         voices=voices,
         players=players,
         shares=dict(zip(programs.tolist(), (counts / len(notes.onset)).tolist(), strict=True)),
-        registers={
-            int(program): float(pitched.pitch[pitched.program == program].mean())
+        parts={
+            int(program): part_of(pitched.select(pitched.program == program))
             for program in programs
             if program >= 0
         },
         classes=np.bincount(pitched.pitch % 12, minlength=12) / max(1, len(pitched.onset)),
+    )
+
+
+def part_of(notes: Notes) -> Part:
+    """The part of notes of one program.
+
+    >>> from melodia.notes import notes_of_events
+    >>> part_of(notes_of_events([(0, 12, 0, 60), (0, 12, 0, 48), (12, 12, 0, 60), (24, 12, 0, 64)]))
+    Part(register=58.0, chord=1.3333333333333333, step=2.0, repeated=0.5)
+    """
+    order = np.lexsort((notes.pitch, notes.onset))
+    onset, pitch = notes.onset[order], notes.pitch[order]
+    highest = pitch[np.append(np.diff(onset) > 0, True)]
+    steps = np.abs(np.diff(highest))
+    return Part(
+        register=float(pitch.mean()),
+        chord=len(pitch) / len(highest),
+        step=float(steps.mean()) if len(steps) else 0.0,
+        repeated=float((steps == 0).mean()) if len(steps) else 0.0,
     )
