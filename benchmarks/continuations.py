@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from melodia.evaluation.statistics import estimate_key, pitch_in_scale, polyphon
 from melodia.midi import read_score
 from melodia.notes import notes_of_score
 from melodia.sampler import Sampler
-from melodia.sampler.texture import texture_of
+from melodia.sampler.texture import Part, part_of, texture_of
 
 SEED_BARS, BARS, WINDOW = 16, 16, 4
 NAN = float("nan")
@@ -63,7 +63,7 @@ class Texture:
             of each window [W]; nan where nothing sounds.
         voices: mean number of pitched notes that sound together while any does.
         players: mean number of programs with pitches that sound in a quarter note in which any does.
-        chord: notes of an onset of pitched notes.
+        part: what the mean note's program plays: notes of an onset, size of steps, share of repeated notes.
         notes: notes a bar, drums included.
         shares: share of each program in the notes (-1 for the drums) [P].
         drums_only: share of the bars with drums and without a pitched note.
@@ -74,7 +74,7 @@ class Texture:
     bottom: NDArray[np.float64]
     voices: float
     players: float
-    chord: float
+    part: Part | None
     notes: float
     shares: dict[int, float] = field(default_factory=dict)
     drums_only: float = 0.0
@@ -104,7 +104,7 @@ def texture(score: Any) -> Texture:
         bottom=np.array([bottom for _, bottom in lines]),
         voices=polyphony(table),
         players=players(score),
-        chord=len(pitched.start) / len(np.unique(pitched.start)) if len(pitched.start) else NAN,
+        part=mean_part(score),
         notes=len(table.start) / max(1, table.bars),
         shares={program: count / total for program, count in counts.items() if count},
         drums_only=len(np.setdiff1d(drums, tune)) / max(1, table.bars),
@@ -132,6 +132,16 @@ def players(score: Any) -> float:
     return whole.players
 
 
+def mean_part(score: Any) -> Part | None:
+    """The parts of a score's programs, each as often as it has notes; None without pitched notes."""
+    notes = notes_of_score(score)
+    counts = {p: int((notes.program == p).sum()) for p in np.unique(notes.program).tolist() if p >= 0}
+    if not counts:
+        return None
+    parts = [astuple(part_of(notes.select(notes.program == program))) for program in counts]
+    return Part(*np.average(parts, axis=0, weights=list(counts.values())).tolist())
+
+
 def mean(values: Iterable[float]) -> float:
     """The mean of what is defined; nan of nothing."""
     known = [float(value) for value in values if value == value]
@@ -151,7 +161,11 @@ def compare(seed: Any, music: Any) -> dict[str, float]:
         found[f"{name} drift, size"] = abs(mean(curve))
     found["voices, ratio"] = after.voices / before.voices
     found["voices, log size"] = abs(np.log(after.voices / before.voices))
-    found["chord, ratio"] = after.chord / before.chord
+    if before.part and after.part:
+        found["chord, ratio"] = after.part.chord / before.part.chord
+        found["step, ratio"] = after.part.step / before.part.step if before.part.step else NAN
+        found["notes repeated, seed"] = before.part.repeated
+        found["notes repeated"] = after.part.repeated
     found["notes a bar, ratio"] = after.notes / before.notes
     found["notes a bar, log size"] = abs(np.log(max(after.notes, 0.1) / before.notes))
     found["players, ratio"] = after.players / before.players

@@ -24,6 +24,9 @@ def test_music_keeps_all_of_itself() -> None:
         if "ratio" in name or name == "seed's key":
             assert value == pytest.approx(1), name
     assert found["drums' share"] == found["drums' share, seed"] == pytest.approx(32 / 72)
+    assert found["notes repeated"] == found["notes repeated, seed"] == pytest.approx(8 / 40), (
+        "the bass alone stays"
+    )
 
 
 def test_what_is_lost_is_seen() -> None:
@@ -50,7 +53,9 @@ def test_notes_outside_their_own_range() -> None:
 def test_a_texture_by_hand() -> None:
     found = texture(make_seed([(0, 4, 60, 0), (0, 2, 64, 0), (2, 2, 62, 0)]))
     assert found.voices == 2
-    assert found.chord == 1.5
+    assert found.part is not None
+    assert found.part.chord == 1.5
+    assert (found.part.step, found.part.repeated) == (2, 0)
     assert found.notes == 3
     assert found.top.tolist() == [63]
     assert found.bottom.tolist() == [60]
