@@ -30,7 +30,8 @@ def test_the_bias_by_hand() -> None:
     bias = seed_bias(sampler._classes, seed, Request(pitch_bias=0.5))
     assert bias is not None
     row = bias.of(0).row
-    mean = (3 * 0.25**0.5 + 0.125**0.5) / 4
+    shares = {0: 4 / 16, 7: 2 / 16}  # of C and G; 1 / 16 of the others
+    mean = np.mean([shares.get(pitch % 12, 1 / 16) ** 0.5 for pitch in range(48 - 7, 72 + 8)])
     vocabulary = sampler.vocabulary
     index = vocabulary.index
     for pitch, share in ((60, 4 / 16), (55, 2 / 16), (61, 1 / 16), (62, 1 / 16)):

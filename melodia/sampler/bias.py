@@ -11,8 +11,8 @@ range of the program that plays, of which a lie where the seed's other programs 
 pitches gets one in proportion to p^(1 - w) (q(c) exp(-d / 3 - a))^w: a logarithmic opinion pool (Genest & Zidek 1986,
 "Combining probability distributions"), whose weights add up to 1. Without the exponent of p, a product of two
 distributions that mostly agree is sharper than either, and sharper music repeats its notes. Whether a note
-comes at all is the model's to say; a pitch outside the range makes it less likely: what is pooled is taken less what
-makes the mean of (q exp(-d / 3 - a))^w over the program's notes 1.
+comes at all is the model's to say; only a pitch outside the range makes it less likely: (q exp(-d / 3 - a))^w is taken
+relative to its mean over the pitches of the range.
 
 A range is that of all but a few notes. A program that is not in the seed has the range of all of it.
 """
@@ -68,7 +68,7 @@ def seed_bias(classes: TokenClasses, seed: ScoreTick | None, request: Request) -
         own = distances(notes)
         outside = np.minimum(own, beyond_all)
         raw = request.pitch_bias * (likelihood - outside / OUTSIDE - (own - outside) / ASTRAY)
-        return raw - np.log(np.average(np.exp(raw), weights=notes))
+        return raw - np.log(np.exp(raw[own == 0]).mean())
 
     table = np.stack([of_pitches(notes) for notes in (every, *counts.values())])  # [R, 128]
     row_of = np.zeros(PROGRAM_NUMBERS, np.int32)
