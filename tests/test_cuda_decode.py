@@ -19,6 +19,7 @@ from cuda_decode_emulation import (
     KINDS,
     bits,
     block_sampler,
+    check_bias,
     check_lanes,
     check_loop,
     compare_lanes,
@@ -31,8 +32,7 @@ from model_zoo import BAR, make, music
 from sampler_helpers import make_seed, scale, tiny_sampler
 
 from melodia import engine
-from melodia.decode import Bias, SamplingConfig
-from melodia.decode.bias import PROGRAM_NUMBERS
+from melodia.decode import SamplingConfig
 from melodia.engine import cuda
 from melodia.engine.description import describe
 from melodia.engine.loop import Standing, Stopped, Terms
@@ -177,42 +177,10 @@ def test_tokens_of_every_filter(library: ctypes.CDLL, config: SamplingConfig | N
     check_loop(library, 1, 10, config)
 
 
-def test_a_bias_by_program(library: ctypes.CDLL) -> None:
-    """Lanes with many rows, with one and with none; each program has an octave of its own."""
+@pytest.mark.parametrize("changed", [{}, {"threads": 96}, {"apart": 1}], ids=str)
+def test_a_bias_by_program(library: ctypes.CDLL, changed: dict[str, int]) -> None:
     configure(library, schedule=4)
-    vocabulary = emulation.primed().vocabulary
-    octaves = {0: 36, 7: 60, 9: 84}
-    rows = np.zeros((4, vocabulary.size), np.float32)
-    row_of = np.zeros(PROGRAM_NUMBERS, np.int32)
-    for row, (program, low) in enumerate(octaves.items(), start=1):
-        row_of[program + 1] = row
-        rows[row, [vocabulary.index[f"Pitch_{pitch}"] for pitch in range(low, low + 12)]] = 30
-        rows[:, vocabulary.index[f"Program_{program}"]] = 12
-    one_row = np.zeros((1, vocabulary.size), np.float32)
-    one_row[0, [vocabulary.index[f"Pitch_{pitch}"] for pitch in range(96, 108)]] = 30
-    every = np.ones(vocabulary.size, np.bool_)
-    biases = [Bias(rows, row_of, every, 0.6), Bias(one_row, np.zeros_like(row_of), every, 1.0), None]
-    pair = loops(library, 3, bias=biases.__getitem__)
-    for loop in pair:
-        for lane in range(3):
-            loop.set_terms(lane, Terms(1000))
-        assert loop.run(steps=60) == Stopped.STEPS
-    drawn = [[vocabulary.tokens[token] for token in pair[1].drain(lane)[0].tolist()] for lane in range(3)]
-    assert drawn == [
-        [vocabulary.tokens[token] for token in pair[0].drain(lane)[0].tolist()] for lane in range(3)
-    ]
-    found, program = set(), 0
-    for token in drawn[0]:
-        kind, _, value = token.partition("_")
-        if kind == "Program":
-            program = int(value)
-        elif kind == "Pitch":
-            assert 0 <= int(value) - octaves[program] < 12
-            found.add(program)
-    assert len(found) > 1
-    heard = [[int(token[6:]) for token in lane if token.startswith("Pitch_")] for lane in drawn]
-    inside = [np.mean([96 <= pitch < 108 for pitch in pitches]) for pitches in heard]
-    assert inside[1] > 0.8 > 0.4 > inside[2]  # another pitch where all twelve sound
+    check_bias(library, **changed)
 
 
 @pytest.mark.parametrize("changed", [{}, {"threads": 96}, {"apart": 1}, {"cluster": 4}], ids=str)

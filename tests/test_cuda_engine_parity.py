@@ -14,6 +14,7 @@ from cuda_decode_emulation import (
     FILTERS,
     KINDS,
     WHOLE,
+    check_bias,
     check_lanes,
     check_loop,
     check_plain,
@@ -71,6 +72,12 @@ def test_tokens(
         pytest.skip(NO_ROOM[0])
     for B in (1, 3):
         check_loop(library, B, 20, config, encoder=encoder, **changed)
+
+
+@needs_engine
+@pytest.mark.parametrize("changed", WAYS, ids=str)
+def test_a_bias_by_program(library: ctypes.CDLL, changed: dict[str, int]) -> None:
+    check_bias(library, **changed)
 
 
 @needs_engine
