@@ -6,6 +6,8 @@ the command line prints it on standard error and exits with 1, without a traceba
 
 from __future__ import annotations
 
+import os
+
 
 class MelodiaError(Exception):
     """Base of all errors that melodia raises on purpose."""
@@ -41,3 +43,13 @@ class TrainingError(MelodiaError):
 
 class BackendError(MelodiaError, RuntimeError):
     """The backend that was asked for is not there; the message carries the reason."""
+
+
+def show_path(path: object) -> str:
+    r"""A path as it can stand in a message of one line.
+
+    >>> show_path("song.mid"), show_path("two\nlines.mid")
+    ('song.mid', "'two\\nlines.mid'")
+    """
+    text = os.fsdecode(path) if isinstance(path, (str, bytes, os.PathLike)) else str(path)
+    return text if text.isprintable() else ascii(text)

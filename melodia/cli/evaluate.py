@@ -71,8 +71,8 @@ def evaluate(
 
     from melodia.cli.progress import ConsoleProgress
     from melodia.decode import SamplingConfig
-    from melodia.errors import MelodiaError
-    from melodia.render.files import check_target, printable
+    from melodia.errors import MelodiaError, show_path
+    from melodia.render.files import check_target
     from melodia.workflows.evaluate import evaluate_folder, write_json
 
     for path, suffix in ((json_file, ".json"), (html_file, ".html")):
@@ -80,7 +80,7 @@ def evaluate(
             check_target(path, suffix, force=True)  # before the work, not behind it
             if os.path.lexists(path) and not force:
                 raise MelodiaError(
-                    f"{printable(path)}: is there already; choose another name, or give --force to replace it"
+                    f"{show_path(path)}: is there already; choose another name, or give --force to replace it"
                 )
     sampling = SamplingConfig(
         temperature=temperature,
@@ -126,7 +126,7 @@ def evaluate(
 
         written.append(write_page(evaluation, html_file, force=force))
     for path in written:
-        typer.echo(f"wrote {printable(path)}")
+        typer.echo(f"wrote {show_path(path)}")
 
 
 def _print(console: Console, table: Table) -> None:

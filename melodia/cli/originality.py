@@ -7,7 +7,7 @@ from pathlib import Path
 
 import typer
 
-from melodia.errors import MelodiaError
+from melodia.errors import MelodiaError, show_path
 
 
 def originality(
@@ -26,7 +26,7 @@ def originality(
     if not files and index is None:
         raise typer.BadParameter("give MIDI files to look up, or --index FOLDER to build the index")
 
-    from melodia.midi.reading import named, show_path
+    from melodia.midi.reading import named
     from melodia.workflows.originality import check_files, index_checkpoint
 
     if index is not None:

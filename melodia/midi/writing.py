@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, cast
 
 from symusic.core import ScoreTick, TrackTick
 
-from melodia.errors import MidiError
+from melodia.errors import MidiError, show_path
 from melodia.midi.bars import metres_of
 from melodia.midi.convert import tempi_of
 
@@ -43,7 +43,7 @@ def write_midi(
             it was.
     """
     path = Path(path)
-    name = str(path) if str(path).isprintable() else ascii(str(path))
+    name = show_path(path)
     if path.is_dir():
         raise MidiError(f"{name}: is a directory; give a file name for the MIDI file")
     if not force and os.path.lexists(path):

@@ -6,10 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from melodia.errors import CheckpointError, ConfigError, MelodiaError, MidiError
+from melodia.errors import CheckpointError, ConfigError, MelodiaError, MidiError, show_path
 from melodia.evaluation.collapse import collapse_report
 from melodia.midi import write_midi
-from melodia.midi.reading import show_path
 from melodia.sampler import Continuation, PrimeReport, Sampler
 
 if TYPE_CHECKING:

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from melodia.corpus.shards import Corpus
-from melodia.errors import CheckpointError, ConfigError, MelodiaError
+from melodia.errors import CheckpointError, ConfigError, MelodiaError, show_path
 from melodia.midi import read_score
-from melodia.midi.reading import show_path
 from melodia.model.stored import TOKENIZER, read_checkpoint
 from melodia.originality import (
     FILE,
