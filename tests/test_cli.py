@@ -17,6 +17,8 @@ from melodia.cli import main
 from melodia.errors import MelodiaError
 from melodia.midi import read_score
 from melodia.model.checkpoint import load_checkpoint
+from melodia.render.files import check_target
+from melodia.workflows.generate import generate_files
 
 
 def digest(path: Path) -> str:
@@ -179,6 +181,25 @@ def test_a_file_that_is_there_is_kept_unless_forced(
     assert out.read_bytes().startswith(b"MThd")
 
 
+def test_python_names_arguments_and_the_command_line_options(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "kept.mid"
+    out.write_bytes(b"mine")
+    with pytest.raises(MelodiaError, match="choose another `out`, or give `force`"):
+        generate_files(None, out, model=model)
+    assert main(["generate", "--model", str(model), "--out", str(out)]) == 1
+    assert "choose another --out, or give --force" in capsys.readouterr().err
+    page = tmp_path / "page.html"
+    page.write_text("mine")
+    with pytest.raises(MelodiaError, match="give `force` to replace it"):
+        check_target(page, ".html", force=False)
+    assert main(["evaluate", str(tmp_path), "--html", str(page)]) == 1
+    assert "give --force to replace it" in capsys.readouterr().err
+    assert main(["train", str(tmp_path), "--out", str(tmp_path / "m"), "--batch-size", "0"]) == 2
+    assert "--batch-size must be within 1" in capsys.readouterr().err
+
+
 def test_no_folder_and_no_seed_is_written_over(
     seed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -211,11 +232,11 @@ def test_a_generation_that_fails_halfway_names_what_it_wrote(
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [
-        (["generate", "--top-k", "9" * 20], "top_k"),
+        (["generate", "--top-k", "9" * 20], "--top-k"),
         (["generate", "--bars", "2", "--seconds", "3"], "--bars"),
         (["generate", "--seed-bars", "2"], "--seed"),
-        (["generate", "--temperature", "0"], "temperature"),
-        (["generate", "--top-p", "1.5"], "top_p"),
+        (["generate", "--temperature", "0"], "--temperature"),
+        (["generate", "--top-p", "1.5"], "--top-p"),
         (["generate", "--bars", "nine"], "bars"),
         (["generate", "--unknown"], "--unknown"),
         (["train", "x", "--out", "y", "--minutes", "1", "--epochs", "1"], "--minutes"),

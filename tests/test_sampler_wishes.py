@@ -237,7 +237,7 @@ def test_settings_may_come_as_one_value(sampler: Sampler) -> None:
         ({"tokens": 2.5}, "`tokens` must be a whole number"),
         ({"random_seed": -1}, "`random_seed` must be within"),
         ({"session": 2**32}, "`session` must be within"),
-        ({"temperature": 0.0}, "use greedy=True for argmax"),
+        ({"temperature": 0.0}, "`top_k` 1 takes the likeliest"),
         ({"metre": "x"}, "a metre is numerator and denominator"),
         ({"metre": (3, 5)}, "a metre is such as"),
         ({"metre": (4, 4), "metre_changes": True}, "give one of the two"),

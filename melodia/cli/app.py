@@ -10,6 +10,7 @@ import typer
 
 from melodia import __version__
 from melodia.cli import bench, compare, evaluate, generate, info, inspect, originality, train
+from melodia.cli.words import as_options
 from melodia.errors import ConfigError, MelodiaError
 
 EXIT_FAILURE = 1
@@ -66,10 +67,10 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else EXIT_FAILURE
     except ConfigError as error:
-        typer.echo(f"melodia: {error}", err=True)
+        typer.echo(f"melodia: {as_options(str(error))}", err=True)
         return EXIT_USAGE
     except MelodiaError as error:
-        typer.echo(f"melodia: {error}", err=True)
+        typer.echo(f"melodia: {as_options(str(error))}", err=True)
         return EXIT_FAILURE
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""

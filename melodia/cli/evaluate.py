@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -71,17 +70,13 @@ def evaluate(
 
     from melodia.cli.progress import ConsoleProgress
     from melodia.decode import SamplingConfig
-    from melodia.errors import MelodiaError, show_path
+    from melodia.errors import show_path
     from melodia.render.files import check_target
     from melodia.workflows.evaluate import evaluate_folder, write_json
 
     for path, suffix in ((json_file, ".json"), (html_file, ".html")):
         if path is not None:
-            check_target(path, suffix, force=True)  # before the work, not behind it
-            if os.path.lexists(path) and not force:
-                raise MelodiaError(
-                    f"{show_path(path)}: is there already; choose another name, or give --force to replace it"
-                )
+            check_target(path, suffix, force)  # before the work, not behind it
     sampling = SamplingConfig(
         temperature=temperature,
         top_k=top_k,

@@ -15,6 +15,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from melodia.cli.words import as_options
 from melodia.evaluation.measure import number
 from melodia.training.progress import Plan, Step, TrainingSummary, Validation
 from melodia.training.progress import Progress as TrainingProgress
@@ -83,7 +84,7 @@ class ConsoleProgress(TrainingProgress):
     def say(self, text: str) -> None:
         """A line that stays."""
         with self._unless_gone():
-            self.console.print(text, markup=False, soft_wrap=True)
+            self.console.print(as_options(text), markup=False, soft_wrap=True)
 
     def _due(self) -> bool:
         """Whether a plain line is due (never on a terminal, where the bar says it)."""

@@ -36,8 +36,8 @@ def train(
     init: Path | None = typer.Option(
         None, "--init", metavar="DIR", help="Fine-tune this checkpoint: its model, its tokenizer."
     ),
-    tokenizer: str | None = typer.Option(
-        None, help="REMI (if none is given), TSD, MIDILike, Structured or PerTok."
+    scheme: str | None = typer.Option(
+        None, "--tokenizer", help="REMI (if none is given), TSD, MIDILike, Structured or PerTok."
     ),
     bpe: int | None = typer.Option(
         None, min=1, help="Learn a byte-pair encoding up to this vocabulary size."
@@ -104,7 +104,7 @@ def train(
             combine=combine,
             encoder=encoder,
             side_inputs=sides,
-            scheme=tokenizer,
+            scheme=scheme,
             bpe=bpe,
             training={name: value for name, value in optional.items() if value is not None}
             | {"device": device, "precision": precision},

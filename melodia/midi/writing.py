@@ -47,7 +47,7 @@ def write_midi(
     if path.is_dir():
         raise MidiError(f"{name}: is a directory; give a file name for the MIDI file")
     if not force and os.path.lexists(path):
-        raise MidiError(f"{name}: is there already; choose another name or force the replacement")
+        raise MidiError(f"{name}: is there already; choose another name, or give `force` to replace it")
     data = midi_bytes(midi)
     temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(4)}.tmp")
     try:
@@ -76,7 +76,9 @@ def _rename_to_new(temporary: Path, path: Path, name: str) -> None:
     try:
         os.link(temporary, path)
     except FileExistsError:
-        raise MidiError(f"{name}: is there already; choose another name or force the replacement") from None
+        raise MidiError(
+            f"{name}: is there already; choose another name, or give `force` to replace it"
+        ) from None
     except OSError:  # a file system without links
         temporary.replace(path)
 

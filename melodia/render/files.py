@@ -33,7 +33,7 @@ def check_target(path: str | os.PathLike[str], suffix: str, force: bool) -> Path
     if not target.parent.is_dir():
         raise MelodiaError(f"{name}: there is no folder {show_path(target.parent)}; make it first")
     if not force and os.path.lexists(target):
-        raise MelodiaError(f"{name}: is there already; choose another name or force the replacement")
+        raise MelodiaError(f"{name}: is there already; choose another name, or give `force` to replace it")
     return target
 
 
@@ -58,7 +58,9 @@ def fresh_file(target: Path, force: bool) -> Iterator[Path]:
         try:
             os.link(part, target)
         except FileExistsError:
-            raise MelodiaError(f"{name}: is there already; choose another name or force it") from None
+            raise MelodiaError(
+                f"{name}: is there already; choose another name, or give `force` to replace it"
+            ) from None
         except OSError:  # a file system without links
             part.replace(target)
     except OSError as error:

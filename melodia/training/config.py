@@ -103,7 +103,7 @@ class TrainingConfig:
             )
         value = getattr(self, given[0])
         if not (math.isfinite(value) and value > 0):
-            raise ConfigError(f"{given[0]} must be above 0 (received {value})")
+            raise ConfigError(f"`{given[0]}` must be above 0 (received {value})")
         for name in ("batch_size", "window"):
             self._limit(name, 1, 1 << 20)
         for name in ("eval_every", "patience", "threads"):
@@ -129,17 +129,17 @@ class TrainingConfig:
         self._limit("random_seed", 0, (1 << 63) - 1)
         if self.precision not in PRECISIONS:
             raise ConfigError(
-                f"precision must be one of {', '.join(PRECISIONS)} (received {self.precision!r})"
+                f"`precision` must be one of {', '.join(PRECISIONS)} (received {self.precision!r})"
             )
         kind, _, number = self.device.partition(":")
         if kind not in ("auto", "cpu", "cuda") or (number and not number.isdigit()):
-            raise ConfigError(f"device must be auto, cpu, cuda or cuda:N (received {self.device!r})")
+            raise ConfigError(f"`device` must be auto, cpu, cuda or cuda:N (received {self.device!r})")
 
     def _limit(self, name: str, low: float, high: float) -> None:
         value = getattr(self, name)
         if not low <= value <= high:
             limits = " and ".join(str(end) if isinstance(end, int) else f"{end:g}" for end in (low, high))
-            raise ConfigError(f"{name} must be within {limits} (received {value})")
+            raise ConfigError(f"`{name}` must be within {limits} (received {value})")
 
     @property
     def budget(self) -> tuple[str, float]:

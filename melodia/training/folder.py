@@ -29,13 +29,13 @@ def obstacle(out: Path, *, resume: bool = False, force: bool = False) -> str | N
     if resume and (out / BEST).exists():
         return (
             f"{out} holds a checkpoint, but {RESUME} is gone, which a training goes on from; fine-tune the "
-            f"checkpoint (--init {out / BEST}, another --out), or train anew (--force)"
+            f"checkpoint (`init` {out / BEST}, another `out`), or train anew (`force`)"
         )
     if (out / BEST).exists() or holds_state(out):
-        remedy = "go on with it (--resume), replace it (--force) or choose another folder"
+        remedy = "go on with it (`resume`), replace it (`force`) or choose another folder"
         return f"{out} holds a training already; {remedy}"
     if len(_log_lines(out)) > 1:
-        return f"{out / LOG} is the log of a training; move it, replace it (--force) or choose another folder"
+        return f"{out / LOG} is the log of a training; move it, replace it (`force`) or choose another folder"
     return None
 
 

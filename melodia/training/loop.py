@@ -163,7 +163,7 @@ class _Run:
             elapsed = float(values["elapsed"])
         except (KeyError, RuntimeError, ValueError, TypeError) as error:
             raise TrainingError(
-                f"{self.out / RESUME} does not fit this training ({error!r}); begin anew with --force"
+                f"{self.out / RESUME} does not fit this training ({error!r}); begin anew with `force`"
             ) from error
         patience = self.config.patience
         patient = patience is None or self.watch.without_progress < patience
@@ -221,7 +221,7 @@ class _Run:
             if interrupted:
                 self._warn(
                     f"interrupted after iteration {self.learner.iteration}, the state is saved: go on with "
-                    "--resume"
+                    "`resume`"
                 )
                 raise KeyboardInterrupt
 

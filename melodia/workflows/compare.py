@@ -200,7 +200,7 @@ def _train_row(
     if begun is not None and begun.get("setting") != setting:
         raise ConfigError(
             f"{out} holds {name} of another comparison (other music, size, budget or random seed); choose another "
-            "--out, or train anew (--force)"
+            "`out`, or train anew (`force`)"
         )
     if begun is not None and begun["row"] is not None:
         reporter.say(f"{name}: trained already, in {out}")

@@ -80,9 +80,9 @@ def check_writable(paths: list[Path], seed: Path | None = None, *, force: bool) 
         if path.is_dir():
             raise MidiError(f"{name}: is a directory; give a file name")
         if seed is not None and seed.exists() and path.exists() and seed.samefile(path):
-            raise MidiError(f"{name}: is the seed itself, which is not replaced; choose another --out")
+            raise MidiError(f"{name}: is the seed itself, which is not replaced; choose another `out`")
         if path.exists() and not force:
-            raise MidiError(f"{name}: is there already; choose another --out, or give --force to replace it")
+            raise MidiError(f"{name}: is there already; choose another `out`, or give `force` to replace it")
         if not path.parent.is_dir():
             raise MidiError(f"{name}: there is no folder {show_path(path.parent)}; make it first")
 
@@ -207,7 +207,7 @@ def generate_original(
     )
     raise MelodiaError(
         f"{len(refused)} of {len(refused) + len(made)} tries share more than {max_copy:g} bars with the training music "
-        f"(the least: {least.lasting}); allow more with --max-copy, or take a higher temperature or another seed"
+        f"(the least: {least.lasting}); allow more with `max_copy`, or take a higher temperature or another seed"
     )
 
 

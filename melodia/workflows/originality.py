@@ -134,7 +134,7 @@ def check_files(
         MidiError, TokenizerError: a file cannot be read (without `failed`).
     """
     if not files:
-        raise ConfigError("give MIDI files to look up, or --index FOLDER to build the index")
+        raise ConfigError("give MIDI files to look up")
     checkpoint = read_checkpoint(model)
     index = open_index(checkpoint.path)
     tokenizer = Tokenizer.from_dict(checkpoint.tokenizer_json, checkpoint.path / TOKENIZER)
