@@ -352,6 +352,44 @@ def test_wrong_options_are_refused_before_music_is_read(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kinds": ("gru", "foo")}, "`kinds` must be some of lstm, .*received foo"),
+        ({"kinds": ("gru", "lstm", "gru")}, "`kinds` must be different .*received gru twice"),
+        ({"size": "foo"}, "`size` must be one of tiny, .*received 'foo'"),
+        ({"training": {"epochs": 1, "device": "cuda:99"}}, "choose `device` cpu or auto"),
+        ({"training": {"epochs": -1}}, "`epochs` must be above 0"),
+    ],
+)
+def test_a_wrong_comparison_is_refused_before_music_is_read(
+    options: dict[str, Any], message: str, songs: tuple[Path, Path], tmp_path: Path
+) -> None:
+    record = Record()
+    with pytest.raises((ConfigError, TrainingError), match=message):
+        compare_kinds(songs[1], tmp_path / "out", progress=record, cache=tmp_path / "cache", **options)
+    assert not record.counts
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_comparison_looks_at_all_folders_before_it_trains(
+    songs: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("melodia.workflows.compare.train", lambda *given, **named: pytest.fail("trained"))
+    record = tmp_path / "out" / "gru" / "row.json"
+    record.parent.mkdir(parents=True)
+    for text, message in (
+        ('{"setting": {}, "row": null}', "holds gru of another comparison"),
+        ('{"setting": {}, "row": {"name": "gru"}}', "damaged .*`force`"),
+        ("[", "damaged .*`force`"),
+    ):
+        record.write_text(text)
+        with pytest.raises((ConfigError, TrainingError), match=message):
+            compare_kinds(
+                songs[1], tmp_path / "out", kinds=("lstm", "gru"), size="tiny", cache=tmp_path / "cache"
+            )
+
+
 @pytest.mark.parametrize("kind", [None, "bidirectional"])
 def test_right_options_are_not_refused(
     kind: str | None, songs: tuple[Path, Path], run: Callable[..., TrainedFolder], tmp_path: Path

@@ -45,7 +45,7 @@ def compare(
         table = compare_kinds(
             corpus,
             out,
-            kinds=tuple(kinds.split(",")),
+            kinds=tuple(kind.strip() for kind in kinds.split(",")),
             size=size,
             training=(
                 {"minutes": minutes} if minutes is not None else {"epochs": 1.0 if epochs is None else epochs}
