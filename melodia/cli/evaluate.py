@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from melodia.cli.loading import loading
+from melodia.cli.output import tell
 from melodia.decode.config import BRANCHES, PITCH_BIAS, TEMPERATURE, TOP_P
 
 if TYPE_CHECKING:
@@ -66,13 +68,13 @@ def evaluate(
     if generate == 1:
         raise typer.BadParameter("--generate needs at least 2 pieces to compare, or 0 for none")
 
-    from rich.console import Console
-
-    from melodia.cli.progress import ConsoleProgress
-    from melodia.decode import SamplingConfig
-    from melodia.errors import show_path
-    from melodia.render.files import check_target
-    from melodia.workflows.evaluate import evaluate_folder, write_json
+    with loading():
+        from melodia.cli.console import LastingConsole
+        from melodia.cli.progress import ConsoleProgress
+        from melodia.decode import SamplingConfig
+        from melodia.errors import show_path
+        from melodia.render.files import check_target
+        from melodia.workflows.evaluate import evaluate_folder, write_json
 
     for path, suffix in ((json_file, ".json"), (html_file, ".html")):
         if path is not None:
@@ -99,16 +101,16 @@ def evaluate(
             backend=backend,
             progress=progress,
         )
-    console = Console(highlight=False)
+    console = LastingConsole(highlight=False)
     if not console.is_terminal:
-        console = Console(highlight=False, width=PLAIN_WIDTH)
+        console = LastingConsole(highlight=False, width=PLAIN_WIDTH)
     for table in evaluation.tables():
         _print(console, table)
     for name, reason in evaluation.skipped:
-        typer.echo(f"skipped {name}: {reason}", err=True)
+        tell(f"skipped {name}: {reason}", err=True)
     if evaluation.generated is not None and len(evaluation.generated.pairs) < generate:
         made, bad = len(evaluation.generated.pairs), len(evaluation.generated.failed)
-        typer.echo(
+        tell(
             f"continued {made} of the {generate} pieces that --generate asks for: no more have {seed_bars + bars} bars "
             f"and enough notes" + (f", and {bad} could not be continued" if bad else ""),
             err=True,
@@ -121,7 +123,7 @@ def evaluate(
 
         written.append(write_page(evaluation, html_file, force=force))
     for path in written:
-        typer.echo(f"wrote {show_path(path)}")
+        tell(f"wrote {show_path(path)}")
 
 
 def _print(console: Console, table: Table) -> None:

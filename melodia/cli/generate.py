@@ -6,6 +6,7 @@ from pathlib import Path
 
 import typer
 
+from melodia.cli.output import tell
 from melodia.decode.config import BRANCHES, PITCH_BIAS, TEMPERATURE, TOP_P
 
 _SEED = "The seed: a MIDI file to continue (not a random number; that is --random-seed)."
@@ -146,4 +147,4 @@ def generate(
         max_copy=max_copy,
     )
     for line in result.lines():
-        typer.echo(line)
+        tell(line)

@@ -6,6 +6,9 @@ from pathlib import Path
 
 import typer
 
+from melodia.cli.loading import loading
+from melodia.cli.output import tell
+
 
 def train(
     corpus: Path = typer.Argument(
@@ -76,9 +79,10 @@ def train(
     if learning_rate is not None and learning_rate <= 0:
         raise typer.BadParameter(f"--learning-rate must be above 0 (received {learning_rate:g})")
 
-    from melodia.cli.progress import ConsoleProgress
-    from melodia.training.memory import keep_freed_memory
-    from melodia.workflows.train import train_folder
+    with loading():
+        from melodia.cli.progress import ConsoleProgress
+        from melodia.training.memory import keep_freed_memory
+        from melodia.workflows.train import train_folder
 
     keep_freed_memory()
 
@@ -117,4 +121,4 @@ def train(
             progress=progress,
         )
     for line in result.lines():
-        typer.echo(line)
+        tell(line)
