@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +15,9 @@ from melodia.sampler import Continuation, PrimeReport, Sampler
 
 if TYPE_CHECKING:
     import pretty_midi
+
+Listener = Callable[[str, int, int, str], None]
+"""Is called with what is being done, how much is done of how much, and of what ("bars", "tokens")."""
 
 COPY_TRIES = 8
 NO_INDEX = (
@@ -103,6 +108,7 @@ def generate_files(
     weights: str = "fp32",
     force: bool = False,
     max_copy: float | None = None,
+    progress: Listener | None = None,
     **settings: Any,
 ) -> GeneratedFiles:
     """Continue `seed` and write the result.
@@ -119,6 +125,7 @@ def generate_files(
         device, backend, weights: where and with what to compute; see `Sampler.load`.
         force: replace files.
         max_copy: refuse music that shares a passage of more bars with the training music; see `generate_original`.
+        progress: is told how far it is.
         settings: of `Sampler.generate`: length, filters, random seed.
 
     Raises:
@@ -139,7 +146,12 @@ def generate_files(
         notes = [f"originality not checked: it needs {NO_INDEX}"]
     else:
         notes = []
-    report = sampler.prime(seed, seed_bars, seed_seconds) if seed is not None else None
+    if progress is not None:
+        settings["progress"] = partial(progress, "making music")
+    report = None
+    if seed is not None:
+        reading = None if progress is None else partial(progress, "reading the seed")
+        report = sampler.prime(seed, seed_bars, seed_seconds, progress=reading)
     if max_copy is None:
         continuations = sampler.generate_many(num_samples, **settings)
     else:
