@@ -205,15 +205,50 @@ def test_no_folder_and_no_seed_is_written_over(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("o").mkdir()
-    for out in (".", "", "..", "/", "o/", "nowhere/.."):
-        assert main(["generate", "--out", out]) == 1
-        assert "is a directory; give a file name" in capsys.readouterr().err
     Path("seed.mid").write_bytes(seed.read_bytes())
     Path("link.mid").symlink_to("seed.mid")
     for out in ("seed.mid", "o/../seed", "link.mid", str(tmp_path / "seed.mid")):
         assert main(["generate", "--seed", "seed.mid", "--out", out, "--force"]) == 1
         assert "is the seed itself" in capsys.readouterr().err
     assert Path("seed.mid").read_bytes() == seed.read_bytes()
+
+
+def test_a_folder_takes_the_default_name(
+    model: Path,
+    seed: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("there").mkdir()
+    Path("file").write_text("mine")
+
+    def run(*more: str) -> int:
+        return main(["generate", "--model", str(model), "--bars", "1", *more])
+
+    for out in ("there", "new/", "a/b/"):
+        assert run("--out", out) == 0
+        assert [path.name for path in Path(out).iterdir()] == ["melodia.mid"]
+    assert run("--out", ".", "--seed", str(seed), "--num-samples", "2") == 0
+    assert {path.name for path in tmp_path.glob("*.mid")} == {
+        f"{seed.stem}-continued-{k}.mid" for k in (1, 2)
+    }
+    capsys.readouterr()
+    for out, reason in (
+        ("new/", "melodia.mid: is there already; choose another --out, or give --force"),
+        ("nowhere/new.mid", "there is no folder nowhere; make it first"),
+        ("nowhere/..", "there is no folder nowhere"),
+        ("file/", "file: cannot be made"),
+    ):
+        assert run("--out", out) == 1
+        assert reason in capsys.readouterr().err
+    assert run("--out", "") == 2
+    assert "--out is empty; give the name of a file or a folder" in capsys.readouterr().err
+    assert run("--out", "c/d/", "--tempo", "1") == 2
+    assert not Path("c").exists(), "nothing came of it"
+    assert not Path("nowhere").exists()
+    assert Path("file").read_text() == "mine"
 
 
 def test_a_generation_that_fails_halfway_names_what_it_wrote(

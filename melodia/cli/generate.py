@@ -80,11 +80,12 @@ def generate(
     model: Path | None = typer.Option(
         None, "--model", metavar="DIR", help="A checkpoint made by `melodia train`."
     ),
-    out: Path | None = typer.Option(
+    out: str | None = typer.Option(  # no Path, which forgets a slash at the end
         None,
         "--out",
         metavar="FILE",
-        help="The MIDI file to write (in this folder, SEED-continued.mid, or melodia.mid without a seed).",
+        help="The MIDI file to write, or the folder (this one; made if it ends in a slash) for SEED-continued.mid, or "
+        "melodia.mid without a seed.",
     ),
     max_copy: float | None = typer.Option(
         None,

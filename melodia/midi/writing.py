@@ -42,9 +42,9 @@ def write_midi(
         MidiError: the file is there already (without `force`), or cannot be written; an old file stays as
             it was.
     """
+    name, ends_in_slash = show_path(path), os.fspath(path).endswith(("/", os.sep))
     path = Path(path)
-    name = show_path(path)
-    if path.is_dir():
+    if path.is_dir() or ends_in_slash:
         raise MidiError(f"{name}: is a directory; give a file name for the MIDI file")
     if not force and os.path.lexists(path):
         raise MidiError(f"{name}: is there already; choose another name, or give `force` to replace it")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -55,23 +58,59 @@ class GeneratedFiles:
         return [*lines, *self.notes, *(f"wrote {show_path(path)}" for path in self.paths)]
 
 
-def output_paths(out: Path | None, seed: Path | None, num_samples: int) -> list[Path]:
-    """The MIDI file of each sample: `out`, numbered from 1 when there are several.
+def names_folder(out: str | os.PathLike[str]) -> bool:
+    """Whether a name can only be a folder's: it ends in a slash, or there is such a folder.
 
-    >>> [str(p) for p in output_paths(Path("new.mid"), None, 2)]
+    >>> names_folder("new/"), names_folder("new"), names_folder(".")
+    (True, False, True)
+    """
+    return os.fspath(out).endswith(("/", os.sep)) or Path(out).is_dir()
+
+
+def output_paths(out: str | os.PathLike[str] | None, seed: Path | None, num_samples: int) -> list[Path]:
+    """The MIDI file of each sample, numbered from 1 when there are several: `out`, or named after the seed in it.
+
+    >>> [str(path) for path in output_paths("new.mid", None, 2)]
     ['new-1.mid', 'new-2.mid']
+    >>> output_paths("new/", Path("songs/a.mid"), 1)[0].as_posix()
+    'new/a-continued.mid'
 
     Raises:
-        MidiError: `out` is a directory.
+        ConfigError: `out` is empty.
     """
-    base = out or Path(f"{seed.stem}-continued.mid" if seed else "melodia.mid")
-    if base.name in ("", "..") or base.is_dir():  # `o/` arrives as `o`: not to be written beside it
-        raise MidiError(f"{show_path(base)}: is a directory; give a file name")
+    base = Path(f"{seed.stem}-continued.mid" if seed else "melodia.mid")
+    if out is not None:
+        if not os.fspath(out):
+            raise ConfigError("`out` is empty; give the name of a file or a folder, or leave it out")
+        base = Path(out) / base if names_folder(out) else Path(out)
     if base.suffix.lower() not in (".mid", ".midi"):
         base = base.with_name(base.name + ".mid")
     if num_samples == 1:
         return [base]
     return [base.with_name(f"{base.stem}-{k + 1}{base.suffix}") for k in range(num_samples)]
+
+
+@contextmanager
+def folder_for(out: str | os.PathLike[str] | None) -> Iterator[None]:
+    """Make the folder that a name with a slash at its end asks for; if nothing comes of it, it goes again.
+
+    Raises:
+        MidiError: it cannot be made.
+    """
+    folder = Path(out) if out is not None and names_folder(out) else Path()
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = error.strerror or error
+        raise MidiError(f"{show_path(folder)}: cannot be made ({reason}); choose another `out`") from error
+    try:
+        yield
+    except BaseException:
+        for place in made:
+            with contextlib.suppress(OSError):
+                place.rmdir()
+        raise
 
 
 def check_writable(paths: list[Path], seed: Path | None = None, *, force: bool) -> None:
@@ -94,7 +133,7 @@ def check_writable(paths: list[Path], seed: Path | None = None, *, force: bool) 
 
 def generate_files(
     seed: Path | None,
-    out: Path | None = None,
+    out: str | os.PathLike[str] | None = None,
     *,
     model: Path | None = None,
     seed_bars: int | None = None,
@@ -115,7 +154,8 @@ def generate_files(
 
     Args:
         seed: a MIDI file, or None for music from nothing.
-        out: the MIDI file to write; None: named after the seed, in the working folder. Several samples are numbered.
+        out: the MIDI file to write, or a folder for one that is named after the seed; it is made where the name ends in
+            a slash. None: the working folder. Several samples are numbered.
         model: a checkpoint folder; None: the model that comes with melodia.
         seed_bars, seed_seconds: use only the beginning of the seed.
         num_samples: how many continuations.
@@ -134,32 +174,51 @@ def generate_files(
     """
     paths = output_paths(out, seed, num_samples)
     suffixes = [".png"] * plot + [".wav"] * audio
-    check_writable(
-        [*paths, *(path.with_suffix(suffix) for path in paths for suffix in suffixes)],
-        seed,
-        force=force,
-    )
-    sampler = Sampler.load(model, device=device, backend=backend, weights=weights)
-    if sampler.originality_index is None:
-        if max_copy is not None:
-            raise CheckpointError(f"a limit on copying needs {NO_INDEX}")
-        notes = [f"originality not checked: it needs {NO_INDEX}"]
-    else:
-        notes = []
-    if progress is not None:
-        settings["progress"] = partial(progress, "making music")
-    report = None
-    if seed is not None:
-        reading = None if progress is None else partial(progress, "reading the seed")
-        report = sampler.prime(seed, seed_bars, seed_seconds, progress=reading)
-    if max_copy is None:
-        continuations = sampler.generate_many(num_samples, **settings)
-    else:
-        continuations = generate_original(sampler, num_samples, max_copy, **settings)
+    with folder_for(out):
+        check_writable(
+            [*paths, *(path.with_suffix(suffix) for path in paths for suffix in suffixes)],
+            seed,
+            force=force,
+        )
+        sampler = Sampler.load(model, device=device, backend=backend, weights=weights)
+        if sampler.originality_index is None:
+            if max_copy is not None:
+                raise CheckpointError(f"a limit on copying needs {NO_INDEX}")
+            notes = [f"originality not checked: it needs {NO_INDEX}"]
+        else:
+            notes = []
+        if progress is not None:
+            settings["progress"] = partial(progress, "making music")
+        report = None
+        if seed is not None:
+            reading = None if progress is None else partial(progress, "reading the seed")
+            report = sampler.prime(seed, seed_bars, seed_seconds, progress=reading)
+        if max_copy is None:
+            continuations = sampler.generate_many(num_samples, **settings)
+        else:
+            continuations = generate_original(sampler, num_samples, max_copy, **settings)
+        joined = seed is not None and not continuation_only
+        written, sound = _write(
+            paths, continuations, seed, joined=joined, plot=plot, audio=audio, force=force
+        )
+    return GeneratedFiles(report, continuations, written, notes + sound)
+
+
+def _write(
+    paths: list[Path],
+    continuations: list[Continuation],
+    seed: Path | None,
+    *,
+    joined: bool,
+    plot: bool,
+    audio: bool,
+    force: bool,
+) -> tuple[list[Path], list[str]]:
+    """Write each continuation, behind its seed if `joined`: the files, and what made the sound."""
     written: list[Path] = []
+    notes: list[str] = []
     try:
         for path, continuation in zip(paths, continuations, strict=True):
-            joined = seed is not None and not continuation_only
             score = continuation.joined_score if joined else continuation.score
             written.append(write_midi(score, path, force=force))
             if not (plot or audio):
@@ -177,7 +236,7 @@ def generate_files(
         if not written:
             raise
         raise type(error)(f"{error}; written before: {', '.join(map(show_path, written))}") from error
-    return GeneratedFiles(report, continuations, written, notes)
+    return written, notes
 
 
 def generate_original(
