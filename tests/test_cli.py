@@ -244,7 +244,7 @@ def test_a_folder_takes_the_default_name(
         assert run("--out", out) == 1
         assert reason in capsys.readouterr().err
     assert run("--out", "") == 2
-    assert "--out is empty; give the name of a file or a folder" in capsys.readouterr().err
+    assert "--out is empty; give a value" in capsys.readouterr().err
     assert run("--out", "c/d/", "--tempo", "1") == 2
     assert not Path("c").exists(), "nothing came of it"
     assert not Path("nowhere").exists()
@@ -276,6 +276,23 @@ def test_a_generation_that_fails_halfway_names_what_it_wrote(
         (["generate", "--unknown"], "--unknown"),
         (["train", "x", "--out", "y", "--minutes", "1", "--epochs", "1"], "--minutes"),
         (["train"], "CORPUS"),
+        (["train", "x", "--out="], "--out is empty"),
+        (["train", "", "--out", "y"], "an argument is empty"),
+        (["train", "x", "--out", "y", "--cache", ""], "--cache is empty"),
+        (["train", "x", "--out", "y", "--tokenizer", "foo"], "--tokenizer must be one of REMI"),
+        (["train", "x", "--out", "y", "--minutes", "inf"], "--minutes must be above 0 and finite"),
+        (["train", "x", "--out", "y", "--threads", "100000"], "--threads must be within 1 and 1024"),
+        (["evaluate", "x", "--bars", "16"], "--bars needs --generate"),
+        (["evaluate", "x", "--top-k", "3"], "--top-k needs --generate"),
+        (["evaluate", "x", "--generate", "3", "--pitch-bias", "3"], "--pitch-bias must be within 0 and 1"),
+        (["originality", "x.mid", "--model", "y", "--cache", "z"], "--cache needs --index"),
+        (["bench", "--weights", "fp32,fp32"], "--weights must be different"),
+        (["bench", "--threads", "1,1"], "--threads must be different"),
+        (["compare", "x", "--out", "y", "--kinds", "gru, gru"], "--kinds must be different"),
+        (["generate", "--continuation-only"], "needs --seed"),
+        (["generate", "--metre", "x"], "such as 3/4"),
+        (["generate", "--device", "foo"], "--device must be auto, cpu or cuda"),
+        (["generate", "--num-samples", "100000"], "1<=x<=1000"),
         (["sing"], "sing"),
     ],
 )

@@ -333,7 +333,9 @@ def test_nothing_is_read_where_a_training_would_be_lost(
         ({"kind": "lstm", "combine": "sum"}, "`combine` belongs to `kind` parallel"),
         ({"kind": "bidirectional", "encoder": "foo"}, "`encoder` must be lstm or gru"),
         ({"encoder": "gru"}, "`encoder` belongs to `kind` bidirectional"),
-        ({"side_inputs": ("foo",)}, "side inputs are position, .*received foo"),
+        ({"side_inputs": ("foo",)}, "`side_inputs` must be some of position, .*received foo"),
+        ({"side_inputs": ("density", "density")}, "`side_inputs` must be different"),
+        ({"training": {"threads": 1025}}, "`threads` must be within 1 and 1024"),
         ({"training": {"precision": "foo"}}, "`precision` must be one of auto, fp32, bf16"),
         ({"training": {"batch_size": 0}}, "within 1 and 1048576 "),
     ],
@@ -414,6 +416,17 @@ def test_a_training_does_not_go_into_its_corpus(
         run(songs[1], songs[1] / ".." / songs[1].name)
     with pytest.raises(ConfigError, match="is the corpus itself"):
         compare_kinds(songs[1], songs[1], kinds=("gru",))
+
+
+def test_a_comparison_has_its_folder_for_itself(songs: tuple[Path, Path], tmp_path: Path) -> None:
+    pytest.importorskip("fcntl")
+    record = Record()
+    with only_training(tmp_path, World()), pytest.raises(TrainingError, match="another training is running"):
+        compare_kinds(songs[1], tmp_path, kinds=("gru",), progress=record)
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(TrainingError, match=r"cannot write .*file: .*choose another folder"):
+        compare_kinds(songs[1], tmp_path / "file", kinds=("gru",), progress=record)
+    assert not record.counts
 
 
 def test_a_folder_where_a_training_runs_is_left_alone(

@@ -64,7 +64,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        app(args=list(sys.argv[1:] if arguments is None else arguments), prog_name="melodia")
+        given = list(sys.argv[1:] if arguments is None else arguments)
+        _refuse_empty(given)
+        app(args=given, prog_name="melodia")
     except SystemExit as stop:
         if stop.code == EXIT_INTERRUPTED:  # Typer has caught Ctrl-C, and said nothing
             _complain("interrupted")
@@ -85,6 +87,20 @@ def run(arguments: Sequence[str] | None = None) -> int:
         _complain("interrupted")
         return EXIT_INTERRUPTED
     return 0
+
+
+def _refuse_empty(given: Sequence[str]) -> None:
+    """A path without letters would be the present folder, where nobody has asked for it: $OUT was not set.
+
+    Raises:
+        ConfigError: names the option.
+    """
+    for i, word in enumerate(given):
+        if not word:
+            before = given[i - 1] if i and given[i - 1].startswith("-") else "an argument"
+            raise ConfigError(f"{before} is empty; give a value or leave it out")
+        if word.startswith("--") and word.endswith("="):
+            raise ConfigError(f"{word[:-1]} is empty; give a value or leave it out")
 
 
 def _complain(text: str) -> None:

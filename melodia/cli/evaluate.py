@@ -9,6 +9,7 @@ import typer
 
 from melodia.cli.loading import loading
 from melodia.cli.output import tell
+from melodia.cli.words import as_options, is_given
 from melodia.decode.config import BRANCHES, PITCH_BIAS, TEMPERATURE, TOP_P
 
 if TYPE_CHECKING:
@@ -19,7 +20,14 @@ if TYPE_CHECKING:
 PLAIN_WIDTH = 160  # of tables where there is no terminal
 
 
+GENERATION = (
+    "seed_bars", "bars", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "pitch_bias", "branches",
+    "random_seed",
+)  # fmt: skip
+
+
 def evaluate(
+    context: typer.Context,
     folder: Path = typer.Argument(
         ...,
         metavar="FOLDER",
@@ -67,6 +75,9 @@ def evaluate(
     """Measure how probable a model finds music, and how what it writes compares with what is really there."""
     if generate == 1:
         raise typer.BadParameter("--generate needs at least 2 pieces to compare, or 0 for none")
+    idle = next((name for name in GENERATION if not generate and is_given(context, name)), None)
+    if idle is not None:
+        raise typer.BadParameter(as_options(f"`{idle}` needs `generate` N: without it nothing is generated"))
 
     with loading():
         from melodia.cli.console import LastingConsole

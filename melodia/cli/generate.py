@@ -108,6 +108,8 @@ def generate(
         raise typer.BadParameter("give --seed-bars or --seed-seconds, not both")
     if seed is None and (seed_bars is not None or seed_seconds is not None):
         raise typer.BadParameter("--seed-bars and --seed-seconds need --seed FILE")
+    if seed is None and continuation_only:
+        raise typer.BadParameter("--continuation-only needs --seed FILE")
     if sum(length is not None for length in (bars, seconds, tokens)) > 1:
         raise typer.BadParameter("give one of --bars, --seconds and --tokens")
 

@@ -27,6 +27,8 @@ def originality(
     """Find the longest passages that MIDI files share with a model's training music, in any key and at any speed."""
     if not files and index is None:
         raise typer.BadParameter("give MIDI files to look up, or --index FOLDER to build the index")
+    if cache is not None and index is None:
+        raise typer.BadParameter("--cache needs --index FOLDER: files are looked up without it")
 
     from melodia.midi.reading import named
     from melodia.workflows.originality import check_files, index_checkpoint

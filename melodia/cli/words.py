@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import re
 from functools import cache
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import typer
 
 
 def as_options(text: str) -> str:
@@ -17,6 +21,12 @@ def as_options(text: str) -> str:
     '`endless` music has no end'
     """
     return re.sub(r"`([a-z]+(?:_[a-z]+)*)`", lambda found: _options().get(found[1], found[0]), text)
+
+
+def is_given(context: typer.Context, name: str) -> bool:
+    """Whether a parameter stands on the command line, even with its default value."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 @cache

@@ -153,11 +153,9 @@ def check_metre(metre: object) -> tuple[int, int]:
     try:
         top, bottom = (int(part) for part in parts)  # type: ignore[attr-defined]
     except (TypeError, ValueError):
-        raise ConfigError(
-            f"a metre is numerator and denominator, such as (3, 4) (received {metre!r})"
-        ) from None
+        raise ConfigError(f"a metre is numerator and denominator, such as 3/4 (received {metre!r})") from None
     if not 1 <= top <= 64 or bottom not in (1, 2, 4, 8, 16, 32):
-        raise ConfigError(f"a metre is such as (3, 4) or (6, 8) (received {top}/{bottom})")
+        raise ConfigError(f"a metre is such as 3/4 or 6/8 (received {top}/{bottom})")
     return top, bottom
 
 

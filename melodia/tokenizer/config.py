@@ -50,7 +50,7 @@ class TokenizerConfig:
 
     def __post_init__(self) -> None:
         if self.scheme not in SCHEMES:
-            raise ConfigError(f"scheme must be one of {', '.join(SCHEMES)} (received {self.scheme!r})")
+            raise ConfigError(f"`scheme` must be one of {', '.join(SCHEMES)} (received {self.scheme!r})")
         if self.positions_per_beat not in (12, 24):
             raise ConfigError(f"positions_per_beat must be 12 or 24 (received {self.positions_per_beat!r})")
         if not 1 <= self.velocities <= 127:

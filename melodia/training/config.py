@@ -10,6 +10,8 @@ from melodia.errors import ConfigError
 
 PRECISIONS = ("fp32", "bf16")
 BUDGETS = ("iterations", "epochs", "minutes")
+MOST_THREADS = 1024
+"""More than any machine has a use for; where threads cannot be made, the OpenMP library ends the process."""
 
 
 @dataclass(frozen=True)
@@ -103,12 +105,12 @@ class TrainingConfig:
             )
         value = getattr(self, given[0])
         if not (math.isfinite(value) and value > 0):
-            raise ConfigError(f"`{given[0]}` must be above 0 (received {value})")
+            raise ConfigError(f"`{given[0]}` must be above 0 and finite (received {value})")
         for name in ("batch_size", "window"):
             self._limit(name, 1, 1 << 20)
-        for name in ("eval_every", "patience", "threads"):
+        for name, most in (("eval_every", 1 << 40), ("patience", 1 << 40), ("threads", MOST_THREADS)):
             if getattr(self, name) is not None:
-                self._limit(name, 1, 1 << 40)
+                self._limit(name, 1, most)
         self._limit("learning_rate", 0.0, 10.0)
         for name in (
             "final_learning_rate",

@@ -161,6 +161,10 @@ def _check(weights: Sequence[str], threads: Sequence[int], seconds: float, cores
         raise ConfigError(
             f"`weights` must be some of {', '.join(WEIGHTS)} (received {', '.join(odd) or 'none'})"
         )
+    for argument, wanted in (("weights", weights), ("threads", threads)):
+        if len(set(wanted)) < len(wanted):
+            shown = ", ".join(map(str, wanted))
+            raise ConfigError(f"`{argument}` must be different from each other (received {shown})")
     if not threads or min(threads) < 1 or max(threads) > cores:
         shown = ", ".join(map(str, threads)) or "none"
         raise ConfigError(

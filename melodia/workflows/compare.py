@@ -23,9 +23,9 @@ from melodia.model.config import KINDS, ModelConfig
 from melodia.model.model import Model
 from melodia.model.sizes import match_parameters, parameter_count
 from melodia.side_inputs import DEFAULTS
-from melodia.training import Preparer, TrainingConfig, evaluate, train
-from melodia.training.distributed import choose_device
+from melodia.training import Preparer, TrainingConfig, evaluate, join, train
 from melodia.training.folder import obstacle
+from melodia.training.lock import only_training
 from melodia.workflows.corpora import check_apart, open_corpus
 from melodia.workflows.train import QuietReporter, model_settings
 
@@ -127,8 +127,7 @@ def compare_kinds(
     config = TrainingConfig(**settings)
     out = Path(out)
     check_apart(Path(folder), out)
-    choose_device(config.device)
-    with kernels.use_backend(backend):
+    with kernels.use_backend(backend), join(config.device) as world, only_training(out, world):
         corpus = open_corpus(Path(folder), cache=cache, reporter=reporter)
         if not len(corpus.pieces("valid")):
             raise TrainingError(
@@ -156,11 +155,12 @@ def compare_kinds(
             "torch": torch.__version__,
             "melodia": __version__,
         }
-    table = Comparison(rows, setting, out / "comparison.md")
-    table.path.write_text(table.markdown() + "\n", encoding="utf-8")
-    table.path.with_suffix(".json").write_text(
-        json.dumps({"setting": setting, "rows": [asdict(row) for row in rows]}, indent=2), encoding="utf-8"
-    )
+        table = Comparison(rows, setting, out / "comparison.md")
+        table.path.write_text(table.markdown() + "\n", encoding="utf-8")
+        table.path.with_suffix(".json").write_text(
+            json.dumps({"setting": setting, "rows": [asdict(row) for row in rows]}, indent=2),
+            encoding="utf-8",
+        )
     return table
 
 

@@ -20,7 +20,7 @@ from melodia.evaluation.continuations import Settings, continue_pieces, key_agre
 from melodia.evaluation.report import Evaluation, Generated
 from melodia.originality import Index
 from melodia.render.files import check_target, fresh_file
-from melodia.sampler import Sampler
+from melodia.sampler import Request, Sampler
 
 
 def evaluate_folder(
@@ -72,6 +72,9 @@ def evaluate_folder(
         branches=branches,
         random_seed=random_seed,
     )
+    Request(
+        bars=bars, sampling=settings.sampling, pitch_bias=pitch_bias, branches=branches
+    )  # or it says why not
     root = Path(folder)
     if not os.path.lexists(root):
         raise CorpusError(

@@ -118,7 +118,11 @@ def model_settings(
 def _check_sides(names: Sequence[str]) -> None:
     unknown = sorted(set(names) - set(NAMES))
     if unknown:
-        raise ConfigError(f"side inputs are {', '.join(NAMES)} or none (received {', '.join(unknown)})")
+        raise ConfigError(
+            f"`side_inputs` must be some of {', '.join(NAMES)}, or none (received {', '.join(unknown)})"
+        )
+    if len(set(names)) < len(names):
+        raise ConfigError(f"`side_inputs` must be different from each other (received {', '.join(names)})")
 
 
 def _check_form(form: Mapping[str, Any]) -> None:
