@@ -141,7 +141,7 @@ def test_a_resumed_training_knows_what_it_was_begun_with(
         resume(kind="gru")
     with pytest.raises(ConfigError, match=r"`scheme` .* is TSD .*received REMI"):
         resume(scheme="REMI")
-    with pytest.raises(TrainingError, match=r"batch_size 2 is now 5"):
+    with pytest.raises(TrainingError, match=r"`batch_size` 2 is now 5"):
         resume(training={"batch_size": 5})
     assert resume(size="tiny", training={"precision": "auto"}).training.iterations == 3
     checkpoint = load_checkpoint(tmp_path / "best")
@@ -416,6 +416,16 @@ def test_a_training_does_not_go_into_its_corpus(
         run(songs[1], songs[1] / ".." / songs[1].name)
     with pytest.raises(ConfigError, match="is the corpus itself"):
         compare_kinds(songs[1], songs[1], kinds=("gru",))
+
+
+def test_a_training_does_not_go_into_a_checkpoint(
+    base: Path, songs: tuple[Path, Path], run: Callable[..., TrainedFolder]
+) -> None:
+    before = {path: path.read_bytes() for path in (base / "best").iterdir()}
+    for options in ({}, {"force": True}, {"resume": True}):
+        with pytest.raises(TrainingError, match=r"best is a checkpoint itself.*choose another folder"):
+            run(songs[0], base / "best", **options)
+    assert {path: path.read_bytes() for path in (base / "best").iterdir()} == before
 
 
 def test_a_comparison_has_its_folder_for_itself(songs: tuple[Path, Path], tmp_path: Path) -> None:

@@ -224,10 +224,10 @@ def test_resuming_another_run_is_refused(corpus: Corpus, tmp_path: Path) -> None
     config = dataclasses.replace(CONFIG, iterations=2)
     train(corpus, form(corpus), config, tmp_path / "out")
     other = dataclasses.replace(config, learning_rate=2e-2, window=8)
-    with pytest.raises(TrainingError, match=r"learning_rate 0.01 is now 0.02; window 16 is now 8"):
+    with pytest.raises(TrainingError, match=r"`learning_rate` 0.01 is now 0.02; `window` 16 is now 8"):
         train(corpus, None, other, tmp_path / "out", resume=True)
     form8 = dataclasses.replace(form(corpus), hidden_size=8, embedding_size=8, encoder_hidden_size=4)
-    with pytest.raises(TrainingError, match=r"hidden_size 16 is now 8"):
+    with pytest.raises(TrainingError, match=r"`hidden_size` 16 is now 8"):
         train(corpus, form8, config, tmp_path / "out", resume=True)
     another = small_corpus(tmp_path / "corpus", random_seed=5)
     with pytest.raises(TrainingError, match="trained on another corpus"):

@@ -21,6 +21,8 @@ def holds_state(out: Path) -> bool:
 
 def obstacle(out: Path, *, resume: bool = False, force: bool = False) -> str | None:
     """Why a training may not begin or go on in this folder: something would be lost. None where it may."""
+    if is_checkpoint(out):
+        return f"{out} is a checkpoint itself, which a training replaces as a whole; choose another folder"
     foreign = _foreign(out)
     if foreign is not None:
         return f"{foreign} is there already, and no training wrote it; move it, or choose another folder"

@@ -157,7 +157,7 @@ def check_same_run(identity: dict[str, Any], saved: TrainingState, out: Path) ->
             if mine.get(name) != other.get(name) and (part, name) not in {
                 ("training", free) for free in FREE
             }:
-                different.append(f"{name} {other.get(name)!r} is now {mine.get(name)!r}")
+                different.append(f"`{name}` {other.get(name)!r} is now {mine.get(name)!r}")
     if different:
         raise TrainingError(
             f"{out} was trained with other settings: {'; '.join(different)}; resume with the same, "
