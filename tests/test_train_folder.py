@@ -19,7 +19,7 @@ from melodia.errors import ConfigError, TrainingError
 from melodia.model.checkpoint import load_checkpoint
 from melodia.model.stored import read_checkpoint
 from melodia.tokenizer import Tokenizer, TokenizerConfig
-from melodia.training import Step, World
+from melodia.training import Plan, Step, World
 from melodia.training.lock import only_training
 from melodia.workflows import train as train_module
 from melodia.workflows.compare import compare_kinds
@@ -372,6 +372,31 @@ def test_a_wrong_comparison_is_refused_before_music_is_read(
         compare_kinds(songs[1], tmp_path / "out", progress=record, cache=tmp_path / "cache", **options)
     assert not record.counts
     assert not (tmp_path / "out").exists()
+
+
+def test_an_interrupted_comparison_goes_on_where_it_was(songs: tuple[Path, Path], tmp_path: Path) -> None:
+    class Watch(Record):
+        def started(self, plan: Plan) -> None:
+            begun_at.append(plan.resumed_at)
+
+    def compare(out: str, progress: QuietReporter) -> dict[str, float]:
+        rows = compare_kinds(
+            songs[1],
+            tmp_path / out,
+            kinds=("gru",),
+            size="tiny",
+            training={**SHORT, "iterations": 4, "save_every": 0.0},
+            cache=tmp_path / "cache",
+            progress=progress,
+        ).rows
+        return {row.name: row.nats_per_token for row in rows}
+
+    begun_at: list[int] = []
+    whole = compare("whole", Watch())
+    with pytest.raises(RuntimeError, match="crash"):
+        compare("broken", Crash())
+    assert compare("broken", Watch()) == whole
+    assert begun_at == [0, 1]
 
 
 def test_a_comparison_looks_at_all_folders_before_it_trains(

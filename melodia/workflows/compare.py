@@ -24,7 +24,7 @@ from melodia.model.model import Model
 from melodia.model.sizes import match_parameters, parameter_count
 from melodia.side_inputs import DEFAULTS
 from melodia.training import Preparer, TrainingConfig, evaluate, join, train
-from melodia.training.folder import obstacle
+from melodia.training.folder import holds_state, obstacle
 from melodia.training.lock import only_training
 from melodia.workflows.corpora import check_apart, open_corpus
 from melodia.workflows.train import QuietReporter, model_settings
@@ -101,8 +101,8 @@ def compare_kinds(
 ) -> Comparison:
     """Train every kind with as many parameters as the LSTM of `size`, and score all on the held-out pieces.
 
-    A kind that is in `out` already is not trained again unless `force` says so, so that an interrupted comparison
-    goes on.
+    A kind that is in `out` already is not trained again unless `force` says so, and one that was interrupted goes on
+    where it was: the same call again finishes an interrupted comparison.
 
     Args:
         folder: MIDI files, or a built corpus.
@@ -268,7 +268,10 @@ def _row_of(run: _Run, begun: dict[str, Any] | None, reporter: Any) -> Row:
     reporter.say(f"{run.name}: hidden size {run.model.hidden_size}")
     run.out.mkdir(parents=True, exist_ok=True)
     run.keep(None)
-    summary = train(corpus, run.model, run.config, run.out, progress=reporter, force=True)
+    goes_on = begun is not None and holds_state(run.out)
+    summary = train(
+        corpus, run.model, run.config, run.out, progress=reporter, resume=goes_on, force=not goes_on
+    )
     checkpoint = load_checkpoint(summary.checkpoint)
     likelihood = held_out_likelihood(corpus, checkpoint.model)
     interval = likelihood.interval("token")
