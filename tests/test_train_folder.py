@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from folder_helpers import SHORT, Crash, Record
 
 from melodia.cli import main
 from melodia.corpus import build as build_module
@@ -19,37 +20,14 @@ from melodia.errors import ConfigError, TrainingError
 from melodia.model.checkpoint import load_checkpoint
 from melodia.model.stored import read_checkpoint
 from melodia.tokenizer import Tokenizer, TokenizerConfig
-from melodia.training import Plan, Step, World
+from melodia.training import World
 from melodia.training.lock import only_training
 from melodia.workflows import train as train_module
 from melodia.workflows.compare import compare_kinds
 from melodia.workflows.originality import index_checkpoint, open_index
-from melodia.workflows.train import QuietReporter, TrainedFolder, train_folder
+from melodia.workflows.train import TrainedFolder, train_folder
 
-SHORT = {"iterations": 3, "batch_size": 2, "window": 32, "threads": 1, "device": "cpu"}
 BPE = Tokenizer().vocabulary.size + 20
-
-
-class Crash(QuietReporter):
-    """Ends a training after its second iteration, as a crash would."""
-
-    def stepped(self, step: Step) -> None:
-        if step.iteration == 2:
-            raise RuntimeError("crash")
-
-
-class Record(QuietReporter):
-    """Notes how far reading has come, and warnings."""
-
-    def __init__(self) -> None:
-        self.counts: list[tuple[int, int]] = []
-        self.warnings: list[str] = []
-
-    def read(self, done: int, total: int, path: str) -> None:
-        self.counts.append((done, total))
-
-    def warned(self, text: str) -> None:
-        self.warnings.append(text)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -354,69 +332,6 @@ def test_wrong_options_are_refused_before_music_is_read(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"kinds": ("gru", "foo")}, "`kinds` must be some of lstm, .*received foo"),
-        ({"kinds": ("gru", "lstm", "gru")}, "`kinds` must be different .*received gru twice"),
-        ({"size": "foo"}, "`size` must be one of tiny, .*received 'foo'"),
-        ({"training": {"epochs": 1, "device": "cuda:99"}}, "choose `device` cpu or auto"),
-        ({"training": {"epochs": -1}}, "`epochs` must be above 0"),
-    ],
-)
-def test_a_wrong_comparison_is_refused_before_music_is_read(
-    options: dict[str, Any], message: str, songs: tuple[Path, Path], tmp_path: Path
-) -> None:
-    record = Record()
-    with pytest.raises((ConfigError, TrainingError), match=message):
-        compare_kinds(songs[1], tmp_path / "out", progress=record, cache=tmp_path / "cache", **options)
-    assert not record.counts
-    assert not (tmp_path / "out").exists()
-
-
-def test_an_interrupted_comparison_goes_on_where_it_was(songs: tuple[Path, Path], tmp_path: Path) -> None:
-    class Watch(Record):
-        def started(self, plan: Plan) -> None:
-            begun_at.append(plan.resumed_at)
-
-    def compare(out: str, progress: QuietReporter) -> dict[str, float]:
-        rows = compare_kinds(
-            songs[1],
-            tmp_path / out,
-            kinds=("gru",),
-            size="tiny",
-            training={**SHORT, "iterations": 4, "save_every": 0.0},
-            cache=tmp_path / "cache",
-            progress=progress,
-        ).rows
-        return {row.name: row.nats_per_token for row in rows}
-
-    begun_at: list[int] = []
-    whole = compare("whole", Watch())
-    with pytest.raises(RuntimeError, match="crash"):
-        compare("broken", Crash())
-    assert compare("broken", Watch()) == whole
-    assert begun_at == [0, 1]
-
-
-def test_a_comparison_looks_at_all_folders_before_it_trains(
-    songs: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("melodia.workflows.compare.train", lambda *given, **named: pytest.fail("trained"))
-    record = tmp_path / "out" / "gru" / "row.json"
-    record.parent.mkdir(parents=True)
-    for text, message in (
-        ('{"setting": {}, "row": null}', "holds gru of another comparison"),
-        ('{"setting": {}, "row": {"name": "gru"}}', "damaged .*`force`"),
-        ("[", "damaged .*`force`"),
-    ):
-        record.write_text(text)
-        with pytest.raises((ConfigError, TrainingError), match=message):
-            compare_kinds(
-                songs[1], tmp_path / "out", kinds=("lstm", "gru"), size="tiny", cache=tmp_path / "cache"
-            )
-
-
 @pytest.mark.parametrize("kind", [None, "bidirectional"])
 def test_right_options_are_not_refused(
     kind: str | None, songs: tuple[Path, Path], run: Callable[..., TrainedFolder], tmp_path: Path
@@ -451,17 +366,6 @@ def test_a_training_does_not_go_into_a_checkpoint(
         with pytest.raises(TrainingError, match=r"best is a checkpoint itself.*choose another folder"):
             run(songs[0], base / "best", **options)
     assert {path: path.read_bytes() for path in (base / "best").iterdir()} == before
-
-
-def test_a_comparison_has_its_folder_for_itself(songs: tuple[Path, Path], tmp_path: Path) -> None:
-    pytest.importorskip("fcntl")
-    record = Record()
-    with only_training(tmp_path, World()), pytest.raises(TrainingError, match="another training is running"):
-        compare_kinds(songs[1], tmp_path, kinds=("gru",), progress=record)
-    (tmp_path / "file").write_text("mine")
-    with pytest.raises(TrainingError, match=r"cannot write .*file: .*choose another folder"):
-        compare_kinds(songs[1], tmp_path / "file", kinds=("gru",), progress=record)
-    assert not record.counts
 
 
 def test_a_folder_where_a_training_runs_is_left_alone(
