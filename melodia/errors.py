@@ -6,6 +6,9 @@ the command line prints it on standard error and exits with 1, without a traceba
 
 from __future__ import annotations
 
+import os
+import re
+
 
 class MelodiaError(Exception):
     """Base of all errors that melodia raises on purpose."""
@@ -41,3 +44,30 @@ class TrainingError(MelodiaError):
 
 class BackendError(MelodiaError, RuntimeError):
     """The backend that was asked for is not there; the message carries the reason."""
+
+
+_NO_MEMORY = re.compile(
+    r"can't allocate memory|not enough memory|out of memory|bad_alloc|aten::(new_)?empty\b.*API call failed",
+    re.S,
+)  # the last: of an operator under torch's stable ABI, which loses the reason
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether there was no memory: Python, numpy, torch's allocators and C++ each have an error of their own for it.
+
+    >>> out_of_memory(MemoryError()), out_of_memory(RuntimeError("std::bad_alloc")), out_of_memory(OSError(2, "no"))
+    (True, True, False)
+    """
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error)) is not None
+    )
+
+
+def show_path(path: object) -> str:
+    r"""A path as it can stand in a message of one line.
+
+    >>> show_path("song.mid"), show_path("two\nlines.mid")
+    ('song.mid', "'two\\nlines.mid'")
+    """
+    text = os.fsdecode(path) if isinstance(path, (str, bytes, os.PathLike)) else str(path)
+    return text if text.isprintable() else ascii(text)

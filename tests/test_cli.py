@@ -17,6 +17,8 @@ from melodia.cli import main
 from melodia.errors import MelodiaError
 from melodia.midi import read_score
 from melodia.model.checkpoint import load_checkpoint
+from melodia.render.files import check_target
+from melodia.workflows.generate import generate_files
 
 
 def digest(path: Path) -> str:
@@ -179,20 +181,74 @@ def test_a_file_that_is_there_is_kept_unless_forced(
     assert out.read_bytes().startswith(b"MThd")
 
 
+def test_python_names_arguments_and_the_command_line_options(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "kept.mid"
+    out.write_bytes(b"mine")
+    with pytest.raises(MelodiaError, match="choose another `out`, or give `force`"):
+        generate_files(None, out, model=model)
+    assert main(["generate", "--model", str(model), "--out", str(out)]) == 1
+    assert "choose another --out, or give --force" in capsys.readouterr().err
+    page = tmp_path / "page.html"
+    page.write_text("mine")
+    with pytest.raises(MelodiaError, match="give `force` to replace it"):
+        check_target(page, ".html", force=False)
+    assert main(["evaluate", str(tmp_path), "--html", str(page)]) == 1
+    assert "give --force to replace it" in capsys.readouterr().err
+    assert main(["train", str(tmp_path), "--out", str(tmp_path / "m"), "--batch-size", "0"]) == 2
+    assert "--batch-size must be within 1" in capsys.readouterr().err
+
+
 def test_no_folder_and_no_seed_is_written_over(
     seed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("o").mkdir()
-    for out in (".", "", "..", "/", "o/", "nowhere/.."):
-        assert main(["generate", "--out", out]) == 1
-        assert "is a directory; give a file name" in capsys.readouterr().err
     Path("seed.mid").write_bytes(seed.read_bytes())
     Path("link.mid").symlink_to("seed.mid")
     for out in ("seed.mid", "o/../seed", "link.mid", str(tmp_path / "seed.mid")):
         assert main(["generate", "--seed", "seed.mid", "--out", out, "--force"]) == 1
         assert "is the seed itself" in capsys.readouterr().err
     assert Path("seed.mid").read_bytes() == seed.read_bytes()
+
+
+def test_a_folder_takes_the_default_name(
+    model: Path,
+    seed: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("there").mkdir()
+    Path("file").write_text("mine")
+
+    def run(*more: str) -> int:
+        return main(["generate", "--model", str(model), "--bars", "1", *more])
+
+    for out in ("there", "new/", "a/b/"):
+        assert run("--out", out) == 0
+        assert [path.name for path in Path(out).iterdir()] == ["melodia.mid"]
+    assert run("--out", ".", "--seed", str(seed), "--num-samples", "2") == 0
+    assert {path.name for path in tmp_path.glob("*.mid")} == {
+        f"{seed.stem}-continued-{k}.mid" for k in (1, 2)
+    }
+    capsys.readouterr()
+    for out, reason in (
+        ("new/", "melodia.mid: is there already; choose another --out, or give --force"),
+        ("nowhere/new.mid", "there is no folder nowhere; make it first"),
+        ("nowhere/..", "there is no folder nowhere"),
+        ("file/", "file: cannot be made"),
+    ):
+        assert run("--out", out) == 1
+        assert reason in capsys.readouterr().err
+    assert run("--out", "") == 2
+    assert "--out is empty; give a value" in capsys.readouterr().err
+    assert run("--out", "c/d/", "--tempo", "1") == 2
+    assert not Path("c").exists(), "nothing came of it"
+    assert not Path("nowhere").exists()
+    assert Path("file").read_text() == "mine"
 
 
 def test_a_generation_that_fails_halfway_names_what_it_wrote(
@@ -211,15 +267,32 @@ def test_a_generation_that_fails_halfway_names_what_it_wrote(
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [
-        (["generate", "--top-k", "9" * 20], "top_k"),
+        (["generate", "--top-k", "9" * 20], "--top-k"),
         (["generate", "--bars", "2", "--seconds", "3"], "--bars"),
         (["generate", "--seed-bars", "2"], "--seed"),
-        (["generate", "--temperature", "0"], "temperature"),
-        (["generate", "--top-p", "1.5"], "top_p"),
+        (["generate", "--temperature", "0"], "--temperature"),
+        (["generate", "--top-p", "1.5"], "--top-p"),
         (["generate", "--bars", "nine"], "bars"),
         (["generate", "--unknown"], "--unknown"),
         (["train", "x", "--out", "y", "--minutes", "1", "--epochs", "1"], "--minutes"),
         (["train"], "CORPUS"),
+        (["train", "x", "--out="], "--out is empty"),
+        (["train", "", "--out", "y"], "an argument is empty"),
+        (["train", "x", "--out", "y", "--cache", ""], "--cache is empty"),
+        (["train", "x", "--out", "y", "--tokenizer", "foo"], "--tokenizer must be one of REMI"),
+        (["train", "x", "--out", "y", "--minutes", "inf"], "--minutes must be above 0 and finite"),
+        (["train", "x", "--out", "y", "--threads", "100000"], "--threads must be within 1 and 1024"),
+        (["evaluate", "x", "--bars", "16"], "--bars needs --generate"),
+        (["evaluate", "x", "--top-k", "3"], "--top-k needs --generate"),
+        (["evaluate", "x", "--generate", "3", "--pitch-bias", "3"], "--pitch-bias must be within 0 and 1"),
+        (["originality", "x.mid", "--model", "y", "--cache", "z"], "--cache needs --index"),
+        (["bench", "--weights", "fp32,fp32"], "--weights must be different"),
+        (["bench", "--threads", "1,1"], "--threads must be different"),
+        (["compare", "x", "--out", "y", "--kinds", "gru, gru"], "--kinds must be different"),
+        (["generate", "--continuation-only"], "needs --seed"),
+        (["generate", "--metre", "x"], "such as 3/4"),
+        (["generate", "--device", "foo"], "--device must be auto, cpu or cuda"),
+        (["generate", "--num-samples", "100000"], "1<=x<=1000"),
         (["sing"], "sing"),
     ],
 )

@@ -187,7 +187,7 @@ def test_damaged_logits_and_empty_masks_are_errors() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"temperature": 0.0}, r"`temperature` must be > 0 \(received 0.0\); use greedy=True for argmax"),
+        ({"temperature": 0.0}, r"`temperature` must be > 0 \(received 0.0\); `top_k` 1 takes the likeliest"),
         ({"temperature": -1}, r"received -1"),
         ({"temperature": float("nan")}, "finite"),
         ({"temperature": "hot"}, "must be a number"),

@@ -212,8 +212,10 @@ def test_unwritable_folder(tmp_path):
     file.write_bytes(b"")
     with pytest.raises(MidiError, match=r"cannot be written \(Not a directory\)"):
         write_midi(rich_score(), file / "new.mid")
-    with pytest.raises(MidiError, match="is a directory"):
-        write_midi(rich_score(), tmp_path, force=True)
+    for folder in (tmp_path, f"{tmp_path}/new/"):
+        with pytest.raises(MidiError, match="is a directory"):
+            write_midi(rich_score(), folder, force=True)
+    assert list(tmp_path.iterdir()) == [file]
 
 
 def test_read_only_folder(tmp_path, monkeypatch):

@@ -45,7 +45,7 @@ def test_defaults_of_every_kind() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"kind": "transformer"}, "kind must be one of lstm, gru"),
+        ({"kind": "transformer"}, "`kind` must be one of lstm, gru"),
         ({"vocab_size": 0}, r"vocab_size must be a whole number from 1 to \d+ \(received 0\)"),
         ({"hidden_size": 16.0}, "hidden_size must be a whole number"),
         ({"hidden_size": True}, "hidden_size must be a whole number"),
@@ -67,10 +67,10 @@ def test_defaults_of_every_kind() -> None:
             {"kind": "parallel", "lstm_layers": 2, "gru_layers": 1},
             r"as many LSTM as GRU layers.*received 2 and 1",
         ),
-        ({"kind": "parallel", "combine": "product"}, "combine must be one of concat, sum, gated"),
-        ({"combine": "sum"}, "combine belongs to kind='parallel'"),
-        ({"encoder": "lstm"}, "encoder belongs to kind='bidirectional'"),
-        ({"block_max": 9}, "block_max belongs to kind='bidirectional'"),
+        ({"kind": "parallel", "combine": "product"}, "`combine` must be one of concat, sum, gated"),
+        ({"combine": "sum"}, "`combine` belongs to `kind` parallel"),
+        ({"encoder": "lstm"}, "`encoder` belongs to `kind` bidirectional"),
+        ({"block_max": 9}, "`block_max` belongs to `kind` bidirectional"),
         ({"block_starts": (1,)}, "block_starts belong to kind='bidirectional'"),
         ({"kind": "bidirectional"}, "needs block_starts"),
         ({"kind": "bidirectional", "block_starts": (1,), "block_length": 4}, "and not both"),
@@ -80,7 +80,7 @@ def test_defaults_of_every_kind() -> None:
         ),
         ({"kind": "bidirectional", "block_length": 4, "block_max": 5}, "leave block_max out"),
         ({"kind": "bidirectional", "block_length": 0}, "block_max must be"),
-        ({"kind": "bidirectional", "block_length": 4, "encoder": "rnn"}, "encoder must be lstm or gru"),
+        ({"kind": "bidirectional", "block_length": 4, "encoder": "rnn"}, "`encoder` must be lstm or gru"),
         (
             {"kind": "bidirectional", "block_length": 4, "lstm_layers": 1},
             "with encoder='lstm' has no LSTM layers",
@@ -129,7 +129,7 @@ def test_presets(kind: str) -> None:
 
 def test_presets_take_changes_and_refuse_other_names() -> None:
     assert ModelConfig.preset("gru", "tiny", 10, gru_layers=4, dropout=0.0).gru_layers == 4
-    with pytest.raises(ConfigError, match="size must be one of tiny, small, base, large"):
+    with pytest.raises(ConfigError, match="`size` must be one of tiny, small, base, large"):
         ModelConfig.preset("gru", "huge", 10)
     with pytest.raises(ConfigError, match="unknown model settings"):
         ModelConfig.preset("gru", "tiny", 10, heads=4)

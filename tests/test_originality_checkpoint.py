@@ -144,10 +144,13 @@ def test_the_command(
     songs.mkdir()
     for path in files[:3]:
         (songs / path.name).write_bytes(path.read_bytes())
-    arguments = ["originality", "--model", str(other), "--cache", str(tmp_path / "cache")]
+    arguments = ["originality", "--model", str(other)]
+    kept = ["--cache", str(tmp_path / "cache")]
     assert main([*arguments, str(files[0])]) == 1
     assert "--index FOLDER" in capsys.readouterr().err
-    assert main([*arguments, "--index", str(songs)]) == 0
+    assert main([*arguments, *kept, str(files[0])]) == 2
+    assert "--cache needs --index" in capsys.readouterr().err
+    assert main([*arguments, *kept, "--index", str(songs)]) == 0
     out = capsys.readouterr().out
     assert "3 pieces" in out or "2 pieces" in out
     assert "fingerprints differ" in out

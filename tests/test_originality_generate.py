@@ -151,7 +151,7 @@ def test_a_model_that_only_recites_fails_and_writes_nothing(
     recites_all: Path, seed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "a.mid"
-    with pytest.raises(MelodiaError, match=r"8 of 8 tries share more than 0.5 bars .*--max-copy"):
+    with pytest.raises(MelodiaError, match=r"8 of 8 tries share more than 0.5 bars .*`max_copy`"):
         generate_files(seed, out, model=recites_all, max_copy=0.5, **SETTINGS)
     assert not out.exists()
     arguments = ["generate", "--seed", str(seed), "--model", str(recites_all), "--out", str(out)]

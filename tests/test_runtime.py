@@ -125,7 +125,7 @@ for settings in {"backend": "reference"}, {"device": "cuda"}:
     assert said[0].startswith(
         "BackendError without the engine models run in torch, and the reference backend was"
     )
-    assert said[1].startswith("ConfigError `device` 'cuda' needs torch, which cannot be imported")
+    assert said[1].startswith("BackendError `device` 'cuda' needs torch, which cannot be imported")
 
 
 def test_without_the_engine_torch_runs(folder: Path, seed: Path, tmp_path: Path) -> None:

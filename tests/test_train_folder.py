@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from folder_helpers import SHORT, Crash, Record
 
 from melodia.cli import main
 from melodia.corpus import build as build_module
@@ -19,37 +20,14 @@ from melodia.errors import ConfigError, TrainingError
 from melodia.model.checkpoint import load_checkpoint
 from melodia.model.stored import read_checkpoint
 from melodia.tokenizer import Tokenizer, TokenizerConfig
-from melodia.training import Step, World
+from melodia.training import World
 from melodia.training.lock import only_training
 from melodia.workflows import train as train_module
 from melodia.workflows.compare import compare_kinds
 from melodia.workflows.originality import index_checkpoint, open_index
-from melodia.workflows.train import QuietReporter, TrainedFolder, train_folder
+from melodia.workflows.train import TrainedFolder, train_folder
 
-SHORT = {"iterations": 3, "batch_size": 2, "window": 32, "threads": 1, "device": "cpu"}
 BPE = Tokenizer().vocabulary.size + 20
-
-
-class Crash(QuietReporter):
-    """Ends a training after its second iteration, as a crash would."""
-
-    def stepped(self, step: Step) -> None:
-        if step.iteration == 2:
-            raise RuntimeError("crash")
-
-
-class Record(QuietReporter):
-    """Notes how far reading has come, and warnings."""
-
-    def __init__(self) -> None:
-        self.counts: list[tuple[int, int]] = []
-        self.warnings: list[str] = []
-
-    def read(self, done: int, total: int, path: str) -> None:
-        self.counts.append((done, total))
-
-    def warned(self, text: str) -> None:
-        self.warnings.append(text)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -137,11 +115,11 @@ def test_a_resumed_training_knows_what_it_was_begun_with(
     def resume(**options: Any) -> TrainedFolder:
         return train_folder(songs[0], tmp_path, resume=True, cache=cache, workers=0, **options)
 
-    with pytest.raises(ConfigError, match=r"--kind of the training in .* is lstm .*received gru.*--force"):
+    with pytest.raises(ConfigError, match=r"`kind` of the training in .* is lstm .*received gru.*`force`"):
         resume(kind="gru")
-    with pytest.raises(ConfigError, match=r"--tokenizer .* is TSD .*received REMI"):
+    with pytest.raises(ConfigError, match=r"`scheme` .* is TSD .*received REMI"):
         resume(scheme="REMI")
-    with pytest.raises(TrainingError, match=r"batch_size 2 is now 5"):
+    with pytest.raises(TrainingError, match=r"`batch_size` 2 is now 5"):
         resume(training={"batch_size": 5})
     assert resume(size="tiny", training={"precision": "auto"}).training.iterations == 3
     checkpoint = load_checkpoint(tmp_path / "best")
@@ -174,7 +152,7 @@ def test_a_resumed_fine_tuning_keeps_the_music_that_came_before(
     assert music["first"] < names(tmp_path / "out") <= music["first"] | music["second"]
     config = load_checkpoint(tmp_path / "out").config
     assert config == load_checkpoint(base).config
-    with pytest.raises(ConfigError, match=r"--init of the training in .*leave --init out"):
+    with pytest.raises(ConfigError, match=r"`init` of the training in .*leave `init` out"):
         run(songs[1], tmp_path / "out", resume=True, init=base)
     # Begun anew, and without a checkpoint, it has nothing of the first music.
     run(songs[1], tmp_path / "out", force=True, kind="gru", size="tiny")
@@ -201,7 +179,7 @@ def test_fine_tuning_in_place_keeps_the_music_that_came_before(
 def test_fine_tuning_takes_the_tokenizer_of_the_checkpoint(
     paired: Path, songs: tuple[Path, Path], run: Callable[..., TrainedFolder], tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigError, match=rf"--bpe of the checkpoint .* is {BPE} .*received {BPE + 1}"):
+    with pytest.raises(ConfigError, match=rf"`bpe` of the checkpoint .* is {BPE} .*received {BPE + 1}"):
         run(songs[1], tmp_path / "out", init=paired, bpe=BPE + 1)
     for options in ({}, {"bpe": BPE, "scheme": "REMI", "kind": "gru", "size": "tiny"}):
         run(songs[1], tmp_path / "out", init=paired, force=True, **options)
@@ -215,13 +193,13 @@ def test_fine_tuning_takes_the_tokenizer_of_the_checkpoint(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"kind": "lstm"}, "--kind of the checkpoint .* is gru .*received lstm.*leave --kind out"),
-        ({"size": "large"}, "--size .* is tiny .*received large"),
-        ({"combine": "sum"}, "--combine .* is none .*received sum"),
-        ({"encoder": "gru"}, "--encoder .* is none .*received gru"),
-        ({"side_inputs": ()}, "--side-inputs .* is position .*received none"),
-        ({"scheme": "TSD"}, "--tokenizer .* is REMI .*received TSD"),
-        ({"bpe": BPE}, f"--bpe .* is none .*received {BPE}.*train anew without --init"),
+        ({"kind": "lstm"}, "`kind` of the checkpoint .* is gru .*received lstm.*leave `kind` out"),
+        ({"size": "large"}, "`size` .* is tiny .*received large"),
+        ({"combine": "sum"}, "`combine` .* is none .*received sum"),
+        ({"encoder": "gru"}, "`encoder` .* is none .*received gru"),
+        ({"side_inputs": ()}, "`side_inputs` .* is position .*received none"),
+        ({"scheme": "TSD"}, "`scheme` .* is REMI .*received TSD"),
+        ({"bpe": BPE}, f"`bpe` .* is none .*received {BPE}.*train anew without `init`"),
     ],
 )
 def test_options_that_a_checkpoint_settles(
@@ -254,8 +232,8 @@ def test_options_that_a_built_corpus_settles(
     built = tmp_path / "built"
     build_corpus(songs[1], built, TokenizerConfig("TSD", bpe_vocab_size=680), workers=0)
     for options, message in (
-        ({"scheme": "REMI"}, r"--tokenizer of the built corpus .* is TSD .*give a folder of MIDI files"),
-        ({"bpe": 690}, r"--bpe of the built corpus .* is 680 .*received 690"),
+        ({"scheme": "REMI"}, r"`scheme` of the built corpus .* is TSD .*give a folder of MIDI files"),
+        ({"bpe": 690}, r"`bpe` of the built corpus .* is 680 .*received 690"),
     ):
         with pytest.raises(ConfigError, match=message):
             run(built, tmp_path / "out", **options)
@@ -282,7 +260,7 @@ def test_byte_pairs_are_refused_before_music_is_read(
         raise AssertionError("read the files")
 
     monkeypatch.setattr(build_module, "map_files", forbidden)
-    with pytest.raises(ConfigError, match=rf"above the {BPE - 20} tokens .*received {BPE - 20}.*--bpe"):
+    with pytest.raises(ConfigError, match=rf"above the {BPE - 20} tokens .*received {BPE - 20}.*`bpe`"):
         build_corpus(songs[0], tmp_path / "out", TokenizerConfig(bpe_vocab_size=BPE - 20), workers=0)
 
 
@@ -320,21 +298,23 @@ def test_nothing_is_read_where_a_training_would_be_lost(
         train_folder(songs[0], out, cache=tmp_path / "cache", workers=0, progress=record)
     assert not record.counts
     (out / "resume" / "begun.json").write_text(json.dumps({"format_version": 1}))
-    with pytest.raises(TrainingError, match=r"begun\.json is damaged .*begin anew with --force"):
+    with pytest.raises(TrainingError, match=r"begun\.json is damaged .*begin anew with `force`"):
         run(songs[0], out, resume=True)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"kind": "foo"}, "kind must be one of lstm, .*received 'foo'"),
-        ({"size": "huge"}, "size must be one of tiny, .*received 'huge'"),
-        ({"combine": "foo"}, "combine must be one of concat, .*received 'foo'"),
-        ({"kind": "lstm", "combine": "sum"}, "combine belongs to kind='parallel'"),
-        ({"kind": "bidirectional", "encoder": "foo"}, "encoder must be lstm or gru"),
-        ({"encoder": "gru"}, "encoder belongs to kind='bidirectional'"),
-        ({"side_inputs": ("foo",)}, "side inputs are position, .*received foo"),
-        ({"training": {"precision": "foo"}}, "precision must be one of auto, fp32, bf16"),
+        ({"kind": "foo"}, "`kind` must be one of lstm, .*received 'foo'"),
+        ({"size": "huge"}, "`size` must be one of tiny, .*received 'huge'"),
+        ({"combine": "foo"}, "`combine` must be one of concat, .*received 'foo'"),
+        ({"kind": "lstm", "combine": "sum"}, "`combine` belongs to `kind` parallel"),
+        ({"kind": "bidirectional", "encoder": "foo"}, "`encoder` must be lstm or gru"),
+        ({"encoder": "gru"}, "`encoder` belongs to `kind` bidirectional"),
+        ({"side_inputs": ("foo",)}, "`side_inputs` must be some of position, .*received foo"),
+        ({"side_inputs": ("density", "density")}, "`side_inputs` must be different"),
+        ({"training": {"threads": 1025}}, "`threads` must be within 1 and 1024"),
+        ({"training": {"precision": "foo"}}, "`precision` must be one of auto, fp32, bf16"),
         ({"training": {"batch_size": 0}}, "within 1 and 1048576 "),
     ],
 )
@@ -372,10 +352,20 @@ def test_right_options_are_not_refused(
 def test_a_training_does_not_go_into_its_corpus(
     songs: tuple[Path, Path], run: Callable[..., TrainedFolder]
 ) -> None:
-    with pytest.raises(ConfigError, match=r"--out .* is the corpus itself.*choose another folder"):
+    with pytest.raises(ConfigError, match=r"`out` .* is the corpus itself.*choose another folder"):
         run(songs[1], songs[1] / ".." / songs[1].name)
     with pytest.raises(ConfigError, match="is the corpus itself"):
         compare_kinds(songs[1], songs[1], kinds=("gru",))
+
+
+def test_a_training_does_not_go_into_a_checkpoint(
+    base: Path, songs: tuple[Path, Path], run: Callable[..., TrainedFolder]
+) -> None:
+    before = {path: path.read_bytes() for path in (base / "best").iterdir()}
+    for options in ({}, {"force": True}, {"resume": True}):
+        with pytest.raises(TrainingError, match=r"best is a checkpoint itself.*choose another folder"):
+            run(songs[0], base / "best", **options)
+    assert {path: path.read_bytes() for path in (base / "best").iterdir()} == before
 
 
 def test_a_folder_where_a_training_runs_is_left_alone(

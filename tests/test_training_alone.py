@@ -12,7 +12,8 @@ import pytest
 from rich.console import Console
 from training_helpers import ENVIRONMENT
 
-from melodia.cli.progress import ConsoleProgress, _Console
+from melodia.cli.console import LastingConsole
+from melodia.cli.progress import ConsoleProgress
 from melodia.errors import TrainingError
 from melodia.training import Step, Validation, World
 from melodia.training.interrupt import Interrupt
@@ -77,7 +78,7 @@ def test_progress_that_nobody_reads_is_no_error() -> None:
     reading, writing = os.pipe()
     os.close(reading)
     with os.fdopen(writing, "w") as file:
-        with ConsoleProgress(_Console(file=file)) as progress:
+        with ConsoleProgress(LastingConsole(file=file)) as progress:
             progress.say("nobody reads this")
             progress.read(1, 2, "a.mid")
             progress.warned("nor this")
@@ -87,7 +88,7 @@ def test_progress_that_nobody_reads_is_no_error() -> None:
 def test_a_full_disk_under_the_report_is_no_error() -> None:
     if not Path("/dev/full").exists():
         pytest.skip("needs /dev/full")
-    with Path("/dev/full").open("w") as file, ConsoleProgress(_Console(file=file)) as progress:
+    with Path("/dev/full").open("w") as file, ConsoleProgress(LastingConsole(file=file)) as progress:
         progress.say("no room for this")
         progress.say("nor for this")
         os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())  # what is buffered has to go somewhere

@@ -32,7 +32,7 @@ def test_what_others_wrote_is_never_replaced(name: str, resume: bool, force: boo
 
 def test_an_older_log_goes_only_if_forced(tmp_path: Path) -> None:
     (tmp_path / "training.csv").write_text(f"{HEADER}\n1,,,,,,,,,\n")
-    with pytest.raises(TrainingError, match=r"the log of a training.*--force"):
+    with pytest.raises(TrainingError, match=r"the log of a training.*`force`"):
         look(tmp_path, World(), False, False)
     assert look(tmp_path, World(), False, True) is None
 
@@ -53,7 +53,7 @@ def test_force_takes_the_logs_and_the_state_of_a_training_and_no_more(tmp_path: 
     (board / "notes.txt").write_text("mine")
     write_state(tmp_path / "resume", {"weight": torch.zeros(1)}, {})
     (tmp_path / "resume" / "letter.txt").write_text("mine")
-    with pytest.raises(TrainingError, match=r"holds a training already.*--resume.*--force"):
+    with pytest.raises(TrainingError, match=r"holds a training already.*`resume`.*`force`"):
         look(tmp_path, World(), False, False)
     assert (board / "events.out.tfevents.1.here").exists()
     assert look(tmp_path, World(), True, False) is not None

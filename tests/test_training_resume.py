@@ -202,7 +202,7 @@ def test_interrupted_by_hand(
         train(corpus, form(corpus), config, tmp_path, progress=press)
     state = read_state(tmp_path / "resume", "cpu")
     assert state is not None
-    told = any("go on with --resume" in text for text in press.warnings)
+    told = any("go on with `resume`" in text for text in press.warnings)
     # by the handler's check at the next iteration's start: one more is made
     assert (
         (state.values["iteration"] in (10, 11) and told) if presses == 1 else state.values["iteration"] == 7
@@ -224,10 +224,10 @@ def test_resuming_another_run_is_refused(corpus: Corpus, tmp_path: Path) -> None
     config = dataclasses.replace(CONFIG, iterations=2)
     train(corpus, form(corpus), config, tmp_path / "out")
     other = dataclasses.replace(config, learning_rate=2e-2, window=8)
-    with pytest.raises(TrainingError, match=r"learning_rate 0.01 is now 0.02; window 16 is now 8"):
+    with pytest.raises(TrainingError, match=r"`learning_rate` 0.01 is now 0.02; `window` 16 is now 8"):
         train(corpus, None, other, tmp_path / "out", resume=True)
     form8 = dataclasses.replace(form(corpus), hidden_size=8, embedding_size=8, encoder_hidden_size=4)
-    with pytest.raises(TrainingError, match=r"hidden_size 16 is now 8"):
+    with pytest.raises(TrainingError, match=r"`hidden_size` 16 is now 8"):
         train(corpus, form8, config, tmp_path / "out", resume=True)
     another = small_corpus(tmp_path / "corpus", random_seed=5)
     with pytest.raises(TrainingError, match="trained on another corpus"):
@@ -286,6 +286,6 @@ def test_a_finished_model_is_not_replaced_where_its_state_is_gone(corpus: Corpus
     best = tmp_path / "best"
     best.mkdir()
     (best / "config.json").write_text("mine")
-    with pytest.raises(TrainingError, match=r"holds a checkpoint, but resume is gone.*--init .*best"):
+    with pytest.raises(TrainingError, match=r"holds a checkpoint, but resume is gone.*`init` .*best"):
         train(corpus, form(corpus), CONFIG, tmp_path, resume=True)
     assert (best / "config.json").read_text() == "mine"

@@ -10,7 +10,9 @@ import typer
 
 from melodia import __version__
 from melodia.cli import bench, compare, evaluate, generate, info, inspect, originality, train
-from melodia.errors import ConfigError, MelodiaError
+from melodia.cli.output import tell
+from melodia.cli.words import as_options
+from melodia.errors import ConfigError, MelodiaError, out_of_memory
 
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
@@ -62,20 +64,44 @@ def run(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        app(args=list(sys.argv[1:] if arguments is None else arguments), prog_name="melodia")
+        given = list(sys.argv[1:] if arguments is None else arguments)
+        _refuse_empty(given)
+        app(args=given, prog_name="melodia")
     except SystemExit as stop:
+        if stop.code == EXIT_INTERRUPTED:  # Typer has caught Ctrl-C, and said nothing
+            _complain("interrupted")
         return stop.code if isinstance(stop.code, int) else EXIT_FAILURE
-    except ConfigError as error:
-        typer.echo(f"melodia: {error}", err=True)
-        return EXIT_USAGE
     except MelodiaError as error:
-        typer.echo(f"melodia: {error}", err=True)
-        return EXIT_FAILURE
+        _complain(as_options(str(error)))
+        return EXIT_USAGE if isinstance(error, ConfigError) else EXIT_FAILURE
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        typer.echo(f"melodia: {where}{error.strerror or error}", err=True)
+        _complain(f"{where}{error.strerror or error}")
+        return EXIT_FAILURE
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        _complain("out of memory; end other programs, or ask for less at once")
         return EXIT_FAILURE
     except KeyboardInterrupt:
-        typer.echo("melodia: interrupted", err=True)
+        _complain("interrupted")
         return EXIT_INTERRUPTED
     return 0
+
+
+def _refuse_empty(given: Sequence[str]) -> None:
+    """A path without letters would be the present folder, where nobody has asked for it: $OUT was not set.
+
+    Raises:
+        ConfigError: names the option.
+    """
+    for i, word in enumerate(given):
+        if not word:
+            before = given[i - 1] if i and given[i - 1].startswith("-") else "an argument"
+            raise ConfigError(f"{before} is empty; give a value or leave it out")
+        if word.startswith("--") and word.endswith("="):
+            raise ConfigError(f"{word[:-1]} is empty; give a value or leave it out")
+
+
+def _complain(text: str) -> None:
+    tell(f"melodia: {text}", err=True)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from melodia.cli.output import tell
+
 if TYPE_CHECKING:
     from melodia.workflows.bench import BenchResult
 
@@ -37,17 +39,18 @@ def bench(
     words = [word.strip() for word in weights.split(",")]
     result = measure(model, weights=words, threads=counts, seconds=seconds)
     if as_json:
-        typer.echo(json.dumps(result.to_dict(), indent=2))
+        tell(json.dumps(result.to_dict(), indent=2))
     else:
         _show(result)
 
 
 def _show(result: BenchResult) -> None:
     """Draw the table."""
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False)
+    from melodia.cli.console import LastingConsole
+
+    console = LastingConsole(highlight=False)
     cores = f"{result.cores} core{'s' * (result.cores > 1)}"
     engine = f"engine: {result.instruction_set}" if result.instruction_set else "no engine"
     table = Table(

@@ -6,6 +6,9 @@ from pathlib import Path
 
 import typer
 
+from melodia.cli.loading import loading
+from melodia.cli.output import tell
+
 
 def compare(
     corpus: Path = typer.Argument(
@@ -36,16 +39,17 @@ def compare(
     if minutes is not None and epochs is not None:
         raise typer.BadParameter("give --minutes or --epochs, not both")
 
-    from melodia.cli.progress import ConsoleProgress
-    from melodia.training.memory import keep_freed_memory
-    from melodia.workflows.compare import compare_kinds
+    with loading():
+        from melodia.cli.progress import ConsoleProgress
+        from melodia.training.memory import keep_freed_memory
+        from melodia.workflows.compare import compare_kinds
 
     keep_freed_memory()
     with ConsoleProgress() as progress:
         table = compare_kinds(
             corpus,
             out,
-            kinds=tuple(kinds.split(",")),
+            kinds=tuple(kind.strip() for kind in kinds.split(",")),
             size=size,
             training=(
                 {"minutes": minutes} if minutes is not None else {"epochs": 1.0 if epochs is None else epochs}
@@ -57,5 +61,5 @@ def compare(
             force=force,
             progress=progress,
         )
-    typer.echo(table.markdown())
-    typer.echo(f"\nwrote {table.path}")
+    tell(table.markdown())
+    tell(f"\nwrote {table.path}")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
+from melodia.cli.loading import loading
+from melodia.cli.output import tell
+from melodia.cli.words import as_options, is_given
 from melodia.decode.config import BRANCHES, PITCH_BIAS, TEMPERATURE, TOP_P
 
 if TYPE_CHECKING:
@@ -18,7 +20,14 @@ if TYPE_CHECKING:
 PLAIN_WIDTH = 160  # of tables where there is no terminal
 
 
+GENERATION = (
+    "seed_bars", "bars", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "pitch_bias", "branches",
+    "random_seed",
+)  # fmt: skip
+
+
 def evaluate(
+    context: typer.Context,
     folder: Path = typer.Argument(
         ...,
         metavar="FOLDER",
@@ -67,22 +76,21 @@ def evaluate(
     """Measure how probable a model finds music, and how what it writes compares with what is really there."""
     if generate == 1:
         raise typer.BadParameter("--generate needs at least 2 pieces to compare, or 0 for none")
+    idle = next((name for name in GENERATION if not generate and is_given(context, name)), None)
+    if idle is not None:
+        raise typer.BadParameter(as_options(f"`{idle}` needs `generate` N: without it nothing is generated"))
 
-    from rich.console import Console
-
-    from melodia.cli.progress import ConsoleProgress
-    from melodia.decode import SamplingConfig
-    from melodia.errors import MelodiaError
-    from melodia.render.files import check_target, printable
-    from melodia.workflows.evaluate import evaluate_folder, write_json
+    with loading():
+        from melodia.cli.console import LastingConsole
+        from melodia.cli.progress import ConsoleProgress
+        from melodia.decode import SamplingConfig
+        from melodia.errors import show_path
+        from melodia.render.files import check_target
+        from melodia.workflows.evaluate import evaluate_folder, write_json
 
     for path, suffix in ((json_file, ".json"), (html_file, ".html")):
         if path is not None:
-            check_target(path, suffix, force=True)  # before the work, not behind it
-            if os.path.lexists(path) and not force:
-                raise MelodiaError(
-                    f"{printable(path)}: is there already; choose another name, or give --force to replace it"
-                )
+            check_target(path, suffix, force)  # before the work, not behind it
     sampling = SamplingConfig(
         temperature=temperature,
         top_k=top_k,
@@ -105,16 +113,16 @@ def evaluate(
             backend=backend,
             progress=progress,
         )
-    console = Console(highlight=False)
+    console = LastingConsole(highlight=False)
     if not console.is_terminal:
-        console = Console(highlight=False, width=PLAIN_WIDTH)
+        console = LastingConsole(highlight=False, width=PLAIN_WIDTH)
     for table in evaluation.tables():
         _print(console, table)
     for name, reason in evaluation.skipped:
-        typer.echo(f"skipped {name}: {reason}", err=True)
+        tell(f"skipped {name}: {reason}", err=True)
     if evaluation.generated is not None and len(evaluation.generated.pairs) < generate:
         made, bad = len(evaluation.generated.pairs), len(evaluation.generated.failed)
-        typer.echo(
+        tell(
             f"continued {made} of the {generate} pieces that --generate asks for: no more have {seed_bars + bars} bars "
             f"and enough notes" + (f", and {bad} could not be continued" if bad else ""),
             err=True,
@@ -127,7 +135,7 @@ def evaluate(
 
         written.append(write_page(evaluation, html_file, force=force))
     for path in written:
-        typer.echo(f"wrote {printable(path)}")
+        tell(f"wrote {show_path(path)}")
 
 
 def _print(console: Console, table: Table) -> None:

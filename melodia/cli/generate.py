@@ -6,6 +6,7 @@ from pathlib import Path
 
 import typer
 
+from melodia.cli.output import tell
 from melodia.decode.config import BRANCHES, PITCH_BIAS, TEMPERATURE, TOP_P
 
 _SEED = "The seed: a MIDI file to continue (not a random number; that is --random-seed)."
@@ -35,11 +36,11 @@ def generate(
         None, min=0.0, help="Use only the first S seconds of the seed."
     ),
     bars: int | None = typer.Option(
-        None, min=1, help="Length of the continuation in bars (8 if no length is given)."
+        None, min=1, help="Length of the continuation in bars, at most 100000 (8 if no length is given)."
     ),
     seconds: float | None = typer.Option(None, help="Length in seconds, rounded up to a bar line."),
     tokens: int | None = typer.Option(None, min=1, help="Length in tokens, completed to a bar line."),
-    num_samples: int = typer.Option(1, min=1, help="Number of different continuations."),
+    num_samples: int = typer.Option(1, min=1, max=1000, help="Number of different continuations."),
     temperature: float = typer.Option(
         TEMPERATURE, help="Divides the logits: below 1 is safer, above 1 wilder."
     ),
@@ -80,11 +81,12 @@ def generate(
     model: Path | None = typer.Option(
         None, "--model", metavar="DIR", help="A checkpoint made by `melodia train`."
     ),
-    out: Path | None = typer.Option(
+    out: str | None = typer.Option(  # no Path, which forgets a slash at the end
         None,
         "--out",
         metavar="FILE",
-        help="The MIDI file to write (in this folder, SEED-continued.mid, or melodia.mid without a seed).",
+        help="The MIDI file to write, or the folder (this one; made if it ends in a slash) for SEED-continued.mid, or "
+        "melodia.mid without a seed.",
     ),
     max_copy: float | None = typer.Option(
         None,
@@ -107,9 +109,12 @@ def generate(
         raise typer.BadParameter("give --seed-bars or --seed-seconds, not both")
     if seed is None and (seed_bars is not None or seed_seconds is not None):
         raise typer.BadParameter("--seed-bars and --seed-seconds need --seed FILE")
+    if seed is None and continuation_only:
+        raise typer.BadParameter("--continuation-only needs --seed FILE")
     if sum(length is not None for length in (bars, seconds, tokens)) > 1:
         raise typer.BadParameter("give one of --bars, --seconds and --tokens")
 
+    from melodia.cli.late_bar import LateBar
     from melodia.decode import SamplingConfig
     from melodia.workflows.generate import generate_files
 
@@ -120,31 +125,33 @@ def generate(
         min_p=min_p,
         repetition_penalty=repetition_penalty,
     )
-    result = generate_files(
-        seed,
-        out,
-        model=model,
-        seed_bars=seed_bars,
-        seed_seconds=seed_seconds,
-        bars=bars,
-        seconds=seconds,
-        tokens=tokens,
-        num_samples=num_samples,
-        sampling=sampling,
-        pitch_bias=pitch_bias,
-        branches=branches,
-        programs=None if programs is None else program_numbers(programs),
-        metre=metre,
-        tempo=tempo,
-        random_seed=random_seed,
-        continuation_only=continuation_only,
-        plot=plot,
-        audio=audio,
-        device=device,
-        backend=backend,
-        weights=weights,
-        force=force,
-        max_copy=max_copy,
-    )
+    with LateBar() as bar:
+        result = generate_files(
+            seed,
+            out,
+            model=model,
+            seed_bars=seed_bars,
+            seed_seconds=seed_seconds,
+            bars=bars,
+            seconds=seconds,
+            tokens=tokens,
+            num_samples=num_samples,
+            sampling=sampling,
+            pitch_bias=pitch_bias,
+            branches=branches,
+            programs=None if programs is None else program_numbers(programs),
+            metre=metre,
+            tempo=tempo,
+            random_seed=random_seed,
+            continuation_only=continuation_only,
+            plot=plot,
+            audio=audio,
+            device=device,
+            backend=backend,
+            weights=weights,
+            force=force,
+            max_copy=max_copy,
+            progress=bar.show,
+        )
     for line in result.lines():
-        typer.echo(line)
+        tell(line)

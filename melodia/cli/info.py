@@ -6,6 +6,8 @@ import json
 
 import typer
 
+from melodia.cli.output import tell
+
 
 def info(as_json: bool = typer.Option(False, "--json", help="Print JSON.")) -> None:
     """Print which backend runs and why, the versions of what melodia stands on, and the processor."""
@@ -13,7 +15,7 @@ def info(as_json: bool = typer.Option(False, "--json", help="Print JSON.")) -> N
 
     facts = collect()
     if as_json:
-        typer.echo(json.dumps(facts.to_dict(), indent=2))
+        tell(json.dumps(facts.to_dict(), indent=2))
     else:
         for line in facts.lines():
-            typer.echo(line)
+            tell(line)

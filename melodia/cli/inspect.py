@@ -7,6 +7,7 @@ from pathlib import Path
 
 import typer
 
+from melodia.cli.output import tell
 from melodia.errors import MelodiaError
 
 
@@ -23,13 +24,11 @@ def inspect(
         try:
             report = inspect_file(path)
         except MelodiaError as error:
-            typer.echo(f"melodia: {named(path, error)}", err=True)
+            tell(f"melodia: {named(path, error)}", err=True)
             failed += 1
             continue
-        if as_json:
-            typer.echo(json.dumps(report.to_dict()))
-        else:
-            for line in report.lines():
-                typer.echo(line)
+        lines = [json.dumps(report.to_dict())] if as_json else report.lines()
+        if not all(tell(line) for line in lines):
+            break
     if failed:
         raise typer.Exit(code=1)

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import typer
 
-from melodia.errors import MelodiaError
+from melodia.cli.loading import loading
+from melodia.cli.output import tell
+from melodia.errors import MelodiaError, show_path
 
 
 def originality(
@@ -25,31 +27,34 @@ def originality(
     """Find the longest passages that MIDI files share with a model's training music, in any key and at any speed."""
     if not files and index is None:
         raise typer.BadParameter("give MIDI files to look up, or --index FOLDER to build the index")
+    if cache is not None and index is None:
+        raise typer.BadParameter("--cache needs --index FOLDER: files are looked up without it")
 
-    from melodia.midi.reading import named, show_path
+    from melodia.midi.reading import named
     from melodia.workflows.originality import check_files, index_checkpoint
 
     if index is not None:
-        from melodia.cli.progress import ConsoleProgress
+        with loading():
+            from melodia.cli.progress import ConsoleProgress
 
         with ConsoleProgress() as progress:
             report = index_checkpoint(model, index, cache=cache, progress=progress)
         for line in report.lines():
-            typer.echo(line, err=as_json)
+            tell(line, err=as_json)
     bad = 0
 
     def failed(path: Path, error: MelodiaError) -> None:
         nonlocal bad
         bad += 1
-        typer.echo(f"melodia: {named(path, error)}", err=True)
+        tell(f"melodia: {named(path, error)}", err=True)
 
     for path, found in check_files(model, files, failed=failed) if files else []:
         if as_json:
-            typer.echo(json.dumps({"path": str(path), **found.to_dict()}))
+            tell(json.dumps({"path": str(path), **found.to_dict()}))
             continue
         for line in found.lines():
-            typer.echo(f"{show_path(path)}: {line}")
+            tell(f"{show_path(path)}: {line}")
         for passage in found.passages[1:]:
-            typer.echo(f"  also {passage}")
+            tell(f"  also {passage}")
     if bad:
         raise typer.Exit(code=1)

@@ -15,6 +15,8 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from melodia.cli.console import LastingConsole
+from melodia.cli.words import as_options
 from melodia.evaluation.measure import number
 from melodia.training.progress import Plan, Step, TrainingSummary, Validation
 from melodia.training.progress import Progress as TrainingProgress
@@ -35,19 +37,11 @@ def clock(seconds: float | None) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-class _Console(Console):
-    """Does not end the program, as Rich would, when nobody reads on."""
-
-    def on_broken_pipe(self) -> None:
-        """Say nothing any more."""
-        self.quiet = True
-
-
 class ConsoleProgress(TrainingProgress):
     """Draws what corpus building and training tell. A context manager: the bar goes when it ends."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or _Console(stderr=True, highlight=False)
+        self.console = console or LastingConsole(stderr=True, highlight=False)
         self._bars = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -83,7 +77,7 @@ class ConsoleProgress(TrainingProgress):
     def say(self, text: str) -> None:
         """A line that stays."""
         with self._unless_gone():
-            self.console.print(text, markup=False, soft_wrap=True)
+            self.console.print(as_options(text), markup=False, soft_wrap=True)
 
     def _due(self) -> bool:
         """Whether a plain line is due (never on a terminal, where the bar says it)."""

@@ -6,6 +6,9 @@ from pathlib import Path
 
 import typer
 
+from melodia.cli.loading import loading
+from melodia.cli.output import tell
+
 
 def train(
     corpus: Path = typer.Argument(
@@ -36,8 +39,8 @@ def train(
     init: Path | None = typer.Option(
         None, "--init", metavar="DIR", help="Fine-tune this checkpoint: its model, its tokenizer."
     ),
-    tokenizer: str | None = typer.Option(
-        None, help="REMI (if none is given), TSD, MIDILike, Structured or PerTok."
+    scheme: str | None = typer.Option(
+        None, "--tokenizer", help="REMI (if none is given), TSD, MIDILike, Structured or PerTok."
     ),
     bpe: int | None = typer.Option(
         None, min=1, help="Learn a byte-pair encoding up to this vocabulary size."
@@ -76,9 +79,10 @@ def train(
     if learning_rate is not None and learning_rate <= 0:
         raise typer.BadParameter(f"--learning-rate must be above 0 (received {learning_rate:g})")
 
-    from melodia.cli.progress import ConsoleProgress
-    from melodia.training.memory import keep_freed_memory
-    from melodia.workflows.train import train_folder
+    with loading():
+        from melodia.cli.progress import ConsoleProgress
+        from melodia.training.memory import keep_freed_memory
+        from melodia.workflows.train import train_folder
 
     keep_freed_memory()
 
@@ -94,7 +98,7 @@ def train(
     }
     sides = None
     if side_inputs is not None:
-        sides = () if side_inputs in ("", "none") else tuple(side_inputs.split(","))
+        sides = () if side_inputs == "none" else tuple(name.strip() for name in side_inputs.split(","))
     with ConsoleProgress() as progress:
         result = train_folder(
             corpus,
@@ -104,7 +108,7 @@ def train(
             combine=combine,
             encoder=encoder,
             side_inputs=sides,
-            scheme=tokenizer,
+            scheme=scheme,
             bpe=bpe,
             training={name: value for name, value in optional.items() if value is not None}
             | {"device": device, "precision": precision},
@@ -117,4 +121,4 @@ def train(
             progress=progress,
         )
     for line in result.lines():
-        typer.echo(line)
+        tell(line)

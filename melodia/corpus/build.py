@@ -103,7 +103,7 @@ def build_corpus(
     if tokenizer is None and config.bpe_vocab_size is not None and config.bpe_vocab_size <= base.size:
         raise ConfigError(
             f"a byte-pair encoding of {config.scheme} needs a vocabulary above the {base.size} tokens that it begins "
-            f"with (received {config.bpe_vocab_size}); give a larger size (--bpe), or none"
+            f"with (received {config.bpe_vocab_size}); give a larger size (`bpe`), or none"
         )
     files = find_midi_files(folder, exclude=out)
     if not files:

@@ -11,9 +11,9 @@ import numpy as np
 import symusic
 from numpy.typing import NDArray
 
-from melodia.errors import MidiError, TokenizerError
+from melodia.errors import MidiError, TokenizerError, show_path
 from melodia.midi.limits import Limits
-from melodia.midi.reading import read_score, show_path
+from melodia.midi.reading import read_score
 from melodia.midi.report import Finding
 from melodia.tokenizer import Tokenizer, TokenizerConfig
 

@@ -41,7 +41,7 @@ class SamplingConfig:
     >>> SamplingConfig(temperature=0.0)
     Traceback (most recent call last):
     ...
-    melodia.errors.ConfigError: `temperature` must be > 0 (received 0.0); use greedy=True for argmax
+    melodia.errors.ConfigError: `temperature` must be > 0 (received 0.0); `top_k` 1 takes the likeliest token
     """
 
     temperature: float = 1.0
@@ -67,16 +67,16 @@ class SamplingConfig:
                 raise ConfigError(f"`{name}` must be finite (received {value})")
         if self.temperature <= 0:
             raise ConfigError(
-                f"`temperature` must be > 0 (received {self.temperature}); use greedy=True for argmax"
+                f"`temperature` must be > 0 (received {self.temperature}); `top_k` 1 takes the likeliest token"
             )
         if not 1e-3 <= self.temperature <= 1e3:
             raise ConfigError(f"`temperature` must be within 0.001 and 1000 (received {self.temperature})")
         if self.top_k is not None and self.top_k < 1:
-            raise ConfigError(f"`top_k` must be >= 1 (received {self.top_k}); use None to turn it off")
-        for name in ("top_p", "min_p"):
+            raise ConfigError(f"`top_k` must be >= 1 (received {self.top_k}); leave it out for no such limit")
+        for name, remedy in (("top_p", "1 turns it off"), ("min_p", "leave it out to keep all")):
             value = getattr(self, name)
             if value is not None and not 0 < value <= 1:
-                raise ConfigError(f"`{name}` must be in (0, 1] (received {value}); use None to turn it off")
+                raise ConfigError(f"`{name}` must be in (0, 1] (received {value}); {remedy}")
         if not 1 <= self.repetition_penalty <= 100:
             raise ConfigError(
                 f"`repetition_penalty` must be within 1 and 100 (received {self.repetition_penalty}); "

@@ -10,7 +10,7 @@ from typing import IO, TYPE_CHECKING, Union
 import numpy as np
 from symusic.core import ScoreTick
 
-from melodia.errors import MelodiaError, MidiError
+from melodia.errors import MelodiaError, MidiError, show_path
 from melodia.midi.assemble import assemble
 from melodia.midi.bars import bar_count
 from melodia.midi.container import DEFAULT_DIVISION, REMEDY
@@ -87,12 +87,6 @@ def read_midi(source: Source, *, limits: Limits | None = None) -> pretty_midi.Pr
     from melodia.midi.convert import to_pretty_midi
 
     return to_pretty_midi(read_score(source, limits=limits)[0])
-
-
-def show_path(path: object) -> str:
-    """A path as it can stand in one line."""
-    text = os.fsdecode(path) if isinstance(path, (str, bytes, os.PathLike)) else str(path)
-    return text if text.isprintable() else ascii(text)
 
 
 def named(path: object, error: MelodiaError) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, cast
 
 from symusic.core import ScoreTick, TrackTick
 
-from melodia.errors import MidiError
+from melodia.errors import MidiError, show_path
 from melodia.midi.bars import metres_of
 from melodia.midi.convert import tempi_of
 
@@ -42,12 +42,12 @@ def write_midi(
         MidiError: the file is there already (without `force`), or cannot be written; an old file stays as
             it was.
     """
+    name, ends_in_slash = show_path(path), os.fspath(path).endswith(("/", os.sep))
     path = Path(path)
-    name = str(path) if str(path).isprintable() else ascii(str(path))
-    if path.is_dir():
+    if path.is_dir() or ends_in_slash:
         raise MidiError(f"{name}: is a directory; give a file name for the MIDI file")
     if not force and os.path.lexists(path):
-        raise MidiError(f"{name}: is there already; choose another name or force the replacement")
+        raise MidiError(f"{name}: is there already; choose another name, or give `force` to replace it")
     data = midi_bytes(midi)
     temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(4)}.tmp")
     try:
@@ -76,7 +76,9 @@ def _rename_to_new(temporary: Path, path: Path, name: str) -> None:
     try:
         os.link(temporary, path)
     except FileExistsError:
-        raise MidiError(f"{name}: is there already; choose another name or force the replacement") from None
+        raise MidiError(
+            f"{name}: is there already; choose another name, or give `force` to replace it"
+        ) from None
     except OSError:  # a file system without links
         temporary.replace(path)
 

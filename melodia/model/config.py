@@ -82,7 +82,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            raise ConfigError(f"kind must be one of {', '.join(KINDS)} (received {self.kind!r})")
+            raise ConfigError(f"`kind` must be one of {', '.join(KINDS)} (received {self.kind!r})")
         self._fill()
         self._check_sizes()
         self._check_layers()
@@ -155,10 +155,12 @@ class ModelConfig:
                     f"(received {self.lstm_layers} and {self.gru_layers})"
                 )
             if self.combine not in COMBINES:
-                raise ConfigError(f"combine must be one of {', '.join(COMBINES)} (received {self.combine!r})")
+                raise ConfigError(
+                    f"`combine` must be one of {', '.join(COMBINES)} (received {self.combine!r})"
+                )
         elif self.combine is not None:
             raise ConfigError(
-                f"combine belongs to kind='parallel' (received {self.combine!r} with {self.kind!r})"
+                f"`combine` belongs to `kind` parallel (received {self.combine!r} with {self.kind!r}); leave it out"
             )
 
     def _check_encoder(self) -> None:
@@ -166,7 +168,7 @@ class ModelConfig:
             for name in ("encoder", "encoder_hidden_size", "encoder_layers", "block_length", "block_max"):
                 if getattr(self, name) is not None:
                     raise ConfigError(
-                        f"{name} belongs to kind='bidirectional' (received it with {self.kind!r})"
+                        f"`{name}` belongs to `kind` bidirectional (received it with {self.kind!r}); leave it out"
                     )
             if self.block_starts:
                 raise ConfigError(
@@ -174,7 +176,7 @@ class ModelConfig:
                 )
             return
         if self.encoder not in ("lstm", "gru"):
-            raise ConfigError(f"encoder must be lstm or gru (received {self.encoder!r})")
+            raise ConfigError(f"`encoder` must be lstm or gru (received {self.encoder!r})")
         _check_int("encoder_hidden_size", self.encoder_hidden_size, 1, MAX_HIDDEN)
         _check_int("encoder_layers", self.encoder_layers, 1, MAX_LAYERS)
         _check_int("block_max", self.block_max, 1, MAX_BLOCK)
@@ -231,7 +233,7 @@ class ModelConfig:
         256
         """
         if size not in SIZES:
-            raise ConfigError(f"size must be one of {', '.join(SIZES)} (received {size!r})")
+            raise ConfigError(f"`size` must be one of {', '.join(SIZES)} (received {size!r})")
         settings: dict[str, Any] = {
             "hidden_size": SIZES[size],
             "dropout": DROPOUTS[size],

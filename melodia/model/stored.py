@@ -188,7 +188,7 @@ def _floats(tensor: dict[str, Any]) -> NDArray[np.float32]:
 
 def read_config(path: Path) -> dict[str, Any]:
     """A checkpoint's config.json, its format and version checked."""
-    if not path.is_dir():
+    if not any((path / name).exists() for name in (CONFIG, WEIGHTS, VOCABULARY, TOKENIZER)):
         raise CheckpointError(
             f"there is no checkpoint at {path}; train one, or name the folder that holds {CONFIG}"
         )

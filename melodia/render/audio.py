@@ -15,8 +15,8 @@ from typing import IO, TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from melodia.errors import BackendError, ConfigError, MidiError
-from melodia.render.files import check_target, fresh_file, printable
+from melodia.errors import BackendError, ConfigError, MidiError, show_path
+from melodia.render.files import check_target, fresh_file
 
 if TYPE_CHECKING:
     import pretty_midi
@@ -65,7 +65,7 @@ class AudioReport:
     def line(self) -> str:
         """The report in one line."""
         kind = "stereo" if self.channels == 2 else "mono"
-        return f"{printable(self.path)}: {self.seconds:.1f} s, {kind}, {self.rate} Hz, by {self.reason}"
+        return f"{show_path(self.path)}: {self.seconds:.1f} s, {kind}, {self.rate} Hz, by {self.reason}"
 
 
 def render_audio(
@@ -141,7 +141,7 @@ def find_fluidsynth() -> tuple[str, Path]:
         soundfont = Path(named).expanduser()
         if not soundfont.is_file():
             raise ConfigError(
-                f"MELODIA_SOUNDFONT names {printable(named)}, which is no file; correct or unset it"
+                f"MELODIA_SOUNDFONT names {show_path(named)}, which is no file; correct or unset it"
             )
         return command, soundfont.resolve()
     for folder in SOUNDFONT_FOLDERS:

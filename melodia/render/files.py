@@ -8,13 +8,7 @@ import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
-from melodia.errors import MelodiaError
-
-
-def printable(path: str | os.PathLike[str]) -> str:
-    """A path as it may stand in a message of one line."""
-    text = str(path)
-    return text if text.isprintable() else ascii(text)
+from melodia.errors import MelodiaError, show_path
 
 
 def check_target(path: str | os.PathLike[str], suffix: str, force: bool) -> Path:
@@ -31,15 +25,15 @@ def check_target(path: str | os.PathLike[str], suffix: str, force: bool) -> Path
     Raises:
         MelodiaError: the name ends otherwise, is a directory, lies in no directory, or is taken.
     """
-    target, name = Path(path), printable(path)
+    target, name = Path(path), show_path(path)
     if target.is_dir():
         raise MelodiaError(f"{name}: is a directory; give a file name that ends in {suffix}")
     if target.suffix.lower() != suffix:
         raise MelodiaError(f"{name}: the name has to end in {suffix}")
     if not target.parent.is_dir():
-        raise MelodiaError(f"{name}: there is no folder {printable(target.parent)}; make it first")
+        raise MelodiaError(f"{name}: there is no folder {show_path(target.parent)}; make it first")
     if not force and os.path.lexists(target):
-        raise MelodiaError(f"{name}: is there already; choose another name or force the replacement")
+        raise MelodiaError(f"{name}: is there already; choose another name, or give `force` to replace it")
     return target
 
 
@@ -52,7 +46,7 @@ def fresh_file(target: Path, force: bool) -> Iterator[Path]:
     Raises:
         MelodiaError: the file cannot be written, or the target appeared in the meantime (without `force`).
     """
-    name = printable(target)
+    name = show_path(target)
     part = target.with_name(f".{target.name[:100]}.{secrets.token_hex(4)}.tmp")
     try:
         yield part
@@ -64,7 +58,9 @@ def fresh_file(target: Path, force: bool) -> Iterator[Path]:
         try:
             os.link(part, target)
         except FileExistsError:
-            raise MelodiaError(f"{name}: is there already; choose another name or force it") from None
+            raise MelodiaError(
+                f"{name}: is there already; choose another name, or give `force` to replace it"
+            ) from None
         except OSError:  # a file system without links
             part.replace(target)
     except OSError as error:

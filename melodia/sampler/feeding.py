@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from melodia.grammar import Grammar
 from melodia.model.network import initial_state
 from melodia.sampler.lane import RECENT
+from melodia.sampler.progress import Told
 from melodia.sampler.runner import Runner
 from melodia.sampler.seed import Seed
 from melodia.sampler.session import Context, Session, Tail, tail_at
@@ -27,11 +28,12 @@ CHUNK = 512
 
 
 class Reader(NamedTuple):
-    """What reads: whatever runs the model, its vocabulary, and the fingerprint of its sessions."""
+    """What reads: whatever runs the model, its vocabulary, the fingerprint of its sessions, and who is told how far."""
 
     runner: Runner
     vocabulary: Vocabulary
     fingerprint: str
+    told: Told | None = None
 
 
 def feed_from_start(
@@ -99,6 +101,8 @@ def _advance(
         first = 0 if session.fed + start else 1  # nothing foretells BOS
         total += float(nll[first:].sum())
         before = after[-1].copy()
+        if reader.told is not None:
+            reader.told(start + len(chunk), len(ids), "tokens")
     grammar = Grammar.compile(reader.vocabulary)
     for token in ids.tolist():
         grammar.advance(session.grammar, token, check=False)

@@ -5,12 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import melodia
-from melodia.errors import CheckpointError, ConfigError
+from melodia.errors import BackendError, CheckpointError, ConfigError
 from melodia.sampler.runner import engine_obstacle
 
 
 def check_device(device: str, backend: str = "auto") -> str:
-    """The device of a name, "auto" included; raises ConfigError where it is not there."""
+    """The device of a name, "auto" included.
+
+    Raises:
+        ConfigError: there is no such name.
+        BackendError: there is no such device here.
+    """
     if device == "cpu" or (device == "auto" and engine_obstacle(backend) is None):
         return "cpu"
     try:
@@ -18,17 +23,20 @@ def check_device(device: str, backend: str = "auto") -> str:
     except ImportError as error:
         if device == "auto":
             return "cpu"
-        raise ConfigError(
+        raise BackendError(
             f"`device` {device!r} needs torch, which cannot be imported ({error}); use cpu"
         ) from error
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
         chosen = torch.device(device)
+    except RuntimeError as error:
+        raise ConfigError(f"`device` must be auto, cpu or cuda (received {device!r})") from error
+    try:
         torch.empty(1, device=chosen)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise ConfigError(f"`device` {device!r} cannot be used ({reason}); use cpu, cuda or auto") from error
+        raise BackendError(f"`device` {device!r} cannot be used ({reason}); use cpu or auto") from error
     return str(chosen)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import secrets
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +11,9 @@ from melodia.decode.philox import check_random_seed
 from melodia.errors import ConfigError
 
 DEFAULT_BARS = 8
+MOST = {"bars": 100_000, "seconds": 200_000, "tokens": 5_000_000}
+"""The longest music that is made in one piece: two days of it, in half an hour. It is all in memory until it ends, and
+far beyond, ticks no longer fit the numbers that hold them."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,8 @@ class Request:
     """Length, choice, and what is kept of the seed.
 
     Attributes:
-        bars: exactly this many bars from the join. A bar that the seed left unfinished is completed before.
+        bars: exactly this many bars from the join. A bar that the seed left unfinished is completed before. No length
+            is more than `MOST`.
         seconds: or this many seconds from the join, rounded up to a bar line.
         tokens: or this many tokens, and then to the next bar line. With no length: 8 bars.
         endless: or for ever; for streams.
@@ -81,8 +84,15 @@ class Request:
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise ConfigError(f"`{name}` must be a whole number, at least 1 (received {value!r})")
-        if self.seconds is not None and not (0 < self.seconds < math.inf):
+        if self.seconds is not None and not self.seconds > 0:
             raise ConfigError(f"`seconds` must be more than 0 (received {self.seconds!r})")
+        for name, most in MOST.items():
+            value = getattr(self, name)
+            if value is not None and value > most:
+                raise ConfigError(
+                    f"`{name}` must be at most {most:,} (received {value:,}); make longer music in parts, each from "
+                    "the one before"
+                )
         if (
             isinstance(self.session, bool)
             or not isinstance(self.session, int)
@@ -143,11 +153,9 @@ def check_metre(metre: object) -> tuple[int, int]:
     try:
         top, bottom = (int(part) for part in parts)  # type: ignore[attr-defined]
     except (TypeError, ValueError):
-        raise ConfigError(
-            f"a metre is numerator and denominator, such as (3, 4) (received {metre!r})"
-        ) from None
+        raise ConfigError(f"a metre is numerator and denominator, such as 3/4 (received {metre!r})") from None
     if not 1 <= top <= 64 or bottom not in (1, 2, 4, 8, 16, 32):
-        raise ConfigError(f"a metre is such as (3, 4) or (6, 8) (received {top}/{bottom})")
+        raise ConfigError(f"a metre is such as 3/4 or 6/8 (received {top}/{bottom})")
     return top, bottom
 
 

@@ -30,6 +30,7 @@ from melodia.sampler.lane import Lane
 from melodia.sampler.loading import bundled_model, check_device
 from melodia.sampler.loop import Loop
 from melodia.sampler.plan import TokenClasses
+from melodia.sampler.progress import Follower, Told
 from melodia.sampler.report import GenerationReport, PrimeReport
 from melodia.sampler.request import Request, request_of
 from melodia.sampler.runner import Runner
@@ -184,6 +185,7 @@ class Sampler:
         *,
         append: bool = False,
         density: int | None = None,
+        progress: Told | None = None,
     ) -> PrimeReport:
         """Feed a seed: what `generate` continues from now on.
 
@@ -194,6 +196,7 @@ class Sampler:
             seed_seconds: or only the first seconds, completed to a bar line.
             append: the seed is token ids that go on from the present session.
             density: notes a bar as a bucket, 1 to 8, for models with that side input; None: not given.
+            progress: is told how many of how many tokens are read, and the word "tokens".
 
         Returns:
             what was read, repaired, quantised and dropped, and how foreign the seed is to the model.
@@ -216,10 +219,10 @@ class Sampler:
                 seed = self._appended(seed)
             read = read_seed(seed, self.tokenizer, seed_bars=seed_bars, seed_seconds=seed_seconds)
             if append and self._session is not None:
-                self._session, nll = feed_rest(self._reader(), self._session, read)
+                self._session, nll = feed_rest(self._reader(progress), self._session, read)
             else:
                 self._session, nll = feed_from_start(
-                    self._reader(), read.ids, read.context, read.score, density
+                    self._reader(progress), read.ids, read.context, read.score, density
                 )
             report = _prime_report(read, nll, time.perf_counter() - began)
         self.prime_report = report
@@ -259,9 +262,9 @@ class Sampler:
             random_seed: 0 to 2**64 - 1; the same one gives the same music. None: drawn, and reported.
             session: 0 to 2**32 - 1; other streams of one random seed.
             state: continue this session instead of the sampler's own.
-            wishes: fields of `melodia.sampler.Request`: programs, any_program, metre, metre_changes, tempo,
-                tempo_changes, pitch_range, max_polyphony, pitch_bias, branches, may_end, silent_bars, and `sampling`, a
-                SamplingConfig in place of the separate settings.
+            wishes: `progress`, as in `generate_many`, and fields of `melodia.sampler.Request`: programs, any_program,
+                metre, metre_changes, tempo, tempo_changes, pitch_range, max_polyphony, pitch_bias, branches, may_end,
+                silent_bars, and `sampling`, a SamplingConfig in place of the separate settings.
 
         Raises:
             ConfigError, GrammarError: a value lies outside its limits, or values contradict each other.
@@ -282,13 +285,20 @@ class Sampler:
         )[0]  # fmt: skip
 
     def generate_many(
-        self, num_samples: int, *, state: Session | None = None, **settings: Any
+        self,
+        num_samples: int,
+        *,
+        state: Session | None = None,
+        progress: Told | None = None,
+        **settings: Any,
     ) -> list[Continuation]:
         """Continue the session in several ways at once.
 
         Args:
             num_samples: how many; the k-th is the one that `generate(session=session + k)` gives.
             state: continue this session instead of the sampler's own.
+            progress: is told how much is done of how much, and of what: "bars", or "tokens" where the length is given
+                in these; of the continuation that is furthest behind.
             settings: as in `generate`.
 
         Raises:
@@ -302,10 +312,11 @@ class Sampler:
         start = state if state is not None else self.state
         began = time.perf_counter()
         lanes = [self._lane(start, replace(request, session=request.session + k)) for k in range(num_samples)]
+        run = partial(self._run, follower=None if progress is None else Follower(progress))
         if request.branches > 1:
-            lanes, drawn = run_branches(lanes, self._run)
+            lanes, drawn = run_branches(lanes, run)
         else:
-            self._run(lanes)
+            run(lanes)
             drawn = sum(lane.count for lane in lanes)
         return self._continuations(lanes, time.perf_counter() - began, drawn)
 
@@ -355,11 +366,13 @@ class Sampler:
             digest.update(flat[:: max(1, flat.size // 256)].tobytes())
         return digest.hexdigest()[:32]
 
-    def _run(self, lanes: list[Lane]) -> None:
+    def _run(self, lanes: list[Lane], follower: Follower | None = None) -> None:
         """Let lanes run until each has ended or is to branch."""
         loop = self._loop(lanes)
         while loop.live:
             loop.step()
+            if follower is not None:
+                follower.look(loop.live)
 
     def _loop(self, lanes: list[Lane]) -> Loop:
         return Loop(self._runner.stepper([lane.session.model_state for lane in lanes]), lanes)
@@ -384,8 +397,8 @@ class Sampler:
         )
         return Lane(start, self._classes, self._grammar(constraints), request, cycle)
 
-    def _reader(self) -> Reader:
-        return Reader(self._runner, self.vocabulary, self._fingerprint)
+    def _reader(self, progress: Told | None = None) -> Reader:
+        return Reader(self._runner, self.vocabulary, self._fingerprint, progress)
 
     def _appended(self, seed: Any) -> NDArray[np.int64]:
         """The ids of the present seed with more behind them."""

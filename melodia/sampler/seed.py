@@ -74,6 +74,8 @@ def read_seed(
         isinstance(seed_bars, bool) or not isinstance(seed_bars, (int, np.integer))
     ):
         raise ConfigError(f"`seed_bars` must be a whole number, at least 1 (received {seed_bars!r})")
+    if seed_seconds is not None and not seed_seconds > 0:
+        raise ConfigError(f"`seed_seconds` must be more than 0 (received {seed_seconds})")
     score, name, findings, ids = _open(source, tokenizer)
     line: float | None = None  # the bar line at which the seed was cut, in quarter notes
     if seed_bars is not None or seed_seconds is not None:

@@ -217,7 +217,9 @@ class Session:
 
         target = Path(path)
         if target.exists() and not force:
-            raise CheckpointError(f"{target}: is there already; choose another name or force the replacement")
+            raise CheckpointError(
+                f"{target}: is there already; choose another name, or give `force` to replace it"
+            )
         arrays: dict[str, NDArray[Any]] = {f"model.{name}": part for name, part in self.model_state.items()}
         arrays["logits"] = self.logits
         arrays["grammar"] = self.grammar.to_array()

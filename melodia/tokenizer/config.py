@@ -50,7 +50,7 @@ class TokenizerConfig:
 
     def __post_init__(self) -> None:
         if self.scheme not in SCHEMES:
-            raise ConfigError(f"scheme must be one of {', '.join(SCHEMES)} (received {self.scheme!r})")
+            raise ConfigError(f"`scheme` must be one of {', '.join(SCHEMES)} (received {self.scheme!r})")
         if self.positions_per_beat not in (12, 24):
             raise ConfigError(f"positions_per_beat must be 12 or 24 (received {self.positions_per_beat!r})")
         if not 1 <= self.velocities <= 127:
@@ -58,7 +58,9 @@ class TokenizerConfig:
         if not 2 <= self.tempi <= 256:
             raise ConfigError(f"tempi must be within 2 and 256 (received {self.tempi!r})")
         if self.bpe_vocab_size is not None and not 1 <= self.bpe_vocab_size <= 65535:
-            raise ConfigError(f"bpe_vocab_size must be within 1 and 65535 (received {self.bpe_vocab_size!r})")
+            raise ConfigError(
+                f"a byte-pair vocabulary must have 1 to 65535 tokens (received {self.bpe_vocab_size!r})"
+            )
 
     @property
     def beat_resolution(self) -> dict[tuple[int, int], int]:

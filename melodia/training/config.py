@@ -10,6 +10,8 @@ from melodia.errors import ConfigError
 
 PRECISIONS = ("fp32", "bf16")
 BUDGETS = ("iterations", "epochs", "minutes")
+MOST_THREADS = 1024
+"""More than any machine has a use for; where threads cannot be made, the OpenMP library ends the process."""
 
 
 @dataclass(frozen=True)
@@ -103,12 +105,12 @@ class TrainingConfig:
             )
         value = getattr(self, given[0])
         if not (math.isfinite(value) and value > 0):
-            raise ConfigError(f"{given[0]} must be above 0 (received {value})")
+            raise ConfigError(f"`{given[0]}` must be above 0 and finite (received {value})")
         for name in ("batch_size", "window"):
             self._limit(name, 1, 1 << 20)
-        for name in ("eval_every", "patience", "threads"):
+        for name, most in (("eval_every", 1 << 40), ("patience", 1 << 40), ("threads", MOST_THREADS)):
             if getattr(self, name) is not None:
-                self._limit(name, 1, 1 << 40)
+                self._limit(name, 1, most)
         self._limit("learning_rate", 0.0, 10.0)
         for name in (
             "final_learning_rate",
@@ -129,17 +131,17 @@ class TrainingConfig:
         self._limit("random_seed", 0, (1 << 63) - 1)
         if self.precision not in PRECISIONS:
             raise ConfigError(
-                f"precision must be one of {', '.join(PRECISIONS)} (received {self.precision!r})"
+                f"`precision` must be one of {', '.join(PRECISIONS)} (received {self.precision!r})"
             )
         kind, _, number = self.device.partition(":")
         if kind not in ("auto", "cpu", "cuda") or (number and not number.isdigit()):
-            raise ConfigError(f"device must be auto, cpu, cuda or cuda:N (received {self.device!r})")
+            raise ConfigError(f"`device` must be auto, cpu, cuda or cuda:N (received {self.device!r})")
 
     def _limit(self, name: str, low: float, high: float) -> None:
         value = getattr(self, name)
         if not low <= value <= high:
             limits = " and ".join(str(end) if isinstance(end, int) else f"{end:g}" for end in (low, high))
-            raise ConfigError(f"{name} must be within {limits} (received {value})")
+            raise ConfigError(f"`{name}` must be within {limits} (received {value})")
 
     @property
     def budget(self) -> tuple[str, float]:

@@ -120,7 +120,7 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if (device.index or 0) >= count:
         raise TrainingError(
-            f"this machine has {count} CUDA devices (received {name}); choose --device cpu or auto"
+            f"this machine has {count} CUDA devices (received {name}); choose `device` cpu or auto"
         )
     return device
 

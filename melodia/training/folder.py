@@ -21,6 +21,8 @@ def holds_state(out: Path) -> bool:
 
 def obstacle(out: Path, *, resume: bool = False, force: bool = False) -> str | None:
     """Why a training may not begin or go on in this folder: something would be lost. None where it may."""
+    if is_checkpoint(out):
+        return f"{out} is a checkpoint itself, which a training replaces as a whole; choose another folder"
     foreign = _foreign(out)
     if foreign is not None:
         return f"{foreign} is there already, and no training wrote it; move it, or choose another folder"
@@ -29,13 +31,13 @@ def obstacle(out: Path, *, resume: bool = False, force: bool = False) -> str | N
     if resume and (out / BEST).exists():
         return (
             f"{out} holds a checkpoint, but {RESUME} is gone, which a training goes on from; fine-tune the "
-            f"checkpoint (--init {out / BEST}, another --out), or train anew (--force)"
+            f"checkpoint (`init` {out / BEST}, another `out`), or train anew (`force`)"
         )
     if (out / BEST).exists() or holds_state(out):
-        remedy = "go on with it (--resume), replace it (--force) or choose another folder"
+        remedy = "go on with it (`resume`), replace it (`force`) or choose another folder"
         return f"{out} holds a training already; {remedy}"
     if len(_log_lines(out)) > 1:
-        return f"{out / LOG} is the log of a training; move it, replace it (--force) or choose another folder"
+        return f"{out / LOG} is the log of a training; move it, replace it (`force`) or choose another folder"
     return None
 
 

@@ -27,6 +27,7 @@ from melodia.training.interrupt import Interrupt
 from melodia.training.learner import Learner, Update, make_model
 from melodia.training.lock import only_training
 from melodia.training.logs import Logs
+from melodia.training.memory import enough_memory
 from melodia.training.meter import Clock, Meter, Validated, ratio
 from melodia.training.progress import Plan, Progress, Step, TrainingSummary, Validation
 from melodia.training.resume import (
@@ -104,17 +105,15 @@ def train(
             init = None
             if model_config is None:
                 model_config = saved_model(saved, folder)
-        learner = Learner(corpus, make_model(corpus, model_config, config.random_seed, init), config, world)
-        run = _Run(corpus, learner, folder, progress, saved)
-        try:
-            return run.go()
-        except torch.OutOfMemoryError as error:
-            raise TrainingError(
-                f"out of memory on {world.device}; the state of {folder} is kept. Train with a smaller "
-                "batch_size, window or --size"
-            ) from error
-        finally:
-            run.close()
+        with enough_memory(config, folder, world.device):
+            learner = Learner(
+                corpus, make_model(corpus, model_config, config.random_seed, init), config, world
+            )
+            run = _Run(corpus, learner, folder, progress, saved)
+            try:
+                return run.go()
+            finally:
+                run.close()
 
 
 class _Run:
@@ -163,7 +162,7 @@ class _Run:
             elapsed = float(values["elapsed"])
         except (KeyError, RuntimeError, ValueError, TypeError) as error:
             raise TrainingError(
-                f"{self.out / RESUME} does not fit this training ({error!r}); begin anew with --force"
+                f"{self.out / RESUME} does not fit this training ({error!r}); begin anew with `force`"
             ) from error
         patience = self.config.patience
         patient = patience is None or self.watch.without_progress < patience
@@ -221,7 +220,7 @@ class _Run:
             if interrupted:
                 self._warn(
                     f"interrupted after iteration {self.learner.iteration}, the state is saved: go on with "
-                    "--resume"
+                    "`resume`"
                 )
                 raise KeyboardInterrupt
 

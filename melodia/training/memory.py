@@ -1,9 +1,18 @@
-"""Memory that is freed and needed again a moment later."""
+"""Memory of a training: what is freed and needed again a moment later, and what to do where there is too little."""
 
 from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from melodia.errors import TrainingError, out_of_memory
+from melodia.training.config import TrainingConfig
+from melodia.training.folder import holds_state
 
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # malloc.h of glibc
 
@@ -22,3 +31,26 @@ def keep_freed_memory() -> bool:
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     return mallopt is not None and bool(mallopt(_MMAP_MAX, 0)) and bool(mallopt(_TRIM_THRESHOLD, 2**31 - 1))
+
+
+@contextmanager
+def enough_memory(config: TrainingConfig, out: Path, device: torch.device) -> Iterator[None]:
+    """Say what to do where memory runs out.
+
+    Raises:
+        TrainingError: it has.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        kept, force = "nothing has been saved yet", ""
+        if holds_state(out):
+            kept = f"what {out} has saved is kept, and `resume` goes on from it where there is more memory"
+            force = " (`force`)"
+        recompute = "" if config.recompute else ", or with `recompute`"
+        raise TrainingError(
+            f"out of memory on {device} with `batch_size` {config.batch_size} and `window` {config.window}; {kept}. "
+            f"Train anew{force} with a smaller `batch_size`, `window` or `size`{recompute}"
+        ) from error

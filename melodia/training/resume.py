@@ -63,7 +63,7 @@ def write_state(folder: Path, tensors: dict[str, Tensor], values: dict[str, Any]
         kept = "the earlier state is intact" if path.exists() else "nothing has been saved yet"
         raise TrainingError(
             f"cannot write {path}: {error.strerror or error}; {kept}. Free some space or choose another "
-            "folder, then go on with --resume"
+            "folder, then go on with `resume`"
         ) from error
 
 
@@ -93,11 +93,11 @@ def parse_state(folder: Path, data: bytes, device: torch.device) -> TrainingStat
         values = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["melodia"])
         tensors = {name: tensor.to(device) for name, tensor in from_bytes(data).items()}
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise TrainingError(f"{path} is damaged ({error}); begin anew with --force") from error
+        raise TrainingError(f"{path} is damaged ({error}); begin anew with `force`") from error
     if values.get("format_version") != FORMAT_VERSION:
         raise TrainingError(
             f"{path} has format {values.get('format_version')!r}, this melodia reads {FORMAT_VERSION}; "
-            "begin anew with --force"
+            "begin anew with `force`"
         )
     return TrainingState(tensors, values)
 
@@ -117,7 +117,7 @@ def saved_model(saved: TrainingState, out: Path) -> ModelConfig:
     try:
         return ModelConfig.from_dict(saved.values["identity"]["model"])
     except (KeyError, TypeError, ConfigError) as error:
-        raise TrainingError(f"{out} holds a damaged state ({error}); begin anew with --force") from error
+        raise TrainingError(f"{out} holds a damaged state ({error}); begin anew with `force`") from error
 
 
 def sync_folder(folder: Path) -> None:
@@ -147,8 +147,8 @@ def check_same_run(identity: dict[str, Any], saved: TrainingState, out: Path) ->
     theirs = saved.values.get("identity", {})
     if ours["vocabulary"] != theirs.get("vocabulary") or ours["corpus"] != theirs.get("corpus"):
         raise TrainingError(
-            f"{out} was trained on another corpus; resume with that one, or begin anew with --force (or "
-            f"--init {out})"
+            f"{out} was trained on another corpus; resume with that one, or begin anew with `force` (or "
+            f"`init` {out})"
         )
     different = []
     for part in ("model", "training"):
@@ -157,9 +157,9 @@ def check_same_run(identity: dict[str, Any], saved: TrainingState, out: Path) ->
             if mine.get(name) != other.get(name) and (part, name) not in {
                 ("training", free) for free in FREE
             }:
-                different.append(f"{name} {other.get(name)!r} is now {mine.get(name)!r}")
+                different.append(f"`{name}` {other.get(name)!r} is now {mine.get(name)!r}")
     if different:
         raise TrainingError(
             f"{out} was trained with other settings: {'; '.join(different)}; resume with the same, "
-            "or begin anew with --force"
+            "or begin anew with `force`"
         )

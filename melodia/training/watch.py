@@ -17,12 +17,12 @@ def corpus_warnings(pieces: int, tokens: int, valid_pieces: int, parameters: int
         warnings.append(
             f"the corpus is small: {pieces:,} pieces with {tokens:,} tokens to train on (from about "
             f"{FEW_PIECES} pieces and {FEW_TOKENS:,} tokens a model begins to generalise); expect it to "
-            "learn pieces by heart, add more music, or start from a trained checkpoint with --init"
+            "learn pieces by heart, add more music, or start from a trained checkpoint (`init`)"
         )
     elif tokens < TOKENS_PER_PARAMETER * parameters:
         warnings.append(
             f"the model is large for the corpus: {parameters:,} parameters for {tokens:,} tokens; "
-            "a smaller --size will likely do as well and train faster"
+            "a smaller `size` will likely do as well and train faster"
         )
     if valid_pieces == 0:
         warnings.append(
@@ -76,6 +76,6 @@ class Watch:
         return (
             f"overfitting has begun: the validation loss has risen from {self.best_nats_per_token:.3f} "
             f"(iteration {self.best_iteration}) to {per_token:.3f} nats per token while the training loss "
-            "still falls; the best weights are kept. More music, a smaller --size or more dropout would "
+            "still falls; the best weights are kept. More music, a smaller `size` or more dropout would "
             "help"
         )

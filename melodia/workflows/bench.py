@@ -159,13 +159,19 @@ def _check(weights: Sequence[str], threads: Sequence[int], seconds: float, cores
     odd = [name for name in weights if name not in WEIGHTS]
     if odd or not weights:
         raise ConfigError(
-            f"weights must be some of {', '.join(WEIGHTS)} (received {', '.join(odd) or 'none'})"
+            f"`weights` must be some of {', '.join(WEIGHTS)} (received {', '.join(odd) or 'none'})"
         )
+    for argument, wanted in (("weights", weights), ("threads", threads)):
+        if len(set(wanted)) < len(wanted):
+            shown = ", ".join(map(str, wanted))
+            raise ConfigError(f"`{argument}` must be different from each other (received {shown})")
     if not threads or min(threads) < 1 or max(threads) > cores:
         shown = ", ".join(map(str, threads)) or "none"
-        raise ConfigError(f"threads must be from 1 to {cores}, the cores of this process (received {shown})")
+        raise ConfigError(
+            f"`threads` must be from 1 to {cores}, the cores of this process (received {shown})"
+        )
     if not (math.isfinite(seconds) and 0 < seconds <= 3600):
-        raise ConfigError(f"seconds must be > 0 and at most 3600 (received {seconds})")
+        raise ConfigError(f"`seconds` must be > 0 and at most 3600 (received {seconds})")
 
 
 def _network(model: str | os.PathLike[str] | None) -> tuple[str, Network, Vocabulary, list[str]]:
@@ -180,7 +186,7 @@ def _network(model: str | os.PathLike[str] | None) -> tuple[str, Network, Vocabu
             name: random.uniform(-0.1, 0.1, shape).astype(np.float32)
             for name, shape in tensor_shapes(config).items()
         }
-        note = "there is no model yet: this is a tiny one with random weights; name one with --model DIR"
+        note = "there is no model yet: this is a tiny one with random weights; name one with `model`"
         return f"random {_shape(config)}", Network(config, tensors), vocabulary, [note]
     checkpoint = read_checkpoint(folder)
     network = checkpoint.network

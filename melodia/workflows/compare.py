@@ -23,8 +23,9 @@ from melodia.model.config import KINDS, ModelConfig
 from melodia.model.model import Model
 from melodia.model.sizes import match_parameters, parameter_count
 from melodia.side_inputs import DEFAULTS
-from melodia.training import Preparer, TrainingConfig, evaluate, train
-from melodia.training.folder import obstacle
+from melodia.training import Preparer, TrainingConfig, evaluate, join, train
+from melodia.training.folder import holds_state, obstacle
+from melodia.training.lock import only_training
 from melodia.workflows.corpora import check_apart, open_corpus
 from melodia.workflows.train import QuietReporter, model_settings
 
@@ -100,8 +101,8 @@ def compare_kinds(
 ) -> Comparison:
     """Train every kind with as many parameters as the LSTM of `size`, and score all on the held-out pieces.
 
-    A kind that is in `out` already is not trained again unless `force` says so, so that an interrupted comparison
-    goes on.
+    A kind that is in `out` already is not trained again unless `force` says so, and one that was interrupted goes on
+    where it was: the same call again finishes an interrupted comparison.
 
     Args:
         folder: MIDI files, or a built corpus.
@@ -118,9 +119,7 @@ def compare_kinds(
     Raises:
         CorpusError, ConfigError, TrainingError: as the parts raise them.
     """
-    unknown = sorted(set(kinds) - set(KINDS))
-    if unknown or not kinds:
-        raise ConfigError(f"kinds are {', '.join(KINDS)} (received {', '.join(unknown) or 'none'})")
+    _check_wishes(kinds, size)
     reporter = progress or QuietReporter()
     settings = {name: value for name, value in (training or {}).items() if value is not None}
     if not {"minutes", "epochs", "iterations"} & set(settings):
@@ -128,21 +127,24 @@ def compare_kinds(
     config = TrainingConfig(**settings)
     out = Path(out)
     check_apart(Path(folder), out)
-    with kernels.use_backend(backend):
+    with kernels.use_backend(backend), join(config.device) as world, only_training(out, world):
         corpus = open_corpus(Path(folder), cache=cache, reporter=reporter)
         if not len(corpus.pieces("valid")):
             raise TrainingError(
                 f"{folder}: no piece is held out, so nothing can be compared; give more pieces"
             )
         target = parameter_count(model_settings(corpus.vocabulary, "lstm", size))
-        rows = [_ngram_row(corpus)]
-        runs = [(kind, kind, tuple(DEFAULTS)) for kind in kinds]
+        wishes = [(kind, kind, tuple(DEFAULTS)) for kind in kinds]
         if without_side_inputs:
-            runs.append((f"{kinds[0]}, no side inputs", kinds[0], ()))
-        for name, kind, sides in runs:
+            wishes.append((f"{kinds[0]}, no side inputs", kinds[0], ()))
+        runs = []
+        for name, kind, sides in wishes:
             model = match_parameters(model_settings(corpus.vocabulary, kind, size, side_inputs=sides), target)
-            rows.append(_train_row(name, corpus, model, config, out / name.replace(", ", "-").replace(" ", "-"),
-                                   reporter, force))  # fmt: skip
+            home = out / name.replace(", ", "-").replace(" ", "-")
+            runs.append(_Run(name, corpus, model, config, home, force))
+        begun = [run.begun() for run in runs]  # all of them before the first is trained
+        rows = [_ngram_row(corpus)]
+        rows += [_row_of(run, before, reporter) for run, before in zip(runs, begun, strict=True)]
         setting = {
             "budget": " ".join(str(part) for part in reversed(config.budget)),
             "training pieces": len(corpus.pieces("train")),
@@ -153,12 +155,29 @@ def compare_kinds(
             "torch": torch.__version__,
             "melodia": __version__,
         }
-    table = Comparison(rows, setting, out / "comparison.md")
-    table.path.write_text(table.markdown() + "\n", encoding="utf-8")
-    table.path.with_suffix(".json").write_text(
-        json.dumps({"setting": setting, "rows": [asdict(row) for row in rows]}, indent=2), encoding="utf-8"
-    )
+        table = Comparison(rows, setting, out / "comparison.md")
+        table.path.write_text(table.markdown() + "\n", encoding="utf-8")
+        table.path.with_suffix(".json").write_text(
+            json.dumps({"setting": setting, "rows": [asdict(row) for row in rows]}, indent=2),
+            encoding="utf-8",
+        )
     return table
+
+
+def _check_wishes(kinds: Sequence[str], size: str) -> None:
+    """Refuse kinds and a size that no music could make right, before music is read.
+
+    Raises:
+        ConfigError: names the first.
+    """
+    unknown = [kind for kind in kinds if kind not in KINDS]
+    if unknown or not kinds:
+        received = ", ".join(kind or "an empty name" for kind in unknown) or "none"
+        raise ConfigError(f"`kinds` must be some of {', '.join(KINDS)} (received {received})")
+    twice = sorted({kind for kind in kinds if kinds.count(kind) > 1})
+    if twice:
+        raise ConfigError(f"`kinds` must be different from each other (received {', '.join(twice)} twice)")
+    ModelConfig.preset("lstm", size, vocab_size=1)
 
 
 def _ngram_row(corpus: Corpus) -> Row:
@@ -180,46 +199,86 @@ def _ngram_row(corpus: Corpus) -> Row:
                interval.low, interval.high, likelihood.nats_per_note)  # fmt: skip
 
 
-def _train_row(
-    name: str,
-    corpus: Corpus,
-    model_config: ModelConfig,
-    config: TrainingConfig,
-    out: Path,
-    reporter: Any,
-    force: bool,
-) -> Row:
+@dataclass(frozen=True)
+class _Run:
+    """One kind of a comparison: what is trained, how and where."""
+
+    name: str
+    corpus: Corpus
+    model: ModelConfig
+    config: TrainingConfig
+    out: Path
+    force: bool
+
+    def begun(self) -> dict[str, Any] | None:
+        """What an earlier call left of this run; None where it begins now.
+
+        Raises:
+            ConfigError: it is of another comparison.
+            TrainingError: another training would be lost, or the record is damaged.
+        """
+        begun = None if self.force or not self.record.is_file() else self._read()
+        if begun is not None and begun["setting"] != self.setting:
+            raise ConfigError(
+                f"{self.out} holds {self.name} of another comparison (other music, size, budget or random seed); "
+                "choose another `out`, or train anew (`force`)"
+            )
+        # What an interrupted comparison left may be replaced; another training may not.
+        lost = obstacle(self.out, force=self.force or begun is not None)
+        if lost is not None:
+            raise TrainingError(lost)
+        return begun
+
+    def keep(self, row: Row | None) -> None:
+        """Note that the run has begun, or what came of it."""
+        values = {"setting": self.setting, "row": None if row is None else asdict(row)}
+        self.record.write_text(json.dumps(values), encoding="utf-8")
+
+    @property
+    def record(self) -> Path:
+        """The file that says so."""
+        return self.out / "row.json"
+
+    @property
+    def setting(self) -> Any:
+        """All that its figures hang on, as JSON keeps it."""
+        values = {
+            "corpus": self.corpus.fingerprint,
+            "model": self.model.to_dict(),
+            "training": asdict(self.config),
+        }
+        return json.loads(json.dumps(values))
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            begun = json.loads(self.record.read_text("utf-8"))
+            if begun["row"] is not None:
+                Row(**begun["row"])
+            return {"setting": begun["setting"], "row": begun["row"]}
+        except (KeyError, TypeError, ValueError) as error:
+            raise TrainingError(f"{self.record} is damaged ({error!r}); train anew with `force`") from error
+
+
+def _row_of(run: _Run, begun: dict[str, Any] | None, reporter: Any) -> Row:
     """Train one kind, unless it is there already, and measure it."""
-    record = out / "row.json"
-    setting = json.loads(
-        json.dumps(
-            {"corpus": corpus.fingerprint, "model": model_config.to_dict(), "training": asdict(config)}
-        )
-    )
-    begun = None if force or not record.is_file() else json.loads(record.read_text("utf-8"))
-    if begun is not None and begun.get("setting") != setting:
-        raise ConfigError(
-            f"{out} holds {name} of another comparison (other music, size, budget or random seed); choose another "
-            "--out, or train anew (--force)"
-        )
+    corpus = run.corpus
     if begun is not None and begun["row"] is not None:
-        reporter.say(f"{name}: trained already, in {out}")
+        reporter.say(f"{run.name}: trained already, in {run.out}")
         return Row(**begun["row"])
-    reporter.say(f"{name}: hidden size {model_config.hidden_size}")
-    # What an interrupted comparison left may be replaced; another training may not.
-    lost = obstacle(out, force=force or begun is not None)
-    if lost is not None:
-        raise TrainingError(lost)
-    out.mkdir(parents=True, exist_ok=True)
-    record.write_text(json.dumps({"setting": setting, "row": None}), encoding="utf-8")
-    summary = train(corpus, model_config, config, out, progress=reporter, force=True)
+    reporter.say(f"{run.name}: hidden size {run.model.hidden_size}")
+    run.out.mkdir(parents=True, exist_ok=True)
+    run.keep(None)
+    goes_on = begun is not None and holds_state(run.out)
+    summary = train(
+        corpus, run.model, run.config, run.out, progress=reporter, resume=goes_on, force=not goes_on
+    )
     checkpoint = load_checkpoint(summary.checkpoint)
     likelihood = held_out_likelihood(corpus, checkpoint.model)
     interval = likelihood.interval("token")
     row = Row(
-        name=name,
+        name=run.name,
         parameters=summary.parameters,
-        hidden_size=model_config.hidden_size,
+        hidden_size=run.model.hidden_size,
         step_microseconds=step_time(checkpoint.model),
         training_tokens_per_second=summary.epochs
         * corpus.pieces("train").tokens
@@ -230,7 +289,7 @@ def _train_row(
         high=interval.high,
         nats_per_note=likelihood.nats_per_note,
     )
-    record.write_text(json.dumps({"setting": setting, "row": asdict(row)}), encoding="utf-8")
+    run.keep(row)
     return row
 
 

@@ -13,14 +13,14 @@ import numpy as np
 import melodia
 from melodia.corpus.discover import find_midi_files
 from melodia.decode import SamplingConfig
-from melodia.errors import ConfigError, CorpusError
+from melodia.errors import ConfigError, CorpusError, show_path
 from melodia.evaluation.collapse import collapse_report
 from melodia.evaluation.comparison import compare_sets
 from melodia.evaluation.continuations import Settings, continue_pieces, key_agreement
 from melodia.evaluation.report import Evaluation, Generated
 from melodia.originality import Index
-from melodia.render.files import check_target, fresh_file, printable
-from melodia.sampler import Sampler
+from melodia.render.files import check_target, fresh_file
+from melodia.sampler import Request, Sampler
 
 
 def evaluate_folder(
@@ -72,13 +72,16 @@ def evaluate_folder(
         branches=branches,
         random_seed=random_seed,
     )
+    Request(
+        bars=bars, sampling=settings.sampling, pitch_bias=pitch_bias, branches=branches
+    )  # or it says why not
     root = Path(folder)
     if not os.path.lexists(root):
         raise CorpusError(
-            f"{printable(folder)}: no such file or folder; give MIDI files to measure the model on"
+            f"{show_path(folder)}: no such file or folder; give MIDI files to measure the model on"
         )
     if root.is_dir() and not find_midi_files(root):
-        raise CorpusError(f"{printable(folder)}: no MIDI files in this folder; give one that holds some")
+        raise CorpusError(f"{show_path(folder)}: no MIDI files in this folder; give one that holds some")
     read = None if progress is None else progress.read
     sampler = Sampler.load(model, device=device, backend=backend)
     pieces = encode_files(folder, sampler.tokenizer, progress=read)
@@ -92,16 +95,16 @@ def evaluate_folder(
     rows = [pieces.rows[i] for i in pieces.used]
     generated = None
     if generate:
-        files = [(printable(row.path), root / row.path if root.is_dir() else root) for row in rows]
+        files = [(show_path(row.path), root / row.path if root.is_dir() else root) for row in rows]
         generated = _generate(sampler, files, generate, settings, read)
     used = set(pieces.used)
     return Evaluation(
         model=_facts(sampler, model),
-        folder=printable(folder),
+        folder=show_path(folder),
         likelihood=likelihood,
-        names=tuple(printable(row.path) for row in rows),
+        names=tuple(show_path(row.path) for row in rows),
         skipped=tuple(
-            (printable(row.path), row.reason) for i, row in enumerate(pieces.rows) if i not in used
+            (show_path(row.path), row.reason) for i, row in enumerate(pieces.rows) if i not in used
         ),
         generated=generated,
         versions={

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from melodia.errors import CheckpointError, ConfigError, MelodiaError, MidiError
+from melodia.errors import CheckpointError, ConfigError, MelodiaError, MidiError, show_path
 from melodia.evaluation.collapse import collapse_report
 from melodia.midi import write_midi
-from melodia.midi.reading import show_path
 from melodia.sampler import Continuation, PrimeReport, Sampler
 
 if TYPE_CHECKING:
     import pretty_midi
+
+Listener = Callable[[str, int, int, str], None]
+"""Is called with what is being done, how much is done of how much, and of what ("bars", "tokens")."""
 
 COPY_TRIES = 8
 NO_INDEX = (
@@ -51,23 +58,59 @@ class GeneratedFiles:
         return [*lines, *self.notes, *(f"wrote {show_path(path)}" for path in self.paths)]
 
 
-def output_paths(out: Path | None, seed: Path | None, num_samples: int) -> list[Path]:
-    """The MIDI file of each sample: `out`, numbered from 1 when there are several.
+def names_folder(out: str | os.PathLike[str]) -> bool:
+    """Whether a name can only be a folder's: it ends in a slash, or there is such a folder.
 
-    >>> [str(p) for p in output_paths(Path("new.mid"), None, 2)]
+    >>> names_folder("new/"), names_folder("new"), names_folder(".")
+    (True, False, True)
+    """
+    return os.fspath(out).endswith(("/", os.sep)) or Path(out).is_dir()
+
+
+def output_paths(out: str | os.PathLike[str] | None, seed: Path | None, num_samples: int) -> list[Path]:
+    """The MIDI file of each sample, numbered from 1 when there are several: `out`, or named after the seed in it.
+
+    >>> [str(path) for path in output_paths("new.mid", None, 2)]
     ['new-1.mid', 'new-2.mid']
+    >>> output_paths("new/", Path("songs/a.mid"), 1)[0].as_posix()
+    'new/a-continued.mid'
 
     Raises:
-        MidiError: `out` is a directory.
+        ConfigError: `out` is empty.
     """
-    base = out or Path(f"{seed.stem}-continued.mid" if seed else "melodia.mid")
-    if base.name in ("", "..") or base.is_dir():  # `o/` arrives as `o`: not to be written beside it
-        raise MidiError(f"{show_path(base)}: is a directory; give a file name")
+    base = Path(f"{seed.stem}-continued.mid" if seed else "melodia.mid")
+    if out is not None:
+        if not os.fspath(out):
+            raise ConfigError("`out` is empty; give the name of a file or a folder, or leave it out")
+        base = Path(out) / base if names_folder(out) else Path(out)
     if base.suffix.lower() not in (".mid", ".midi"):
         base = base.with_name(base.name + ".mid")
     if num_samples == 1:
         return [base]
     return [base.with_name(f"{base.stem}-{k + 1}{base.suffix}") for k in range(num_samples)]
+
+
+@contextmanager
+def folder_for(out: str | os.PathLike[str] | None) -> Iterator[None]:
+    """Make the folder that a name with a slash at its end asks for; if nothing comes of it, it goes again.
+
+    Raises:
+        MidiError: it cannot be made.
+    """
+    folder = Path(out) if out is not None and names_folder(out) else Path()
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = error.strerror or error
+        raise MidiError(f"{show_path(folder)}: cannot be made ({reason}); choose another `out`") from error
+    try:
+        yield
+    except BaseException:
+        for place in made:
+            with contextlib.suppress(OSError):
+                place.rmdir()
+        raise
 
 
 def check_writable(paths: list[Path], seed: Path | None = None, *, force: bool) -> None:
@@ -81,16 +124,16 @@ def check_writable(paths: list[Path], seed: Path | None = None, *, force: bool) 
         if path.is_dir():
             raise MidiError(f"{name}: is a directory; give a file name")
         if seed is not None and seed.exists() and path.exists() and seed.samefile(path):
-            raise MidiError(f"{name}: is the seed itself, which is not replaced; choose another --out")
+            raise MidiError(f"{name}: is the seed itself, which is not replaced; choose another `out`")
         if path.exists() and not force:
-            raise MidiError(f"{name}: is there already; choose another --out, or give --force to replace it")
+            raise MidiError(f"{name}: is there already; choose another `out`, or give `force` to replace it")
         if not path.parent.is_dir():
             raise MidiError(f"{name}: there is no folder {show_path(path.parent)}; make it first")
 
 
 def generate_files(
     seed: Path | None,
-    out: Path | None = None,
+    out: str | os.PathLike[str] | None = None,
     *,
     model: Path | None = None,
     seed_bars: int | None = None,
@@ -104,13 +147,15 @@ def generate_files(
     weights: str = "fp32",
     force: bool = False,
     max_copy: float | None = None,
+    progress: Listener | None = None,
     **settings: Any,
 ) -> GeneratedFiles:
     """Continue `seed` and write the result.
 
     Args:
         seed: a MIDI file, or None for music from nothing.
-        out: the MIDI file to write; None: named after the seed, in the working folder. Several samples are numbered.
+        out: the MIDI file to write, or a folder for one that is named after the seed; it is made where the name ends in
+            a slash. None: the working folder. Several samples are numbered.
         model: a checkpoint folder; None: the model that comes with melodia.
         seed_bars, seed_seconds: use only the beginning of the seed.
         num_samples: how many continuations.
@@ -120,6 +165,7 @@ def generate_files(
         device, backend, weights: where and with what to compute; see `Sampler.load`.
         force: replace files.
         max_copy: refuse music that shares a passage of more bars with the training music; see `generate_original`.
+        progress: is told how far it is.
         settings: of `Sampler.generate`: length, filters, random seed.
 
     Raises:
@@ -128,27 +174,51 @@ def generate_files(
     """
     paths = output_paths(out, seed, num_samples)
     suffixes = [".png"] * plot + [".wav"] * audio
-    check_writable(
-        [*paths, *(path.with_suffix(suffix) for path in paths for suffix in suffixes)],
-        seed,
-        force=force,
-    )
-    sampler = Sampler.load(model, device=device, backend=backend, weights=weights)
-    if sampler.originality_index is None:
-        if max_copy is not None:
-            raise CheckpointError(f"a limit on copying needs {NO_INDEX}")
-        notes = [f"originality not checked: it needs {NO_INDEX}"]
-    else:
-        notes = []
-    report = sampler.prime(seed, seed_bars, seed_seconds) if seed is not None else None
-    if max_copy is None:
-        continuations = sampler.generate_many(num_samples, **settings)
-    else:
-        continuations = generate_original(sampler, num_samples, max_copy, **settings)
+    with folder_for(out):
+        check_writable(
+            [*paths, *(path.with_suffix(suffix) for path in paths for suffix in suffixes)],
+            seed,
+            force=force,
+        )
+        sampler = Sampler.load(model, device=device, backend=backend, weights=weights)
+        if sampler.originality_index is None:
+            if max_copy is not None:
+                raise CheckpointError(f"a limit on copying needs {NO_INDEX}")
+            notes = [f"originality not checked: it needs {NO_INDEX}"]
+        else:
+            notes = []
+        if progress is not None:
+            settings["progress"] = partial(progress, "making music")
+        report = None
+        if seed is not None:
+            reading = None if progress is None else partial(progress, "reading the seed")
+            report = sampler.prime(seed, seed_bars, seed_seconds, progress=reading)
+        if max_copy is None:
+            continuations = sampler.generate_many(num_samples, **settings)
+        else:
+            continuations = generate_original(sampler, num_samples, max_copy, **settings)
+        joined = seed is not None and not continuation_only
+        written, sound = _write(
+            paths, continuations, seed, joined=joined, plot=plot, audio=audio, force=force
+        )
+    return GeneratedFiles(report, continuations, written, notes + sound)
+
+
+def _write(
+    paths: list[Path],
+    continuations: list[Continuation],
+    seed: Path | None,
+    *,
+    joined: bool,
+    plot: bool,
+    audio: bool,
+    force: bool,
+) -> tuple[list[Path], list[str]]:
+    """Write each continuation, behind its seed if `joined`: the files, and what made the sound."""
     written: list[Path] = []
+    notes: list[str] = []
     try:
         for path, continuation in zip(paths, continuations, strict=True):
-            joined = seed is not None and not continuation_only
             score = continuation.joined_score if joined else continuation.score
             written.append(write_midi(score, path, force=force))
             if not (plot or audio):
@@ -166,7 +236,7 @@ def generate_files(
         if not written:
             raise
         raise type(error)(f"{error}; written before: {', '.join(map(show_path, written))}") from error
-    return GeneratedFiles(report, continuations, written, notes)
+    return written, notes
 
 
 def generate_original(
@@ -208,7 +278,7 @@ def generate_original(
     )
     raise MelodiaError(
         f"{len(refused)} of {len(refused) + len(made)} tries share more than {max_copy:g} bars with the training music "
-        f"(the least: {least.lasting}); allow more with --max-copy, or take a higher temperature or another seed"
+        f"(the least: {least.lasting}); allow more with `max_copy`, or take a higher temperature or another seed"
     )
 
 

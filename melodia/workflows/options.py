@@ -18,7 +18,7 @@ def refuse_others(asked: Mapping[str, Any], settled: Mapping[str, Any], owner: s
     """Refuse what was asked for if it cannot be had.
 
     Args:
-        asked: options by name; None for those that were not given.
+        asked: arguments by name; None for those that were not given.
         settled: what they are.
         owner: what settles them.
         remedy: where others can be had.
@@ -28,10 +28,9 @@ def refuse_others(asked: Mapping[str, Any], settled: Mapping[str, Any], owner: s
     """
     for name, value in asked.items():
         if value is not None and value != settled[name]:
-            option = f"--{name.replace('_', '-')}"
             raise ConfigError(
-                f"{option} of {owner} is {_shown(settled[name])} and stays that (received {_shown(value)}); "
-                f"leave {option} out, or {remedy}"
+                f"`{name}` of {owner} is {_shown(settled[name])} and stays that (received {_shown(value)}); "
+                f"leave `{name}` out, or {remedy}"
             )
 
 
@@ -67,7 +66,7 @@ def choose_tokens(
 
     Args:
         folder: MIDI files, or a built corpus, whose tokens are made already.
-        asked: the options "tokenizer" and "bpe"; None for those that were not given.
+        asked: the arguments "scheme" and "bpe"; None for those that were not given.
         before: the checkpoint or the training that goes on, if there is one.
 
     Raises:
@@ -78,7 +77,7 @@ def choose_tokens(
     settled = None if before is None else before.tokens
     if is_built(folder):
         vocabulary = Corpus.open(folder).vocabulary
-        there: dict[str, Any] = {"tokenizer": vocabulary.scheme}
+        there: dict[str, Any] = {"scheme": vocabulary.scheme}
         if asked["bpe"] is not None:
             there["bpe"] = Tokenizer.load(folder / "tokenizer.json").config.bpe_vocab_size
         refuse_others(asked, there, f"the built corpus {folder}", "give a folder of MIDI files")
@@ -90,11 +89,11 @@ def choose_tokens(
             )
         return None
     if before is None or settled is None:
-        return TokenizerConfig(scheme=asked["tokenizer"] or "REMI", bpe_vocab_size=asked["bpe"])
+        return TokenizerConfig(scheme=asked["scheme"] or "REMI", bpe_vocab_size=asked["bpe"])
     config = settled.config if isinstance(settled, Tokenizer) else settled
     refuse_others(
         asked,
-        {"tokenizer": config.scheme, "bpe": config.bpe_vocab_size},
+        {"scheme": config.scheme, "bpe": config.bpe_vocab_size},
         before.owner,
         before.remedy,
     )

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from melodia.corpus.shards import Corpus
-from melodia.errors import CheckpointError, ConfigError, MelodiaError
+from melodia.errors import CheckpointError, ConfigError, MelodiaError, show_path
 from melodia.midi import read_score
-from melodia.midi.reading import show_path
 from melodia.model.stored import TOKENIZER, read_checkpoint
 from melodia.originality import (
     FILE,
@@ -135,7 +134,7 @@ def check_files(
         MidiError, TokenizerError: a file cannot be read (without `failed`).
     """
     if not files:
-        raise ConfigError("give MIDI files to look up, or --index FOLDER to build the index")
+        raise ConfigError("give MIDI files to look up")
     checkpoint = read_checkpoint(model)
     index = open_index(checkpoint.path)
     tokenizer = Tokenizer.from_dict(checkpoint.tokenizer_json, checkpoint.path / TOKENIZER)

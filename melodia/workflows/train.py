@@ -118,7 +118,11 @@ def model_settings(
 def _check_sides(names: Sequence[str]) -> None:
     unknown = sorted(set(names) - set(NAMES))
     if unknown:
-        raise ConfigError(f"side inputs are {', '.join(NAMES)} or none (received {', '.join(unknown)})")
+        raise ConfigError(
+            f"`side_inputs` must be some of {', '.join(NAMES)}, or none (received {', '.join(unknown)})"
+        )
+    if len(set(names)) < len(names):
+        raise ConfigError(f"`side_inputs` must be different from each other (received {', '.join(names)})")
 
 
 def _check_form(form: Mapping[str, Any]) -> None:
@@ -198,7 +202,7 @@ def train_folder(
     automatic = given.get("precision") == "auto"
     if not automatic and given.get("precision", "fp32") not in PRECISIONS:
         raise ConfigError(
-            f"precision must be one of auto, {', '.join(PRECISIONS)} (received {given['precision']!r})"
+            f"`precision` must be one of auto, {', '.join(PRECISIONS)} (received {given['precision']!r})"
         )
     if automatic:
         del given["precision"]
@@ -224,7 +228,7 @@ def train_folder(
             _check_form(form)
         if resume and not goes_on and world.leads and not holds_state(out):
             reporter.say(f"{out} holds no training to go on with; a new one begins")
-        tokens = choose_tokens(folder, {"tokenizer": scheme, "bpe": bpe}, before)
+        tokens = choose_tokens(folder, {"scheme": scheme, "bpe": bpe}, before)
         corpus = open_corpus(
             folder,
             tokens,
