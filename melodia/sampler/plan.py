@@ -20,7 +20,7 @@ from melodia.grammar.state import NONE
 from melodia.grammar.tables import MICRO_RESOLUTION
 from melodia.sampler.classes import TokenClasses
 from melodia.sampler.metres import Metres
-from melodia.sampler.players import Ensemble, Players
+from melodia.sampler.players import Cast
 from melodia.sampler.request import Request
 from melodia.sampler.session import Context
 from melodia.sampler.stretches import STRETCH_BARS, Stretches
@@ -87,11 +87,9 @@ class Plan:
         self.stretches = Stretches()
         self.crowded = 0
         programs = context.programs if request.programs is None else request.programs
-        self._players = Players() if request.silent_bars else Players.of(rests or {}, programs or ())
-        self._due: tuple[frozenset[int], ...] = ()  # the next notes must be of these, one of each group
         self._unseeded = state.notes == 0
-        self._open = programs is None and not request.any_program  # to any program yet
-        self._ensemble: Ensemble | None = None  # what music from nothing began with
+        finds = programs is None and not request.any_program
+        self._cast = Cast(classes, rests or {}, programs, finds=finds, silent=request.silent_bars)
         ticks_per_quarter, tempo = classes.tables.ticks_per_quarter, request.tempo or context.tempo
         self.times = Timeline(ticks_per_quarter, context.origin, tempo, context.metre)
         if context.tempi:
@@ -138,8 +136,7 @@ class Plan:
             or s.now < join + MICRO_RESOLUTION * classes.has_micro
             or (s.has_bars and (s.bar_end <= join or not classes.metres_behind_bars))
             or (self._unseeded and not s.notes)
-            or self._open
-            or self._due
+            or not self._cast.settled
         ):
             return None
         exclude, late = [], self._late(s, start, end)
@@ -153,8 +150,8 @@ class Plan:
         elif not (self.request.may_end and self._bar >= self.first):
             exclude.append("eos")
         excluded = classes.bits(*exclude) if exclude else None
-        if self._ensemble is not None:
-            others = self._ensemble.bits
+        others = self._cast.others
+        if others is not None:
             excluded = others if excluded is None else excluded | others
         return Terms(
             tokens=room,
@@ -217,6 +214,7 @@ class Plan:
         twin = copy(self)
         twin.stretches = self.stretches.opened()
         twin.times = self.times.fork()
+        twin._cast = copy(self._cast)
         return twin
 
     def after(self, s: GrammarState, token: int, count: int) -> None:
@@ -234,16 +232,15 @@ class Plan:
             self.times.add_tempo(s.now, classes.tables.values[token] / 100)
         index, start, _ = self.bar_at(s)
         self._bar_tokens += 1
-        if self._due and classes.pitch[token]:
-            self._due = tuple(group for group in self._due if s.program not in group)
+        if classes.pitch[token]:
+            self._cast.played(s.program)
         if index != self._bar and not self._awaits_metre(s):
             self._bar = index
             self.crowded += self._bar_tokens > BAR_TOKENS
             self._bar_tokens = 0
             self._enter_bar(s, index, start)
             self._ask_for_programs(s, start)
-        if self._open:
-            self._close_programs(s)
+        self._cast.find(s.rows.keys(), self._bar // self.pieces)  # from where the music, not this plan, began
         self._settle(s, count)
 
     @property
@@ -306,7 +303,7 @@ class Plan:
             metre=metre,
             cycle=cycle,
             anchor=anchor,
-            programs=self.context.programs if self._ensemble is None else self._ensemble.programs,
+            programs=self._cast.found or self.context.programs,
         )
 
     # -- inside ---------------------------------------------------------------------------------------------------
@@ -337,14 +334,7 @@ class Plan:
             prelude = self._prelude(wanted)
             if prelude is not None:
                 wanted = prelude
-        if self._ensemble is not None:
-            wanted &= ~self._ensemble.others
-        if self._due:
-            due = frozenset().union(*self._due)
-            kept = np.isin(classes.program_of, list(due))
-            if s.program in due:
-                kept |= classes.pitch & (classes.program_of == NONE)
-            wanted &= kept | ~classes.plays
+        self._cast.narrow(s.program, wanted)
         if self._bar_tokens >= BAR_TOKENS:
             away = wanted & (classes.bar if s.has_bars else classes.shift)
             if away.any():
@@ -427,22 +417,13 @@ class Plan:
         if (is_first or not sounds) and self.bar_at(s)[2] == s.bar_end:
             s.require_note_in_bar = 1
 
-    def _close_programs(self, s: GrammarState) -> None:
-        """Music from nothing keeps the programs that it has found; bars count from where it, not this plan, began."""
-        self._ensemble = Ensemble.found(self.classes, s.rows.keys(), self._bar // self.pieces)
-        if self._ensemble is not None:
-            self._open = False
-            if not self.request.silent_bars:
-                self._players = Players.of({}, self._ensemble.programs)
-
     def _ask_for_programs(self, s: GrammarState, start: int) -> None:
         """In the bar that begins here: programs that have rested too long, or the tune behind a bar of drums alone."""
-        self._due = ()
         if not s.has_bars or start <= self.context.join:
+            self._cast.leave_bar()
             return
         heard = {program: int(row.max()) for program, row in s.rows.items()}
-        self._due = self._players.due(heard, start, s.bar_length)
-        if self._due and self.bar_at(s)[2] == s.bar_end:
+        if self._cast.enter_bar(heard, start, s.bar_length) and self.bar_at(s)[2] == s.bar_end:
             s.require_note_in_bar = 1
 
     def _settle(self, s: GrammarState, count: int) -> None:

@@ -1,4 +1,4 @@
-"""The programs that play at the end of a seed, how long each of them rests there, and when one is asked for."""
+"""Who plays: the programs at the end of a seed, how long each of them rests there, and when one is asked for."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from melodia.engine.rules import Bits, pack
+from melodia.grammar.state import NONE
 from melodia.sampler.classes import TokenClasses
 
 if TYPE_CHECKING:
@@ -87,6 +88,84 @@ class Ensemble:
             return None
         others = classes.other_programs(programs)
         return cls(tuple(sorted(programs)), others, pack(others))
+
+
+class Cast:
+    """Who plays in one continuation. Ticks are grid ticks; V = vocabulary size.
+
+    Args:
+        classes: of the vocabulary.
+        rests: by program, how long each may be silent.
+        programs: those that may play, -1 for the drums; None for all.
+        finds: music from nothing keeps the programs that it begins with.
+        silent: nobody is asked for.
+    """
+
+    def __init__(
+        self,
+        classes: TokenClasses,
+        rests: Mapping[int, int],
+        programs: Collection[int] | None,
+        *,
+        finds: bool,
+        silent: bool,
+    ) -> None:
+        self._classes = classes
+        self._silent = silent
+        self._players = Players() if silent else Players.of(rests, programs or ())
+        self._due: tuple[frozenset[int], ...] = ()  # the next notes must be of these, one of each group
+        self._finds = finds
+        self._ensemble: Ensemble | None = None
+
+    @property
+    def settled(self) -> bool:
+        """Whether `narrow` forbids nothing but `others`, and goes on so until the next bar."""
+        return not (self._finds or self._due)
+
+    @property
+    def found(self) -> tuple[int, ...] | None:
+        """The programs that music from nothing has found; None before."""
+        return None if self._ensemble is None else self._ensemble.programs
+
+    @property
+    def others(self) -> Bits | None:
+        """The tokens that lead to others than those, as words [W]; None before."""
+        return None if self._ensemble is None else self._ensemble.bits
+
+    def narrow(self, program: int, wanted: NDArray[np.bool_]) -> None:
+        """Take out of `wanted`, bool [V], what may not come now, while a program plays."""
+        classes = self._classes
+        if self._ensemble is not None:
+            wanted &= ~self._ensemble.others
+        if self._due:
+            due = frozenset().union(*self._due)
+            kept = np.isin(classes.program_of, list(due))
+            if program in due:
+                kept |= classes.pitch & (classes.program_of == NONE)
+            wanted &= kept | ~classes.plays
+
+    def played(self, program: int) -> None:
+        """Take note of a note."""
+        self._due = tuple(group for group in self._due if program not in group)
+
+    def enter_bar(self, heard: Mapping[int, int], start: int, bar_length: int) -> bool:
+        """Whether somebody is asked for in the bar that begins at a tick; as `Players.due`."""
+        self._due = self._players.due(heard, start, bar_length)
+        return bool(self._due)
+
+    def leave_bar(self) -> None:
+        """Ask for nobody any more."""
+        self._due = ()
+
+    def find(self, programs: Collection[int], bars: int) -> None:
+        """Music from nothing: keep the programs that have played once they are enough, `bars` bars from its begin."""
+        if not self._finds:
+            return
+        self._ensemble = Ensemble.found(self._classes, programs, bars)
+        if self._ensemble is not None:
+            self._finds = False
+            if not self._silent:
+                self._players = Players.of({}, self._ensemble.programs)
 
 
 def rests_of(
