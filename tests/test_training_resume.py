@@ -170,7 +170,7 @@ def test_cut_off_inside_every_write(
             train(corpus, form(corpus), config, tmp_path, resume=True)
         except Crash:
             deaths += 1
-            assert (tmp_path / "resume").exists() or k < 3
+            assert (tmp_path / "resume").exists() or k < 5, k  # training.csv comes first
         else:
             break
     assert deaths > 5

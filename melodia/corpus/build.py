@@ -36,6 +36,7 @@ from melodia.corpus.prepare import file_hash
 from melodia.corpus.shards import CONSTANT_VELOCITY, Corpus, ShardWriter
 from melodia.corpus.worker import Limits, map_files
 from melodia.errors import ConfigError, CorpusError
+from melodia.files import write_whole
 from melodia.tokenizer import Tokenizer, TokenizerConfig
 from melodia.transpose import transposition_permutation
 from melodia.vocabulary import Vocabulary
@@ -362,13 +363,8 @@ def _write_build(
         "warnings": list(warnings),
         "files": [[_safe(found.relative), found.size, found.changed] for found in files],
     }
-    part = out / f"{BUILD}.tmp"
     try:
-        with part.open("w", encoding="utf-8") as stream:
-            json.dump(data, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        part.replace(out / BUILD)
+        write_whole(out / BUILD, json.dumps(data), own=True)
     except OSError as error:
         raise _cannot_write(out / BUILD, error) from error
 

@@ -5,7 +5,6 @@ What became of each file of a corpus, one row a file, as tab-separated text for 
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -13,6 +12,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from melodia.errors import CorpusError
+from melodia.files import write_whole
 
 VERDICTS = ("used", "repaired", "duplicate", "skipped", "failed")
 """used: as it stood; repaired: used after repair; duplicate: the same notes as another file;
@@ -70,17 +70,15 @@ def write_manifest(path: Path, rows: Iterable[Row]) -> None:
     Raises:
         CorpusError: the folder cannot be written.
     """
-    part = path.with_name(path.name + ".tmp")
+    lines = [
+        "\t".join(_COLUMNS),
+        *("\t".join(_cell(getattr(row, name)) for name in _COLUMNS) for row in rows),
+    ]
     try:
-        with part.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as out:
-            out.write("\t".join(_COLUMNS) + "\n")
-            for row in rows:
-                out.write("\t".join(_cell(getattr(row, name)) for name in _COLUMNS) + "\n")
-            out.flush()
-            os.fsync(out.fileno())
-        part.replace(path)
+        write_whole(
+            path, "".join(f"{line}\n" for line in lines).encode("utf-8", "backslashreplace"), own=True
+        )
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise CorpusError(
             f"cannot write {path} ({error.strerror}); free some space or choose another folder"
         ) from error

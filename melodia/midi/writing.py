@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import os
-import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from symusic.core import ScoreTick, TrackTick
 
 from melodia.errors import MidiError, show_path
+from melodia.files import write_whole
 from melodia.midi.bars import metres_of
 from melodia.midi.convert import tempi_of
 
@@ -46,50 +45,20 @@ def write_midi(
     path = Path(path)
     if path.is_dir() or ends_in_slash:
         raise MidiError(f"{name}: is a directory; give a file name for the MIDI file")
+    taken = f"{name}: is there already; choose another name, or give `force` to replace it"
     if not force and os.path.lexists(path):
-        raise MidiError(f"{name}: is there already; choose another name, or give `force` to replace it")
+        raise MidiError(taken)
     data = midi_bytes(midi)
-    temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(4)}.tmp")
     try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        if force:
-            temporary.replace(path)
-        else:
-            _rename_to_new(temporary, path, name)
+        write_whole(path, data, force=force)
+    except FileExistsError:
+        raise MidiError(taken) from None
     except OSError as error:
         reason = error.strerror or str(error)
         raise MidiError(
             f"{name}: cannot be written ({reason}); check the folder, its permissions and the free space"
         ) from None
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-    _sync_folder(path.parent)
     return path
-
-
-def _rename_to_new(temporary: Path, path: Path, name: str) -> None:
-    """Rename without replacing, even if the file appeared a moment ago."""
-    try:
-        os.link(temporary, path)
-    except FileExistsError:
-        raise MidiError(
-            f"{name}: is there already; choose another name, or give `force` to replace it"
-        ) from None
-    except OSError:  # a file system without links
-        temporary.replace(path)
-
-
-def _sync_folder(folder: Path) -> None:
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def midi_bytes(midi: ScoreTick | pretty_midi.PrettyMIDI) -> bytes:

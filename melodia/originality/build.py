@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from melodia.corpus.manifest import MANIFEST, read_manifest
 from melodia.corpus.shards import Corpus
 from melodia.errors import CheckpointError
+from melodia.files import write_whole
 from melodia.grammar.reader import TokenReader
 from melodia.model.stored import CONFIG
 from melodia.notes import Notes, notes_of_events
@@ -108,13 +109,8 @@ def attach_index(checkpoint: str | os.PathLike[str], index: Index) -> Path:
         # The list first: a checkpoint with a file that is not on it is not replaced by a later training.
         if FILE not in content["files"]:
             content["files"] = sorted([*content["files"], FILE])
-            part = config.with_name(f"{CONFIG}.part")
             text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-            with part.open("w", encoding="utf-8") as out:
-                out.write(text)
-                out.flush()
-                os.fsync(out.fileno())
-            part.replace(config)
+            write_whole(config, text, own=True)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"cannot add the originality index to {folder} ({error!r}); name a checkpoint that melodia wrote"

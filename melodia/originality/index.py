@@ -33,6 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from melodia.errors import CheckpointError
+from melodia.files import write_whole
 from melodia.notes import Notes
 from melodia.originality.lines import GAP, lines_of
 
@@ -208,15 +209,9 @@ class Index:
         header = {"format": FORMAT, "format_version": FORMAT_VERSION, "fingerprint": self.fingerprint,
                   "chance": None if self.chance is None else asdict(self.chance)}  # fmt: skip
         data = save({**tensors, "names": names}, {"melodia": json.dumps(header)})
-        part = path.with_name(f"{FILE}.part")
         try:
-            with part.open("wb") as out:
-                out.write(data)
-                out.flush()
-                os.fsync(out.fileno())
-            part.replace(path)
+            write_whole(path, data, own=True)
         except OSError as error:
-            part.unlink(missing_ok=True)
             raise CheckpointError(
                 f"cannot write {path}: {error.strerror or error}; free some space or choose another folder"
             ) from error

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
 from melodia.errors import MelodiaError, show_path
+from melodia.files import whole_file
 
 
 def check_target(path: str | os.PathLike[str], suffix: str, force: bool) -> Path:
@@ -39,35 +39,21 @@ def check_target(path: str | os.PathLike[str], suffix: str, force: bool) -> Path
 
 @contextlib.contextmanager
 def fresh_file(target: Path, force: bool) -> Iterator[Path]:
-    """Give a temporary name beside the target; afterwards flush that file to the disk and rename it.
-
-    Whatever goes wrong, nothing partial stays behind and an old file stays as it was.
+    """Give a temporary name beside the target; see `melodia.files.whole_file`.
 
     Raises:
         MelodiaError: the file cannot be written, or the target appeared in the meantime (without `force`).
     """
     name = show_path(target)
-    part = target.with_name(f".{target.name[:100]}.{secrets.token_hex(4)}.tmp")
     try:
-        yield part
-        with part.open("rb+") as stream:
-            os.fsync(stream.fileno())
-        if force:
-            part.replace(target)
-            return
-        try:
-            os.link(part, target)
-        except FileExistsError:
-            raise MelodiaError(
-                f"{name}: is there already; choose another name, or give `force` to replace it"
-            ) from None
-        except OSError:  # a file system without links
-            part.replace(target)
+        with whole_file(target, force=force) as part:
+            yield part
+    except FileExistsError:
+        raise MelodiaError(
+            f"{name}: is there already; choose another name, or give `force` to replace it"
+        ) from None
     except OSError as error:
         reason = error.strerror or str(error)
         raise MelodiaError(
             f"{name}: cannot be written ({reason}); check the folder, its permissions and the space on the disk"
         ) from None
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink()

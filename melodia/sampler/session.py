@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import zlib
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +18,7 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 from melodia.errors import CheckpointError, MelodiaError
+from melodia.files import write_whole
 from melodia.grammar import GrammarState, Op, TokenReader, compile_tables
 from melodia.model.config import ModelConfig
 from melodia.model.network import ModelState, checked_state
@@ -243,20 +242,12 @@ class Session:
         arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
         about["crc32"] = _checksum(about, arrays)
         data = safetensors.numpy.save(arrays, metadata={"melodia": json.dumps(about)})
-        temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(4)}.tmp")
         try:
-            with temporary.open("xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(target)
+            write_whole(target, data)
         except OSError as error:
             raise CheckpointError(
                 f"{target}: cannot be written ({error.strerror or error}); check the folder and the space on the disk"
             ) from error
-        finally:
-            with suppress(OSError):
-                temporary.unlink()
         return target
 
     @classmethod

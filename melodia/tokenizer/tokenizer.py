@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from melodia.errors import ConfigError, TokenizerError
+from melodia.files import write_whole
 from melodia.grammar.reader import NoteEvent, TokenReader
 from melodia.tokenizer.bpe import Pair, apply_pairs, learn_pairs, with_pairs
 from melodia.tokenizer.config import TokenizerConfig
@@ -173,18 +172,9 @@ class Tokenizer:
         return tokenizer
 
     def save(self, path: str | Path) -> Path:
-        """Write the tokenizer as JSON (temporary name, then renamed); returns the path."""
+        """Write the tokenizer as JSON, whole or not at all; returns the path."""
         target = Path(path)
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=target.name, suffix=".part")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                json.dump(self.to_dict(), file, separators=(",", ":"))
-                file.flush()
-                os.fsync(file.fileno())
-            Path(name).replace(target)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+        write_whole(target, json.dumps(self.to_dict(), separators=(",", ":")))
         return target
 
     @classmethod

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from melodia.errors import TrainingError
+from melodia.files import whole_file
 
 COLUMNS = (
     "iteration",
@@ -42,12 +43,13 @@ class Logs:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             kept = self._kept_rows(iteration) if iteration else []
-            part = folder / "training.csv.part"
-            with part.open("w", newline="", encoding="utf-8") as file:
+            with (
+                whole_file(self.path, own=True) as part,
+                part.open("w", newline="", encoding="utf-8") as file,
+            ):
                 writer = csv.DictWriter(file, COLUMNS)
                 writer.writeheader()
                 writer.writerows(kept)
-            part.replace(self.path)
             self._file: TextIO = self.path.open("a", newline="", encoding="utf-8")
             self._writer = csv.DictWriter(self._file, COLUMNS)
         except OSError as error:

@@ -7,9 +7,7 @@ the last state or the one before it, whole. No pickle.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from melodia.errors import ConfigError, TrainingError
+from melodia.files import write_whole
 from melodia.model import ModelConfig
 from melodia.model.stored import STATE
 
@@ -46,20 +45,13 @@ def write_state(folder: Path, tensors: dict[str, Tensor], values: dict[str, Any]
     Raises:
         TrainingError: the folder cannot be written or the disk is full; the earlier state is intact.
     """
-    path, part = folder / STATE, folder / f"{STATE}.part"
+    path = folder / STATE
     header = {"melodia": json.dumps({"format_version": FORMAT_VERSION, **values})}
     plain = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as out:
-            out.write(to_bytes(plain, header))
-            out.flush()
-            os.fsync(out.fileno())
-        part.replace(path)
-        sync_folder(folder)
+        write_whole(path, to_bytes(plain, header), own=True)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
         kept = "the earlier state is intact" if path.exists() else "nothing has been saved yet"
         raise TrainingError(
             f"cannot write {path}: {error.strerror or error}; {kept}. Free some space or choose another "
@@ -118,18 +110,6 @@ def saved_model(saved: TrainingState, out: Path) -> ModelConfig:
         return ModelConfig.from_dict(saved.values["identity"]["model"])
     except (KeyError, TypeError, ConfigError) as error:
         raise TrainingError(f"{out} holds a damaged state ({error}); begin anew with `force`") from error
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a rename inside the folder survive a power cut, where the system can."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):
-            os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 FREE = ("minutes", "epochs", "iterations", "eval_every", "patience", "save_every", "device", "threads")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from melodia.errors import MelodiaError, TrainingError
+from melodia.files import write_whole
 from melodia.model.config import ModelConfig
 from melodia.model.stored import TOKENIZER, read_checkpoint
 from melodia.originality import FILE as INDEX
@@ -68,17 +68,12 @@ class Begun:
             "tokenizer": self.tokens.to_dict() if isinstance(self.tokens, Tokenizer) else None,
             "init": self.init,
         }
-        part = folder / f"{FILE}.part"
         try:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / INDEX).unlink(missing_ok=True)
             if index is not None:
                 index.save(folder)
-            with part.open("w", encoding="utf-8") as file:
-                json.dump(data, file)
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(folder / FILE)
+            write_whole(folder / FILE, json.dumps(data), own=True)
         except OSError as error:
             raise TrainingError(
                 f"cannot write {folder / FILE}: {error.strerror or error}; free some space or choose another folder"

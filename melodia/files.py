@@ -1,0 +1,65 @@
+"""Files that appear whole or not at all, whatever ends the program in between."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def whole_file(target: Path, *, force: bool = True, own: bool = False) -> Iterator[Path]:
+    """Give a temporary name beside the target; then flush that file to the disk and rename it.
+
+    Args:
+        target: the file that is to appear.
+        force: replace one that is there.
+        own: the folder is melodia's, and nobody else writes there: the name is TARGET.part, so that the next time
+            overwrites what a kill leaves. Otherwise it is a new hidden one.
+
+    Raises:
+        FileExistsError: there is a file already (without `force`), even if it came a moment ago.
+        OSError: it cannot be written. Nothing partial stays behind, and an old file stays as it was.
+    """
+    part = target.with_name(
+        f"{target.name}.part" if own else f".{target.name[:100]}.{secrets.token_hex(4)}.tmp"
+    )
+    try:
+        yield part
+        with part.open("rb+") as stream:
+            os.fsync(stream.fileno())
+        if force:
+            part.replace(target)
+        else:
+            _rename_to_new(part, target)
+        sync_folder(target.parent)
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink()
+
+
+def write_whole(target: Path, content: bytes | str, *, force: bool = True, own: bool = False) -> None:
+    """Write a file, text as UTF-8; arguments and errors as in `whole_file`."""
+    with whole_file(target, force=force, own=own) as part:
+        part.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames inside a folder survive a power cut, where the system can."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _rename_to_new(part: Path, target: Path) -> None:
+    try:
+        os.link(part, target)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without links
+        part.replace(target)
