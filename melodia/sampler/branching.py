@@ -29,7 +29,7 @@ _APART = 0x9E3779B97F4A7C15
 SILENT = 10.0
 """The distance of silence from any texture."""
 
-CLOSURE = 2.0
+CLOSURE = 4.0
 """The weight of a close beside a distance of textures."""
 
 _TRIADS = ((0, 4, 7), (0, 3, 7))  # above the tonic: major, minor
