@@ -23,9 +23,8 @@ def whole_file(target: Path, *, force: bool = True, own: bool = False) -> Iterat
         FileExistsError: there is a file already (without `force`), even if it came a moment ago.
         OSError: it cannot be written. Nothing partial stays behind, and an old file stays as it was.
     """
-    part = target.with_name(
-        f"{target.name}.part" if own else f".{target.name[:100]}.{secrets.token_hex(4)}.tmp"
-    )
+    # A fresh name without the target's, which may be as long as the system allows.
+    part = target.with_name(f"{target.name}.part" if own else f".melodia-{secrets.token_hex(8)}.tmp")
     try:
         yield part
         with part.open("rb+") as stream:

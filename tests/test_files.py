@@ -26,6 +26,12 @@ def test_a_file_is_written_and_replaced(tmp_path: Path, own: bool) -> None:
     assert names(tmp_path) == ["a.json"]
 
 
+def test_the_longest_name(tmp_path: Path) -> None:
+    target = tmp_path / ("曲" * 83 + ".mid")  # 253 bytes
+    write_whole(target, b"MThd")
+    assert names(tmp_path) == [target.name]
+
+
 def test_what_is_there_stays_without_force(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = tmp_path / "a.json"
     target.write_text("old")

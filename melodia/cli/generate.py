@@ -59,8 +59,8 @@ def generate(
         BRANCHES,
         min=1,
         max=64,
-        help="Play every two bars so many times and keep what fits the seed and closes best; without a seed, or with "
-        "--tokens, the whole.",
+        help="Play every two bars so many times and keep what fits the seed and closes best; with --tokens the "
+        "whole, without a seed the last two bars alone.",
     ),
     programs: str | None = typer.Option(
         None,

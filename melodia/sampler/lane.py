@@ -1,7 +1,7 @@
 """A lane: one continuation while it is being made.
 
-The loop over tokens stands in `Sampler`; a lane holds what belongs to one stream of it: grammar, plan, notes. A
-compiled engine replaces the loop, not the plan.
+The loop over tokens stands in `melodia.sampler.loop`; a lane holds what belongs to one stream of it: grammar, plan,
+notes. A compiled engine replaces the loop, not the plan.
 """
 
 from __future__ import annotations

@@ -39,7 +39,6 @@ from melodia.training.resume import (
 from melodia.training.streams import Preparer
 from melodia.training.watch import Watch, corpus_warnings
 
-"""Inside the folder of a training: the checkpoint of the best weights, and the state to go on from."""
 VALIDATIONS = 20
 """Into how many parts a budget is cut by validations, if the config does not say."""
 VALIDATION_SHARE = 0.1

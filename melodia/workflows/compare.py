@@ -18,6 +18,7 @@ from melodia.corpus.shards import Corpus
 from melodia.errors import ConfigError, TrainingError
 from melodia.evaluation.measure import Likelihood, number
 from melodia.evaluation.ngram import KneserNey
+from melodia.files import write_whole
 from melodia.model.checkpoint import load_checkpoint
 from melodia.model.config import KINDS, ModelConfig
 from melodia.model.model import Model
@@ -156,11 +157,9 @@ def compare_kinds(
             "melodia": __version__,
         }
         table = Comparison(rows, setting, out / "comparison.md")
-        table.path.write_text(table.markdown() + "\n", encoding="utf-8")
-        table.path.with_suffix(".json").write_text(
-            json.dumps({"setting": setting, "rows": [asdict(row) for row in rows]}, indent=2),
-            encoding="utf-8",
-        )
+        write_whole(table.path, table.markdown() + "\n", own=True)
+        data = json.dumps({"setting": setting, "rows": [asdict(row) for row in rows]}, indent=2)
+        write_whole(table.path.with_suffix(".json"), data, own=True)
     return table
 
 
@@ -232,7 +231,7 @@ class _Run:
     def keep(self, row: Row | None) -> None:
         """Note that the run has begun, or what came of it."""
         values = {"setting": self.setting, "row": None if row is None else asdict(row)}
-        self.record.write_text(json.dumps(values), encoding="utf-8")
+        write_whole(self.record, json.dumps(values), own=True)
 
     @property
     def record(self) -> Path:
