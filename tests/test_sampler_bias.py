@@ -215,6 +215,18 @@ def test_no_program_rests_longer_than_it_may() -> None:
     assert {note.program for note in free._notes} == {0}
 
 
+@pytest.mark.parametrize("scheme", ["REMI", "PerTok", "TSD", "MIDILike", "Structured"])
+def test_another_program_than_the_seeds(scheme: str) -> None:
+    """The program at the seed's end is none of those that may play."""
+    sampler = tiny_sampler(scheme)
+    sampler.prime(make_seed(scale(4)))
+    for programs in ((40,), (33, 73), (-1,)):
+        made = sampler.generate_many(3, bars=4, programs=programs, random_seed=1)
+        played = {note.program for one in made for note in one._notes}
+        assert played
+        assert played <= set(programs)
+
+
 def test_the_model_is_told_the_last_bars_only() -> None:
     sampler = tiny_sampler()
     sampler.prime(make_seed(scale(4)))

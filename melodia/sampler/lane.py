@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from melodia import engine
 from melodia.decode import Choice, Noise, SamplingConfig, choose
 from melodia.grammar import Grammar, NoteEvent
+from melodia.grammar.state import NONE
 from melodia.grammar.tables import MICRO_RESOLUTION
 from melodia.midi.report import Finding
 from melodia.sampler.bias import seed_bias
@@ -61,6 +62,9 @@ class Lane:
         self.grammar = grammar
         self.classes = classes
         self.programs = request.programs or (None if request.any_program else session.context.programs)
+        state = self.session.grammar
+        if self.programs and state.program not in self.programs and not (state.on_off and state.ends):
+            state.program = NONE  # one that may not play has to give way before a note begins
         rests = rests_of(session.seed, self.programs, classes.tables.ticks_per_quarter)
         self.plan = Plan(classes, session.context, request, self.session.grammar, cycle, rests)
         self.count = 0
