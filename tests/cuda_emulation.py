@@ -277,7 +277,7 @@ def check(emulator: Emulator, schedules: range) -> None:
             got = emulator.values(name, inputs, cotangents, None)
             assert error(got, want) < TOLERANCE, (name, "rows", schedule)
         g = torch.Generator().manual_seed(schedule)
-        index = torch.randint(0, 3, (3, 120, 3), generator=g)  # five windows; columns for all warps
+        index = torch.randint(0, 3, (3, 120, 3), generator=g)  # 360 places a row: three turns of all warps
         grad = torch.randn(3, 120, 256, generator=g)
         want_grad = torch.zeros(3, 256).index_add_(
             0, index.flatten(), grad.flatten(0, 1).repeat_interleave(3, 0)

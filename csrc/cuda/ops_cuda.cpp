@@ -4,6 +4,9 @@
 // allocator and nothing waits for the GPU, so that a call may be captured into a graph. With MELODIA_EMULATOR
 // the same code registers operators for CPU tensors in the namespace melodia_emulator
 // (tests/test_cuda_scans.py). hybrid_step stands in hybrid_ops.cpp, wave_scan in wave_ops.cpp.
+#include <array>
+#include <utility>
+
 #include "cuda/hybrid.h"
 #include "cuda/scan_jobs.h"
 
@@ -161,6 +164,15 @@ Tensor lookup(Tensor index, Tensor table) {
     return out;
 }
 
+// A vector's values in rising order and where they stood, those of equal values as they come.
+std::pair<Tensor, Tensor> stable_sort(const Tensor& x) {
+    std::array<StableIValue, 4> stack{
+        torch::stable::detail::from(x), torch::stable::detail::from(std::optional<bool>(true)),
+        torch::stable::detail::from(int64_t{0}), torch::stable::detail::from(false)};
+    TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::sort", "stable", stack.data(), TORCH_ABI_VERSION));
+    return {torch::stable::detail::to<Tensor>(stack[0]), torch::stable::detail::to<Tensor>(stack[1])};
+}
+
 Tensor lookup_backward(Tensor grad_out, Tensor index, int64_t rows) {
     const Where where(grad_out);
     STD_TORCH_CHECK(index.dim() == 3, "`index` must have the shape [T, B, K] (received ",
@@ -171,9 +183,14 @@ Tensor lookup_backward(Tensor grad_out, Tensor index, int64_t rows) {
     index = checked(where, index, "index", sizes_of(index), ScalarType::Long);
     grad_out = checked(where, grad_out, "grad_out", {T, B, G}, grad_out.scalar_type());
     const Tensor grad = made(grad_out, {rows, G}, ScalarType::Float);
-    const char* error = lookup_backward(type_of(grad_out, "grad_out"), T * B, index.size(2), G, rows,
-                                        static_cast<const int64_t*>(data(index)), data(grad_out),
-                                        mutable_floats(grad), where.stream());
+    const Tensor starts = made(index, {rows + 1}, ScalarType::Long);
+    const auto [sorted, order] =
+        stable_sort(torch::stable::to(torch::stable::flatten(index), ScalarType::Int));
+    const LookupPlaces places{order.size(0), rows, static_cast<const int32_t*>(data(sorted)),
+                              static_cast<const int64_t*>(data(order)),
+                              static_cast<int64_t*>(starts.mutable_data_ptr())};
+    const char* error = lookup_backward(type_of(grad_out, "grad_out"), places, index.size(2), G,
+                                        data(grad_out), mutable_floats(grad), where.stream());
     STD_TORCH_CHECK(error == nullptr, error ? error : "");
     return grad;
 }

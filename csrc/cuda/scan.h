@@ -87,8 +87,15 @@ const char* gates_again(Type type, bool lstm, int64_t N, int64_t H, const void* 
 // index [N, K], every one a row of `table` [rows, G] -> out [N, G]: sums of K rows.
 const char* lookup_forward(Type type, int64_t N, int64_t K, int64_t G, const int64_t* index,
                            const void* table, void* out, void* stream);
-// The gradient of the table, float [rows, G].
-const char* lookup_backward(Type type, int64_t N, int64_t K, int64_t G, int64_t rows, const int64_t* index,
-                            const void* grad_out, float* grad_table, void* stream);
+// The places of an index [N, K], `count` of them, in the order of the rows they name.
+struct LookupPlaces {
+    int64_t count, rows;
+    const int32_t* sorted;  // [count], the row that each names
+    const int64_t* order;   // [count], the places, those of a row as they come
+    int64_t* starts;        // [rows + 1], where a row's begin; lookup_backward fills it
+};
+// The gradient of the table, float [rows, G], of grad_out [N, G].
+const char* lookup_backward(Type type, const LookupPlaces& places, int64_t K, int64_t G, const void* grad_out,
+                            float* grad_table, void* stream);
 
 }  // namespace melodia::cuda

@@ -34,27 +34,7 @@ struct Scratch {
 
 MELODIA_DEVICE bool aligned16(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
 
-// Numbers k0 .. k0 + width - 1 of `rows` rows of global memory, depth numbers each, to shared memory; zeros
-// where there are none. source(row): a row's first number, or null for a row of zeros. The caller commits and
-// waits.
-template <class S, class F>
-MELODIA_DEVICE void stage(S* to, int stride, int rows, int k0, int width, int depth, F source) {
-    constexpr int per_vector = 16 / sizeof(S);
-    const int vectors = width / per_vector;
-    for (int at = static_cast<int>(thread()); at < rows * vectors; at += kThreads) {
-        const int row = at / vectors, k = k0 + at % vectors * per_vector;
-        S* place = to + row * stride + (k - k0);
-        const S* from = source(row);
-        if (from != nullptr && k + per_vector <= depth && aligned16(from + k)) {
-            copy_async(place, from + k);
-            continue;
-        }
-        for (int j = 0; j < per_vector; ++j)
-            place[j] = from != nullptr && k + j < depth ? load_data(from + k + j) : S{};
-    }
-}
-
-// A thread's way through `rows` rows of `width` numbers, kThreads numbers on at each step, without divisions.
+// A thread's way through rows of `width` places, kThreads places on at each step, without divisions.
 struct Walk {
     int row, k;
 
@@ -63,16 +43,35 @@ struct Walk {
           k(static_cast<int>(thread()) % width),
           width_(width),
           rows_on_(kThreads / width),
-          numbers_on_(kThreads % width) {}
+          places_on_(kThreads % width) {}
     MELODIA_DEVICE void next() {
         row += rows_on_;
-        k += numbers_on_;
+        k += places_on_;
         if (k >= width_) k -= width_, ++row;
     }
 
   private:
-    int width_, rows_on_, numbers_on_;
+    int width_, rows_on_, places_on_;
 };
+
+// Numbers k0 .. k0 + width - 1 of `rows` rows of global memory, depth numbers each, to shared memory; zeros
+// where there are none. source(row): a row's first number, or null for a row of zeros. The caller commits and
+// waits.
+template <class S, class F>
+MELODIA_DEVICE void stage(S* to, int stride, int rows, int k0, int width, int depth, F source) {
+    constexpr int per_vector = 16 / sizeof(S);
+    for (Walk walk(width / per_vector); walk.row < rows; walk.next()) {
+        const int k = k0 + walk.k * per_vector;
+        S* place = to + walk.row * stride + (k - k0);
+        const S* from = source(walk.row);
+        if (from != nullptr && k + per_vector <= depth && aligned16(from + k)) {
+            copy_async(place, from + k);
+            continue;
+        }
+        for (int j = 0; j < per_vector; ++j)
+            place[j] = from != nullptr && k + j < depth ? load_data(from + k + j) : S{};
+    }
+}
 
 constexpr int kAhead = 8;  // numbers that a thread asks for before it needs the first
 
