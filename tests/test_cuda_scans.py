@@ -244,7 +244,8 @@ def test_lookup(emulator: Emulator, dtype: torch.dtype) -> None:
             0, index.flatten(), grad.float().flatten(0, 1).repeat_interleave(K, 0)
         )
         got = emulator.ops.lookup_backward(grad, index, rows + 1)
-        assert got.dtype == torch.float32 and error([got], [want]) < TOLERANCE
+        assert got.dtype == torch.float32
+        assert error([got], [want]) < TOLERANCE
 
 
 def test_the_gradient_of_a_lookup_leaves_out_rows_that_are_not_there(emulator: Emulator) -> None:

@@ -20,19 +20,20 @@ constexpr double kExchangeBlock = 0.004;  // and for every block that takes part
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// A tiling with these tiles and batch rows, or false: it does not fit.
-inline bool tile(const Product& p, int64_t B, int element_bytes, bool resident, int unit_tiles, int batch,
-                 int64_t shared_limit, Tiling* out) {
+// A tiling with these tiles, batch rows and run, or false: it does not fit.
+inline bool tile_runs(const Product& p, int64_t B, int element_bytes, bool resident, int unit_tiles,
+                      int batch, int run, int64_t shared_limit, Tiling* out) {
     Tiling t{};
     t.unit_tiles = unit_tiles;
     t.units = unit_tiles * static_cast<int>(16 / p.gates);
     t.batch = batch;
     t.depth = static_cast<int>(ceil_div(p.depth, 16) * 16);
     t.resident = resident;
-    const int tiles = unit_tiles * (batch / 8);
-    if (tiles > kWarps * kTilesPerWarp || t.units * batch > kItems * kThreads) return false;
+    t.run = run;
+    const int tiles = unit_tiles * (batch / 8), warps = tiles / run;
+    if (batch / 8 % run != 0 || warps > kWarps || t.units * batch > kItems * kThreads) return false;
     t.shares = 1;
-    while (t.shares * 2 * tiles <= kWarps) t.shares *= 2;
+    while (t.shares * 2 * warps <= kWarps) t.shares *= 2;
     t.unit_blocks = static_cast<int>(ceil_div(p.units, t.units));
     t.batch_blocks = static_cast<int>(ceil_div(B, batch));
     // The whole depth at once if it fits; else the largest chunk of which two fit.
@@ -49,13 +50,28 @@ inline bool tile(const Product& p, int64_t B, int element_bytes, bool resident, 
     }
     t.shared_bytes = layout_of(t, element_bytes).end;
     const double bytes = double(t.depth) * element_bytes;
-    t.cost = bytes * batch / (kGlobalBytes * kClock) + bytes * tiles * 24 / (kSharedBytes * kClock);
+    const double read = bytes * (16 * warps + 8 * tiles);                   // rows once per run, vectors
+    const double sums = 2.0 * t.shares * t.rows() * batch * sizeof(float);  // written, added
+    t.cost = bytes * batch / (kGlobalBytes * kClock) + (read + sums) / (kSharedBytes * kClock);
     if (resident)
         t.cost += kExchange + kExchangeBlock * t.unit_blocks;
     else
         t.cost += bytes * t.rows() / (kGlobalBytes * kClock);
     *out = t;
     return true;
+}
+
+// The cheapest tiling with these tiles and batch rows, or false: none fits.
+inline bool tile(const Product& p, int64_t B, int element_bytes, bool resident, int unit_tiles, int batch,
+                 int64_t shared_limit, Tiling* out) {
+    bool any = false;
+    for (int run = 1; run <= kLongestRun; ++run) {
+        Tiling t;
+        if (!tile_runs(p, B, element_bytes, resident, unit_tiles, batch, run, shared_limit, &t)) continue;
+        if (!any || t.cost < out->cost) *out = t;
+        any = true;
+    }
+    return any;
 }
 
 constexpr int kUnitTiles[] = {1, 2, 3, 4, 6, 8};

@@ -111,11 +111,12 @@ MELODIA_DEVICE void clear_spare_vectors(const Scratch<S>& scratch, int first) {
         clear_vectors(scratch, scratch.vectors(buffer), first);
 }
 
-// c += the product of a 16-row tile of weights and 8 vectors over `steps` x 16 numbers. The lane with g =
-// lane / 4, q = lane % 4 gets {row g, vector 2q}, {g, 2q + 1}, {g + 8, 2q}, {g + 8, 2q + 1}.
-template <class S>
-MELODIA_DEVICE void multiply_tile(float (&c)[4], const S* weights, int weights_stride, const S* vectors,
-                                  int vectors_stride, int steps) {
+// c[i] += the product of a 16-row tile of weights and the 8 vectors of tile i, for N tiles beside each other,
+// over `steps` x 16 numbers. The lane with g = lane / 4, q = lane % 4 gets {row g, vector 2q}, {g, 2q + 1},
+// {g + 8, 2q}, {g + 8, 2q + 1}.
+template <int N, class S>
+MELODIA_DEVICE void multiply_run(float (&c)[kLongestRun][4], const S* weights, int weights_stride,
+                                 const S* vectors, int vectors_stride, int steps) {
     const int g = static_cast<int>(lane()) / 4, q = static_cast<int>(lane()) % 4;
     const S* w = weights + g * weights_stride + 2 * q;
     const S* x = vectors + g * vectors_stride + 2 * q;
@@ -123,46 +124,64 @@ MELODIA_DEVICE void multiply_tile(float (&c)[4], const S* weights, int weights_s
     for (int step = 0; step < steps; ++step, w += 16, x += 16) {
         const uint32_t a[4] = {word(w), word(w + 8 * weights_stride), word(w + 8),
                                word(w + 8 * weights_stride + 8)};
-        const uint32_t b[2] = {word(x), word(x + 8)};
-        multiply_16x8x16<S>(c, a, b);
+        MELODIA_UNROLL
+        for (int i = 0; i < N; ++i) {
+            const S* y = x + i * 8 * vectors_stride;
+            const uint32_t b[2] = {word(y), word(y + 8)};
+            multiply_16x8x16<S>(c[i], a, b);
+        }
     }
 }
 
-template <>
-MELODIA_DEVICE void multiply_tile<float>(float (&c)[4], const float* weights, int weights_stride,
-                                         const float* vectors, int vectors_stride, int steps) {
+template <int N>
+MELODIA_DEVICE void multiply_run(float (&c)[kLongestRun][4], const float* weights, int weights_stride,
+                                 const float* vectors, int vectors_stride, int steps) {
     struct alignas(16) Four {
         float x[4];
     };
     const int g = static_cast<int>(lane()) / 4, q = static_cast<int>(lane()) % 4;
     const float *w0 = weights + g * weights_stride, *w1 = w0 + 8 * weights_stride;
-    const float *x0 = vectors + 2 * q * vectors_stride, *x1 = x0 + vectors_stride;
+    const float* x0 = vectors + 2 * q * vectors_stride;
     for (int k = 0; k < steps * 16; k += 4) {
         const Four a = *reinterpret_cast<const Four*>(w0 + k), b = *reinterpret_cast<const Four*>(w1 + k);
-        const Four x = *reinterpret_cast<const Four*>(x0 + k), y = *reinterpret_cast<const Four*>(x1 + k);
         MELODIA_UNROLL
-        for (int j = 0; j < 4; ++j) {
-            c[0] += a.x[j] * x.x[j];
-            c[1] += a.x[j] * y.x[j];
-            c[2] += b.x[j] * x.x[j];
-            c[3] += b.x[j] * y.x[j];
+        for (int i = 0; i < N; ++i) {
+            const float* x = x0 + i * 8 * vectors_stride + k;
+            const Four y = *reinterpret_cast<const Four*>(x);
+            const Four z = *reinterpret_cast<const Four*>(x + vectors_stride);
+            MELODIA_UNROLL
+            for (int j = 0; j < 4; ++j) {
+                c[i][0] += a.x[j] * y.x[j];
+                c[i][1] += a.x[j] * z.x[j];
+                c[i][2] += b.x[j] * y.x[j];
+                c[i][3] += b.x[j] * z.x[j];
+            }
         }
     }
 }
 
 // Words one by one: rows stand an odd number of 16 bytes apart, so the lanes of a warp meet 32 banks.
-template <>
-MELODIA_DEVICE void multiply_tile<Tf32>(float (&c)[4], const Tf32* weights, int weights_stride,
-                                        const Tf32* vectors, int vectors_stride, int steps) {
+template <int N>
+MELODIA_DEVICE void multiply_run(float (&c)[kLongestRun][4], const Tf32* weights, int weights_stride,
+                                 const Tf32* vectors, int vectors_stride, int steps) {
     const int g = static_cast<int>(lane()) / 4, q = static_cast<int>(lane()) % 4;
     const Tf32 *w = weights + g * weights_stride + q, *x = vectors + g * vectors_stride + q;
     for (int step = 0; step < 2 * steps; ++step, w += 8, x += 8) {
         const uint32_t a[4] = {tf32_bits(w[0]), tf32_bits(w[8 * weights_stride]), tf32_bits(w[4]),
                                tf32_bits(w[8 * weights_stride + 4])};
-        const uint32_t b[2] = {tf32_bits(x[0]), tf32_bits(x[4])};
-        multiply_16x8x8(c, a, b);
+        MELODIA_UNROLL
+        for (int i = 0; i < N; ++i) {
+            const Tf32* y = x + i * 8 * vectors_stride;
+            const uint32_t b[2] = {tf32_bits(y[0]), tf32_bits(y[4])};
+            multiply_16x8x8(c[i], a, b);
+        }
     }
 }
+
+template <int N>
+struct Run {
+    static constexpr int count = N;
+};
 
 // sums[share][row][vector] of the whole depth. stage_vectors(to, k0, width) and, unless the weights are
 // resident, stage_weights(to, k0, width) bring a chunk; false when the flag says that somebody gave up.
@@ -170,11 +189,11 @@ template <class S, class V, class W>
 MELODIA_DEVICE bool multiply(const Scratch<S>& scratch, V stage_vectors, W stage_weights) {
     const Tiling& t = scratch.tiling;
     const Layout& l = scratch.layout;
-    const int chunks = (t.depth + t.chunk - 1) / t.chunk, batch_tiles = t.batch / 8;
-    const int tiles = t.unit_tiles * batch_tiles;
-    const int share = t.shares > 1 ? static_cast<int>(warp()) / tiles : 0;
-    const int first = t.shares > 1 ? static_cast<int>(warp()) % tiles : static_cast<int>(warp());
-    float c[kTilesPerWarp][4] = {};
+    const int chunks = (t.depth + t.chunk - 1) / t.chunk;
+    const int runs = t.batch / 8 / t.run, warps = t.unit_tiles * runs;  // of a tile of rows; of a share
+    const int share = static_cast<int>(warp()) / warps, mine = static_cast<int>(warp()) % warps;
+    const int first_row = mine / runs * 16, first_vector = mine % runs * t.run * 8;
+    float c[kLongestRun][4] = {};
 
     const auto bring = [&](int chunk) {
         const int k0 = chunk * t.chunk, width = t.depth - k0 < t.chunk ? t.depth - k0 : t.chunk;
@@ -197,27 +216,35 @@ MELODIA_DEVICE bool multiply(const Scratch<S>& scratch, V stage_vectors, W stage
         const int k0 = chunk * t.chunk, width = t.depth - k0 < t.chunk ? t.depth - k0 : t.chunk;
         const int steps = width / 16, each = (steps + t.shares - 1) / t.shares;
         const int begin = share * each < steps ? share * each : steps;
-        const int end = begin + each < steps ? begin + each : steps;
-        const S* weights = t.resident ? scratch.weights(0) + k0 : scratch.weights(chunk % 2);
-        MELODIA_UNROLL
-        for (int i = 0; i < kTilesPerWarp; ++i) {
-            const int tile = first + i * kWarps;
-            if (tile >= tiles || share >= t.shares || (i > 0 && t.shares > 1)) break;
-            multiply_tile<S>(
-                c[i], weights + tile % t.unit_tiles * 16 * l.weights_stride + begin * 16, l.weights_stride,
-                scratch.vectors(chunk % 2) + tile / t.unit_tiles * 8 * l.vectors_stride + begin * 16,
-                l.vectors_stride, end - begin);
+        const int end = share >= t.shares ? begin : begin + each < steps ? begin + each : steps;
+        const S* weights = (t.resident ? scratch.weights(0) + k0 : scratch.weights(chunk % 2)) +
+                           first_row * l.weights_stride + begin * 16;
+        const S* vectors = scratch.vectors(chunk % 2) + first_vector * l.vectors_stride + begin * 16;
+        const auto multiply_tiles = [&](auto tiles) {
+            multiply_run<decltype(tiles)::count>(c, weights, l.weights_stride, vectors, l.vectors_stride,
+                                                 end - begin);
+        };
+        switch (t.run) {
+            case 1:
+                multiply_tiles(Run<1>());
+                break;
+            case 2:
+                multiply_tiles(Run<2>());
+                break;
+            case 3:
+                multiply_tiles(Run<3>());
+                break;
+            default:
+                multiply_tiles(Run<4>());
         }
         if (next < chunks) MELODIA_SYNC("tile: chunk used");
     }
     const int g = static_cast<int>(lane()) / 4, q = static_cast<int>(lane()) % 4;
     MELODIA_UNROLL
-    for (int i = 0; i < kTilesPerWarp; ++i) {
-        const int tile = first + i * kWarps;
-        if (tile >= tiles || share >= t.shares || (i > 0 && t.shares > 1)) break;
-        float* to = scratch.sums() +
-                    (share * 16 * t.unit_tiles + tile % t.unit_tiles * 16 + g) * l.sums_stride +
-                    tile / t.unit_tiles * 8 + 2 * q;
+    for (int i = 0; i < kLongestRun; ++i) {
+        if (share >= t.shares || i >= t.run) break;
+        float* to = scratch.sums() + (share * t.rows() + first_row + g) * l.sums_stride + first_vector +
+                    i * 8 + 2 * q;
         to[0] = c[i][0];
         to[1] = c[i][1];
         to[8 * l.sums_stride] = c[i][2];
@@ -230,7 +257,7 @@ MELODIA_DEVICE bool multiply(const Scratch<S>& scratch, V stage_vectors, W stage
 // One sum, its shares added in a fixed order.
 template <class S>
 MELODIA_DEVICE float sum_of(const Scratch<S>& scratch, int row, int vector) {
-    const int stride = 16 * scratch.tiling.unit_tiles * scratch.layout.sums_stride;
+    const int stride = scratch.tiling.rows() * scratch.layout.sums_stride;
     const float* from = scratch.sums() + row * scratch.layout.sums_stride + vector;
     float sum = from[0];
     for (int share = 1; share < scratch.tiling.shares; ++share) sum += from[share * stride];

@@ -2,8 +2,8 @@
 //
 // A step multiplies rows of weights [R, K] with the vectors [B, K] of a batch. A block owns `units` hidden
 // units and `batch` rows of the batch. Its weights stand as 16-row tiles in shared memory, the vectors come
-// in chunks of `chunk` numbers, and every tile of 16 rows x 8 vectors belongs to a warp, or to several that
-// share out K.
+// in chunks of `chunk` numbers. A warp has `run` tiles of 16 rows x 8 vectors beside each other, whose
+// weights it reads once, or shares them with other warps by parts of K.
 #pragma once
 
 #include <stddef.h>
@@ -18,8 +18,8 @@
 namespace melodia::cuda {
 
 constexpr int kThreads = 256, kWarps = kThreads / 32;
-constexpr int kTilesPerWarp = 4;  // of 16 x 8 sums, held in registers
-constexpr int kItems = 3;         // units x batch rows that a thread owns at most
+constexpr int kLongestRun = 4;  // tiles of a warp, whose sums are held in registers
+constexpr int kItems = 3;       // units x batch rows that a thread owns at most
 
 struct Tiling {
     int unit_tiles;    // tiles of 16 rows
@@ -27,6 +27,7 @@ struct Tiling {
     int batch;         // rows of the batch of a block, a multiple of 8
     int depth;         // K rounded up to 16
     int chunk;         // numbers of a vector in shared memory at once, a multiple of 16
+    int run;           // tiles of a warp, of the same 16 rows; divides batch / 8
     int shares;        // warps that share out K
     int resident;      // the weights stay in shared memory; else they come in chunks too, for a single step
     int unit_blocks;   // blocks along the units
