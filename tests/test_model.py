@@ -172,6 +172,16 @@ ROWS = type(make("gru").input).rows
 
 
 @pytest.mark.parametrize("name", ZOO)
+def test_no_numbers_come_from_the_host_in_a_forward_pass(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU they would make it wait, and could not be captured into a graph."""
+    model = make(name)
+    tokens, side = music(model, 4, 60)
+    for maker in ("tensor", "as_tensor", "from_numpy"):
+        monkeypatch.delattr(torch, maker)
+    model(tokens, side)
+
+
+@pytest.mark.parametrize("name", ZOO)
 def test_every_parameter_gets_a_gradient(name: str) -> None:
     model = make(name, dropout=0.2, embedding_dropout=0.1, weight_drop=0.2).train()
     tokens, side = music(model, 6, 60)

@@ -33,6 +33,11 @@ class TokenInput(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(vocab_size, embedding_size))
         self.side = nn.ParameterList(torch.empty(size, embedding_size) for size in side_sizes)
+        sizes = torch.tensor([vocab_size, *side_sizes])
+        # Where each side input's rows begin, the tables one under the other: on the device from the start, since
+        # numbers that come from the host would make every forward pass wait for the GPU.
+        self.first_rows: Tensor
+        self.register_buffer("first_rows", sizes[:-1].cumsum(0), persistent=False)
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator, variance: float) -> None:
@@ -100,8 +105,4 @@ class TokenInput(nn.Module):
         if not self.side:
             return tokens.long().unsqueeze(-1)
         assert side is not None
-        starts = [self.weight.shape[0]]
-        for table in self.side:
-            starts.append(starts[-1] + table.shape[0])
-        offsets = torch.tensor(starts[:-1], device=side.device)
-        return torch.cat([tokens.unsqueeze(-1), side + offsets], dim=-1)
+        return torch.cat([tokens.unsqueeze(-1), side + self.first_rows], dim=-1)

@@ -8,8 +8,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, distributed, nn
 
 from melodia.errors import TrainingError
@@ -55,6 +57,13 @@ class World:
         distributed.all_reduce(flat)
         for p, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
             p.grad = part.view_as(p)
+
+    def send(self, array: NDArray[Any]) -> Tensor:
+        """A tensor of these numbers on this process's device, without waiting for what a GPU is doing."""
+        tensor = torch.from_numpy(array)
+        if self.device.type != "cuda":
+            return tensor.to(self.device)
+        return tensor.pin_memory().to(self.device, non_blocking=True)
 
     def gather(self, tensor: Tensor) -> Tensor:
         """Join tensors [B / size, …] of all processes to [B, …]."""

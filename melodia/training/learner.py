@@ -93,10 +93,9 @@ class Learner:
         config, device = self.config, self.world.device
         batch = self.stream.next()
         tokens, targets, lengths, starts = (
-            torch.from_numpy(array).to(device)
-            for array in (batch.tokens, batch.targets, batch.lengths, batch.starts)
+            self.world.send(array) for array in (batch.tokens, batch.targets, batch.lengths, batch.starts)
         )
-        side = None if batch.side is None else torch.from_numpy(batch.side).to(device)
+        side = None if batch.side is None else self.world.send(batch.side)
         noise = np.random.SeedSequence([config.random_seed, self.iteration, self.world.rank])
         generator = torch.Generator(device).manual_seed(int(noise.generate_state(1, np.uint64)[0]))
         state = states.reset(self.state, starts)
