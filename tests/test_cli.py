@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import melodia
 from melodia import engine, kernels
 from melodia.cli import main
 from melodia.errors import MelodiaError
@@ -400,3 +401,13 @@ def test_importing_melodia_is_cheap() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, env=os.environ, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("command", ["generate", "evaluate"])
+def test_the_recommended_settings_are_the_defaults(command: str) -> None:
+    from typer.main import get_command
+
+    from melodia.cli.app import app
+
+    parameters = {p.name: p.default for p in get_command(app).commands[command].params}
+    assert {name: parameters[name] for name in melodia.RECOMMENDED} == dict(melodia.RECOMMENDED)

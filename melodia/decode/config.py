@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from types import MappingProxyType
 from typing import Any
 
 from melodia.errors import ConfigError
 
-TEMPERATURE, TOP_P, PITCH_BIAS, BRANCHES = 1.0, 0.95, 0.3, 4
-"""What the command line chooses, by `benchmarks/continuations.py`. Stronger filters make music sink: the notes of a
-chord are written upwards, and what lies high is what they cut off. The bias keeps the key (`melodia.sampler.bias`),
-the branches keep the texture and close (`melodia.sampler.branching`)."""
+RECOMMENDED: Mapping[str, Any] = MappingProxyType(
+    {"temperature": 1.0, "top_p": 0.95, "pitch_bias": 0.3, "branches": 4}
+)
+"""What the command line chooses, by `benchmarks/continuations.py`; in Python: `sampler.generate(**RECOMMENDED)`.
 
+Stronger filters make music sink: the notes of a chord are written upwards, and what lies high is what they cut off.
+The bias keeps the key (`melodia.sampler.bias`), the branches keep the texture and close (`melodia.sampler.branching`).
+A stream has no `branches`."""
+
+FILTERS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+"""The settings of the choice that the command line has, too."""
 
 MAX_WHOLE = 2**31 - 1  # what the engine's int holds
 
@@ -21,7 +29,8 @@ MAX_WHOLE = 2**31 - 1  # what the engine's int holds
 class SamplingConfig:
     """How a token is chosen from the logits. None or 1.0 turns a filter off.
 
-    The filters run in this order: grammar mask, repetition penalty, temperature, top-k, top-p, min-p.
+    The filters run in this order: grammar mask, pool of opinions (the request's `pitch_bias`), repetition penalty,
+    temperature, top-k, top-p, min-p.
 
     Attributes:
         temperature: > 0; logits are divided by it. Below 1 safer, above 1 wilder.
@@ -53,7 +62,7 @@ class SamplingConfig:
     greedy: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "repetition_window"):
+        for name in (*FILTERS, "repetition_window"):
             value = getattr(self, name)
             whole = name in ("top_k", "repetition_window")
             if value is None and name in ("top_k", "top_p", "min_p"):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, cast
 from symusic.core import ScoreTick, TrackTick
 
 from melodia.errors import MidiError, show_path
-from melodia.files import write_whole
+from melodia.files import taken, write_whole
 from melodia.midi.bars import metres_of
 from melodia.midi.convert import tempi_of
 
@@ -45,14 +45,13 @@ def write_midi(
     path = Path(path)
     if path.is_dir() or ends_in_slash:
         raise MidiError(f"{name}: is a directory; give a file name for the MIDI file")
-    taken = f"{name}: is there already; choose another name, or give `force` to replace it"
     if not force and os.path.lexists(path):
-        raise MidiError(taken)
+        raise MidiError(taken(path))
     data = midi_bytes(midi)
     try:
         write_whole(path, data, force=force)
     except FileExistsError:
-        raise MidiError(taken) from None
+        raise MidiError(taken(path)) from None
     except OSError as error:
         reason = error.strerror or str(error)
         raise MidiError(

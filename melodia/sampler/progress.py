@@ -10,7 +10,7 @@ Told = Callable[[int, int, str], None]
 """Is called with how much is done of how much, and of what ("bars", "tokens"), whenever there is more."""
 
 
-class Follower:
+class Teller:
     """Tells how far the lane has come that is furthest behind.
 
     Args:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from melodia.decode import SamplingConfig
@@ -161,8 +161,7 @@ def check_metre(metre: object) -> tuple[int, int]:
 
 def request_of(settings: dict[str, Any]) -> Request:
     """A request from keyword arguments; the settings of the choice may stand one by one."""
-    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "repetition_window", "greedy")
-    single = {name: settings.pop(name) for name in names if name in settings}
+    single = {each.name: settings.pop(each.name) for each in fields(SamplingConfig) if each.name in settings}
     if single and settings.get("sampling") is not None:
         raise ConfigError(f"give `sampling` or {', '.join(f'`{name}`' for name in single)}, not both")
     if single:

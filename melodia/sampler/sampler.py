@@ -30,7 +30,7 @@ from melodia.sampler.lane import Lane
 from melodia.sampler.loading import bundled_model, check_device
 from melodia.sampler.loop import Loop
 from melodia.sampler.plan import TokenClasses
-from melodia.sampler.progress import Follower, Told
+from melodia.sampler.progress import Teller, Told
 from melodia.sampler.report import GenerationReport, PrimeReport
 from melodia.sampler.request import Request, request_of
 from melodia.sampler.runner import Runner
@@ -312,7 +312,7 @@ class Sampler:
         start = state if state is not None else self.state
         began = time.perf_counter()
         lanes = [self._lane(start, replace(request, session=request.session + k)) for k in range(num_samples)]
-        run = partial(self._run, follower=None if progress is None else Follower(progress))
+        run = partial(self._run, teller=None if progress is None else Teller(progress))
         if request.branches > 1:
             lanes, drawn = run_branches(lanes, run)
         else:
@@ -366,13 +366,13 @@ class Sampler:
             digest.update(flat[:: max(1, flat.size // 256)].tobytes())
         return digest.hexdigest()[:32]
 
-    def _run(self, lanes: list[Lane], follower: Follower | None = None) -> None:
+    def _run(self, lanes: list[Lane], teller: Teller | None = None) -> None:
         """Let lanes run until each has ended or is to branch."""
         loop = self._loop(lanes)
         while loop.live:
             loop.step()
-            if follower is not None:
-                follower.look(loop.live)
+            if teller is not None:
+                teller.look(loop.live)
 
     def _loop(self, lanes: list[Lane]) -> Loop:
         return Loop(self._runner.stepper([lane.session.model_state for lane in lanes]), lanes)

@@ -18,7 +18,7 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 from melodia.errors import CheckpointError, MelodiaError
-from melodia.files import write_whole
+from melodia.files import taken, write_whole
 from melodia.grammar import GrammarState, Op, TokenReader, compile_tables
 from melodia.model.config import ModelConfig
 from melodia.model.network import ModelState, checked_state
@@ -216,9 +216,7 @@ class Session:
 
         target = Path(path)
         if target.exists() and not force:
-            raise CheckpointError(
-                f"{target}: is there already; choose another name, or give `force` to replace it"
-            )
+            raise CheckpointError(taken(target))
         arrays: dict[str, NDArray[Any]] = {f"model.{name}": part for name, part in self.model_state.items()}
         arrays["logits"] = self.logits
         arrays["grammar"] = self.grammar.to_array()

@@ -7,10 +7,9 @@ from pathlib import Path
 from melodia.errors import TrainingError
 from melodia.model.stored import BEST, RESUME, STATE, is_checkpoint
 from melodia.training.distributed import World
-from melodia.training.logs import COLUMNS
+from melodia.training.logs import BOARD, COLUMNS, LOG
 from melodia.training.resume import TrainingState, parse_state, read_bytes
 
-LOG, BOARD = "training.csv", "tensorboard"
 EVENTS = "events.out.tfevents.*"  # what TensorBoard calls its files
 
 
