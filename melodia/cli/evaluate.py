@@ -80,7 +80,9 @@ def evaluate(
         raise typer.BadParameter("--generate needs at least 2 pieces to compare, or 0 for none")
     idle = next((name for name in GENERATION if not generate and is_given(context, name)), None)
     if idle is not None:
-        raise typer.BadParameter(as_options(f"`{idle}` needs `generate` N: without it nothing is generated"))
+        raise typer.BadParameter(
+            as_options(f"`{idle}` needs `generate` N: without it nothing is generated", "evaluate")
+        )
 
     with loading():
         from melodia.cli.console import LastingConsole
@@ -100,7 +102,7 @@ def evaluate(
         min_p=min_p,
         repetition_penalty=repetition_penalty,
     )
-    with ConsoleProgress() as progress:
+    with ConsoleProgress("evaluate") as progress:
         evaluation = evaluate_folder(
             folder,
             model,

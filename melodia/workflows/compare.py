@@ -142,7 +142,7 @@ def compare_kinds(
         for name, kind, sides in wishes:
             model = match_parameters(model_settings(corpus.vocabulary, kind, size, side_inputs=sides), target)
             home = out / name.replace(", ", "-").replace(" ", "-")
-            runs.append(_Run(name, corpus, model, config, home, force))
+            runs.append(_Run(name, corpus, model, config, kernels.backend_report().runs, home, force))
         begun = [run.begun() for run in runs]  # all of them before the first is trained
         rows = [_ngram_row(corpus)]
         rows += [_row_of(run, before, reporter) for run, before in zip(runs, begun, strict=True)]
@@ -206,6 +206,7 @@ class _Run:
     corpus: Corpus
     model: ModelConfig
     config: TrainingConfig
+    backend: str
     out: Path
     force: bool
 
@@ -218,12 +219,14 @@ class _Run:
         """
         begun = None if self.force or not self.record.is_file() else self._read()
         if begun is not None and begun["setting"] != self.setting:
+            mine, other = self.setting, begun["setting"]
+            names = sorted(name for name in mine.keys() | other.keys() if mine.get(name) != other.get(name))
             raise ConfigError(
-                f"{self.out} holds {self.name} of another comparison (other music, size, budget or random seed); "
-                "choose another `out`, or train anew (`force`)"
+                f"{self.out} holds {self.name} of another comparison (another {', '.join(names)}); choose another "
+                "`out`, or train all kinds anew (`force`)"
             )
         # What an interrupted comparison left may be replaced; another training may not.
-        lost = obstacle(self.out, force=self.force or begun is not None)
+        lost = obstacle(self.out, force=self.force or begun is not None, resumable=False)
         if lost is not None:
             raise TrainingError(lost)
         return begun
@@ -240,12 +243,9 @@ class _Run:
 
     @property
     def setting(self) -> Any:
-        """All that its figures hang on, as JSON keeps it."""
-        values = {
-            "corpus": self.corpus.fingerprint,
-            "model": self.model.to_dict(),
-            "training": asdict(self.config),
-        }
+        """All that its figures hang on, its speeds included, as JSON keeps it."""
+        values = {"corpus": self.corpus.fingerprint, "model": self.model.to_dict(), "backend": self.backend}
+        values |= {name: value for name, value in asdict(self.config).items() if name != "save_every"}
         return json.loads(json.dumps(values))
 
     def _read(self) -> dict[str, Any]:
@@ -253,9 +253,11 @@ class _Run:
             begun = json.loads(self.record.read_text("utf-8"))
             if begun["row"] is not None:
                 Row(**begun["row"])
-            return {"setting": begun["setting"], "row": begun["row"]}
+            return {"setting": dict(begun["setting"]), "row": begun["row"]}
         except (KeyError, TypeError, ValueError) as error:
-            raise TrainingError(f"{self.record} is damaged ({error!r}); train anew with `force`") from error
+            raise TrainingError(
+                f"{self.record} is damaged ({error!r}); remove {self.out}, and {self.name} alone is trained anew"
+            ) from error
 
 
 def _row_of(run: _Run, begun: dict[str, Any] | None, reporter: Any) -> Row:
@@ -269,8 +271,9 @@ def _row_of(run: _Run, begun: dict[str, Any] | None, reporter: Any) -> Row:
     run.keep(None)
     goes_on = begun is not None and holds_state(run.out)
     summary = train(
-        corpus, run.model, run.config, run.out, progress=reporter, resume=goes_on, force=not goes_on
-    )
+        corpus, run.model, run.config, run.out, progress=reporter, resume=goes_on, force=not goes_on,
+        again="the same call",
+    )  # fmt: skip
     checkpoint = load_checkpoint(summary.checkpoint)
     likelihood = held_out_likelihood(corpus, checkpoint.model)
     interval = likelihood.interval("token")
