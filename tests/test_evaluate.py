@@ -21,11 +21,11 @@ from melodia.decode import SamplingConfig
 from melodia.errors import ConfigError, CorpusError, MelodiaError
 from melodia.evaluation.continuations import Settings, continue_pieces, key_agreement, notes_and_bars
 from melodia.evaluation.likelihood import encode_files, model_likelihood
-from melodia.evaluation.measure import number
 from melodia.evaluation.notes import note_table
 from melodia.evaluation.page import write_page
 from melodia.evaluation.report import Evaluation, mean_histograms
 from melodia.evaluation.statistics import piece_histograms
+from melodia.measure import number
 from melodia.midi import read_score
 from melodia.model import save_checkpoint
 from melodia.originality import Index, Training, attach_index, notes_of_tokens

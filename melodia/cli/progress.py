@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from melodia.cli.console import LastingConsole
 from melodia.cli.words import as_options
-from melodia.evaluation.measure import number
+from melodia.measure import number
 from melodia.training.progress import Plan, Step, TrainingSummary, Validation
 from melodia.training.progress import Progress as TrainingProgress
 

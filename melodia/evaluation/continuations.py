@@ -17,12 +17,11 @@ from melodia.decode import SamplingConfig
 from melodia.decode.config import FILTERS
 from melodia.decode.philox import check_random_seed
 from melodia.errors import ConfigError, MelodiaError
-from melodia.evaluation.notes import bar_lines
 from melodia.evaluation.statistics import estimate_key, pitch_in_scale
 from melodia.midi import cut_score, read_score
 from melodia.midi.bars import bar_table
 from melodia.midi.join import window
-from melodia.notes import Notes
+from melodia.notes import Notes, bar_lines
 from melodia.originality import Index, Originality, notes_of_score, notes_of_tokens, shared_passages
 from melodia.sampler import Continuation, Sampler
 

@@ -18,7 +18,7 @@ from melodia.corpus.manifest import Row, common_reasons
 from melodia.corpus.prepare import prepare_file
 from melodia.corpus.shards import CONSTANT_VELOCITY, Piece, Pieces
 from melodia.errors import ConfigError, CorpusError
-from melodia.evaluation.measure import Likelihood, bare, notes_and_bars
+from melodia.measure import Likelihood, bare, notes_and_bars
 from melodia.model import Model
 from melodia.tokenizer import Tokenizer
 from melodia.training.evaluate import evaluate

@@ -79,7 +79,7 @@ class Continuation:
         """
         if self._index is None:
             return None
-        from melodia.evaluation.notes import bar_lines
+        from melodia.notes import bar_lines
         from melodia.originality import notes_of_events, notes_of_score, shared_passages
 
         starts = bar_lines(list(self._map.metres), self._map.end, self._map.ticks_per_quarter)

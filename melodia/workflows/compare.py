@@ -16,9 +16,9 @@ import torch
 from melodia import __version__, kernels
 from melodia.corpus.shards import Corpus
 from melodia.errors import ConfigError, TrainingError
-from melodia.evaluation.measure import Likelihood, number
 from melodia.evaluation.ngram import KneserNey
 from melodia.files import write_whole
+from melodia.measure import Likelihood, number
 from melodia.model.checkpoint import load_checkpoint
 from melodia.model.config import KINDS, ModelConfig
 from melodia.model.model import Model
