@@ -281,7 +281,7 @@ def test_refusals(folder: Path, model: Path) -> None:
         evaluate_folder(folder, model, generate=2, seed_bars=400, bars=2)
     with pytest.raises(CorpusError, match="none of the 1 files"):
         evaluate_folder(folder / "broken.mid", model)
-    with pytest.raises(ConfigError, match="`random_seed` must be within"):
+    with pytest.raises(ConfigError, match="`random_seed` must be a whole number within"):
         evaluate_folder(folder, model, generate=2, random_seed=-1)
     with pytest.raises(ConfigError, match="`bars` must be at least 1"):
         Settings(bars=0)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import json
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import pytest
 from sampler_helpers import check_continuation, make_seed, notes_of, scale, tiny_sampler
 
@@ -235,8 +237,9 @@ def test_settings_may_come_as_one_value(sampler: Sampler) -> None:
         ({"bars": 2, "seconds": 3.0}, "give one of `bars` and `seconds`"),
         ({"seconds": -1.0}, "`seconds` must be more than 0"),
         ({"tokens": 2.5}, "`tokens` must be a whole number"),
-        ({"random_seed": -1}, "`random_seed` must be within"),
-        ({"session": 2**32}, "`session` must be within"),
+        ({"random_seed": -1}, "`random_seed` must be a whole number within 0 and 2"),
+        ({"random_seed": 1.5}, "`random_seed` must be a whole number"),
+        ({"session": 2**32}, "`session` must be a whole number within"),
         ({"temperature": 0.0}, "`top_k` 1 takes the likeliest"),
         ({"metre": "x"}, "a metre is numerator and denominator"),
         ({"metre": (3, 5)}, "a metre is such as"),
@@ -244,18 +247,49 @@ def test_settings_may_come_as_one_value(sampler: Sampler) -> None:
         ({"programs": (1,), "any_program": True}, "give one of the two"),
         ({"bars": 100_001}, "`bars` must be at most 100,000 .*100,001.* in parts"),
         ({"tokens": 10**30}, "`tokens` must be at most"),
-        ({"seconds": float("inf")}, "`seconds` must be at most 200,000 .*inf"),
-        ({"seconds": float("nan")}, "`seconds` must be more than 0"),
+        ({"seconds": float("inf")}, "`seconds` must be finite .*inf"),
+        ({"seconds": 1e9}, "`seconds` must be at most 200,000"),
+        ({"seconds": float("nan")}, "`seconds` must be finite"),
         ({"tempo": 0.0}, "`tempo` must be within"),
         ({"endless": True}, "use `stream`"),
-        ({"speed": 3}, "unknown settings"),
-        ({"programs": (200,)}, "programs must be within"),
-        ({"pitch_range": (80, 20)}, "pitch_range"),
+        ({"speed": 3}, "unknown settings .*`speed`; there are bars, "),
+        ({"programs": (200,)}, r"`programs` must be numbers within .*received \(200,\)"),
+        ({"programs": ()}, r"`programs` must be .*at least one .*received \(\).*leave it out"),
+        ({"programs": 40}, "`programs` must be numbers"),
+        ({"programs": (0, "drums")}, "`programs` must be numbers"),
+        (
+            {"pitch_range": (80, 20)},
+            r"`pitch_range` must be the lowest and the highest .*received \(80, 20\)",
+        ),
+        ({"pitch_range": (0, 128)}, "`pitch_range` must be"),
+        ({"pitch_range": (60,)}, "`pitch_range` must be"),
+        ({"pitch_range": "ab"}, "`pitch_range` must be"),
+        ({"max_polyphony": 0}, "`max_polyphony` must be a whole number, at least 1"),
+        ({"max_polyphony": 2.5}, "`max_polyphony` must be a whole number"),
+        ({"metre": (3.5, 4)}, "a metre is numerator and denominator"),
+        ({"seconds": "4"}, "`seconds` must be a number"),
+        ({"tempo": [90]}, "`tempo` must be a number"),
+        ({"greedy": "no"}, "`greedy` must be True or False"),
+        ({"may_end": "no"}, "`may_end` must be True or False"),
+        ({"sampling": {"top_k": 3}}, "`sampling` must be a melodia.decode.SamplingConfig"),
+        ({"progress": 5}, "`progress` must be a function"),
     ],
 )
 def test_wishes_that_cannot_be(sampler: Sampler, settings: dict[str, Any], message: str) -> None:
     with pytest.raises((ConfigError, GrammarError), match=message):
         sampler.generate(**settings)
+
+
+def test_numbers_of_numpy_are_as_good(sampler: Sampler) -> None:
+    plain = {"bars": 2, "session": 1, "top_k": 5, "temperature": 0.5, "pitch_range": (40, 80), "branches": 2}
+    ours = {
+        name: np.array(v) if isinstance(v, tuple) else type(np.array(v)[()])(v) for name, v in plain.items()
+    }
+    assert tokens_of(sampler, **ours, random_seed=np.uint64(3)) == tokens_of(sampler, **plain, random_seed=3)
+    made = sampler.generate(**ours, random_seed=np.uint64(3))
+    json.dumps(made.report.to_dict())  # they are Python's again
+    assert sampler.generate_many(np.int64(2), bars=np.int32(1))[1].report.bars == 1  # type: ignore[arg-type]
+    assert sampler.prime(make_seed(scale(3)), seed_bars=np.int64(1)).bars == 1  # type: ignore[arg-type]
 
 
 def test_sampling_as_a_whole_or_in_parts(sampler: Sampler) -> None:

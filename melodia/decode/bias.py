@@ -29,7 +29,7 @@ class Opinion(NamedTuple):
     exponent: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Bias:
     """An opinion for every program.
 

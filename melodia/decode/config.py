@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
 from typing import Any
 
+from melodia.checks import real_number, truth_value, whole_number
 from melodia.errors import ConfigError
 
 RECOMMENDED: Mapping[str, Any] = MappingProxyType(
@@ -63,25 +63,21 @@ class SamplingConfig:
 
     def __post_init__(self) -> None:
         for name in (*FILTERS, "repetition_window"):
-            value = getattr(self, name)
-            whole = name in ("top_k", "repetition_window")
+            value: Any = getattr(self, name)
             if value is None and name in ("top_k", "top_p", "min_p"):
                 continue
-            if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
-                kind = "a whole number" if whole else "a number"
-                raise ConfigError(f"`{name}` must be {kind} (received {value!r})")
-            if whole and value > MAX_WHOLE:
-                raise ConfigError(f"`{name}` must be at most {MAX_WHOLE} (received {value})")
-            if not abs(value) <= sys.float_info.max:  # NaN, infinite, or a whole number past every float
-                raise ConfigError(f"`{name}` must be finite (received {value})")
+            if name in ("top_k", "repetition_window"):
+                value = whole_number(name, value, 1, MAX_WHOLE)
+            else:
+                value = real_number(name, value)
+            object.__setattr__(self, name, value)
+        object.__setattr__(self, "greedy", truth_value("greedy", self.greedy))
         if self.temperature <= 0:
             raise ConfigError(
                 f"`temperature` must be > 0 (received {self.temperature}); `top_k` 1 takes the likeliest token"
             )
         if not 1e-3 <= self.temperature <= 1e3:
             raise ConfigError(f"`temperature` must be within 0.001 and 1000 (received {self.temperature})")
-        if self.top_k is not None and self.top_k < 1:
-            raise ConfigError(f"`top_k` must be >= 1 (received {self.top_k}); leave it out for no such limit")
         for name, remedy in (("top_p", "1 turns it off"), ("min_p", "leave it out to keep all")):
             value = getattr(self, name)
             if value is not None and not 0 < value <= 1:
@@ -91,8 +87,6 @@ class SamplingConfig:
                 f"`repetition_penalty` must be within 1 and 100 (received {self.repetition_penalty}); "
                 "1 turns it off"
             )
-        if self.repetition_window < 1:
-            raise ConfigError(f"`repetition_window` must be >= 1 (received {self.repetition_window})")
         if self.greedy:
             for name, off in (("temperature", 1.0), ("top_k", None), ("top_p", None), ("min_p", None)):
                 if getattr(self, name) != off:

@@ -46,7 +46,7 @@ class Event:
     program: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Continuation:
     """New music.
 
@@ -83,7 +83,7 @@ class Continuation:
         from melodia.originality import notes_of_events, notes_of_score, shared_passages
 
         starts = bar_lines(list(self._map.metres), self._map.end, self._map.ticks_per_quarter)
-        seed = None if self.seed is None else notes_of_score(self.seed)
+        seed = None if self._session.seed is None else notes_of_score(self._session.seed)
         return shared_passages(self._index, notes_of_events(self._notes), starts, seed=seed)
 
     @cached_property
@@ -104,7 +104,7 @@ class Continuation:
     @cached_property
     def joined_score(self) -> ScoreTick:
         """Seed and new music in one score; the new music alone if there is no seed."""
-        return self.score if self.seed is None else join_scores(self.seed, self._notes, self._map)
+        return self._joined.copy()
 
     @property
     def joined(self) -> pretty_midi.PrettyMIDI:
@@ -127,8 +127,16 @@ class Continuation:
     def state(self) -> Session:
         """The session behind the new music: continue from here with `Sampler.generate(state=...)`."""
         session = self._session.fork()
-        session.seed = self.joined_score
+        session.seed = self._joined.copy()
         return session
+
+    @cached_property
+    def _joined(self) -> ScoreTick:
+        """As `joined_score`, which a caller may edit."""
+        seed = self._session.seed
+        if seed is None:
+            return build_score(self._notes, self._map)
+        return join_scores(seed, self._notes, self._map)
 
 
 @dataclass(frozen=True)

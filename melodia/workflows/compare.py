@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from melodia import __version__, kernels
+from melodia.checks import file_path
 from melodia.corpus.shards import Corpus
 from melodia.errors import ConfigError, TrainingError
 from melodia.evaluation.ngram import KneserNey
@@ -125,11 +126,11 @@ def compare_kinds(
     settings = {name: value for name, value in (training or {}).items() if value is not None}
     if not {"minutes", "epochs", "iterations"} & set(settings):
         settings["epochs"] = 1.0
-    config = TrainingConfig(**settings)
-    out = Path(out)
-    check_apart(Path(folder), out)
+    config = TrainingConfig.from_dict(settings)
+    folder, out = file_path("folder", folder), file_path("out", out)
+    check_apart(folder, out)
     with kernels.use_backend(backend), join(config.device) as world, only_training(out, world):
-        corpus = open_corpus(Path(folder), cache=cache, reporter=reporter)
+        corpus = open_corpus(folder, cache=cache, reporter=reporter)
         if not len(corpus.pieces("valid")):
             raise TrainingError(
                 f"{folder}: no piece is held out, so nothing can be compared; give more pieces"
@@ -169,6 +170,8 @@ def _check_wishes(kinds: Sequence[str], size: str) -> None:
     Raises:
         ConfigError: names the first.
     """
+    if isinstance(kinds, str) or not isinstance(kinds, Sequence):
+        raise ConfigError(f"`kinds` must be a list of some of {', '.join(KINDS)} (received {kinds!r})")
     unknown = [kind for kind in kinds if kind not in KINDS]
     if unknown or not kinds:
         received = ", ".join(kind or "an empty name" for kind in unknown) or "none"

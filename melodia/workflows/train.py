@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from melodia import kernels
+from melodia.checks import file_path
 from melodia.corpus.manifest import MANIFEST, read_manifest
 from melodia.corpus.shards import Corpus
 from melodia.decode.config import RECOMMENDED
@@ -195,7 +196,7 @@ def train_folder(
     Example:
         >>> result = train_folder("my-midi", "my-model", training={"minutes": 5})  # doctest: +SKIP
     """
-    folder, out = Path(folder), Path(out)
+    folder, out = file_path("folder", folder), file_path("out", out)
     reporter = progress or QuietReporter()
     given = dict(training or {})
     check_apart(folder, out)
