@@ -146,12 +146,14 @@ def apply_filters(
     Raises:
         MelodiaError: a logit is not a number.
         GrammarError: no token is legal.
+        ConfigError: the opinion is none on these tokens.
     """
     if np.isnan(logits).any():
         raise not_numbers()
     if legal is not None:
         logits = grammar_mask(logits, legal)
     if opinion is not None:
+        opinion.check(len(logits))
         logits = pool(logits, opinion)
     if not (logits > _REMOVED).any():
         raise nothing_legal()

@@ -35,6 +35,8 @@ def choose(
         MelodiaError, GrammarError: as there.
         ValueError: a recent token is not in the vocabulary.
     """
+    if opinion is not None:
+        opinion.check(len(logits))
     token, nll, entropy = native.module().choose(
         np.asarray(logits, np.float32, order="C"),
         None if legal is None else np.asarray(legal, np.bool_, order="C"),
