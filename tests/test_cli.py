@@ -182,6 +182,24 @@ def test_a_file_that_is_there_is_kept_unless_forced(
     assert out.read_bytes().startswith(b"MThd")
 
 
+def test_options_that_may_have_no_effect_are_no_error_by_default(model: Path, tmp_path: Path) -> None:
+    arguments = ["generate", "--model", str(model), "--random-seed", "1", "--out"]
+    for number, options in enumerate((["--tokens", "9"], ["--bars", "1", "--pitch-bias", "0"])):
+        assert main([*arguments, str(tmp_path / f"{number}.mid"), *options]) == 0
+
+
+def test_a_link_to_nothing_is_there_already(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is found before the work, not behind it."""
+    monkeypatch.setattr("melodia.workflows.generate.Sampler.load", lambda *a, **b: pytest.fail("loaded"))
+    out = tmp_path / "new.mid"
+    out.symlink_to(tmp_path / "gone.mid")
+    assert main(["generate", "--bars", "1", "--out", str(out)]) == 1
+    assert "is there already" in capsys.readouterr().err
+    assert out.is_symlink()
+
+
 def test_python_names_arguments_and_the_command_line_options(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -291,6 +309,8 @@ def test_a_generation_that_fails_halfway_names_what_it_wrote(
         (["bench", "--threads", "1,1"], "--threads must be different"),
         (["compare", "x", "--out", "y", "--kinds", "gru, gru"], "--kinds must be different"),
         (["generate", "--continuation-only"], "needs --seed"),
+        (["generate", "--pitch-bias", "0.3"], "--pitch-bias needs --seed"),
+        (["generate", "--tokens", "9", "--branches", "4"], "--branches needs --seed"),
         (["generate", "--metre", "x"], "such as 3/4"),
         (["generate", "--device", "foo"], "--device must be auto, cpu or cuda"),
         (["generate", "--num-samples", "100000"], "1<=x<=1000"),

@@ -7,6 +7,7 @@ from pathlib import Path
 import typer
 
 from melodia.cli.output import tell
+from melodia.cli.words import is_given
 from melodia.decode.config import RECOMMENDED
 
 _SEED = "The seed: a MIDI file to continue (not a random number; that is --random-seed)."
@@ -30,6 +31,7 @@ def program_numbers(text: str) -> tuple[int, ...]:
 
 
 def generate(
+    context: typer.Context,
     seed: Path | None = typer.Option(None, "--seed", metavar="FILE", help=_SEED),
     seed_bars: int | None = typer.Option(None, min=1, help="Use only the first N bars of the seed."),
     seed_seconds: float | None = typer.Option(
@@ -113,6 +115,12 @@ def generate(
         raise typer.BadParameter("--continuation-only needs --seed FILE")
     if sum(length is not None for length in (bars, seconds, tokens)) > 1:
         raise typer.BadParameter("give one of --bars, --seconds and --tokens")
+    if seed is None and pitch_bias > 0 and is_given(context, "pitch_bias"):
+        raise typer.BadParameter("--pitch-bias needs --seed FILE: it leans to the notes of the seed")
+    if seed is None and tokens is not None and branches > 1 and is_given(context, "branches"):
+        raise typer.BadParameter(
+            "--branches needs --seed FILE or --bars: with --tokens alone nothing says which branch is best"
+        )
 
     from melodia.cli.late_bar import LateBar
     from melodia.decode import SamplingConfig

@@ -126,7 +126,7 @@ def check_writable(paths: list[Path], seed: Path | None = None, *, force: bool) 
             raise MidiError(f"{name}: is a directory; give a file name")
         if seed is not None and seed.exists() and path.exists() and seed.samefile(path):
             raise MidiError(f"{name}: is the seed itself, which is not replaced; choose another `out`")
-        if path.exists() and not force:
+        if os.path.lexists(path) and not force:
             raise MidiError(taken(path, "`out`"))
         if not path.parent.is_dir():
             raise MidiError(f"{name}: there is no folder {show_path(path.parent)}; make it first")
