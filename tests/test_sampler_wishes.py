@@ -162,6 +162,7 @@ def test_a_new_metre_begins_with_the_first_full_bar(sampler: Sampler) -> None:
     made = sampler.generate(bars=2, metre=(3, 4), random_seed=1)
     metres = [(t.time / made.score.ticks_per_quarter, t.numerator) for t in made.score.time_signatures]
     assert metres == [(0.0, 4), (4.0, 3)]
+    assert made.report.metre == (3, 4), "that of the bars which are counted, not of the one that is completed"
     assert made._map.end / made.score.ticks_per_quarter == 4 + 6
 
 

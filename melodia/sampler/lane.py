@@ -206,6 +206,17 @@ class Lane:
         notes.sort(key=lambda note: (note.onset, note.program if note.program >= 0 else 128, note.pitch))
         return tuple(notes), self._map(self.end)
 
+    @property
+    def metre(self) -> tuple[int, int]:
+        """That of the first full bar; of the one at the join where none was reached."""
+        first, *later = self._metres
+        line = first[0] if self.plan.line is None else self.plan.line
+        return [first, *(metre for metre in later if metre[0] <= line)][-1][1:]
+
+    @property
+    def _metres(self) -> list[tuple[int, int, int]]:
+        return self.plan.times.metres or [(self.session.context.origin, 4, 4)]
+
     def findings(self) -> list[Finding]:
         """What is worth knowing of the new music."""
         crowded = self.plan.crowded
@@ -276,12 +287,11 @@ class Lane:
 
     def _map(self, end: int) -> TimeMap:
         context, plan = self.session.context, self.plan
-        metres = plan.times.metres or [(context.origin, 4, 4)]
         return TimeMap(
             ticks_per_quarter=self.classes.tables.ticks_per_quarter,
             join=context.join - context.origin,
             end=end - context.origin,
             tempi=tuple((tick - context.origin, tempo) for tick, tempo in plan.times.tempi),
-            metres=tuple((max(0, tick - context.origin), top, bottom) for tick, top, bottom in metres),
+            metres=tuple((max(0, tick - context.origin), top, bottom) for tick, top, bottom in self._metres),
             seed_join=context.seed_join,
         )

@@ -283,6 +283,11 @@ class Plan:
         return max(1, len(self._cycle))
 
     @property
+    def line(self) -> int | None:
+        """The bar line before the first full bar, in grid ticks; None until it is known."""
+        return None if self.first is None else self._line
+
+    @property
     def completes(self) -> bool:
         """Whether the music begins inside a bar."""
         return self.context.join > self.context.origin

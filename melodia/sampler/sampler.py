@@ -395,6 +395,8 @@ class Sampler:
             loop.step()
             if teller is not None:
                 teller.look(loop.live)
+        if teller is not None:
+            teller.look(lanes)
 
     def _loop(self, lanes: list[Lane]) -> Loop:
         return Loop(self._runner.stepper([lane.session.model_state for lane in lanes]), lanes)
@@ -450,7 +452,7 @@ class Sampler:
                 nll=float(np.mean(lane.nll)) if lane.nll else 0.0,
                 entropy=float(np.mean(lane.entropy)) if lane.entropy else 0.0,
                 tempo=times.tempi[0][1],
-                metre=times.metres[0][1:],
+                metre=lane.metre,
                 programs=tuple(sorted({note.program for note in notes})),
                 ended=lane.ended,
                 random_seed=lane.request.random_seed,
