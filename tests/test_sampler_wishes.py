@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import itertools
 import json
+from functools import partial
 from itertools import islice
 from typing import Any
 
 import numpy as np
 import pytest
-from sampler_helpers import check_continuation, make_seed, notes_of, scale, tiny_sampler
+import torch
+from sampler_helpers import check_continuation, make_seed, notes_of, scale, tiny_sampler, tokenizer_of
+from symusic.core import TempoTick
 
 from melodia.decode import SamplingConfig
 from melodia.errors import ConfigError, GrammarError
-from melodia.sampler import Sampler, plan
+from melodia.grammar import TokenReader
+from melodia.notes import bar_lines
+from melodia.sampler import Continuation, Sampler, plan
+from melodia.sampler.loop import Loop
 from melodia.sampler.players import OPEN_BARS, OPEN_PROGRAMS
+from melodia.tokenizer import Tokenizer, TokenizerConfig
 
 SCHEMES = ("REMI", "TSD", "MIDILike", "Structured", "PerTok")
 
@@ -52,6 +59,69 @@ def test_seconds_are_rounded_up_to_a_bar_line(sampler: Sampler, seconds: float, 
     made = sampler.generate(seconds=seconds, random_seed=1)  # a bar lasts 2.5 s
     check_continuation(sampler, made, bars=bars)
     assert made.report.seconds == pytest.approx(2.5 * bars)
+
+
+@pytest.mark.parametrize("scheme", ["REMI", "TSD", "MIDILike", "PerTok"])
+def test_seconds_are_reached_although_the_tempo_changes(scheme: str) -> None:
+    """The last bar is known while it is made: a faster tempo in the rest of it would make it end too early."""
+    sampler = tiny_sampler(scheme)
+    with torch.no_grad():
+        sampler.model.head.bias[list(sampler.vocabulary.ids_of("Tempo"))] += 2
+    sampler = Sampler(sampler.model, sampler.tokenizer)
+    sampler.prime(make_seed(scale(2)))
+    changed = 0
+    for seconds, metre_changes in itertools.product((3.0, 5.0, 12.0), (False, True)):
+        for random_seed in range(4):
+            made = sampler.generate(
+                seconds=seconds, tempo_changes=True, metre_changes=metre_changes, random_seed=random_seed
+            )
+            assert made.report.seconds >= seconds - 1e-6
+            *before, last = [line for line in bar_ticks(made) if line < made._map.end]
+            assert made._map.seconds(last) - made._map.seconds(made._map.join) < seconds or not before
+            changed += len(made._map.tempi) > 2
+    assert changed > 6
+
+
+def bar_ticks(made: Continuation) -> list[int]:
+    """The bar lines of a continuation that begins at one, in its ticks."""
+    return bar_lines(list(made._map.metres), made._map.end, made._map.ticks_per_quarter).tolist()
+
+
+@pytest.mark.parametrize("scheme", ["REMI", "MIDILike", "PerTok"])
+@pytest.mark.parametrize("bursts", [True, False])
+def test_tempi_inside_byte_pairs_are_tempi(
+    scheme: str, bursts: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def moving(program: int) -> Any:
+        score = make_seed(scale(8, program=program))
+        for bar in range(8):
+            score.tempos.append(TempoTick((4 * bar + 2 * (bar % 2)) * 480, qpm=100 + 20 * (bar % 3)))
+        return score
+
+    base = tokenizer_of(scheme)
+    pieces = [base.encode(moving(program)).ids for program in (0, 5)]
+    config = TokenizerConfig(scheme=scheme, bpe_vocab_size=base.vocabulary.size + 80)
+    tokenizer = Tokenizer(config).train_bpe(pieces)
+    sampler, vocabulary = tiny_sampler(scheme, tokenizer=tokenizer), tokenizer.vocabulary
+    with_tempo = [
+        token
+        for token, parts in vocabulary.expansions.items()
+        if any(vocabulary.types[part] == "Tempo" for part in parts)
+    ]
+    with torch.no_grad():
+        sampler.model.head.bias[with_tempo] += 5
+    sampler = Sampler(sampler.model, tokenizer)
+    seed = make_seed(scale(2))
+    sampler.prime(seed)
+    monkeypatch.setattr("melodia.sampler.sampler.Loop", partial(Loop, bursts=bursts))
+    made = sampler.generate(bars=6, tempo_changes=True, random_seed=1)
+    assert set(made.tokens.tolist()) & set(with_tempo)
+    reader = TokenReader(vocabulary)
+    reader.read([*tokenizer.encode(seed).ids.tolist(), *made.tokens.tolist()])
+    origin = sampler.state.context.origin
+    written = [(tick - origin, tempo) for tick, tempo in reader.tempi if tick > origin]
+    assert len(written) > 2
+    assert [mark for mark in made._map.tempi if mark[0] > 0] == written
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)

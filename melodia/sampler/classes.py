@@ -23,6 +23,8 @@ class TokenClasses:
         begins_bar: tokens whose first part is a bar line.
         inner_bar: BPE tokens with a bar line behind their beginning.
         inner_metre: BPE tokens that set a metre.
+        inner_tempo: BPE tokens that set a tempo.
+        fastest: int64 [V], the fastest tempo that a token sets, in hundredths; 0 where it sets none.
         inner_shift: BPE tokens with a time shift behind their beginning.
         pitch: tokens that begin notes: what the repetition penalty counts.
         plays: tokens that name a program or begin a note.
@@ -51,12 +53,16 @@ class TokenClasses:
         self.micro = np.where(micro, np.array(tables.values), 0).astype(np.int64)
         self.moves = np.where(self.shift, np.array(tables.values), 0).astype(np.int64)
         self.begins_bar = self.bar.copy()
-        self.inner_bar, self.inner_metre, self.inner_shift = np.zeros((3, vocabulary.size), dtype=bool)
+        inner = np.zeros((4, vocabulary.size), dtype=bool)
+        self.inner_bar, self.inner_metre, self.inner_tempo, self.inner_shift = inner
+        self.fastest = np.where(self.tempo, np.array(tables.values), 0).astype(np.int64)
         for token, parts in vocabulary.expansions.items():
             later = ops[list(parts[1:])]
             self.begins_bar[token] = ops[parts[0]] == Op.BAR
             self.inner_bar[token] = (later == Op.BAR).any()
             self.inner_metre[token] = (ops[list(parts)] == Op.TIME_SIGNATURE).any()
+            self.inner_tempo[token] = self.tempo[list(parts)].any()
+            self.fastest[token] = self.fastest[list(parts)].max()
             self.inner_shift[token] = (later == Op.TIME_SHIFT).any()
             self.moves[token] = self.moves[list(parts)].sum()
             self.pitch[token] = self.pitch[list(parts)].any()
@@ -111,3 +117,26 @@ class TokenClasses:
         ids = np.flatnonzero(self.tempo)
         values = np.array([self.tables.values[i] / 100 for i in ids])
         return int(ids[np.argmin(np.abs(np.log(values / tempo)))])
+
+    def prelude(self, legal: NDArray[np.bool_], tempo: float | None) -> NDArray[np.bool_] | None:
+        """What may come before a tempo, and that: music from nothing says it first, as what it was learned from does.
+
+        Args:
+            legal: bool [V].
+            tempo: quarter notes a minute that was asked for; None: any.
+
+        Returns:
+            bool [V]; None: no tempo can come.
+        """
+        if (legal & self.tempo).any():
+            if tempo is None:
+                return legal & self.tempo
+            only = np.zeros_like(legal)
+            only[self.nearest_tempo(tempo)] = True
+            return only & legal
+        places = np.flatnonzero(legal & self.position)
+        if len(places):
+            only = np.zeros_like(legal)
+            only[places[0]] = True
+            return only
+        return None
