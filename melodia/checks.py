@@ -11,7 +11,9 @@ from pathlib import Path
 from melodia.errors import ConfigError
 
 
-def whole_number(name: str, value: object, low: int, high: int | None = None, *, limits: str = "") -> int:
+def whole_number(
+    name: str, value: object, low: int, high: int | None = None, *, limits: str = "", remedy: str = ""
+) -> int:
     """A whole number within limits, as Python's own.
 
     Args:
@@ -19,6 +21,7 @@ def whole_number(name: str, value: object, low: int, high: int | None = None, *,
         value: what was received; anything with `__index__`, but no truth value.
         low, high: the limits; None for no upper one.
         limits: the limits in words, where their digits say less.
+        remedy: what else may be done.
 
     Raises:
         ConfigError: it is something else.
@@ -36,7 +39,8 @@ def whole_number(name: str, value: object, low: int, high: int | None = None, *,
         found = None
     if found is None or found < low or (high is not None and found > high):
         limits = limits or (f", at least {low}" if high is None else f" within {low} and {high}")
-        raise ConfigError(f"`{name}` must be a whole number{limits} (received {value!r})")
+        remedy = remedy and f"; {remedy}"
+        raise ConfigError(f"`{name}` must be a whole number{limits} (received {value!r}){remedy}")
     return found
 
 

@@ -67,7 +67,8 @@ class SamplingConfig:
             if value is None and name in ("top_k", "top_p", "min_p"):
                 continue
             if name in ("top_k", "repetition_window"):
-                value = whole_number(name, value, 1, MAX_WHOLE)
+                remedy = "leave it out for no such limit" if name == "top_k" else ""
+                value = whole_number(name, value, 1, MAX_WHOLE, remedy=remedy)
             else:
                 value = real_number(name, value)
             object.__setattr__(self, name, value)

@@ -77,7 +77,9 @@ class Request:
 
     def __post_init__(self) -> None:
         self._keep("random_seed", check_random_seed(self.random_seed))
-        self._keep("session", whole_number("session", self.session, 0, 2**32 - 1))
+        self._keep(
+            "session", whole_number("session", self.session, 0, 2**32 - 1, limits=" within 0 and 2**32 - 1")
+        )
         self._keep("branches", whole_number("branches", self.branches, 1, 64))
         self._keep("pitch_bias", real_number("pitch_bias", self.pitch_bias))
         if not isinstance(self.sampling, SamplingConfig):
