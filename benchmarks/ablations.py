@@ -27,7 +27,7 @@ import numpy as np
 import torch
 
 from melodia.errors import ConfigError, MelodiaError
-from melodia.evaluation.measure import Likelihood
+from melodia.measure import Likelihood
 from melodia.model.checkpoint import load_checkpoint
 from melodia.model.sizes import match_parameters, parameter_count
 from melodia.training import Plan, Progress, Step, TrainingConfig, train

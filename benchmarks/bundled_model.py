@@ -37,8 +37,8 @@ from melodia.corpus.manifest import MANIFEST, read_manifest
 from melodia.corpus.shards import Corpus, Piece
 from melodia.errors import CorpusError, MelodiaError
 from melodia.evaluation.likelihood import model_likelihood
-from melodia.evaluation.measure import Likelihood
 from melodia.evaluation.ngram import KneserNey
+from melodia.measure import Likelihood
 from melodia.model import KINDS
 from melodia.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from melodia.model.sizes import match_parameters, parameter_count

@@ -20,14 +20,14 @@ from numpy.typing import NDArray
 
 from melodia.corpus.discover import find_midi_files
 from melodia.decode import SamplingConfig
-from melodia.decode.config import BRANCHES, PITCH_BIAS, TEMPERATURE, TOP_P
+from melodia.decode.config import RECOMMENDED
 from melodia.errors import MelodiaError
 from melodia.evaluation.collapse import collapse_report
 from melodia.evaluation.continuations import parts_of
 from melodia.evaluation.notes import NoteTable, note_table
 from melodia.evaluation.statistics import estimate_key, pitch_in_scale, polyphony
 from melodia.midi import read_score
-from melodia.notes import notes_of_score
+from melodia.notes import Notes, notes_of_score
 from melodia.sampler import Sampler
 from melodia.sampler.texture import Part, part_of, texture_of
 
@@ -134,12 +134,11 @@ def players(score: Any) -> float:
 
 def mean_part(score: Any) -> Part | None:
     """The parts of a score's programs, each as often as it has notes; None without pitched notes."""
-    notes = notes_of_score(score)
-    counts = {p: int((notes.program == p).sum()) for p in np.unique(notes.program).tolist() if p >= 0}
-    if not counts:
+    of_program = notes_by_program(score).values()
+    if not of_program:
         return None
-    parts = [astuple(part_of(notes.select(notes.program == program))) for program in counts]
-    return Part(*np.average(parts, axis=0, weights=list(counts.values())).tolist())
+    parts = [astuple(part_of(notes)) for notes in of_program]
+    return Part(*np.average(parts, axis=0, weights=[len(notes.pitch) for notes in of_program]).tolist())
 
 
 def mean(values: Iterable[float]) -> float:
@@ -197,19 +196,19 @@ def compare(seed: Any, music: Any) -> dict[str, float]:
 
 def astray(seed: Any, music: Any) -> float:
     """Share of the notes more than 2 semitones outside what their program has in the seed; nan of none."""
-    ranges = {p: (notes.min(), notes.max()) for p, notes in pitches_of(seed).items()}
+    ranges = {p: (notes.pitch.min(), notes.pitch.max()) for p, notes in notes_by_program(seed).items()}
     outside: list[bool] = []
-    for program, notes in pitches_of(music).items():
+    for program, notes in notes_by_program(music).items():
         if program in ranges:
             low, high = ranges[program]
-            outside += ((notes < low - 2) | (notes > high + 2)).tolist()
+            outside += ((notes.pitch < low - 2) | (notes.pitch > high + 2)).tolist()
     return mean(outside)
 
 
-def pitches_of(score: Any) -> dict[int, NDArray[np.int64]]:
-    """The pitches of each program that plays, without the drums."""
+def notes_by_program(score: Any) -> dict[int, Notes]:
+    """The notes of each program that plays, without the drums."""
     notes = notes_of_score(score)
-    return {p: notes.pitch[notes.program == p] for p in np.unique(notes.program).tolist() if p >= 0}
+    return {p: notes.select(notes.program == p) for p in np.unique(notes.program).tolist() if p >= 0}
 
 
 def signature(key: Any) -> int:
@@ -299,12 +298,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--pieces", type=Path, metavar="FOLDER", help="files to continue behind 16 bars")
     parser.add_argument("--count", type=int, default=36, help="how many of --pieces")
     parser.add_argument("--times", type=int, default=4, help="continuations of each")
-    parser.add_argument("--temperature", type=float, default=TEMPERATURE)
-    parser.add_argument("--top-p", type=float, default=TOP_P)
+    parser.add_argument("--temperature", type=float, default=RECOMMENDED["temperature"])
+    parser.add_argument("--top-p", type=float, default=RECOMMENDED["top_p"])
     parser.add_argument("--min-p", type=float)
     parser.add_argument("--repetition-penalty", type=float, default=1.0)
-    parser.add_argument("--pitch-bias", type=float, default=PITCH_BIAS)
-    parser.add_argument("--branches", type=int, default=BRANCHES)
+    parser.add_argument("--pitch-bias", type=float, default=RECOMMENDED["pitch_bias"])
+    parser.add_argument("--branches", type=int, default=RECOMMENDED["branches"])
     parser.add_argument("--json", type=Path, help="write the figures of every piece here")
     options = parser.parse_args(arguments)
     sampler = Sampler.load(options.model, weights=options.weights)

@@ -17,8 +17,8 @@ from pathlib import Path
 from melodia.corpus.build import build_corpus
 from melodia.corpus.shards import Corpus, Pieces
 from melodia.errors import MelodiaError
-from melodia.evaluation.measure import Likelihood
 from melodia.evaluation.ngram import KneserNey
+from melodia.measure import Likelihood
 from melodia.tokenizer import SCHEMES, TokenizerConfig
 
 

@@ -1,6 +1,6 @@
-// From logits to a token: mask, repetition penalty, temperature, top-k, top-p, min-p, choice.
-// The twin of melodia/decode/filters.py; the arithmetic is part of the contract and is numbered as there.
-// Letters: V = vocabulary size.
+// From logits to a token: mask, pool of opinions, repetition penalty, temperature, top-k, top-p, min-p,
+// choice. The twin of melodia/decode/filters.py; the arithmetic is part of the contract and is numbered as
+// there. Letters: V = vocabulary size.
 //
 // The choice is exact, but most of the work is not: sums of probabilities and noise are bounded by cheap
 // means first, and only what the bounds leave open is computed as the contract says. What a CUDA twin shares

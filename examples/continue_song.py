@@ -10,13 +10,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from melodia import Sampler
+from melodia import RECOMMENDED, Sampler
 from melodia.midi import write_midi
 
 WAYS = {
-    "plain": {"temperature": 0.95, "top_p": 0.98},
+    "plain": RECOMMENDED,
     "careful": {"temperature": 0.8, "min_p": 0.05},
-    "in-three": {"temperature": 0.95, "top_p": 0.98, "metre": (3, 4)},
+    "in-three": {**RECOMMENDED, "metre": (3, 4)},
 }
 
 

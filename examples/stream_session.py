@@ -11,9 +11,10 @@ import argparse
 import itertools
 from pathlib import Path
 
-from melodia import Sampler
+from melodia import RECOMMENDED, Sampler
 
 NOTES = 24
+SETTINGS = {**RECOMMENDED, "branches": 1}  # what was heard cannot be taken back
 
 
 def main() -> None:
@@ -33,7 +34,7 @@ def main() -> None:
     else:
         sampler.prime(arguments.seed)
 
-    stream = sampler.stream(endless=True, temperature=0.95, top_p=0.98, random_seed=7)
+    stream = sampler.stream(endless=True, random_seed=7, **SETTINGS)
     for event in itertools.islice(stream, NOTES):
         program = "drums" if event.program < 0 else f"program {event.program}"
         print(f"{event.onset:8.2f} s  pitch {event.pitch:3}  for {event.duration:.2f} s  {program}")

@@ -2,7 +2,7 @@
 
     sampler = melodia.Sampler.load("my-model")
     sampler.prime("song.mid")
-    continuation = sampler.generate(bars=8, random_seed=7)
+    continuation = sampler.generate(bars=8, random_seed=7, **melodia.RECOMMENDED)
     melodia.write_midi(continuation.joined, "continued.mid")
 
 The names below are loaded when they are first used, so that `import melodia` costs nothing.
@@ -14,6 +14,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from melodia.decode.config import RECOMMENDED
     from melodia.errors import MelodiaError
     from melodia.midi import read_midi, read_score, write_midi
     from melodia.sampler import Continuation, Sampler, Session
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "RECOMMENDED": "melodia.decode.config",
     "Continuation": "melodia.sampler",
     "MelodiaError": "melodia.errors",
     "Sampler": "melodia.sampler",
@@ -40,6 +42,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "RECOMMENDED",
     "Continuation",
     "MelodiaError",
     "Sampler",

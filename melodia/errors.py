@@ -70,4 +70,4 @@ def show_path(path: object) -> str:
     ('song.mid', "'two\\nlines.mid'")
     """
     text = os.fsdecode(path) if isinstance(path, (str, bytes, os.PathLike)) else str(path)
-    return text if text.isprintable() else ascii(text)
+    return text if text and text.isprintable() else ascii(text)

@@ -8,6 +8,8 @@ import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
+from melodia.errors import show_path
+
 
 @contextlib.contextmanager
 def whole_file(target: Path, *, force: bool = True, own: bool = False) -> Iterator[Path]:
@@ -43,6 +45,15 @@ def write_whole(target: Path, content: bytes | str, *, force: bool = True, own: 
     """Write a file, text as UTF-8; arguments and errors as in `whole_file`."""
     with whole_file(target, force=force, own=own) as part:
         part.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
+
+
+def taken(target: str | os.PathLike[str], other: str = "name") -> str:
+    """The message that a file is there already; `other`: what has to be another one then.
+
+    >>> taken("new.mid")
+    'new.mid: is there already; choose another name, or give `force` to replace it'
+    """
+    return f"{show_path(target)}: is there already; choose another {other}, or give `force` to replace it"
 
 
 def sync_folder(folder: Path) -> None:

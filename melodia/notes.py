@@ -1,4 +1,4 @@
-"""Notes as columns, from scores and from events."""
+"""Notes as columns, from scores and from events; and the bar lines that they lie between."""
 
 from __future__ import annotations
 
@@ -8,6 +8,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from melodia.errors import MidiError
+
+MAX_BARS = 200_000
+"""Guards against absurd time signatures."""
 
 
 @dataclass(frozen=True)
@@ -52,3 +57,41 @@ def notes_of_score(score: Any) -> Notes:
         for column, value in zip(columns, values, strict=True):
             column.append(value)
     return Notes(*(np.concatenate(column) if column else np.zeros(0, dtype=np.int64) for column in columns))
+
+
+def bar_lines(signatures: list[tuple[int, int, int]], end: int, resolution: int) -> NDArray[np.int64]:
+    """Where bars start, and where the last one ends [M + 1]; enough bars to hold `end`.
+
+    Args:
+        signatures: (tick, numerator, denominator); 4/4 holds until the first. A change inside a bar cuts that
+            bar.
+        end: the tick up to which there is music.
+        resolution: ticks in a quarter note.
+
+    Raises:
+        MidiError: more than 200,000 bars.
+
+    >>> bar_lines([(0, 3, 4), (6, 4, 4)], 12, 2).tolist()
+    [0, 6, 14]
+    """
+    changes = sorted(signatures)
+    if not changes or changes[0][0] > 0:
+        changes.insert(0, (0, 4, 4))
+    pieces: list[NDArray[np.int64]] = []
+    total = 0
+    last = 0
+    for i, (tick, numerator, denominator) in enumerate(changes):
+        if tick >= end and tick > 0:
+            break
+        length = max(1, round(4 * resolution * numerator / denominator))
+        stop = min(changes[i + 1][0], end) if i + 1 < len(changes) else end
+        count = max(-(-(stop - tick) // length), 0)
+        total += count
+        if total > MAX_BARS:
+            raise MidiError(
+                f"statistics read at most {MAX_BARS} bars (received more); check the time signatures"
+            )
+        pieces.append(tick + length * np.arange(count, dtype=np.int64))
+        last = max(last, tick + length * count) if stop == end else last
+    starts = np.concatenate(pieces) if pieces else np.zeros(0, dtype=np.int64)
+    return np.append(starts, last)

@@ -1,10 +1,10 @@
 """Generating inside another program, without torch: NumPy, safetensors, symusic and the engine are enough.
 
-    from melodia.runtime import Sampler, write_midi
+    from melodia.runtime import RECOMMENDED, Sampler, write_midi
 
     sampler = Sampler.load("my-model", device="cpu")
     sampler.prime("song.mid")
-    continuation = sampler.generate(bars=8, random_seed=7)
+    continuation = sampler.generate(bars=8, random_seed=7, **RECOMMENDED)
     write_midi(continuation.joined_score, "continued.mid")
 
     for event in sampler.stream(endless=True):  # note by note, for ever
@@ -16,6 +16,7 @@ when they are asked for: a GPU, the reference backend, an engine that was not bu
 """
 
 from melodia.decode import SamplingConfig
+from melodia.decode.config import RECOMMENDED
 from melodia.errors import MelodiaError
 from melodia.midi import midi_bytes, read_score, write_midi
 from melodia.model.network import Network
@@ -24,6 +25,7 @@ from melodia.sampler import Continuation, Event, PrimeReport, Request, Sampler, 
 from melodia.tokenizer import Tokenizer, TokenizerConfig
 
 __all__ = [
+    "RECOMMENDED",
     "Continuation",
     "Event",
     "MelodiaError",

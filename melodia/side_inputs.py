@@ -31,6 +31,9 @@ iterations (sequential, H = 128, twice), so it has to be asked for."""
 DENSITY_EDGES = (4.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0)
 """Notes a bar at which the density bucket goes up by one, from 1 to 8."""
 
+DENSITIES = len(DENSITY_EDGES) + 1
+"""So many buckets of density there are."""
+
 
 @dataclass(frozen=True)
 class SideInputSpec:
@@ -363,5 +366,5 @@ def _check(
             )
     if bars_total is not None and bars_total < 1:
         raise ConfigError(f"bars_total must be at least 1 (received {bars_total})")
-    if density is not None and not 1 <= density <= len(DENSITY_EDGES) + 1:
-        raise ConfigError(f"density must be within 1 and {len(DENSITY_EDGES) + 1} (received {density})")
+    if density is not None and not 1 <= density <= DENSITIES:
+        raise ConfigError(f"density must be within 1 and {DENSITIES} (received {density})")

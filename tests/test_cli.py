@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import melodia
 from melodia import engine, kernels
 from melodia.cli import main
 from melodia.errors import MelodiaError
@@ -181,6 +182,24 @@ def test_a_file_that_is_there_is_kept_unless_forced(
     assert out.read_bytes().startswith(b"MThd")
 
 
+def test_options_that_may_have_no_effect_are_no_error_by_default(model: Path, tmp_path: Path) -> None:
+    arguments = ["generate", "--model", str(model), "--random-seed", "1", "--out"]
+    for number, options in enumerate((["--tokens", "9"], ["--bars", "1", "--pitch-bias", "0"])):
+        assert main([*arguments, str(tmp_path / f"{number}.mid"), *options]) == 0
+
+
+def test_a_link_to_nothing_is_there_already(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is found before the work, not behind it."""
+    monkeypatch.setattr("melodia.workflows.generate.Sampler.load", lambda *a, **b: pytest.fail("loaded"))
+    out = tmp_path / "new.mid"
+    out.symlink_to(tmp_path / "gone.mid")
+    assert main(["generate", "--bars", "1", "--out", str(out)]) == 1
+    assert "is there already" in capsys.readouterr().err
+    assert out.is_symlink()
+
+
 def test_python_names_arguments_and_the_command_line_options(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -290,6 +309,8 @@ def test_a_generation_that_fails_halfway_names_what_it_wrote(
         (["bench", "--threads", "1,1"], "--threads must be different"),
         (["compare", "x", "--out", "y", "--kinds", "gru, gru"], "--kinds must be different"),
         (["generate", "--continuation-only"], "needs --seed"),
+        (["generate", "--pitch-bias", "0.3"], "--pitch-bias needs --seed"),
+        (["generate", "--tokens", "9", "--branches", "4"], "--branches needs --seed"),
         (["generate", "--metre", "x"], "such as 3/4"),
         (["generate", "--device", "foo"], "--device must be auto, cpu or cuda"),
         (["generate", "--num-samples", "100000"], "1<=x<=1000"),
@@ -400,3 +421,13 @@ def test_importing_melodia_is_cheap() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, env=os.environ, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("command", ["generate", "evaluate"])
+def test_the_recommended_settings_are_the_defaults(command: str) -> None:
+    from typer.main import get_command
+
+    from melodia.cli.app import app
+
+    parameters = {p.name: p.default for p in get_command(app).commands[command].params}
+    assert {name: parameters[name] for name in melodia.RECOMMENDED} == dict(melodia.RECOMMENDED)

@@ -9,9 +9,12 @@ from typing import Any
 import pytest
 from folder_helpers import SHORT, Crash, Record
 
+from melodia import kernels
+from melodia.cli import main
 from melodia.errors import ConfigError, TrainingError
 from melodia.training import Plan, World
 from melodia.training.lock import only_training
+from melodia.training.logs import COLUMNS
 from melodia.workflows.compare import compare_kinds
 from melodia.workflows.train import QuietReporter
 
@@ -50,13 +53,14 @@ def test_an_interrupted_comparison_goes_on_where_it_was(songs: Path, tmp_path: P
         def started(self, plan: Plan) -> None:
             begun_at.append(plan.resumed_at)
 
-    def compare(out: str, progress: QuietReporter) -> dict[str, float]:
+    def compare(out: str, progress: QuietReporter, backend: str = "auto", **changes: Any) -> dict[str, float]:
         rows = compare_kinds(
             songs,
             tmp_path / out,
             kinds=("gru",),
             size="tiny",
-            training={**SHORT, "iterations": 4, "save_every": 0.0},
+            training={**SHORT, "iterations": 4, "save_every": 0.0, **changes},
+            backend=backend,
             cache=tmp_path / "cache",
             progress=progress,
         ).rows
@@ -66,7 +70,12 @@ def test_an_interrupted_comparison_goes_on_where_it_was(songs: Path, tmp_path: P
     whole = compare("whole", Watch())
     with pytest.raises(RuntimeError, match="crash"):
         compare("broken", Crash())
-    assert compare("broken", Watch()) == whole
+    if kernels.backend_report().runs == "native":
+        with pytest.raises(ConfigError, match=r"another comparison \(another backend\)"):
+            compare("broken", Watch(), backend="reference")
+    with pytest.raises(ConfigError, match=r"another comparison \(another random_seed, threads\)"):
+        compare("broken", Watch(), threads=2, random_seed=9)
+    assert compare("broken", Watch(), save_every=9.0) == whole, "how often is saved changes no figure"
     assert begun_at == [0, 1]
 
 
@@ -78,14 +87,50 @@ def test_a_comparison_looks_at_all_folders_before_it_trains(
     record.parent.mkdir(parents=True)
     for text, message in (
         ('{"setting": {}, "row": null}', "holds gru of another comparison"),
-        ('{"setting": {}, "row": {"name": "gru"}}', "damaged .*`force`"),
-        ("[", "damaged .*`force`"),
+        (
+            '{"setting": {"corpus": 1}, "row": null}',
+            r"holds gru .* \(another backend, batch_size, .*corpus, ",
+        ),
+        (
+            '{"setting": {}, "row": {"name": "gru"}}',
+            "damaged .*; remove .*gru, and gru alone is trained anew",
+        ),
+        ('{"setting": 3, "row": null}', "damaged .*; remove .*gru, and gru alone is trained anew"),
+        ("[", "damaged .*; remove .*gru, and gru alone is trained anew"),
     ):
         record.write_text(text)
         with pytest.raises((ConfigError, TrainingError), match=message):
             compare_kinds(
                 songs, tmp_path / "out", kinds=("lstm", "gru"), size="tiny", cache=tmp_path / "cache"
             )
+
+
+def test_advice_names_what_a_comparison_has(
+    songs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["compare", str(songs), "--out", str(tmp_path), "--kinds", "gru", "--size", "tiny"]
+    arguments += ["--cache", str(tmp_path / "cache"), "--epochs", "0.1", "--threads", "1"]
+    log = tmp_path / "gru" / "training.csv"
+    log.parent.mkdir()
+    log.write_text(",".join(COLUMNS) + "\n1\n")
+    assert main(arguments) == 1
+    assert "is the log of a training; move it or choose another folder" in capsys.readouterr().err
+    log.unlink()
+    (tmp_path / "gru" / "best").mkdir()
+    assert main(arguments) == 1
+    assert "holds a training already; move it or choose another folder" in capsys.readouterr().err
+    (tmp_path / "gru" / "best").rmdir()
+
+    def fails(*given: Any, **named: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("melodia.training.loop.make_model", fails)
+    assert main(arguments) == 1
+    message = capsys.readouterr().err
+    assert "out of memory" in message
+    assert "--resume" not in message
+    assert "--batch-size" not in message
+    assert "or --size" in message
 
 
 def test_a_comparison_has_its_folder_for_itself(songs: Path, tmp_path: Path) -> None:

@@ -110,20 +110,21 @@ def test_a_bias_of_the_wrong_shape() -> None:
     state, V = sampler.state, sampler.vocabulary.size
     rules = rules_of(Grammar.compile(sampler.vocabulary), state.side.specs)
     lanes = engine.Lanes(engine.Engine(*describe(sampler.model, "fp32"), threads=1), 1)
-    nowhere = np.zeros(PROGRAM_NUMBERS, np.int32)
-    for rows, row_of, exponent, message in (
-        (np.zeros((2, V - 1)), nowhere, 1, rf"a bias must be \[R, {V}\] \(received \[2, {V - 1}\]\)"),
-        (np.zeros(V), nowhere, 1, rf"a bias must be \[R, {V}\]"),
-        (np.zeros((2, V)), nowhere + 2, 1, r"row of the bias must lie from 0 to 1 \(received 2\)"),
-        (np.zeros((2, V)), nowhere - 1, 1, r"from 0 to 1 \(received -1\)"),
-        (np.zeros((2, V)), nowhere[1:], 1, r"row_of"),
-        (np.zeros((2, V)), nowhere, 1.5, r"exponent of a bias must lie from 0 to 1 \(received 1.5"),
-        (np.zeros((2, V)), nowhere, np.nan, r"exponent of a bias"),
+    nowhere, every = np.zeros(PROGRAM_NUMBERS, np.int32), np.ones(V, np.bool_)
+    bias = Bias(np.zeros((2, V - 1), np.float32), nowhere, every[1:], 1.0)
+    start = Start(state.logits, state.grammar, state.side, SamplingConfig(), 1, 0, state.fed, (), bias)
+    with pytest.raises(ValueError, match=rf"a bias must be \[R, {V}\] \(received \[2, {V - 1}\]\)"):
+        TokenLoop(lanes, [rules], [start])
+    loop = lanes.native.loop([rules.native])
+    for row_of, exponent, message in (  # what compiled code refuses itself
+        (nowhere + 2, 1, r"row of the bias must lie from 0 to 1 \(received 2\)"),
+        (nowhere - 1, 1, r"from 0 to 1 \(received -1\)"),
+        (nowhere[1:], 1, r"row_of"),
+        (nowhere, 1.5, r"exponent of a bias must lie from 0 to 1 \(received 1.5"),
+        (nowhere, np.nan, r"exponent of a bias"),
     ):
-        bias = Bias(rows.astype(np.float32), row_of, np.ones(V, np.bool_), exponent)
-        start = Start(state.logits, state.grammar, state.side, SamplingConfig(), 1, 0, state.fed, (), bias)
         with pytest.raises((ValueError, GrammarError), match=message):
-            TokenLoop(lanes, [rules], [start])
+            loop.set_bias(0, np.zeros((2, V), np.float32), row_of, pack(every), exponent)
 
 
 @pytest.mark.parametrize("kind", ["lstm", "gru", "reversed", "parallel", "bidirectional"])

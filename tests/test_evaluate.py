@@ -21,11 +21,11 @@ from melodia.decode import SamplingConfig
 from melodia.errors import ConfigError, CorpusError, MelodiaError
 from melodia.evaluation.continuations import Settings, continue_pieces, key_agreement, notes_and_bars
 from melodia.evaluation.likelihood import encode_files, model_likelihood
-from melodia.evaluation.measure import number
 from melodia.evaluation.notes import note_table
 from melodia.evaluation.page import write_page
 from melodia.evaluation.report import Evaluation, mean_histograms
 from melodia.evaluation.statistics import piece_histograms
+from melodia.measure import number
 from melodia.midi import read_score
 from melodia.model import save_checkpoint
 from melodia.originality import Index, Training, attach_index, notes_of_tokens
@@ -281,7 +281,7 @@ def test_refusals(folder: Path, model: Path) -> None:
         evaluate_folder(folder, model, generate=2, seed_bars=400, bars=2)
     with pytest.raises(CorpusError, match="none of the 1 files"):
         evaluate_folder(folder / "broken.mid", model)
-    with pytest.raises(ConfigError, match="`random_seed` must be within"):
+    with pytest.raises(ConfigError, match="`random_seed` must be a whole number within"):
         evaluate_folder(folder, model, generate=2, random_seed=-1)
     with pytest.raises(ConfigError, match="`bars` must be at least 1"):
         Settings(bars=0)

@@ -11,7 +11,8 @@ import symusic
 
 from melodia.errors import ConfigError, MidiError
 from melodia.evaluation import statistics as st
-from melodia.evaluation.notes import bar_lines, note_table
+from melodia.evaluation.notes import note_table
+from melodia.notes import bar_lines
 
 TPQ = 480
 

@@ -191,7 +191,7 @@ def test_damaged_logits_and_empty_masks_are_errors() -> None:
         ({"temperature": -1}, r"received -1"),
         ({"temperature": float("nan")}, "finite"),
         ({"temperature": "hot"}, "must be a number"),
-        ({"top_k": 0}, r"`top_k` must be >= 1 \(received 0\)"),
+        ({"top_k": 0}, r"`top_k` must be a whole number within 1 and \d+ \(received 0\); leave it out"),
         ({"top_k": 2.5}, "whole number"),
         ({"top_p": 0.0}, r"`top_p` must be in \(0, 1\] \(received 0.0\)"),
         ({"top_p": 1.5}, "received 1.5"),

@@ -193,6 +193,14 @@ def test_pertok_stays_in_its_bar_and_micro_timing_does_not_overlap() -> None:
     assert walk.names("MicroTiming") == ["2", "3"]
 
 
+def test_micro_timing_begins_no_note_too_many() -> None:
+    """Before its place on the grid a note would meet those that end there."""
+    line = "Bar TimeSig_3/4 Program_0 Pitch_60 MicroTiming_0 Velocity_63 Duration_1.0.12 TimeShift_1.0.12 Pitch_62"
+    free, alone = Walk("PerTok", line), Walk("PerTok", line, max_polyphony=1)
+    assert free.names("MicroTiming") == ["-3", "-2", "-1", "0", "1", "2", "3"]
+    assert alone.names("MicroTiming") == ["0", "1", "2", "3"]
+
+
 def test_silence_is_bounded_as_the_reader_bounds_it() -> None:
     assert Limits().silence == MAX_SILENCE
     walk = Walk(line=f"{START} Pitch_60 Velocity_63 Duration_3.0.12" + " Bar TimeSig_12/4" * 21)

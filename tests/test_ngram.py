@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from melodia.errors import ConfigError
-from melodia.evaluation.measure import Likelihood, bare, velocity_mask
 from melodia.evaluation.ngram import FALLBACK_DISCOUNTS, KneserNey, modified_discounts
+from melodia.measure import Likelihood, bare, velocity_mask
 from melodia.vocabulary import Vocabulary
 
 TOKENS = (

@@ -10,9 +10,9 @@ from sampler_helpers import make_seed, scale, tiny_sampler
 
 from melodia.cli import main
 from melodia.errors import CheckpointError, ConfigError, MelodiaError
-from melodia.evaluation.notes import bar_lines
 from melodia.midi import write_midi
 from melodia.model import save_checkpoint
+from melodia.notes import bar_lines
 from melodia.originality import Index, Training, attach_index, notes_of_events, notes_of_score
 from melodia.sampler import Continuation, Sampler
 from melodia.workflows.generate import generate_files, generate_original

@@ -10,7 +10,7 @@ from cuda_decode_emulation import paired_tokenizer
 from sampler_helpers import make_seed, scale, tiny_sampler
 
 from melodia import engine
-from melodia.decode import Noise, Opinion, SamplingConfig, choose, token_nll
+from melodia.decode import Bias, Noise, Opinion, SamplingConfig, choose, token_nll
 from melodia.errors import ConfigError
 from melodia.grammar.state import NONE
 from melodia.sampler import Request, Sampler
@@ -238,3 +238,69 @@ def test_the_model_is_told_the_last_bars_only() -> None:
         told.setdefault(lane.plan._bar - 3, set()).add(lane.plan.bars_total)
     assert all(told[bar] == {None} for bar in range(1, 9 - LAST_BARS))
     assert all(told[bar] == {12} for bar in range(9 - LAST_BARS, 9))
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "message"),
+    [
+        (
+            "rows",
+            np.zeros((2, 4)),
+            r"`rows` must be a plain array of float32 \[R, V\].*received float64 \[2, 4\]",
+        ),
+        ("rows", np.zeros(4, np.float32), r"`rows` must be .*received float32 \[4\]"),
+        ("rows", np.zeros((2, 5), np.float32), r"`rows` must be .*received float32 \[2, 5\]"),
+        ("rows", np.zeros((0, 4), np.float32), "`rows` must be .*R at least 1"),
+        ("rows", np.zeros((2, 8), np.float32)[:, ::2], "`rows` must be .*with gaps"),
+        ("rows", np.full((2, 4), np.nan, np.float32), "`rows` must be .*not finite"),
+        ("rows", [[0.0]], "`rows` must be a plain array"),
+        ("row_of", np.zeros(129), r"`row_of` must be a plain array of int32 \[129\]"),
+        ("row_of", np.zeros(128, np.int32), "`row_of` must be"),
+        ("row_of", np.full(129, 2, np.int32), r"`row_of` must be within 0 and 1.*received 2 to 2"),
+        ("row_of", np.full(129, -1, np.int32), "`row_of` must be within 0 and 1"),
+        ("members", np.zeros(4, np.int32), "`members` must be a plain array of bool"),
+        ("exponent", float("nan"), "`exponent` must be finite"),
+        ("exponent", 1.5, "`exponent` must be within 0 and 1"),
+        ("exponent", "x", "`exponent` must be a number"),
+    ],
+)
+def test_a_bias_of_the_wrong_form_reaches_no_compiled_code(part: str, value: Any, message: str) -> None:
+    parts: dict[str, Any] = {
+        "rows": np.zeros((2, 4), np.float32),
+        "row_of": np.zeros(129, np.int32),
+        "members": np.ones(4, np.bool_),
+        "exponent": 0.5,
+    }
+    Bias(**parts)
+    with pytest.raises(ConfigError, match=message):
+        Bias(**parts | {part: value})
+
+
+@pytest.mark.parametrize(
+    ("opinion", "message"),
+    [
+        (
+            Opinion(np.zeros(3, np.float32), np.ones(2, np.bool_), 0.5),
+            r"`row` must be .*received float32 \[3\]",
+        ),
+        (Opinion(np.zeros(2, np.float32), np.ones(2), 0.5), "`members` must be"),  # type: ignore[arg-type]
+        (Opinion(np.zeros(2, np.float32), np.ones(2, np.bool_), float("nan")), "`exponent` must be finite"),
+        (Opinion(np.full(2, np.inf, np.float32), np.ones(2, np.bool_), 0.5), "`row` must be .*not finite"),
+    ],
+)
+def test_an_opinion_of_the_wrong_form(opinion: Opinion, message: str) -> None:
+    greedy = SamplingConfig(greedy=True)
+    with pytest.raises(ConfigError, match=message):
+        choose(np.zeros(2, np.float32), None, (), greedy, None, opinion)
+    if engine.reason() is None:
+        with pytest.raises(ConfigError, match=message):
+            engine.choose(
+                np.zeros(2, np.float32),
+                None,
+                (),
+                greedy,
+                random_seed=1,
+                session=0,
+                position=0,
+                opinion=opinion,
+            )

@@ -182,8 +182,8 @@ def test_a_note_just_before_the_cut_belongs_to_what_was_cut_off(sampler: Sampler
     report = sampler.prime(seed, seed_bars=1)
     assert report.notes == 4
     assert any(finding.kind == "dropped" and "at the cut" in finding.what for finding in report.findings)
-    for seconds in (0.0, float("nan")):
-        with pytest.raises(ConfigError, match="`seed_seconds` must be more than 0"):
+    for seconds, limit in ((0.0, "more than 0"), (float("nan"), "finite")):
+        with pytest.raises(ConfigError, match=f"`seed_seconds` must be {limit}"):
             sampler.prime(make_seed(scale(2)), seed_seconds=seconds)
     with pytest.raises(ConfigError, match=r"`seed_bars` must be a whole number.*received 2\.5"):
         sampler.prime(seed, seed_bars=2.5)

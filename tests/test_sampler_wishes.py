@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import itertools
+import json
+from functools import partial
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import pytest
-from sampler_helpers import check_continuation, make_seed, notes_of, scale, tiny_sampler
+import torch
+from sampler_helpers import check_continuation, make_seed, notes_of, scale, tiny_sampler, tokenizer_of
+from symusic.core import TempoTick
 
 from melodia.decode import SamplingConfig
 from melodia.errors import ConfigError, GrammarError
-from melodia.sampler import Sampler, plan
+from melodia.grammar import TokenReader
+from melodia.notes import bar_lines
+from melodia.sampler import Continuation, Sampler, plan
+from melodia.sampler.loop import Loop
 from melodia.sampler.players import OPEN_BARS, OPEN_PROGRAMS
+from melodia.tokenizer import Tokenizer, TokenizerConfig
 
 SCHEMES = ("REMI", "TSD", "MIDILike", "Structured", "PerTok")
 
@@ -50,6 +59,69 @@ def test_seconds_are_rounded_up_to_a_bar_line(sampler: Sampler, seconds: float, 
     made = sampler.generate(seconds=seconds, random_seed=1)  # a bar lasts 2.5 s
     check_continuation(sampler, made, bars=bars)
     assert made.report.seconds == pytest.approx(2.5 * bars)
+
+
+@pytest.mark.parametrize("scheme", ["REMI", "TSD", "MIDILike", "PerTok"])
+def test_seconds_are_reached_although_the_tempo_changes(scheme: str) -> None:
+    """The last bar is known while it is made: a faster tempo in the rest of it would make it end too early."""
+    sampler = tiny_sampler(scheme)
+    with torch.no_grad():
+        sampler.model.head.bias[list(sampler.vocabulary.ids_of("Tempo"))] += 2
+    sampler = Sampler(sampler.model, sampler.tokenizer)
+    sampler.prime(make_seed(scale(2)))
+    changed = 0
+    for seconds, metre_changes in itertools.product((3.0, 5.0, 12.0), (False, True)):
+        for random_seed in range(4):
+            made = sampler.generate(
+                seconds=seconds, tempo_changes=True, metre_changes=metre_changes, random_seed=random_seed
+            )
+            assert made.report.seconds >= seconds - 1e-6
+            *before, last = [line for line in bar_ticks(made) if line < made._map.end]
+            assert made._map.seconds(last) - made._map.seconds(made._map.join) < seconds or not before
+            changed += len(made._map.tempi) > 2
+    assert changed > 6
+
+
+def bar_ticks(made: Continuation) -> list[int]:
+    """The bar lines of a continuation that begins at one, in its ticks."""
+    return bar_lines(list(made._map.metres), made._map.end, made._map.ticks_per_quarter).tolist()
+
+
+@pytest.mark.parametrize("scheme", ["REMI", "MIDILike", "PerTok"])
+@pytest.mark.parametrize("bursts", [True, False])
+def test_tempi_inside_byte_pairs_are_tempi(
+    scheme: str, bursts: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def moving(program: int) -> Any:
+        score = make_seed(scale(8, program=program))
+        for bar in range(8):
+            score.tempos.append(TempoTick((4 * bar + 2 * (bar % 2)) * 480, qpm=100 + 20 * (bar % 3)))
+        return score
+
+    base = tokenizer_of(scheme)
+    pieces = [base.encode(moving(program)).ids for program in (0, 5)]
+    config = TokenizerConfig(scheme=scheme, bpe_vocab_size=base.vocabulary.size + 80)
+    tokenizer = Tokenizer(config).train_bpe(pieces)
+    sampler, vocabulary = tiny_sampler(scheme, tokenizer=tokenizer), tokenizer.vocabulary
+    with_tempo = [
+        token
+        for token, parts in vocabulary.expansions.items()
+        if any(vocabulary.types[part] == "Tempo" for part in parts)
+    ]
+    with torch.no_grad():
+        sampler.model.head.bias[with_tempo] += 5
+    sampler = Sampler(sampler.model, tokenizer)
+    seed = make_seed(scale(2))
+    sampler.prime(seed)
+    monkeypatch.setattr("melodia.sampler.sampler.Loop", partial(Loop, bursts=bursts))
+    made = sampler.generate(bars=6, tempo_changes=True, random_seed=1)
+    assert set(made.tokens.tolist()) & set(with_tempo)
+    reader = TokenReader(vocabulary)
+    reader.read([*tokenizer.encode(seed).ids.tolist(), *made.tokens.tolist()])
+    origin = sampler.state.context.origin
+    written = [(tick - origin, tempo) for tick, tempo in reader.tempi if tick > origin]
+    assert len(written) > 2
+    assert [mark for mark in made._map.tempi if mark[0] > 0] == written
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -160,6 +232,7 @@ def test_a_new_metre_begins_with_the_first_full_bar(sampler: Sampler) -> None:
     made = sampler.generate(bars=2, metre=(3, 4), random_seed=1)
     metres = [(t.time / made.score.ticks_per_quarter, t.numerator) for t in made.score.time_signatures]
     assert metres == [(0.0, 4), (4.0, 3)]
+    assert made.report.metre == (3, 4), "that of the bars which are counted, not of the one that is completed"
     assert made._map.end / made.score.ticks_per_quarter == 4 + 6
 
 
@@ -235,8 +308,9 @@ def test_settings_may_come_as_one_value(sampler: Sampler) -> None:
         ({"bars": 2, "seconds": 3.0}, "give one of `bars` and `seconds`"),
         ({"seconds": -1.0}, "`seconds` must be more than 0"),
         ({"tokens": 2.5}, "`tokens` must be a whole number"),
-        ({"random_seed": -1}, "`random_seed` must be within"),
-        ({"session": 2**32}, "`session` must be within"),
+        ({"random_seed": -1}, "`random_seed` must be a whole number within 0 and 2"),
+        ({"random_seed": 1.5}, "`random_seed` must be a whole number"),
+        ({"session": 2**32}, "`session` must be a whole number within"),
         ({"temperature": 0.0}, "`top_k` 1 takes the likeliest"),
         ({"metre": "x"}, "a metre is numerator and denominator"),
         ({"metre": (3, 5)}, "a metre is such as"),
@@ -244,18 +318,49 @@ def test_settings_may_come_as_one_value(sampler: Sampler) -> None:
         ({"programs": (1,), "any_program": True}, "give one of the two"),
         ({"bars": 100_001}, "`bars` must be at most 100,000 .*100,001.* in parts"),
         ({"tokens": 10**30}, "`tokens` must be at most"),
-        ({"seconds": float("inf")}, "`seconds` must be at most 200,000 .*inf"),
-        ({"seconds": float("nan")}, "`seconds` must be more than 0"),
+        ({"seconds": float("inf")}, "`seconds` must be finite .*inf"),
+        ({"seconds": 1e9}, "`seconds` must be at most 200,000"),
+        ({"seconds": float("nan")}, "`seconds` must be finite"),
         ({"tempo": 0.0}, "`tempo` must be within"),
         ({"endless": True}, "use `stream`"),
-        ({"speed": 3}, "unknown settings"),
-        ({"programs": (200,)}, "programs must be within"),
-        ({"pitch_range": (80, 20)}, "pitch_range"),
+        ({"speed": 3}, "unknown settings .*`speed`; there are bars, "),
+        ({"programs": (200,)}, r"`programs` must be numbers within .*received \(200,\)"),
+        ({"programs": ()}, r"`programs` must be .*at least one .*received \(\).*leave it out"),
+        ({"programs": 40}, "`programs` must be numbers"),
+        ({"programs": (0, "drums")}, "`programs` must be numbers"),
+        (
+            {"pitch_range": (80, 20)},
+            r"`pitch_range` must be the lowest and the highest .*received \(80, 20\)",
+        ),
+        ({"pitch_range": (0, 128)}, "`pitch_range` must be"),
+        ({"pitch_range": (60,)}, "`pitch_range` must be"),
+        ({"pitch_range": "ab"}, "`pitch_range` must be"),
+        ({"max_polyphony": 0}, "`max_polyphony` must be a whole number, at least 1"),
+        ({"max_polyphony": 2.5}, "`max_polyphony` must be a whole number"),
+        ({"metre": (3.5, 4)}, "a metre is numerator and denominator"),
+        ({"seconds": "4"}, "`seconds` must be a number"),
+        ({"tempo": [90]}, "`tempo` must be a number"),
+        ({"greedy": "no"}, "`greedy` must be True or False"),
+        ({"may_end": "no"}, "`may_end` must be True or False"),
+        ({"sampling": {"top_k": 3}}, "`sampling` must be a melodia.decode.SamplingConfig"),
+        ({"progress": 5}, "`progress` must be a function"),
     ],
 )
 def test_wishes_that_cannot_be(sampler: Sampler, settings: dict[str, Any], message: str) -> None:
     with pytest.raises((ConfigError, GrammarError), match=message):
         sampler.generate(**settings)
+
+
+def test_numbers_of_numpy_are_as_good(sampler: Sampler) -> None:
+    plain = {"bars": 2, "session": 1, "top_k": 5, "temperature": 0.5, "pitch_range": (40, 80), "branches": 2}
+    ours = {
+        name: np.array(v) if isinstance(v, tuple) else type(np.array(v)[()])(v) for name, v in plain.items()
+    }
+    assert tokens_of(sampler, **ours, random_seed=np.uint64(3)) == tokens_of(sampler, **plain, random_seed=3)
+    made = sampler.generate(**ours, random_seed=np.uint64(3))
+    json.dumps(made.report.to_dict())  # they are Python's again
+    assert sampler.generate_many(np.int64(2), bars=np.int32(1))[1].report.bars == 1  # type: ignore[arg-type]
+    assert sampler.prime(make_seed(scale(3)), seed_bars=np.int64(1)).bars == 1  # type: ignore[arg-type]
 
 
 def test_sampling_as_a_whole_or_in_parts(sampler: Sampler) -> None:

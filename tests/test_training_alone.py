@@ -15,7 +15,7 @@ from training_helpers import ENVIRONMENT
 from melodia.cli.console import LastingConsole
 from melodia.cli.progress import ConsoleProgress
 from melodia.errors import TrainingError
-from melodia.training import Step, Validation, World
+from melodia.training import Plan, Step, Validation, World
 from melodia.training.interrupt import Interrupt
 from melodia.training.lock import FILE, only_training
 from melodia.training.watch import corpus_warnings
@@ -78,7 +78,7 @@ def test_progress_that_nobody_reads_is_no_error() -> None:
     reading, writing = os.pipe()
     os.close(reading)
     with os.fdopen(writing, "w") as file:
-        with ConsoleProgress(LastingConsole(file=file)) as progress:
+        with ConsoleProgress("train", LastingConsole(file=file)) as progress:
             progress.say("nobody reads this")
             progress.read(1, 2, "a.mid")
             progress.warned("nor this")
@@ -88,7 +88,7 @@ def test_progress_that_nobody_reads_is_no_error() -> None:
 def test_a_full_disk_under_the_report_is_no_error() -> None:
     if not Path("/dev/full").exists():
         pytest.skip("needs /dev/full")
-    with Path("/dev/full").open("w") as file, ConsoleProgress(LastingConsole(file=file)) as progress:
+    with Path("/dev/full").open("w") as file, ConsoleProgress("train", LastingConsole(file=file)) as progress:
         progress.say("no room for this")
         progress.say("nor for this")
         os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())  # what is buffered has to go somewhere
@@ -96,11 +96,13 @@ def test_a_full_disk_under_the_report_is_no_error() -> None:
 
 def test_what_was_not_measured_is_a_dash(tmp_path: Path) -> None:
     with (tmp_path / "log").open("w+") as file:
-        progress = ConsoleProgress(Console(file=file, width=300))
+        progress = ConsoleProgress("train", Console(file=file, width=300))
+        progress.started(Plan(9, 1, 9, 0, 0, None, 5400.0, 9, 0, "cpu", "fp32", 1))
         progress.stepped(Step(1, 0.1, 0.1, 1.0, None, NAN, 1e-3, 2.5, NAN, 1.0))
         progress.validated(Validation(1, NAN, NAN, 2.5, 3.5, True, 0.1))
         file.seek(0)
         text = file.read()
+    assert "1:30:00 hours, cpu" in text
     assert "nan" not in text
     assert "– tokens/s" in text
     assert "held-out – nats/token" in text

@@ -63,8 +63,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):  # names of files may be no text
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    command = next((word for word in given if not word.startswith("-")), None)
     try:
-        given = list(sys.argv[1:] if arguments is None else arguments)
         _refuse_empty(given)
         app(args=given, prog_name="melodia")
     except SystemExit as stop:
@@ -72,7 +73,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
             _complain("interrupted")
         return stop.code if isinstance(stop.code, int) else EXIT_FAILURE
     except MelodiaError as error:
-        _complain(as_options(str(error)))
+        _complain(as_options(str(error), command))
         return EXIT_USAGE if isinstance(error, ConfigError) else EXIT_FAILURE
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""

@@ -45,7 +45,7 @@ def compare(
         from melodia.workflows.compare import compare_kinds
 
     keep_freed_memory()
-    with ConsoleProgress() as progress:
+    with ConsoleProgress("compare") as progress:
         table = compare_kinds(
             corpus,
             out,

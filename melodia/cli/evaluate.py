@@ -10,7 +10,7 @@ import typer
 from melodia.cli.loading import loading
 from melodia.cli.output import tell
 from melodia.cli.words import as_options, is_given
-from melodia.decode.config import BRANCHES, PITCH_BIAS, TEMPERATURE, TOP_P
+from melodia.decode.config import FILTERS, RECOMMENDED
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -20,10 +20,7 @@ if TYPE_CHECKING:
 PLAIN_WIDTH = 160  # of tables where there is no terminal
 
 
-GENERATION = (
-    "seed_bars", "bars", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "pitch_bias", "branches",
-    "random_seed",
-)  # fmt: skip
+GENERATION = ("seed_bars", "bars", *FILTERS, "pitch_bias", "branches", "random_seed")
 
 
 def evaluate(
@@ -45,22 +42,27 @@ def evaluate(
     ),
     seed_bars: int = typer.Option(16, min=1, help="With --generate: bars of each seed."),
     bars: int = typer.Option(16, min=1, help="With --generate: bars of each continuation."),
-    temperature: float = typer.Option(TEMPERATURE, help="With --generate: divides the logits."),
+    temperature: float = typer.Option(
+        RECOMMENDED["temperature"], help="With --generate: divides the logits."
+    ),
     top_k: int | None = typer.Option(None, help="With --generate: keep the K likeliest tokens."),
     top_p: float | None = typer.Option(
-        TOP_P, help="With --generate: smallest set with this probability (1 = all)."
+        RECOMMENDED["top_p"], help="With --generate: smallest set with this probability (1 = all)."
     ),
     min_p: float | None = typer.Option(None, help="With --generate: least share of the likeliest token."),
     repetition_penalty: float = typer.Option(
         1.0, help="With --generate: above 1, recent tokens become less likely."
     ),
     pitch_bias: float = typer.Option(
-        PITCH_BIAS,
+        RECOMMENDED["pitch_bias"],
         help="With --generate: how strongly notes keep to the seed's pitch classes and instruments to their range, "
         "0 to 1.",
     ),
     branches: int = typer.Option(
-        BRANCHES, min=1, max=64, help="With --generate: play every two bars so often and keep what fits best."
+        RECOMMENDED["branches"],
+        min=1,
+        max=64,
+        help="With --generate: play every two bars so often and keep what fits best.",
     ),
     random_seed: int = typer.Option(0, help="With --generate: of the choice of pieces and of the music."),
     json_file: Path | None = typer.Option(
@@ -78,7 +80,9 @@ def evaluate(
         raise typer.BadParameter("--generate needs at least 2 pieces to compare, or 0 for none")
     idle = next((name for name in GENERATION if not generate and is_given(context, name)), None)
     if idle is not None:
-        raise typer.BadParameter(as_options(f"`{idle}` needs `generate` N: without it nothing is generated"))
+        raise typer.BadParameter(
+            as_options(f"`{idle}` needs `generate` N: without it nothing is generated", "evaluate")
+        )
 
     with loading():
         from melodia.cli.console import LastingConsole
@@ -98,7 +102,7 @@ def evaluate(
         min_p=min_p,
         repetition_penalty=repetition_penalty,
     )
-    with ConsoleProgress() as progress:
+    with ConsoleProgress("evaluate") as progress:
         evaluation = evaluate_folder(
             folder,
             model,

@@ -7,7 +7,8 @@ from pathlib import Path
 import typer
 
 from melodia.cli.output import tell
-from melodia.decode.config import BRANCHES, PITCH_BIAS, TEMPERATURE, TOP_P
+from melodia.cli.words import is_given
+from melodia.decode.config import RECOMMENDED
 
 _SEED = "The seed: a MIDI file to continue (not a random number; that is --random-seed)."
 
@@ -30,6 +31,7 @@ def program_numbers(text: str) -> tuple[int, ...]:
 
 
 def generate(
+    context: typer.Context,
     seed: Path | None = typer.Option(None, "--seed", metavar="FILE", help=_SEED),
     seed_bars: int | None = typer.Option(None, min=1, help="Use only the first N bars of the seed."),
     seed_seconds: float | None = typer.Option(
@@ -42,21 +44,21 @@ def generate(
     tokens: int | None = typer.Option(None, min=1, help="Length in tokens, completed to a bar line."),
     num_samples: int = typer.Option(1, min=1, max=1000, help="Number of different continuations."),
     temperature: float = typer.Option(
-        TEMPERATURE, help="Divides the logits: below 1 is safer, above 1 wilder."
+        RECOMMENDED["temperature"], help="Divides the logits: below 1 is safer, above 1 wilder."
     ),
     top_k: int | None = typer.Option(None, help="Keep the K likeliest tokens."),
     top_p: float | None = typer.Option(
-        TOP_P, help="Keep the smallest set of tokens with this probability (1 = all)."
+        RECOMMENDED["top_p"], help="Keep the smallest set of tokens with this probability (1 = all)."
     ),
     min_p: float | None = typer.Option(None, help="Keep tokens at least this share of the likeliest one."),
     repetition_penalty: float = typer.Option(1.0, help="Above 1, recent tokens become less likely."),
     pitch_bias: float = typer.Option(
-        PITCH_BIAS,
+        RECOMMENDED["pitch_bias"],
         help="How strongly new notes keep to the seed's pitch classes and instruments to their range there, "
         "0 (not at all) to 1.",
     ),
     branches: int = typer.Option(
-        BRANCHES,
+        RECOMMENDED["branches"],
         min=1,
         max=64,
         help="Play every two bars so many times and keep what fits the seed and closes best; with --tokens the "
@@ -113,6 +115,12 @@ def generate(
         raise typer.BadParameter("--continuation-only needs --seed FILE")
     if sum(length is not None for length in (bars, seconds, tokens)) > 1:
         raise typer.BadParameter("give one of --bars, --seconds and --tokens")
+    if seed is None and pitch_bias > 0 and is_given(context, "pitch_bias"):
+        raise typer.BadParameter("--pitch-bias needs --seed FILE: it leans to the notes of the seed")
+    if seed is None and tokens is not None and branches > 1 and is_given(context, "branches"):
+        raise typer.BadParameter(
+            "--branches needs --seed FILE or --bars: with --tokens alone nothing says which branch is best"
+        )
 
     from melodia.cli.late_bar import LateBar
     from melodia.decode import SamplingConfig

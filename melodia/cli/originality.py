@@ -37,7 +37,7 @@ def originality(
         with loading():
             from melodia.cli.progress import ConsoleProgress
 
-        with ConsoleProgress() as progress:
+        with ConsoleProgress("originality") as progress:
             report = index_checkpoint(model, index, cache=cache, progress=progress)
         for line in report.lines():
             tell(line, err=as_json)

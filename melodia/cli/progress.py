@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from melodia.cli.console import LastingConsole
 from melodia.cli.words import as_options
-from melodia.evaluation.measure import number
+from melodia.measure import number
 from melodia.training.progress import Plan, Step, TrainingSummary, Validation
 from melodia.training.progress import Progress as TrainingProgress
 
@@ -37,10 +37,26 @@ def clock(seconds: float | None) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-class ConsoleProgress(TrainingProgress):
-    """Draws what corpus building and training tell. A context manager: the bar goes when it ends."""
+def duration(seconds: float | None) -> str:
+    """The same with its unit.
 
-    def __init__(self, console: Console | None = None) -> None:
+    >>> duration(90), duration(5400), duration(3599.9)
+    ('1:30 minutes', '1:30:00 hours', '1:00:00 hours')
+    """
+    shown = clock(seconds)
+    return f"{shown} {'hours' if shown.count(':') > 1 else 'minutes'}"
+
+
+class ConsoleProgress(TrainingProgress):
+    """Draws what corpus building and training tell. A context manager: the bar goes when it ends.
+
+    Args:
+        command: whose options messages name.
+        console: where to; None: standard error.
+    """
+
+    def __init__(self, command: str, console: Console | None = None) -> None:
+        self._command = command
         self.console = console or LastingConsole(stderr=True, highlight=False)
         self._bars = Progress(
             TextColumn("{task.description}"),
@@ -77,7 +93,7 @@ class ConsoleProgress(TrainingProgress):
     def say(self, text: str) -> None:
         """A line that stays."""
         with self._unless_gone():
-            self.console.print(as_options(text), markup=False, soft_wrap=True)
+            self.console.print(as_options(text, self._command), markup=False, soft_wrap=True)
 
     def _due(self) -> bool:
         """Whether a plain line is due (never on a terminal, where the bar says it)."""
@@ -106,7 +122,7 @@ class ConsoleProgress(TrainingProgress):
 
     def started(self, plan: Plan) -> None:
         """Say what is about to be trained on what."""
-        budget = f"{plan.iterations} iterations" if plan.iterations else f"{clock(plan.seconds)} minutes"
+        budget = f"{plan.iterations} iterations" if plan.iterations else duration(plan.seconds)
         again = f", resumed at iteration {plan.resumed_at}" if plan.resumed_at else ""
         self.say(
             f"training {plan.parameters:,} parameters on {plan.train_tokens:,} tokens of {plan.train_pieces} pieces "

@@ -99,7 +99,7 @@ def train(
     sides = None
     if side_inputs is not None:
         sides = () if side_inputs == "none" else tuple(name.strip() for name in side_inputs.split(","))
-    with ConsoleProgress() as progress:
+    with ConsoleProgress("train") as progress:
         result = train_folder(
             corpus,
             out,

@@ -10,17 +10,18 @@ if TYPE_CHECKING:
     import typer
 
 
-def as_options(text: str) -> str:
-    """A message with the names of arguments written as options.
+def as_options(text: str, command: str | None) -> str:
+    """A message with the names of arguments written as options of a command; None: of no command.
 
-    What stands in backticks and is no option of any command stays as it is.
+    What stands in backticks and is no option of this command stays as it is: no other command's option is advised.
 
-    >>> as_options("song.mid: is there already; give `force` to replace it, or another `max_copy`")
+    >>> as_options("song.mid: is there already; give `force` to replace it, or another `max_copy`", "generate")
     'song.mid: is there already; give --force to replace it, or another --max-copy'
-    >>> as_options("`endless` music has no end")
-    '`endless` music has no end'
+    >>> as_options("`endless` music has no end, `force` or not", "info")
+    '`endless` music has no end, `force` or not'
     """
-    return re.sub(r"`([a-z]+(?:_[a-z]+)*)`", lambda found: _options().get(found[1], found[0]), text)
+    options = _options(command)
+    return re.sub(r"`([a-z]+(?:_[a-z]+)*)`", lambda found: options.get(found[1], found[0]), text)
 
 
 def is_given(context: typer.Context, name: str) -> bool:
@@ -30,12 +31,12 @@ def is_given(context: typer.Context, name: str) -> bool:
 
 
 @cache
-def _options() -> dict[str, str]:
-    """The long option of every parameter, over all commands."""
+def _options(command: str | None) -> dict[str, str]:
+    """The long option of every parameter of a command; none of what is no command."""
     from typer.main import get_command
 
     from melodia.cli.app import app
 
-    commands = getattr(get_command(app), "commands", {}).values()
-    parameters = [parameter for command in commands for parameter in command.params]
+    found = getattr(get_command(app), "commands", {}).get(command)
+    parameters = [] if found is None else found.params
     return {p.name: p.opts[0] for p in parameters if p.opts[0].startswith("--")}

@@ -6,10 +6,13 @@ Letters: R rows, V = vocabulary size.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from melodia.checks import real_number
+from melodia.errors import ConfigError
 
 PROGRAM_NUMBERS = 129
 """How many programs there are: -1 (the drums) to 127."""
@@ -28,8 +31,14 @@ class Opinion(NamedTuple):
     members: NDArray[np.bool_]
     exponent: float
 
+    def check(self, V: int) -> None:
+        """Raise ConfigError unless it is an opinion on a vocabulary of V tokens."""
+        _check("row", self.row, np.float32, (V,), "[V]")
+        _check("members", self.members, np.bool_, (V,), "[V]")
+        _check_exponent(self.exponent)
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class Bias:
     """An opinion for every program.
 
@@ -37,6 +46,9 @@ class Bias:
         rows: float32 [R, V]; the first holds where no program plays yet.
         row_of: int32 [129], the row of each program, the drums (-1) first.
         members, exponent: as in `Opinion`.
+
+    Raises:
+        ConfigError: a part has another form or other values.
 
     >>> row_of = np.zeros(PROGRAM_NUMBERS, np.int32)
     >>> row_of[40 + 1] = 1
@@ -50,7 +62,44 @@ class Bias:
     members: NDArray[np.bool_]
     exponent: float
 
+    def __post_init__(self) -> None:
+        V = np.size(self.members)
+        _check("members", self.members, np.bool_, (V,), "[V]")
+        _check(
+            "rows", self.rows, np.float32, (max(1, len(np.atleast_1d(self.rows))), V), "[R, V], R at least 1"
+        )
+        _check("row_of", self.row_of, np.int32, (PROGRAM_NUMBERS,), f"[{PROGRAM_NUMBERS}]")
+        low, high = int(self.row_of.min()), int(self.row_of.max())
+        if low < 0 or high >= len(self.rows):
+            raise ConfigError(
+                f"`row_of` must be within 0 and {len(self.rows) - 1}, the rows of the bias (received {low} to {high})"
+            )
+        _check_exponent(self.exponent)
+
     def of(self, program: int) -> Opinion:
         """What holds while a program plays; below -1: while none does."""
         row = self.row_of[program + 1] if program >= -1 else 0
         return Opinion(self.rows[row], self.members, self.exponent)
+
+
+def _check(name: str, array: object, kind: type[np.generic], shape: tuple[int, ...], form: str) -> None:
+    """Raise ConfigError unless it is an array as compiled code reads it: its numbers one behind the other, finite."""
+    wrong = ""
+    if not isinstance(array, np.ndarray):
+        wrong = repr(array)
+    elif array.dtype != kind or array.shape != shape:
+        wrong = f"{array.dtype} {list(array.shape)}"
+    elif not array.flags.c_contiguous:
+        wrong = "an array with gaps"
+    elif not np.isfinite(array).all():
+        wrong = "numbers that are not finite"
+    if wrong:
+        name_of_kind = np.dtype(kind).name
+        raise ConfigError(
+            f"`{name}` must be a plain array of {name_of_kind} {form}, finite (received {wrong})"
+        )
+
+
+def _check_exponent(exponent: Any) -> None:
+    if not 0 <= real_number("exponent", exponent) <= 1:
+        raise ConfigError(f"`exponent` must be within 0 and 1 (received {exponent})")

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from types import MappingProxyType
 from typing import Any
 
+from melodia.checks import real_number, truth_value, whole_number
 from melodia.errors import ConfigError
 
-TEMPERATURE, TOP_P, PITCH_BIAS, BRANCHES = 1.0, 0.95, 0.3, 4
-"""What the command line chooses, by `benchmarks/continuations.py`. Stronger filters make music sink: the notes of a
-chord are written upwards, and what lies high is what they cut off. The bias keeps the key (`melodia.sampler.bias`),
-the branches keep the texture and close (`melodia.sampler.branching`)."""
+RECOMMENDED: Mapping[str, Any] = MappingProxyType(
+    {"temperature": 1.0, "top_p": 0.95, "pitch_bias": 0.3, "branches": 4}
+)
+"""What the command line chooses, by `benchmarks/continuations.py`; in Python: `sampler.generate(**RECOMMENDED)`.
 
+Stronger filters make music sink: the notes of a chord are written upwards, and what lies high is what they cut off.
+The bias keeps the key (`melodia.sampler.bias`), the branches keep the texture and close (`melodia.sampler.branching`).
+A stream has no `branches`."""
+
+FILTERS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+"""The settings of the choice that the command line has, too."""
 
 MAX_WHOLE = 2**31 - 1  # what the engine's int holds
 
@@ -21,7 +29,8 @@ MAX_WHOLE = 2**31 - 1  # what the engine's int holds
 class SamplingConfig:
     """How a token is chosen from the logits. None or 1.0 turns a filter off.
 
-    The filters run in this order: grammar mask, repetition penalty, temperature, top-k, top-p, min-p.
+    The filters run in this order: grammar mask, pool of opinions (the request's `pitch_bias`), repetition penalty,
+    temperature, top-k, top-p, min-p.
 
     Attributes:
         temperature: > 0; logits are divided by it. Below 1 safer, above 1 wilder.
@@ -53,26 +62,23 @@ class SamplingConfig:
     greedy: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "repetition_window"):
-            value = getattr(self, name)
-            whole = name in ("top_k", "repetition_window")
+        for name in (*FILTERS, "repetition_window"):
+            value: Any = getattr(self, name)
             if value is None and name in ("top_k", "top_p", "min_p"):
                 continue
-            if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
-                kind = "a whole number" if whole else "a number"
-                raise ConfigError(f"`{name}` must be {kind} (received {value!r})")
-            if whole and value > MAX_WHOLE:
-                raise ConfigError(f"`{name}` must be at most {MAX_WHOLE} (received {value})")
-            if not abs(value) <= sys.float_info.max:  # NaN, infinite, or a whole number past every float
-                raise ConfigError(f"`{name}` must be finite (received {value})")
+            if name in ("top_k", "repetition_window"):
+                remedy = "leave it out for no such limit" if name == "top_k" else ""
+                value = whole_number(name, value, 1, MAX_WHOLE, remedy=remedy)
+            else:
+                value = real_number(name, value)
+            object.__setattr__(self, name, value)
+        object.__setattr__(self, "greedy", truth_value("greedy", self.greedy))
         if self.temperature <= 0:
             raise ConfigError(
                 f"`temperature` must be > 0 (received {self.temperature}); `top_k` 1 takes the likeliest token"
             )
         if not 1e-3 <= self.temperature <= 1e3:
             raise ConfigError(f"`temperature` must be within 0.001 and 1000 (received {self.temperature})")
-        if self.top_k is not None and self.top_k < 1:
-            raise ConfigError(f"`top_k` must be >= 1 (received {self.top_k}); leave it out for no such limit")
         for name, remedy in (("top_p", "1 turns it off"), ("min_p", "leave it out to keep all")):
             value = getattr(self, name)
             if value is not None and not 0 < value <= 1:
@@ -82,8 +88,6 @@ class SamplingConfig:
                 f"`repetition_penalty` must be within 1 and 100 (received {self.repetition_penalty}); "
                 "1 turns it off"
             )
-        if self.repetition_window < 1:
-            raise ConfigError(f"`repetition_window` must be >= 1 (received {self.repetition_window})")
         if self.greedy:
             for name, off in (("temperature", 1.0), ("top_k", None), ("top_p", None), ("min_p", None)):
                 if getattr(self, name) != off:

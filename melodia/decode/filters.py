@@ -146,17 +146,17 @@ def apply_filters(
     Raises:
         MelodiaError: a logit is not a number.
         GrammarError: no token is legal.
+        ConfigError: the opinion is none on these tokens.
     """
     if np.isnan(logits).any():
-        raise MelodiaError(
-            "the model's logits are not numbers (nan); its weights are damaged, train or load it again"
-        )
+        raise not_numbers()
     if legal is not None:
         logits = grammar_mask(logits, legal)
     if opinion is not None:
+        opinion.check(len(logits))
         logits = pool(logits, opinion)
     if not (logits > _REMOVED).any():
-        raise GrammarError("no token is allowed here; loosen the constraints")
+        raise nothing_legal()
     if config.repetition_penalty != 1.0:
         logits = repetition_penalty(logits, recent, config.repetition_penalty)
     if config.greedy:
@@ -205,6 +205,18 @@ def choose(
         raise ConfigError("a choice that is not greedy needs noise; give that of its place")
     token = int(np.argmax(filtered + noise))  # in double
     return Choice(token, token_nll(logits, token), entropy(filtered))
+
+
+def nothing_legal() -> GrammarError:
+    """What is raised where the mask leaves no token."""
+    return GrammarError("no token is allowed here; loosen the constraints")
+
+
+def not_numbers() -> MelodiaError:
+    """What is raised where a logit is not a number."""
+    return MelodiaError(
+        "the model's logits are not numbers (nan); its weights are damaged, train or load it again"
+    )
 
 
 def token_nll(logits: Logits, token: int) -> float:

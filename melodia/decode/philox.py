@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from melodia.checks import whole_number
 from melodia.errors import ConfigError
 
 ROUNDS = 10
@@ -73,7 +74,7 @@ def uniform(random_seed: int, session: int, position: int, lanes: int, count: in
     Raises:
         ConfigError: a value lies outside its limits.
     """
-    check_random_seed(random_seed)
+    random_seed = check_random_seed(random_seed)
     if not 0 <= session < 2**32:
         raise ConfigError(f"`session` must be within 0 and 2**32 - 1 (received {session})")
     if not 0 <= position <= 2**64 - count:
@@ -123,9 +124,6 @@ class Noise:
         return self._block[position - self._first]
 
 
-def check_random_seed(random_seed: int) -> None:
-    """Raise ConfigError unless 0 <= random_seed < 2**64."""
-    if isinstance(random_seed, bool) or not isinstance(random_seed, (int, np.integer)):
-        raise ConfigError(f"`random_seed` must be a whole number (received {random_seed!r})")
-    if not 0 <= random_seed < 2**64:
-        raise ConfigError(f"`random_seed` must be within 0 and 2**64 - 1 (received {random_seed})")
+def check_random_seed(random_seed: object) -> int:
+    """A random seed as Python's own number; raises ConfigError unless 0 <= random_seed < 2**64."""
+    return whole_number("random_seed", random_seed, 0, 2**64 - 1, limits=" within 0 and 2**64 - 1")

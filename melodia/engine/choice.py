@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from melodia.decode import Choice, Opinion, SamplingConfig
+from melodia.decode.filters import not_numbers, nothing_legal
 from melodia.engine import native
-from melodia.errors import GrammarError, MelodiaError
 
 
 def choose(
@@ -35,6 +35,8 @@ def choose(
         MelodiaError, GrammarError: as there.
         ValueError: a recent token is not in the vocabulary.
     """
+    if opinion is not None:
+        opinion.check(len(logits))
     token, nll, entropy = native.module().choose(
         np.asarray(logits, np.float32, order="C"),
         None if legal is None else np.asarray(legal, np.bool_, order="C"),
@@ -46,11 +48,9 @@ def choose(
         opinion,
     )
     if token == -1:
-        raise GrammarError("no token is allowed here; loosen the constraints")
+        raise nothing_legal()
     if token < 0:
-        raise MelodiaError(
-            "the model's logits are not numbers (nan); its weights are damaged, train or load it again"
-        )
+        raise not_numbers()
     return Choice(token, nll, entropy)
 
 

@@ -50,12 +50,17 @@ class LaneTerms(ctypes.Structure):
     ]
 
 
+# The settings of the choice that the engine's `Sampling` has, in the order of csrc/cuda/decode_api.cu.
+REALS = ("temperature", "top_p", "min_p", "repetition_penalty")
+WHOLES = ("top_k", "greedy")
+
+
 class BeginNumbers(ctypes.Structure):
     """The settings of a lane's choices, and whose random numbers they take."""
 
     _fields_ = [
-        *((name, c_double) for name in ("temperature", "top_p", "min_p", "repetition_penalty")),
-        *((name, c_int64) for name in ("top_k", "greedy", "window")),
+        *((name, c_double) for name in REALS),
+        *((name, c_int64) for name in (*WHOLES, "window")),
         ("random_seed", c_uint64),
         *((name, c_int64) for name in ("session", "fed")),
     ]
@@ -200,9 +205,8 @@ class Loop:
         self, lane: int, sampling: Any, window: int, random_seed: int, session: int, fed: int, recent: Sequence[int]
     ) -> None:  # fmt: skip
         """What a lane's choices are made with."""
-        settings = ("temperature", "top_p", "min_p", "repetition_penalty", "top_k", "greedy")
         numbers = BeginNumbers(
-            **{name: getattr(sampling, name) for name in settings},
+            **{name: getattr(sampling, name) for name in (*REALS, *WHOLES)},
             window=window,
             random_seed=random_seed,
             session=session,

@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from melodia.decode import Bias, SamplingConfig
+from melodia.decode.filters import not_numbers, nothing_legal
 from melodia.engine.choice import sampling_of
 from melodia.engine.engine import Lanes
 from melodia.engine.rules import Bits, Follower, Rules, pack
-from melodia.errors import GrammarError, MelodiaError
 from melodia.grammar import GrammarState
 from melodia.side_inputs import SideInputTracker
 
@@ -193,11 +193,9 @@ class TokenLoop:
         """
         standing = self.facts["standing"][lane]
         if standing == Standing.NOTHING:
-            raise GrammarError("no token is allowed here; loosen the constraints")
+            raise nothing_legal()
         if standing == Standing.NAN:
-            raise MelodiaError(
-                "the model's logits are not numbers (nan); its weights are damaged, train or load it again"
-            )
+            raise not_numbers()
         self._native.take(lane)
 
     def drain(self, lane: int) -> tuple[NDArray[np.int32], NDArray[np.float64], NDArray[np.float64]]:

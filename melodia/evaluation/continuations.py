@@ -14,14 +14,14 @@ import numpy as np
 
 from melodia.corpus.discover import find_midi_files
 from melodia.decode import SamplingConfig
+from melodia.decode.config import FILTERS
 from melodia.decode.philox import check_random_seed
 from melodia.errors import ConfigError, MelodiaError
-from melodia.evaluation.notes import bar_lines
 from melodia.evaluation.statistics import estimate_key, pitch_in_scale
 from melodia.midi import cut_score, read_score
 from melodia.midi.bars import bar_table
 from melodia.midi.join import window
-from melodia.notes import Notes
+from melodia.notes import Notes, bar_lines
 from melodia.originality import Index, Originality, notes_of_score, notes_of_tokens, shared_passages
 from melodia.sampler import Continuation, Sampler
 
@@ -83,9 +83,8 @@ class Settings:
     def to_dict(self) -> dict[str, Any]:
         """All of them, those of the sampling among them, as a report shows them."""
         values = {each.name: getattr(self, each.name) for each in fields(self)}
-        names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
         sampling = values.pop("sampling")
-        return values | {name: getattr(sampling, name) for name in names}
+        return values | {name: getattr(sampling, name) for name in FILTERS}
 
 
 def continue_pieces(

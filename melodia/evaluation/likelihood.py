@@ -18,8 +18,8 @@ from melodia.corpus.manifest import Row, common_reasons
 from melodia.corpus.prepare import prepare_file
 from melodia.corpus.shards import CONSTANT_VELOCITY, Piece, Pieces
 from melodia.errors import ConfigError, CorpusError
-from melodia.evaluation.measure import Likelihood, bare, notes_and_bars
-from melodia.model import Checkpoint, Model
+from melodia.measure import Likelihood, bare, notes_and_bars
+from melodia.model import Model
 from melodia.tokenizer import Tokenizer
 from melodia.training.evaluate import evaluate
 from melodia.training.streams import Preparer
@@ -176,19 +176,3 @@ def encode_files(
         what = f"none of the {len(named)} files can be used ({reasons})" if named else "no MIDI files found"
         raise CorpusError(f"{what}; `melodia inspect FILE` says more of a file")
     return encoded
-
-
-def checkpoint_likelihood(checkpoint: Checkpoint, pieces: EncodedSet, **options: Any) -> Likelihood:
-    """Score encoded files with a loaded checkpoint; `options` as in `model_likelihood` (lanes, window).
-
-    Raises:
-        ConfigError: the files were encoded with another tokenizer.
-    """
-    return model_likelihood(
-        checkpoint.model,
-        checkpoint.vocabulary,
-        pieces.tokens,
-        constant_velocity=pieces.constant_velocity,
-        seconds=pieces.seconds,
-        **options,
-    )

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from melodia.errors import ConfigError
-from melodia.evaluation.measure import Likelihood, bare, notes_and_bars, velocity_mask
+from melodia.measure import Likelihood, bare, notes_and_bars, velocity_mask
 from melodia.vocabulary import Vocabulary
 
 # Where counts of counts are too thin to estimate a discount; KenLM's --discount_fallback.

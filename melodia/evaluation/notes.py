@@ -13,10 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from melodia.errors import MidiError
-
-# A bar is at least a 64th of a quarter long and a piece at most this many bars; guards against absurd time
-# signatures.
-MAX_BARS = 200_000
+from melodia.notes import bar_lines
 
 
 @dataclass(frozen=True)
@@ -209,41 +206,3 @@ def _build(
         np.array([bpm for _, bpm in tempi], dtype=np.float64),
         resolution,
     )
-
-
-def bar_lines(signatures: list[tuple[int, int, int]], end: int, resolution: int) -> NDArray[np.int64]:
-    """Where bars start, and where the last one ends [M + 1]; enough bars to hold `end`.
-
-    Args:
-        signatures: (tick, numerator, denominator); 4/4 holds until the first. A change inside a bar cuts that
-            bar.
-        end: the tick up to which there is music.
-        resolution: ticks in a quarter note.
-
-    Raises:
-        MidiError: more than 200,000 bars.
-
-    >>> bar_lines([(0, 3, 4), (6, 4, 4)], 12, 2).tolist()
-    [0, 6, 14]
-    """
-    changes = sorted(signatures)
-    if not changes or changes[0][0] > 0:
-        changes.insert(0, (0, 4, 4))
-    pieces: list[NDArray[np.int64]] = []
-    total = 0
-    last = 0
-    for i, (tick, numerator, denominator) in enumerate(changes):
-        if tick >= end and tick > 0:
-            break
-        length = max(1, round(4 * resolution * numerator / denominator))
-        stop = min(changes[i + 1][0], end) if i + 1 < len(changes) else end
-        count = max(-(-(stop - tick) // length), 0)
-        total += count
-        if total > MAX_BARS:
-            raise MidiError(
-                f"statistics read at most {MAX_BARS} bars (received more); check the time signatures"
-            )
-        pieces.append(tick + length * np.arange(count, dtype=np.int64))
-        last = max(last, tick + length * count) if stop == end else last
-    starts = np.concatenate(pieces) if pieces else np.zeros(0, dtype=np.int64)
-    return np.append(starts, last)

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from melodia.evaluation.collapse import WINDOW_BARS
 from melodia.evaluation.comparison import densities
-from melodia.evaluation.measure import Likelihood, number
 from melodia.evaluation.report import Generated, mean, mean_histograms
 from melodia.evaluation.statistics import LARGEST_INTERVAL, NOTE_NAMES, STATISTICS, piece_statistics
+from melodia.measure import Likelihood, number
 
 REAL, GENERATED = "#2f5d8c", "#c8431d"  # also told apart by dashes and hatching
 INK, FAINT = "#2b2d3a", "#6b6e7a"

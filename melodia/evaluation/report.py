@@ -11,8 +11,8 @@ import numpy as np
 from melodia.evaluation.collapse import CollapseReport
 from melodia.evaluation.comparison import SetComparison
 from melodia.evaluation.continuations import KeyAgreement, Pair
-from melodia.evaluation.measure import Likelihood, number
 from melodia.evaluation.statistics import piece_histograms
+from melodia.measure import Likelihood, number
 from melodia.originality import Originality
 
 REPORT_VERSION = 1

@@ -106,6 +106,8 @@ class Compiled:
                 allowed[i] = vocabulary.value(i) in metres
             elif op == Op.TEMPO:
                 allowed[i] = limits.allow_tempo
+            elif op == Op.MICRO and limits.max_polyphony is not None:
+                allowed[i] = value >= 0  # who sounds is counted at the note's place; before it, more may
             elif op == Op.PROGRAM and programs is not None:
                 allowed[i] = value in programs
             elif op in (Op.PITCH, Op.NOTE_OFF):

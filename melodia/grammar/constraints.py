@@ -21,7 +21,8 @@ class Constraints:
         allow_tempo_changes: whether Tempo tokens may come once there has been one; with `allow_tempo` False
             none may.
         allow_tempo: whether Tempo tokens may come at all.
-        max_polyphony: most notes that may sound at once, all programs together; None for no limit.
+        max_polyphony: most notes that may sound at once, all programs together; None for no limit. In PerTok, no note
+            then begins before its place on the grid.
         min_bars: EOS is forbidden before this many bars have been begun.
         max_bars: no bar may be begun behind this many, and no note behind their end; None for no limit.
         allow_eos: whether EOS may come; a stream that never ends has False.

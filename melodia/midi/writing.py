@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, cast
 
 from symusic.core import ScoreTick, TrackTick
 
+from melodia.checks import file_path
 from melodia.errors import MidiError, show_path
-from melodia.files import write_whole
+from melodia.files import taken, write_whole
 from melodia.midi.bars import metres_of
 from melodia.midi.convert import tempi_of
 
@@ -40,25 +41,24 @@ def write_midi(
     Raises:
         MidiError: the file is there already (without `force`), or cannot be written; an old file stays as
             it was.
+        ConfigError: `path` is no path.
     """
-    name, ends_in_slash = show_path(path), os.fspath(path).endswith(("/", os.sep))
-    path = Path(path)
-    if path.is_dir() or ends_in_slash:
+    name, target = show_path(path), file_path("path", path)
+    if target.is_dir() or os.fsdecode(path).endswith(("/", os.sep)):  # a Path forgets the slash
         raise MidiError(f"{name}: is a directory; give a file name for the MIDI file")
-    taken = f"{name}: is there already; choose another name, or give `force` to replace it"
-    if not force and os.path.lexists(path):
-        raise MidiError(taken)
+    if not force and os.path.lexists(target):
+        raise MidiError(taken(target))
     data = midi_bytes(midi)
     try:
-        write_whole(path, data, force=force)
+        write_whole(target, data, force=force)
     except FileExistsError:
-        raise MidiError(taken) from None
+        raise MidiError(taken(target)) from None
     except OSError as error:
         reason = error.strerror or str(error)
         raise MidiError(
             f"{name}: cannot be written ({reason}); check the folder, its permissions and the free space"
         ) from None
-    return path
+    return target
 
 
 def midi_bytes(midi: ScoreTick | pretty_midi.PrettyMIDI) -> bytes:

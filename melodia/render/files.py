@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from melodia.errors import MelodiaError, show_path
-from melodia.files import whole_file
+from melodia.files import taken, whole_file
 
 
 def check_target(path: str | os.PathLike[str], suffix: str, force: bool) -> Path:
@@ -33,7 +33,7 @@ def check_target(path: str | os.PathLike[str], suffix: str, force: bool) -> Path
     if not target.parent.is_dir():
         raise MelodiaError(f"{name}: there is no folder {show_path(target.parent)}; make it first")
     if not force and os.path.lexists(target):
-        raise MelodiaError(f"{name}: is there already; choose another name, or give `force` to replace it")
+        raise MelodiaError(taken(target))
     return target
 
 
@@ -49,9 +49,7 @@ def fresh_file(target: Path, force: bool) -> Iterator[Path]:
         with whole_file(target, force=force) as part:
             yield part
     except FileExistsError:
-        raise MelodiaError(
-            f"{name}: is there already; choose another name, or give `force` to replace it"
-        ) from None
+        raise MelodiaError(taken(target)) from None
     except OSError as error:
         reason = error.strerror or str(error)
         raise MelodiaError(

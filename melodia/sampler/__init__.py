@@ -3,10 +3,15 @@
 - `request`: what a caller asks
 - `seed`: from a seed to tokens, and what new music keeps of it
 - `session`: everything that the next token depends on, saved and loaded
-- `plan`: the join, the length, the end
+- `plan`: the join, the length, the end; `classes`, `metres`, `players`, `stretches`, `timeline` are its parts
+- `bias`: the seed's opinion on pitches
 - `lane`, `loop`: the loop over tokens
+- `branching`, `texture`: playing stretches several times, and what fits best
+- `stream`: events as they are produced
 - `runner`, `steppers`, `torch_stepper`: what runs the model under it; only the last imports torch
+- `loading`: the device, the model that comes with melodia
 - `feeding`: the seed, read at batch speed
+- `progress`: how far it has come
 - `continuation`, `report`: what comes out
 - `sampler`: `Sampler`, which ties them together
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,11 +23,11 @@ class TokenClasses:
         begins_bar: tokens whose first part is a bar line.
         inner_bar: BPE tokens with a bar line behind their beginning.
         inner_metre: BPE tokens that set a metre.
+        inner_tempo: BPE tokens that set a tempo.
+        fastest: int64 [V], the fastest tempo that a token sets, in hundredths; 0 where it sets none.
         inner_shift: BPE tokens with a time shift behind their beginning.
         pitch: tokens that begin notes: what the repetition penalty counts.
         plays: tokens that name a program or begin a note.
-        begun: the pitched notes that tokens begin: int64 [N] each, the token, the program that the token itself names
-            before (`NONE`: none) and the pitch.
         program_of: int64 [V], the program that a Program token names; `NONE` for other tokens.
         moves: int64 [V], by how many grid units the token's time shifts move on.
         micro: int64 [V], by how many ticks a MicroTiming token moves a note off its grid point.
@@ -52,17 +53,20 @@ class TokenClasses:
         self.micro = np.where(micro, np.array(tables.values), 0).astype(np.int64)
         self.moves = np.where(self.shift, np.array(tables.values), 0).astype(np.int64)
         self.begins_bar = self.bar.copy()
-        self.inner_bar, self.inner_metre, self.inner_shift = np.zeros((3, vocabulary.size), dtype=bool)
+        inner = np.zeros((4, vocabulary.size), dtype=bool)
+        self.inner_bar, self.inner_metre, self.inner_tempo, self.inner_shift = inner
+        self.fastest = np.where(self.tempo, np.array(tables.values), 0).astype(np.int64)
         for token, parts in vocabulary.expansions.items():
             later = ops[list(parts[1:])]
             self.begins_bar[token] = ops[parts[0]] == Op.BAR
             self.inner_bar[token] = (later == Op.BAR).any()
             self.inner_metre[token] = (ops[list(parts)] == Op.TIME_SIGNATURE).any()
+            self.inner_tempo[token] = self.tempo[list(parts)].any()
+            self.fastest[token] = self.fastest[list(parts)].max()
             self.inner_shift[token] = (later == Op.TIME_SHIFT).any()
             self.moves[token] = self.moves[list(parts)].sum()
             self.pitch[token] = self.pitch[list(parts)].any()
             self.plays[token] = self.plays[list(parts)].any()
-        self.begun = self._begun(ops)
         self.has_metres = bool(tables.metres)
         self.has_micro = bool(micro.any())
         kinds = [kind for kind in dict.fromkeys(vocabulary.types) if kind != "BPE"]
@@ -73,17 +77,23 @@ class TokenClasses:
         self.metres_behind_bars = set(writes_metres) <= {"Bar"}
         self._bits: dict[tuple[str, ...], Bits] = {}
 
-    def _begun(self, ops: NDArray[np.int64]) -> NDArray[np.int64]:
-        """See `begun`: int64 [3, N]."""
-        found = []
-        for token in range(self.vocabulary.size):
-            program = NONE
-            for part in self.vocabulary.expansions.get(token, (token,)):
-                if ops[part] == Op.PROGRAM:
-                    program = self.tables.values[part]
-                elif ops[part] == Op.PITCH:
-                    found.append((token, program, self.tables.values[part]))
-        return np.array(found, np.int64).reshape(-1, 3).T
+    @cached_property
+    def begun(self) -> NDArray[np.int64]:
+        """The pitched notes that tokens begin, int64 [3, N]: token, program that it names before, pitch.
+
+        The program is `NONE` where the token names none. Only a bias of pitches asks for it.
+        """
+        parts = [self.vocabulary.expansions.get(token, (token,)) for token in range(self.vocabulary.size)]
+        lengths = [len(of) for of in parts]
+        token = np.repeat(np.arange(len(parts)), lengths)
+        part = np.array([each for of in parts for each in of], np.int64)
+        ops, values = (np.array(column)[part] for column in (self.tables.ops, self.tables.values))
+        place = np.arange(len(part))
+        named = np.maximum.accumulate(np.where(ops == Op.PROGRAM, place, -1))  # the last one, of any token
+        own = named >= np.repeat(np.cumsum(lengths) - lengths, lengths)
+        program = np.where(own, values[named], NONE)
+        pitched = ops == Op.PITCH
+        return np.stack([token[pitched], program[pitched], values[pitched]]).astype(np.int64)
 
     def bits(self, *names: str) -> Bits:
         """The tokens that are in any of these classes, as a mask of words [W]."""
@@ -107,3 +117,26 @@ class TokenClasses:
         ids = np.flatnonzero(self.tempo)
         values = np.array([self.tables.values[i] / 100 for i in ids])
         return int(ids[np.argmin(np.abs(np.log(values / tempo)))])
+
+    def prelude(self, legal: NDArray[np.bool_], tempo: float | None) -> NDArray[np.bool_] | None:
+        """What may come before a tempo, and that: music from nothing says it first, as what it was learned from does.
+
+        Args:
+            legal: bool [V].
+            tempo: quarter notes a minute that was asked for; None: any.
+
+        Returns:
+            bool [V]; None: no tempo can come.
+        """
+        if (legal & self.tempo).any():
+            if tempo is None:
+                return legal & self.tempo
+            only = np.zeros_like(legal)
+            only[self.nearest_tempo(tempo)] = True
+            return only & legal
+        places = np.flatnonzero(legal & self.position)
+        if len(places):
+            only = np.zeros_like(legal)
+            only[places[0]] = True
+            return only
+        return None

@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from melodia.grammar import NoteEvent
-from melodia.midi.report import Finding
 from melodia.sampler.report import GenerationReport
 from melodia.sampler.session import Session
 from melodia.sampler.timeline import Tempi
@@ -47,7 +46,7 @@ class Event:
     program: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Continuation:
     """New music.
 
@@ -80,11 +79,11 @@ class Continuation:
         """
         if self._index is None:
             return None
-        from melodia.evaluation.notes import bar_lines
+        from melodia.notes import bar_lines
         from melodia.originality import notes_of_events, notes_of_score, shared_passages
 
         starts = bar_lines(list(self._map.metres), self._map.end, self._map.ticks_per_quarter)
-        seed = None if self.seed is None else notes_of_score(self.seed)
+        seed = None if self._session.seed is None else notes_of_score(self._session.seed)
         return shared_passages(self._index, notes_of_events(self._notes), starts, seed=seed)
 
     @cached_property
@@ -105,7 +104,7 @@ class Continuation:
     @cached_property
     def joined_score(self) -> ScoreTick:
         """Seed and new music in one score; the new music alone if there is no seed."""
-        return self._joined[0]
+        return self._joined.copy()
 
     @property
     def joined(self) -> pretty_midi.PrettyMIDI:
@@ -124,23 +123,20 @@ class Continuation:
         tick = round(self._map.seed_join * self.joined_score.ticks_per_quarter)
         return float(seconds_of(self.joined_score, np.array(tick)))
 
-    @property
-    def join_findings(self) -> list[Finding]:
-        """What was cut of the seed at the join."""
-        return self._joined[1]
-
     @cached_property
     def state(self) -> Session:
         """The session behind the new music: continue from here with `Sampler.generate(state=...)`."""
         session = self._session.fork()
-        session.seed = self.joined_score
+        session.seed = self._joined.copy()
         return session
 
     @cached_property
-    def _joined(self) -> tuple[ScoreTick, list[Finding]]:
-        if self.seed is None:
-            return self.score, []
-        return join_scores(self.seed, self._notes, self._map)
+    def _joined(self) -> ScoreTick:
+        """As `joined_score`, which a caller may edit."""
+        seed = self._session.seed
+        if seed is None:
+            return build_score(self._notes, self._map)
+        return join_scores(seed, self._notes, self._map)
 
 
 @dataclass(frozen=True)
@@ -222,9 +218,7 @@ def _track(notes: list[NoteEvent], program: int) -> TrackTick:
     return track
 
 
-def join_scores(
-    seed: ScoreTick, notes: tuple[NoteEvent, ...], times: TimeMap
-) -> tuple[ScoreTick, list[Finding]]:
+def join_scores(seed: ScoreTick, notes: tuple[NoteEvent, ...], times: TimeMap) -> ScoreTick:
     """Put new notes behind a seed. The seed's own notes stay as they are, off the grid if they were.
 
     Args:
@@ -233,7 +227,7 @@ def join_scores(
         times: where they lie.
 
     Returns:
-        a score at the seed's resolution, or a multiple of it that the grid fits, and what was cut at the join.
+        a score at the seed's resolution, or a multiple of it that the grid fits.
     """
     from symusic.core import TempoTick, TimeSignatureTick
 
@@ -259,7 +253,7 @@ def join_scores(
     ]
     later = TimeMap(resolution, 0, 0, ((0, times.tempi[0][1]),), ((0, *times.metres[0][1:]),), 0.0)
     at = round(times.seed_join * resolution)
-    result, findings = join(whole, build_score(tuple(moved), later), at, keep_changes=False)
+    result, _ = join(whole, build_score(tuple(moved), later), at, keep_changes=False)
     origin = at - round(times.join * scale)
 
     def place(tick: int) -> int:
@@ -276,7 +270,7 @@ def join_scores(
             result.time_signatures.append(TimeSignatureTick(place(tick), top, bottom))
     for track in result.tracks:
         _release_pedal(track, at)
-    return result, findings
+    return result
 
 
 def _release_pedal(track: TrackTick, at: int) -> None:

@@ -40,6 +40,7 @@ class Lane:
         programs: those that may play, -1 for the drums; None for all.
         count: new tokens.
         tokens, nll, entropy: of the new tokens; not kept of endless music.
+        tempi: those that the tokens of the last `read` set: (grid tick, quarter notes a minute).
         notes: the new notes, in grid ticks from the first token; not cut at the end; not kept of endless music.
         ended: "" while it runs, then "length" or "model".
         random_seed: of the tokens to come; the request's, but in a branch.
@@ -72,6 +73,7 @@ class Lane:
         self.nll: list[float] = []
         self.entropy: list[float] = []
         self.notes: list[NoteEvent] = []
+        self.tempi: list[tuple[int, float]] = []
         self.ended = ""
         self.end = 0
         self._read_from(session.tail)
@@ -139,17 +141,19 @@ class Lane:
         token = choice.token
         self.grammar.advance(state, token, check=False)
         found = self.read([token], [choice.nll], [choice.entropy])
-        self.plan.after(state, token, self.count)
+        self.plan.after(state, token, self.count, self.tempi)
         session.side.bars_total = self.plan.bars_total
         return found, session.side.advance(token)
 
     def read(self, tokens: Sequence[int], nll: Sequence[float], entropy: Sequence[float]) -> list[NoteEvent]:
         """Keep tokens that the grammar has taken, with their figures [nats]: the notes they complete."""
+        self._reader.tempi.clear()
         found = [
             note._replace(onset=note.onset + self._tail_offset, duration=max(1, note.duration))
             for token in tokens
             for note in self._reader.feed(token)
         ]
+        self.tempi = [(tick + self._tail_offset, tempo) for tick, tempo in self._reader.tempi]
         self.count += len(tokens)
         self.session.fed += len(tokens)
         self._recent += tokens
@@ -205,6 +209,17 @@ class Lane:
         notes = [self._cut(note, self.end) for note in self.notes if note.onset < self.end]
         notes.sort(key=lambda note: (note.onset, note.program if note.program >= 0 else 128, note.pitch))
         return tuple(notes), self._map(self.end)
+
+    @property
+    def metre(self) -> tuple[int, int]:
+        """That of the first full bar; of the one at the join where none was reached."""
+        first, *later = self._metres
+        line = first[0] if self.plan.line is None else self.plan.line
+        return [first, *(metre for metre in later if metre[0] <= line)][-1][1:]
+
+    @property
+    def _metres(self) -> list[tuple[int, int, int]]:
+        return self.plan.times.metres or [(self.session.context.origin, 4, 4)]
 
     def findings(self) -> list[Finding]:
         """What is worth knowing of the new music."""
@@ -276,12 +291,11 @@ class Lane:
 
     def _map(self, end: int) -> TimeMap:
         context, plan = self.session.context, self.plan
-        metres = plan.times.metres or [(context.origin, 4, 4)]
         return TimeMap(
             ticks_per_quarter=self.classes.tables.ticks_per_quarter,
             join=context.join - context.origin,
             end=end - context.origin,
             tempi=tuple((tick - context.origin, tempo) for tick, tempo in plan.times.tempi),
-            metres=tuple((max(0, tick - context.origin), top, bottom) for tick, top, bottom in metres),
+            metres=tuple((max(0, tick - context.origin), top, bottom) for tick, top, bottom in self._metres),
             seed_join=context.seed_join,
         )

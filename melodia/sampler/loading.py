@@ -16,6 +16,8 @@ def check_device(device: str, backend: str = "auto") -> str:
         ConfigError: there is no such name.
         BackendError: there is no such device here.
     """
+    if not isinstance(device, str):
+        raise ConfigError(f"`device` must be auto, cpu or cuda (received {device!r})")
     if device == "cpu" or (device == "auto" and engine_obstacle(backend) is None):
         return "cpu"
     try:

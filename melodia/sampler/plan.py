@@ -6,6 +6,7 @@ and narrows its mask where the wish goes beyond validity. Ticks are grid ticks; 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import copy
 from dataclasses import replace
 from math import ceil
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from melodia.engine.loop import FAR, Terms
-from melodia.engine.rules import Bits
+from melodia.engine.rules import Bits, pack
 from melodia.grammar import GrammarState
 from melodia.grammar.state import NONE
 from melodia.grammar.tables import MICRO_RESOLUTION
@@ -24,7 +25,7 @@ from melodia.sampler.players import Cast
 from melodia.sampler.request import Request
 from melodia.sampler.session import Context
 from melodia.sampler.stretches import STRETCH_BARS, Stretches
-from melodia.sampler.timeline import Timeline
+from melodia.sampler.timeline import TEMPO, Timeline
 
 BAR_TOKENS = 2048
 """A bar that holds so many new tokens is left as soon as it can be: no model, however bad, stays in a bar for ever."""
@@ -150,14 +151,17 @@ class Plan:
         elif not (self.request.may_end and self._bar >= self.first):
             exclude.append("eos")
         excluded = classes.bits(*exclude) if exclude else None
-        others = self._cast.others
-        if others is not None:
-            excluded = others if excluded is None else excluded | others
+        faster = self._too_fast()
+        for more in (self._cast.others, None if faster is None else pack(faster)):
+            if more is not None:
+                excluded = more if excluded is None else excluded | more
         return Terms(
             tokens=room,
             exclude=excluded,
             late=tuple(late),
-            stop=classes.bits("begins_bar", "inner_bar", "metre", "inner_metre", "tempo", "eos"),
+            stop=classes.bits(
+                "begins_bar", "inner_bar", "metre", "inner_metre", "tempo", "inner_tempo", "eos"
+            ),
             stop_tick=FAR if s.has_bars else end if self.last is None else min(end, self.end(s)),
         )
 
@@ -217,19 +221,21 @@ class Plan:
         twin._cast = copy(self._cast)
         return twin
 
-    def after(self, s: GrammarState, token: int, count: int) -> None:
+    def after(self, s: GrammarState, token: int, count: int, tempi: Sequence[tuple[int, float]] = ()) -> None:
         """Take note of a token that the grammar has taken.
 
         Args:
             s: the state behind it; registers are set.
             token: the token.
             count: new tokens so far.
+            tempi: (grid tick, quarter notes a minute) that the token set.
         """
         classes = self.classes
         if (classes.metre[token] or classes.inner_metre[token]) and not self._cycle:
             self.times.add_metre(s.bar_start, classes.tables.metres[s.metre])
-        if self.classes.tempo[token] and (self.times.tempo is None or self.request.tempo_changes):
-            self.times.add_tempo(s.now, classes.tables.values[token] / 100)
+        for tick, tempo in tempi:
+            if self.times.tempo is None or self.request.tempo_changes:
+                self.times.add_tempo(tick, tempo)
         index, start, _ = self.bar_at(s)
         self._bar_tokens += 1
         if classes.pitch[token]:
@@ -283,6 +289,11 @@ class Plan:
         return max(1, len(self._cycle))
 
     @property
+    def line(self) -> int | None:
+        """The bar line before the first full bar, in grid ticks; None until it is known."""
+        return None if self.first is None else self._line
+
+    @property
     def completes(self) -> bool:
         """Whether the music begins inside a bar."""
         return self.context.join > self.context.origin
@@ -331,10 +342,13 @@ class Plan:
         if not s.has_bars and s.now < join:
             return self._shifts_to_join(s, wanted)
         if self._unseeded and s.tempo == NONE and s.notes == 0:
-            prelude = self._prelude(wanted)
+            prelude = classes.prelude(wanted, self.request.tempo)
             if prelude is not None:
                 wanted = prelude
         self._cast.narrow(s.program, wanted)
+        faster = self._too_fast()
+        if faster is not None:
+            wanted &= ~faster
         if self._bar_tokens >= BAR_TOKENS:
             away = wanted & (classes.bar if s.has_bars else classes.shift)
             if away.any():
@@ -351,6 +365,12 @@ class Plan:
             wanted[classes.vocabulary.eos] = False
         return wanted
 
+    def _too_fast(self) -> Mask | None:
+        """Tempi that would end the last bar before the seconds are over that it was to reach; None where none would."""
+        if self.last is None or self.request.seconds is None or not self.request.tempo_changes:
+            return None
+        return self.classes.fastest > round(100 * (self.times.tempo or TEMPO))
+
     def _shifts_to_join(self, s: GrammarState, legal: Mask) -> Mask:
         """Time shifts that lead to the join or into the bar behind it, or as near to it as one can."""
         classes, join, origin = self.classes, self.context.join, self.context.origin
@@ -363,22 +383,6 @@ class Plan:
             return there
         near = shifts & (landing <= join)
         return near if near.any() else shifts
-
-    def _prelude(self, legal: Mask) -> Mask | None:
-        """Music from nothing says its tempo first, as the music it was learned from does."""
-        classes = self.classes
-        if (legal & classes.tempo).any():
-            if self.request.tempo is None:
-                return legal & classes.tempo
-            only = np.zeros_like(legal)
-            only[classes.nearest_tempo(self.request.tempo)] = True
-            return only & legal
-        places = np.flatnonzero(legal & classes.position)
-        if len(places):
-            only = np.zeros_like(legal)
-            only[places[0]] = True
-            return only
-        return None
 
     def _awaits_metre(self, s: GrammarState) -> bool:
         """Whether a bar has begun and its TimeSig has not come: the bar's length is not known yet."""

@@ -10,7 +10,7 @@ Told = Callable[[int, int, str], None]
 """Is called with how much is done of how much, and of what ("bars", "tokens"), whenever there is more."""
 
 
-class Follower:
+class Teller:
     """Tells how far the lane has come that is furthest behind.
 
     Args:
@@ -35,10 +35,11 @@ class Follower:
 def reached(lane: Lane) -> tuple[int, int]:
     """What a lane has done of what it is asked for: whole bars, or tokens where its length is given in these.
 
-    The latter is 0 while it is not known: a length in seconds becomes bars when the tempo is there.
+    All of it once it has ended. What is asked for is 0 while it is not known: a length in seconds becomes bars when the
+    tempo is there.
     """
     plan, tokens = lane.plan, lane.request.tokens
     if tokens is not None:
-        return min(lane.count, tokens), tokens
+        return (tokens if lane.ended else min(lane.count, tokens)), tokens
     wanted = plan.bars_done("length") if plan.last is not None else lane.request.bars or 0
     return (wanted if lane.ended else min(max(0, plan.bars_done("") - 1), wanted)), wanted

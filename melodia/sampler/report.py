@@ -34,7 +34,7 @@ class GenerationReport:
         nll: mean -log probability of the new tokens under the model, before any filter, in nats.
         entropy: mean entropy of what the tokens were drawn from, after all filters, in nats.
         tempo: quarter notes a minute at the join.
-        metre: numerator and denominator at the join.
+        metre: numerator and denominator of the first full bar behind the join.
         programs: programs of the new notes; -1 is the drums.
         ended: "length" where the asked length was reached, "model" where the model ended the piece.
         random_seed: gives the same music again.

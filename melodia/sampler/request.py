@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
+from melodia.checks import real_number, truth_value, whole_number
 from melodia.decode import SamplingConfig
 from melodia.decode.philox import check_random_seed
 from melodia.errors import ConfigError
@@ -14,6 +15,8 @@ DEFAULT_BARS = 8
 MOST = {"bars": 100_000, "seconds": 200_000, "tokens": 5_000_000}
 """The longest music that is made in one piece: two days of it, in half an hour. It is all in memory until it ends, and
 far beyond, ticks no longer fit the numbers that hold them."""
+
+FLAGS = ("endless", "any_program", "metre_changes", "tempo_changes", "may_end", "silent_bars")
 
 
 @dataclass(frozen=True)
@@ -73,47 +76,29 @@ class Request:
     silent_bars: bool = False
 
     def __post_init__(self) -> None:
-        check_random_seed(self.random_seed)
-        lengths = [name for name in ("bars", "seconds", "tokens") if getattr(self, name) is not None]
-        lengths += ["endless"] * self.endless
-        if len(lengths) > 1:
-            raise ConfigError(f"give one of {' and '.join(f'`{name}`' for name in lengths)}, not both")
-        if not lengths:
-            object.__setattr__(self, "bars", DEFAULT_BARS)
-        for name in ("bars", "tokens"):
-            value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise ConfigError(f"`{name}` must be a whole number, at least 1 (received {value!r})")
-        if self.seconds is not None and not self.seconds > 0:
-            raise ConfigError(f"`seconds` must be more than 0 (received {self.seconds!r})")
-        for name, most in MOST.items():
-            value = getattr(self, name)
-            if value is not None and value > most:
-                raise ConfigError(
-                    f"`{name}` must be at most {most:,} (received {value:,}); make longer music in parts, each from "
-                    "the one before"
-                )
-        if (
-            isinstance(self.session, bool)
-            or not isinstance(self.session, int)
-            or not 0 <= self.session < 2**32
-        ):
-            raise ConfigError(f"`session` must be within 0 and 2**32 - 1 (received {self.session!r})")
-        if self.tempo is not None and not 4 <= self.tempo <= 1000:
+        self._keep("random_seed", check_random_seed(self.random_seed))
+        self._keep(
+            "session", whole_number("session", self.session, 0, 2**32 - 1, limits=" within 0 and 2**32 - 1")
+        )
+        self._keep("branches", whole_number("branches", self.branches, 1, 64))
+        self._keep("pitch_bias", real_number("pitch_bias", self.pitch_bias))
+        if not isinstance(self.sampling, SamplingConfig):
             raise ConfigError(
-                f"`tempo` must be within 4 and 1000 quarter notes a minute (received {self.tempo})"
+                f"`sampling` must be a melodia.decode.SamplingConfig (received {self.sampling!r}); or give its "
+                "settings one by one"
             )
+        for name in FLAGS:
+            self._keep(name, truth_value(name, getattr(self, name)))
+        self._check_length()
+        if self.tempo is not None:
+            self._keep("tempo", real_number("tempo", self.tempo))
+            if not 4 <= self.tempo <= 1000:
+                raise ConfigError(
+                    f"`tempo` must be within 4 and 1000 quarter notes a minute (received {self.tempo})"
+                )
         if not 0 <= self.pitch_bias <= 1:
             raise ConfigError(
                 f"`pitch_bias` must be within 0 and 1 (received {self.pitch_bias}); 0 turns it off"
-            )
-        if (
-            isinstance(self.branches, bool)
-            or not isinstance(self.branches, int)
-            or not 1 <= self.branches <= 64
-        ):
-            raise ConfigError(
-                f"`branches` must be a whole number within 1 and 64 (received {self.branches!r})"
             )
         if self.branches > 1 and (self.endless or self.may_end):
             other = "`endless`" if self.endless else "`may_end`"
@@ -121,15 +106,43 @@ class Request:
                 f"`branches` needs a known end, and {other} leaves it open; give one of the two"
             )
         if self.metre is not None:
-            object.__setattr__(self, "metre", check_metre(self.metre))
+            self._keep("metre", check_metre(self.metre))
             if self.metre_changes:
                 raise ConfigError("`metre` fixes the metre and `metre_changes` frees it; give one of the two")
         if self.programs is not None:
-            object.__setattr__(self, "programs", tuple(self.programs))
+            self._keep("programs", check_programs(self.programs))
             if self.any_program:
                 raise ConfigError(
                     "`programs` names programs and `any_program` allows all; give one of the two"
                 )
+        if self.pitch_range is not None:
+            self._keep("pitch_range", check_pitch_range(self.pitch_range))
+        if self.max_polyphony is not None:
+            self._keep("max_polyphony", whole_number("max_polyphony", self.max_polyphony, 1))
+
+    def _keep(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)
+
+    def _check_length(self) -> None:
+        lengths = [name for name in MOST if getattr(self, name) is not None]
+        lengths += ["endless"] * self.endless
+        if len(lengths) > 1:
+            raise ConfigError(f"give one of {' and '.join(f'`{name}`' for name in lengths)}, not both")
+        if not lengths:
+            self._keep("bars", DEFAULT_BARS)
+        for name, most in MOST.items():
+            value: Any = getattr(self, name)
+            if value is None:
+                continue
+            value = real_number(name, value) if name == "seconds" else whole_number(name, value, 1)
+            if not value > 0:
+                raise ConfigError(f"`{name}` must be more than 0 (received {value!r})")
+            if value > most:
+                raise ConfigError(
+                    f"`{name}` must be at most {most:,} (received {value:,}); make longer music in parts, each from "
+                    "the one before"
+                )
+            self._keep(name, value)
 
     @property
     def length(self) -> str:
@@ -149,27 +162,67 @@ def check_metre(metre: object) -> tuple[int, int]:
     >>> check_metre("6/8")
     (6, 8)
     """
-    parts = metre.split("/") if isinstance(metre, str) else metre
     try:
-        top, bottom = (int(part) for part in parts)  # type: ignore[attr-defined]
-    except (TypeError, ValueError):
+        parts = [int(part) for part in metre.split("/")] if isinstance(metre, str) else metre
+        top, bottom = (whole_number("metre", part, 0) for part in parts)  # type: ignore[attr-defined]
+    except (ConfigError, TypeError, ValueError):
         raise ConfigError(f"a metre is numerator and denominator, such as 3/4 (received {metre!r})") from None
     if not 1 <= top <= 64 or bottom not in (1, 2, 4, 8, 16, 32):
         raise ConfigError(f"a metre is such as 3/4 or 6/8 (received {top}/{bottom})")
     return top, bottom
 
 
+def check_programs(programs: object) -> tuple[int, ...]:
+    """Programs as whole numbers, each once.
+
+    >>> check_programs([40, 0, 40])
+    (40, 0)
+    """
+    try:
+        found = tuple(dict.fromkeys(whole_number("programs", each, -1, 127) for each in programs))  # type: ignore[attr-defined]
+    except (ConfigError, TypeError):
+        found = ()
+    if not found:
+        raise ConfigError(
+            "`programs` must be numbers within 0 and 127, or -1 for the drums, at least one of them, such as (0, 40) "
+            f"(received {programs!r}); leave it out for those of the seed"
+        )
+    return found
+
+
+def check_pitch_range(pitch_range: object) -> tuple[int, int]:
+    """The lowest and the highest pitch.
+
+    >>> check_pitch_range([48, 84])
+    (48, 84)
+    """
+    try:
+        low, high = (whole_number("pitch_range", each, 0, 127) for each in pitch_range)  # type: ignore[attr-defined]
+    except (ConfigError, TypeError, ValueError):
+        low, high = 1, 0
+    if low > high:
+        raise ConfigError(
+            "`pitch_range` must be the lowest and the highest pitch, within 0 and 127, such as (48, 84) "
+            f"(received {pitch_range!r})"
+        )
+    return low, high
+
+
 def request_of(settings: dict[str, Any]) -> Request:
     """A request from keyword arguments; the settings of the choice may stand one by one."""
-    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "repetition_window", "greedy")
-    single = {name: settings.pop(name) for name in names if name in settings}
+    known = [each.name for each in fields(Request)]
+    of_choice = [each.name for each in fields(SamplingConfig)]
+    single = {name: settings.pop(name) for name in of_choice if name in settings}
+    unknown = sorted(settings.keys() - set(known))
+    if unknown:
+        raise ConfigError(
+            f"unknown settings of a generation: {', '.join(f'`{name}`' for name in unknown)}; there are "
+            f"{', '.join((*known, *of_choice))}"
+        )
     if single and settings.get("sampling") is not None:
         raise ConfigError(f"give `sampling` or {', '.join(f'`{name}`' for name in single)}, not both")
     if single:
         settings["sampling"] = SamplingConfig(**single)
     settings = {name: value for name, value in settings.items() if value is not None}
     settings.setdefault("random_seed", secrets.randbits(32))
-    try:
-        return Request(**settings)
-    except TypeError as error:
-        raise ConfigError(f"unknown settings of a generation ({error})") from error
+    return Request(**settings)

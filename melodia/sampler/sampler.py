@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from melodia.checks import file_path, listener, whole_number
 from melodia.decode import SamplingConfig
 from melodia.errors import CheckpointError, ConfigError, TokenizerError
 from melodia.grammar import Constraints, Grammar
 from melodia.grammar.state import NONE
+from melodia.model.config import ModelConfig
 from melodia.model.network import Network
 from melodia.model.stored import TOKENIZER, StoredCheckpoint, read_checkpoint
 from melodia.sampler.branching import run_branches
@@ -30,17 +32,17 @@ from melodia.sampler.lane import Lane
 from melodia.sampler.loading import bundled_model, check_device
 from melodia.sampler.loop import Loop
 from melodia.sampler.plan import TokenClasses
-from melodia.sampler.progress import Follower, Told
+from melodia.sampler.progress import Teller, Told
 from melodia.sampler.report import GenerationReport, PrimeReport
 from melodia.sampler.request import Request, request_of
 from melodia.sampler.runner import Runner
 from melodia.sampler.seed import Seed, cycle_of, read_seed
 from melodia.sampler.session import Context, Session
 from melodia.sampler.stream import Stream
+from melodia.side_inputs import DENSITIES
 from melodia.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from melodia.model.config import ModelConfig
     from melodia.model.model import Model
     from melodia.originality import Index
 
@@ -64,6 +66,7 @@ class Sampler:
 
     Raises:
         TokenizerError: model and tokenizer do not fit.
+        ConfigError: an argument is something else.
         BackendError: the backend or the weights that were asked for cannot run here.
 
     >>> from melodia.model import Model, ModelConfig
@@ -78,6 +81,15 @@ class Sampler:
     def __init__(
         self, model: Model | Network, tokenizer: Tokenizer, *, backend: str = "auto", weights: str = "fp32"
     ) -> None:
+        if not isinstance(tokenizer, Tokenizer):
+            raise ConfigError(
+                f"`tokenizer` must be a melodia.Tokenizer (received {tokenizer!r}); `Sampler.load` takes a folder"
+            )
+        if not isinstance(getattr(model, "config", None), ModelConfig):
+            raise ConfigError(
+                "`model` must be a melodia.model.Model or Network (received "
+                f"{type(model).__name__}); `Sampler.load` takes a folder"
+            )
         if model.config.vocab_size != tokenizer.vocabulary.size:
             raise TokenizerError(
                 f"the tokenizer has {tokenizer.vocabulary.size} tokens and the model {model.config.vocab_size}; "
@@ -113,7 +125,7 @@ class Sampler:
             BackendError: the backend that was asked for is not there.
             ConfigError: no such device or backend.
         """
-        folder = Path(path) if path is not None else bundled_model()
+        folder = file_path("path", path) if path is not None else bundled_model()
         device = check_device(device, backend)
         checkpoint = read_checkpoint(folder)
         tokenizer = Tokenizer.from_dict(checkpoint.tokenizer_json, checkpoint.path / TOKENIZER)
@@ -144,7 +156,7 @@ class Sampler:
         """The session: what `generate` continues. Set it to go back to another one, such as `Continuation.state`.
 
         Raises:
-            CheckpointError: when set: the session belongs to another model.
+            CheckpointError, ConfigError: when set: the session belongs to another model, or is none.
         """
         if self._session is None:
             self.prime(None)
@@ -153,8 +165,7 @@ class Sampler:
 
     @state.setter
     def state(self, session: Session) -> None:
-        if session.fingerprint != self._fingerprint:
-            raise CheckpointError("the session belongs to another model; prime the seed again with this one")
+        self._check_session(session)
         self._session = session.fork()
 
     def save_state(self, path: str | os.PathLike[str], *, force: bool = False) -> Path:
@@ -208,6 +219,9 @@ class Sampler:
             ConfigError: a value lies outside its limits.
         """
         began = time.perf_counter()
+        listener("progress", progress)
+        if density is not None:
+            density = whole_number("density", density, 1, DENSITIES)
         if seed is None:
             if append or seed_bars is not None or seed_seconds is not None:
                 raise ConfigError("`append`, `seed_bars` and `seed_seconds` need a seed")
@@ -304,15 +318,15 @@ class Sampler:
         Raises:
             ConfigError, GrammarError: as in `generate`.
         """
-        if isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < 1:
-            raise ConfigError(f"`num_samples` must be a whole number, at least 1 (received {num_samples!r})")
+        num_samples = whole_number("num_samples", num_samples, 1)
+        listener("progress", progress)
         request = request_of(settings)
         if request.endless:
             raise ConfigError("`endless` music has no end to wait for; use `stream`")
         start = state if state is not None else self.state
         began = time.perf_counter()
         lanes = [self._lane(start, replace(request, session=request.session + k)) for k in range(num_samples)]
-        run = partial(self._run, follower=None if progress is None else Follower(progress))
+        run = partial(self._run, teller=None if progress is None else Teller(progress))
         if request.branches > 1:
             lanes, drawn = run_branches(lanes, run)
         else:
@@ -366,20 +380,29 @@ class Sampler:
             digest.update(flat[:: max(1, flat.size // 256)].tobytes())
         return digest.hexdigest()[:32]
 
-    def _run(self, lanes: list[Lane], follower: Follower | None = None) -> None:
+    def _check_session(self, session: object) -> None:
+        if not isinstance(session, Session):
+            raise ConfigError(
+                f"`state` must be a melodia.Session, such as `Continuation.state` (received {type(session).__name__})"
+            )
+        if session.fingerprint != self._fingerprint:
+            raise CheckpointError("the session belongs to another model; prime the seed again with this one")
+
+    def _run(self, lanes: list[Lane], teller: Teller | None = None) -> None:
         """Let lanes run until each has ended or is to branch."""
         loop = self._loop(lanes)
         while loop.live:
             loop.step()
-            if follower is not None:
-                follower.look(loop.live)
+            if teller is not None:
+                teller.look(loop.live)
+        if teller is not None:
+            teller.look(lanes)
 
     def _loop(self, lanes: list[Lane]) -> Loop:
         return Loop(self._runner.stepper([lane.session.model_state for lane in lanes]), lanes)
 
     def _lane(self, start: Session, request: Request) -> Lane:
-        if start.fingerprint != self._fingerprint:
-            raise CheckpointError("the session belongs to another model; prime the seed again with this one")
+        self._check_session(start)
         context = start.context
         cycle = cycle_of(request.metre, self.tokenizer) if request.metre is not None else context.cycle
         metres = () if request.metre_changes else (*context.cycle, *cycle)
@@ -429,7 +452,7 @@ class Sampler:
                 nll=float(np.mean(lane.nll)) if lane.nll else 0.0,
                 entropy=float(np.mean(lane.entropy)) if lane.entropy else 0.0,
                 tempo=times.tempi[0][1],
-                metre=times.metres[0][1:],
+                metre=lane.metre,
                 programs=tuple(sorted({note.program for note in notes})),
                 ended=lane.ended,
                 random_seed=lane.request.random_seed,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from melodia.checks import real_number, whole_number
 from melodia.errors import ConfigError, TokenizerError
 from melodia.grammar import Grammar, TokenReader
 from melodia.midi.report import Finding
@@ -70,12 +71,12 @@ def read_seed(
 
     if seed_bars is not None and seed_seconds is not None:
         raise ConfigError("give `seed_bars` or `seed_seconds`, not both")
-    if seed_bars is not None and (
-        isinstance(seed_bars, bool) or not isinstance(seed_bars, (int, np.integer))
-    ):
-        raise ConfigError(f"`seed_bars` must be a whole number, at least 1 (received {seed_bars!r})")
-    if seed_seconds is not None and not seed_seconds > 0:
-        raise ConfigError(f"`seed_seconds` must be more than 0 (received {seed_seconds})")
+    if seed_bars is not None:
+        seed_bars = whole_number("seed_bars", seed_bars, 1)
+    if seed_seconds is not None:
+        seed_seconds = real_number("seed_seconds", seed_seconds)
+        if seed_seconds <= 0:
+            raise ConfigError(f"`seed_seconds` must be more than 0 (received {seed_seconds})")
     score, name, findings, ids = _open(source, tokenizer)
     line: float | None = None  # the bar line at which the seed was cut, in quarter notes
     if seed_bars is not None or seed_seconds is not None:
@@ -126,9 +127,9 @@ def _open(
     from melodia.midi import read_score
 
     if isinstance(source, ScoreTick):
-        return source, "<score>", [], None
+        return source.copy(), "<score>", [], None  # whose own may be edited later
     if isinstance(source, np.ndarray) or (
-        isinstance(source, Sequence) and not isinstance(source, (str, bytes, bytearray))
+        isinstance(source, Sequence) and not isinstance(source, (str, bytes, bytearray, memoryview))
     ):
         ids = _check_ids(np.asarray(source), tokenizer.vocabulary)
         return tokenizer.decode(ids), "<tokens>", [], ids

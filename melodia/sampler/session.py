@@ -17,8 +17,9 @@ import safetensors
 import safetensors.numpy
 from numpy.typing import NDArray
 
+from melodia.checks import file_path
 from melodia.errors import CheckpointError, MelodiaError
-from melodia.files import write_whole
+from melodia.files import taken, write_whole
 from melodia.grammar import GrammarState, Op, TokenReader, compile_tables
 from melodia.model.config import ModelConfig
 from melodia.model.network import ModelState, checked_state
@@ -165,7 +166,7 @@ def _checksum(about: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> int:
     return crc
 
 
-@dataclass
+@dataclass(eq=False)
 class Session:
     """Where the music stands. A value: `fork` copies it, `Sampler.state` gives and takes it.
 
@@ -197,7 +198,8 @@ class Session:
 
     def fork(self) -> Session:
         """An independent copy."""
-        return replace(self, grammar=self.grammar.copy(), side=self.side.copy())
+        seed = None if self.seed is None else self.seed.copy()
+        return replace(self, grammar=self.grammar.copy(), side=self.side.copy(), seed=seed)
 
     def save(self, path: str | os.PathLike[str], *, force: bool = False) -> Path:
         """Write the session as one safetensors file whose header holds the rest as JSON.
@@ -214,11 +216,11 @@ class Session:
         """
         from melodia.midi import midi_bytes
 
-        target = Path(path)
-        if target.exists() and not force:
-            raise CheckpointError(
-                f"{target}: is there already; choose another name, or give `force` to replace it"
-            )
+        target = file_path("path", path)
+        if target.is_dir():
+            raise CheckpointError(f"{target}: is a directory; give a file name for the session")
+        if os.path.lexists(target) and not force:
+            raise CheckpointError(taken(target))
         arrays: dict[str, NDArray[Any]] = {f"model.{name}": part for name, part in self.model_state.items()}
         arrays["logits"] = self.logits
         arrays["grammar"] = self.grammar.to_array()
@@ -259,7 +261,8 @@ class Session:
         Raises:
             CheckpointError: the file is missing, damaged, of a newer format, or belongs to another model.
         """
-        if Path(path).is_dir():
+        path = file_path("path", path)
+        if path.is_dir():
             raise CheckpointError(f"{path}: is a directory; give a file that `Session.save` wrote")
         try:
             with safetensors.safe_open(str(path), framework="numpy") as file:

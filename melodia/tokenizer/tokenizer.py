@@ -57,6 +57,8 @@ class Tokenizer:
 
     def __init__(self, config: TokenizerConfig | None = None, pairs: Sequence[Pair] = ()) -> None:
         self.config = config if config is not None else TokenizerConfig()
+        if not isinstance(self.config, TokenizerConfig):
+            raise ConfigError(f"`config` must be a melodia.TokenizerConfig (received {config!r})")
         self.pairs: tuple[Pair, ...] = tuple((int(left), int(right)) for left, right in pairs)
         self.base = build_vocabulary(self.config)
         self.vocabulary: Vocabulary = with_pairs(self.base, self.pairs) if self.pairs else self.base

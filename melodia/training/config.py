@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, fields
+from numbers import Real
 from typing import Any
 
 from melodia.errors import ConfigError
@@ -103,8 +104,8 @@ class TrainingConfig:
                 "give exactly one budget of minutes, epochs and iterations (received "
                 f"{', '.join(given) or 'none'})"
             )
-        value = getattr(self, given[0])
-        if not (math.isfinite(value) and value > 0):
+        value: Any = getattr(self, given[0])
+        if not (_is_number(value) and math.isfinite(value) and value > 0):
             raise ConfigError(f"`{given[0]}` must be above 0 and finite (received {value})")
         for name in ("batch_size", "window"):
             self._limit(name, 1, 1 << 20)
@@ -133,13 +134,13 @@ class TrainingConfig:
             raise ConfigError(
                 f"`precision` must be one of {', '.join(PRECISIONS)} (received {self.precision!r})"
             )
-        kind, _, number = self.device.partition(":")
+        kind, _, number = str(self.device).partition(":")
         if kind not in ("auto", "cpu", "cuda") or (number and not number.isdigit()):
             raise ConfigError(f"`device` must be auto, cpu, cuda or cuda:N (received {self.device!r})")
 
     def _limit(self, name: str, low: float, high: float) -> None:
-        value = getattr(self, name)
-        if not low <= value <= high:
+        value: Any = getattr(self, name)
+        if not _is_number(value) or not low <= value <= high:
             limits = " and ".join(str(end) if isinstance(end, int) else f"{end:g}" for end in (low, high))
             raise ConfigError(f"`{name}` must be within {limits} (received {value})")
 
@@ -175,3 +176,7 @@ class TrainingConfig:
         if unknown:
             raise ConfigError(f"unknown training settings: {', '.join(unknown)}")
         return cls(**data)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real)

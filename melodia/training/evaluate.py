@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from melodia.corpus.shards import Pieces
-from melodia.evaluation.measure import Likelihood
+from melodia.measure import Likelihood
 from melodia.model import Model
 from melodia.model import state as states
 from melodia.training.loss import nll_each

@@ -7,10 +7,9 @@ from pathlib import Path
 from melodia.errors import TrainingError
 from melodia.model.stored import BEST, RESUME, STATE, is_checkpoint
 from melodia.training.distributed import World
-from melodia.training.logs import COLUMNS
+from melodia.training.logs import BOARD, COLUMNS, LOG
 from melodia.training.resume import TrainingState, parse_state, read_bytes
 
-LOG, BOARD = "training.csv", "tensorboard"
 EVENTS = "events.out.tfevents.*"  # what TensorBoard calls its files
 
 
@@ -19,8 +18,15 @@ def holds_state(out: Path) -> bool:
     return (out / RESUME / STATE).exists()
 
 
-def obstacle(out: Path, *, resume: bool = False, force: bool = False) -> str | None:
-    """Why a training may not begin or go on in this folder: something would be lost. None where it may."""
+def obstacle(out: Path, *, resume: bool = False, force: bool = False, resumable: bool = True) -> str | None:
+    """Why a training may not begin or go on in this folder: something would be lost. None where it may.
+
+    Args:
+        out: the folder.
+        resume: it is to go on.
+        force: what is there may be replaced.
+        resumable: the caller can go on with any training, and replace this one alone.
+    """
     if is_checkpoint(out):
         return f"{out} is a checkpoint itself, which a training replaces as a whole; choose another folder"
     foreign = _foreign(out)
@@ -34,10 +40,12 @@ def obstacle(out: Path, *, resume: bool = False, force: bool = False) -> str | N
             f"checkpoint (`init` {out / BEST}, another `out`), or train anew (`force`)"
         )
     if (out / BEST).exists() or holds_state(out):
-        remedy = "go on with it (`resume`), replace it (`force`) or choose another folder"
+        remedy = "go on with it (`resume`), replace it (`force`)" if resumable else "move it"
+        remedy += " or choose another folder"
         return f"{out} holds a training already; {remedy}"
     if len(_log_lines(out)) > 1:
-        return f"{out / LOG} is the log of a training; move it, replace it (`force`) or choose another folder"
+        replaced = ", replace it (`force`)" if resumable else ""
+        return f"{out / LOG} is the log of a training; move it{replaced} or choose another folder"
     return None
 
 

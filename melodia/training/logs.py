@@ -12,6 +12,7 @@ from typing import Any, TextIO
 from melodia.errors import TrainingError
 from melodia.files import whole_file
 
+LOG, BOARD = "training.csv", "tensorboard"
 COLUMNS = (
     "iteration",
     "epoch",
@@ -39,7 +40,7 @@ class Logs:
     """
 
     def __init__(self, folder: Path, iteration: int = 0, *, tensorboard: bool = True) -> None:
-        self.path = folder / "training.csv"
+        self.path = folder / LOG
         try:
             folder.mkdir(parents=True, exist_ok=True)
             kept = self._kept_rows(iteration) if iteration else []
@@ -54,7 +55,7 @@ class Logs:
             self._writer = csv.DictWriter(self._file, COLUMNS)
         except OSError as error:
             raise self._error(error) from error
-        self._board = self._open_board(folder / "tensorboard", iteration) if tensorboard else None
+        self._board = self._open_board(folder / BOARD, iteration) if tensorboard else None
 
     def _kept_rows(self, iteration: int) -> list[dict[str, str]]:
         if not self.path.exists():

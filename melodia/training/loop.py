@@ -63,6 +63,7 @@ def train(
     init: str | Path | None = None,
     force: bool = False,
     world: World | None = None,
+    again: str = "`resume`",
 ) -> TrainingSummary:
     """Train a model on a corpus; the best weights end up as a checkpoint in `out/best`.
 
@@ -81,6 +82,7 @@ def train(
         force: begin anew in a folder that holds a checkpoint already.
         world: the processes, for a caller that has joined them already (`melodia.training.join`), and sees to it
             that nobody else trains in `out`.
+        again: what the caller's user goes on with, for messages.
 
     Raises:
         TrainingError: nothing to train on, a folder that cannot be written, a loss that is not finite, a
@@ -93,7 +95,7 @@ def train(
         with join(config.device) as joined, only_training(Path(out), joined):
             return train(
                 corpus, model_config, config, out,
-                progress=progress, resume=resume, init=init, force=force, world=joined,
+                progress=progress, resume=resume, init=init, force=force, world=joined, again=again,
             )  # fmt: skip
     progress = progress if progress is not None and world.leads else Progress()
     folder = Path(out)
@@ -104,11 +106,11 @@ def train(
             init = None
             if model_config is None:
                 model_config = saved_model(saved, folder)
-        with enough_memory(config, folder, world.device):
+        with enough_memory(config, folder, world.device, again):
             learner = Learner(
                 corpus, make_model(corpus, model_config, config.random_seed, init), config, world
             )
-            run = _Run(corpus, learner, folder, progress, saved)
+            run = _Run(corpus, learner, folder, progress, saved, again)
             try:
                 return run.go()
             finally:
@@ -125,9 +127,10 @@ class _Run:
         out: Path,
         progress: Progress,
         saved: TrainingState | None,
+        again: str,
     ) -> None:
         self.corpus, self.learner, self.out, self.progress = corpus, learner, out, progress
-        self.config, self.world = learner.config, learner.world
+        self.config, self.world, self.again = learner.config, learner.world, again
         self.held_out = corpus.pieces("valid")
         self.plain = Preparer(corpus.vocabulary, learner.model.config.side_inputs)
         self.total = learner.iterations()
@@ -219,7 +222,7 @@ class _Run:
             if interrupted:
                 self._warn(
                     f"interrupted after iteration {self.learner.iteration}, the state is saved: go on with "
-                    "`resume`"
+                    f"{self.again}"
                 )
                 raise KeyboardInterrupt
 

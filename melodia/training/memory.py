@@ -34,8 +34,8 @@ def keep_freed_memory() -> bool:
 
 
 @contextmanager
-def enough_memory(config: TrainingConfig, out: Path, device: torch.device) -> Iterator[None]:
-    """Say what to do where memory runs out.
+def enough_memory(config: TrainingConfig, out: Path, device: torch.device, again: str) -> Iterator[None]:
+    """Say what to do where memory runs out; `again` is what goes on with a training.
 
     Raises:
         TrainingError: it has.
@@ -47,7 +47,7 @@ def enough_memory(config: TrainingConfig, out: Path, device: torch.device) -> It
             raise
         kept, force = "nothing has been saved yet", ""
         if holds_state(out):
-            kept = f"what {out} has saved is kept, and `resume` goes on from it where there is more memory"
+            kept = f"what {out} has saved is kept, and {again} goes on from it where there is more memory"
             force = " (`force`)"
         recompute = "" if config.recompute else ", or with `recompute`"
         raise TrainingError(

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from melodia import engine
-from melodia.decode.config import TEMPERATURE, TOP_P, SamplingConfig
+from melodia.decode.config import RECOMMENDED, SamplingConfig
 from melodia.engine.description import WEIGHTS, describe
 from melodia.engine.loop import Start, Terms, TokenLoop
 from melodia.engine.rules import rules_of
@@ -40,6 +40,7 @@ TURNS = 6
 BURST = 16
 WARM_UP = 8  # tokens at most at the beginning of a turn that do not count; a quarter of the turn
 PYTORCH = "PyTorch"
+TEMPERATURE, TOP_P = RECOMMENDED["temperature"], RECOMMENDED["top_p"]
 _PAUSE = 0.004  # seconds between turns, in which the threads of the turn before go to sleep
 
 

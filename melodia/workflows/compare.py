@@ -14,11 +14,12 @@ from typing import Any
 import torch
 
 from melodia import __version__, kernels
+from melodia.checks import file_path
 from melodia.corpus.shards import Corpus
 from melodia.errors import ConfigError, TrainingError
-from melodia.evaluation.measure import Likelihood, number
 from melodia.evaluation.ngram import KneserNey
 from melodia.files import write_whole
+from melodia.measure import Likelihood, number
 from melodia.model.checkpoint import load_checkpoint
 from melodia.model.config import KINDS, ModelConfig
 from melodia.model.model import Model
@@ -125,11 +126,11 @@ def compare_kinds(
     settings = {name: value for name, value in (training or {}).items() if value is not None}
     if not {"minutes", "epochs", "iterations"} & set(settings):
         settings["epochs"] = 1.0
-    config = TrainingConfig(**settings)
-    out = Path(out)
-    check_apart(Path(folder), out)
+    config = TrainingConfig.from_dict(settings)
+    folder, out = file_path("folder", folder), file_path("out", out)
+    check_apart(folder, out)
     with kernels.use_backend(backend), join(config.device) as world, only_training(out, world):
-        corpus = open_corpus(Path(folder), cache=cache, reporter=reporter)
+        corpus = open_corpus(folder, cache=cache, reporter=reporter)
         if not len(corpus.pieces("valid")):
             raise TrainingError(
                 f"{folder}: no piece is held out, so nothing can be compared; give more pieces"
@@ -142,7 +143,7 @@ def compare_kinds(
         for name, kind, sides in wishes:
             model = match_parameters(model_settings(corpus.vocabulary, kind, size, side_inputs=sides), target)
             home = out / name.replace(", ", "-").replace(" ", "-")
-            runs.append(_Run(name, corpus, model, config, home, force))
+            runs.append(_Run(name, corpus, model, config, kernels.backend_report().runs, home, force))
         begun = [run.begun() for run in runs]  # all of them before the first is trained
         rows = [_ngram_row(corpus)]
         rows += [_row_of(run, before, reporter) for run, before in zip(runs, begun, strict=True)]
@@ -169,6 +170,8 @@ def _check_wishes(kinds: Sequence[str], size: str) -> None:
     Raises:
         ConfigError: names the first.
     """
+    if isinstance(kinds, str) or not isinstance(kinds, Sequence):
+        raise ConfigError(f"`kinds` must be a list of some of {', '.join(KINDS)} (received {kinds!r})")
     unknown = [kind for kind in kinds if kind not in KINDS]
     if unknown or not kinds:
         received = ", ".join(kind or "an empty name" for kind in unknown) or "none"
@@ -206,6 +209,7 @@ class _Run:
     corpus: Corpus
     model: ModelConfig
     config: TrainingConfig
+    backend: str
     out: Path
     force: bool
 
@@ -218,12 +222,14 @@ class _Run:
         """
         begun = None if self.force or not self.record.is_file() else self._read()
         if begun is not None and begun["setting"] != self.setting:
+            mine, other = self.setting, begun["setting"]
+            names = sorted(name for name in mine.keys() | other.keys() if mine.get(name) != other.get(name))
             raise ConfigError(
-                f"{self.out} holds {self.name} of another comparison (other music, size, budget or random seed); "
-                "choose another `out`, or train anew (`force`)"
+                f"{self.out} holds {self.name} of another comparison (another {', '.join(names)}); choose another "
+                "`out`, or train all kinds anew (`force`)"
             )
         # What an interrupted comparison left may be replaced; another training may not.
-        lost = obstacle(self.out, force=self.force or begun is not None)
+        lost = obstacle(self.out, force=self.force or begun is not None, resumable=False)
         if lost is not None:
             raise TrainingError(lost)
         return begun
@@ -240,12 +246,9 @@ class _Run:
 
     @property
     def setting(self) -> Any:
-        """All that its figures hang on, as JSON keeps it."""
-        values = {
-            "corpus": self.corpus.fingerprint,
-            "model": self.model.to_dict(),
-            "training": asdict(self.config),
-        }
+        """All that its figures hang on, its speeds included, as JSON keeps it."""
+        values = {"corpus": self.corpus.fingerprint, "model": self.model.to_dict(), "backend": self.backend}
+        values |= {name: value for name, value in asdict(self.config).items() if name != "save_every"}
         return json.loads(json.dumps(values))
 
     def _read(self) -> dict[str, Any]:
@@ -253,9 +256,11 @@ class _Run:
             begun = json.loads(self.record.read_text("utf-8"))
             if begun["row"] is not None:
                 Row(**begun["row"])
-            return {"setting": begun["setting"], "row": begun["row"]}
+            return {"setting": dict(begun["setting"]), "row": begun["row"]}
         except (KeyError, TypeError, ValueError) as error:
-            raise TrainingError(f"{self.record} is damaged ({error!r}); train anew with `force`") from error
+            raise TrainingError(
+                f"{self.record} is damaged ({error!r}); remove {self.out}, and {self.name} alone is trained anew"
+            ) from error
 
 
 def _row_of(run: _Run, begun: dict[str, Any] | None, reporter: Any) -> Row:
@@ -269,8 +274,9 @@ def _row_of(run: _Run, begun: dict[str, Any] | None, reporter: Any) -> Row:
     run.keep(None)
     goes_on = begun is not None and holds_state(run.out)
     summary = train(
-        corpus, run.model, run.config, run.out, progress=reporter, resume=goes_on, force=not goes_on
-    )
+        corpus, run.model, run.config, run.out, progress=reporter, resume=goes_on, force=not goes_on,
+        again="the same call",
+    )  # fmt: skip
     checkpoint = load_checkpoint(summary.checkpoint)
     likelihood = held_out_likelihood(corpus, checkpoint.model)
     interval = likelihood.interval("token")

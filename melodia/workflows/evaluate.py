@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 import melodia
+from melodia.checks import file_path, whole_number
 from melodia.corpus.discover import find_midi_files
 from melodia.decode import SamplingConfig
 from melodia.errors import ConfigError, CorpusError, show_path
@@ -62,7 +63,7 @@ def evaluate_folder(
     """
     from melodia.evaluation.likelihood import encode_files, model_likelihood
 
-    if generate < 0 or generate == 1:
+    if whole_number("generate", generate, 0) == 1:
         raise ConfigError(f"`generate` is 0, or at least 2 pieces to compare (received {generate})")
     settings = Settings(
         seed_bars=seed_bars,
@@ -75,7 +76,7 @@ def evaluate_folder(
     Request(
         bars=bars, sampling=settings.sampling, pitch_bias=pitch_bias, branches=branches
     )  # or it says why not
-    root = Path(folder)
+    root = file_path("folder", folder)
     if not os.path.lexists(root):
         raise CorpusError(
             f"{show_path(folder)}: no such file or folder; give MIDI files to measure the model on"

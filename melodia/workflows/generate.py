@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from melodia.errors import CheckpointError, ConfigError, MelodiaError, MidiError, show_path
 from melodia.evaluation.collapse import collapse_report
+from melodia.files import taken
 from melodia.midi import write_midi
 from melodia.sampler import Continuation, PrimeReport, Sampler
 
@@ -125,8 +126,8 @@ def check_writable(paths: list[Path], seed: Path | None = None, *, force: bool) 
             raise MidiError(f"{name}: is a directory; give a file name")
         if seed is not None and seed.exists() and path.exists() and seed.samefile(path):
             raise MidiError(f"{name}: is the seed itself, which is not replaced; choose another `out`")
-        if path.exists() and not force:
-            raise MidiError(f"{name}: is there already; choose another `out`, or give `force` to replace it")
+        if os.path.lexists(path) and not force:
+            raise MidiError(taken(path, "`out`"))
         if not path.parent.is_dir():
             raise MidiError(f"{name}: there is no folder {show_path(path.parent)}; make it first")
 

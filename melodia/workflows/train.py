@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from melodia import kernels
+from melodia.checks import file_path
 from melodia.corpus.manifest import MANIFEST, read_manifest
 from melodia.corpus.shards import Corpus
-from melodia.decode.config import BRANCHES, PITCH_BIAS, TEMPERATURE, TOP_P
+from melodia.decode.config import RECOMMENDED
 from melodia.errors import ConfigError, MelodiaError
 from melodia.model.config import ModelConfig
 from melodia.side_inputs import DEFAULTS, NAMES, default_specs
@@ -195,7 +196,7 @@ def train_folder(
     Example:
         >>> result = train_folder("my-midi", "my-model", training={"minutes": 5})  # doctest: +SKIP
     """
-    folder, out = Path(folder), Path(out)
+    folder, out = file_path("folder", folder), file_path("out", out)
     reporter = progress or QuietReporter()
     given = dict(training or {})
     check_apart(folder, out)
@@ -290,14 +291,7 @@ def continue_held_out(corpus: Corpus, summary: TrainingSummary, out: Path) -> tu
         name = name.encode()[:SAMPLE_NAME_BYTES].decode(errors="ignore")
         try:
             sampler.prime(piece.tokens, seed_bars=SAMPLE_SEED_BARS)
-            continuation = sampler.generate(
-                bars=SAMPLE_BARS,
-                temperature=TEMPERATURE,
-                top_p=TOP_P,
-                pitch_bias=PITCH_BIAS,
-                branches=BRANCHES,
-                random_seed=number,
-            )
+            continuation = sampler.generate(bars=SAMPLE_BARS, random_seed=number, **RECOMMENDED)
             path = folder / f"{number + 1}-{name}.mid"
             paths.append(write_midi(continuation.joined_score, path, force=True))
             picture = path.with_suffix(".png")

@@ -72,11 +72,6 @@ class Likelihood:
         """All nats over all notes."""
         return self.per("note")
 
-    @property
-    def perplexity(self) -> float:
-        """The exponential of the nats per token."""
-        return float(np.exp(self.per("token")))
-
     def units(self) -> tuple[str, ...]:
         """The units that `per` and `interval` know for this set."""
         return tuple(unit for unit in UNITS if getattr(self, f"{unit}s") is not None)

@@ -1,0 +1,104 @@
+"""Arguments of the wrong kind are refused here; NumPy's numbers are as good as Python's."""
+
+from __future__ import annotations
+
+import math
+import operator
+import os
+from numbers import Real
+from pathlib import Path
+
+from melodia.errors import ConfigError
+
+
+def whole_number(
+    name: str, value: object, low: int, high: int | None = None, *, limits: str = "", remedy: str = ""
+) -> int:
+    """A whole number within limits, as Python's own.
+
+    Args:
+        name: of the argument.
+        value: what was received; anything with `__index__`, but no truth value.
+        low, high: the limits; None for no upper one.
+        limits: the limits in words, where their digits say less.
+        remedy: what else may be done.
+
+    Raises:
+        ConfigError: it is something else.
+
+    >>> whole_number("bars", 8, 1)
+    8
+    >>> whole_number("branches", 2.5, 1, 64)
+    Traceback (most recent call last):
+    ...
+    melodia.errors.ConfigError: `branches` must be a whole number within 1 and 64 (received 2.5)
+    """
+    try:
+        found = None if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        found = None
+    if found is None or found < low or (high is not None and found > high):
+        limits = limits or (f", at least {low}" if high is None else f" within {low} and {high}")
+        remedy = remedy and f"; {remedy}"
+        raise ConfigError(f"`{name}` must be a whole number{limits} (received {value!r}){remedy}")
+    return found
+
+
+def real_number(name: str, value: object) -> float:
+    """A finite number, as Python's own float.
+
+    Raises:
+        ConfigError: it is something else.
+
+    >>> real_number("temperature", "hot")
+    Traceback (most recent call last):
+    ...
+    melodia.errors.ConfigError: `temperature` must be a number (received 'hot')
+    """
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise ConfigError(f"`{name}` must be a number (received {value!r})")
+    try:
+        found = float(value)
+    except OverflowError:  # a whole number past every float
+        found = math.inf
+    if not math.isfinite(found):
+        raise ConfigError(f"`{name}` must be finite (received {value!r})")
+    return found
+
+
+def truth_value(name: str, value: object) -> bool:
+    """True or False, as Python's own; 1 and 0 are as good.
+
+    Raises:
+        ConfigError: it is something else.
+
+    >>> truth_value("greedy", "no")
+    Traceback (most recent call last):
+    ...
+    melodia.errors.ConfigError: `greedy` must be True or False (received 'no')
+    """
+    if type(value).__name__ not in ("bool", "bool_", "int") or value not in (0, 1):
+        raise ConfigError(f"`{name}` must be True or False (received {value!r})")
+    return bool(value)
+
+
+def file_path(name: str, value: object) -> Path:
+    """A path, of text, of bytes or of an object that is one.
+
+    Raises:
+        ConfigError: it is something else.
+
+    >>> file_path("model", 5)
+    Traceback (most recent call last):
+    ...
+    melodia.errors.ConfigError: `model` must be a path (received 5)
+    """
+    if not isinstance(value, (str, bytes, os.PathLike)):
+        raise ConfigError(f"`{name}` must be a path (received {value!r})")
+    return Path(os.fsdecode(value))
+
+
+def listener(name: str, value: object) -> None:
+    """Raise ConfigError for a listener that cannot be called; None is nobody."""
+    if value is not None and not callable(value):
+        raise ConfigError(f"`{name}` must be a function that is called (received {value!r})")

@@ -1,0 +1,131 @@
+"""Arguments of the wrong kind are refused in words, and what a caller holds is the caller's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sampler_helpers import make_seed, notes_of, scale, tiny_sampler
+
+import melodia
+from melodia import Sampler, Tokenizer, compare_kinds, evaluate_folder, train_folder, write_midi
+from melodia.errors import ConfigError, MelodiaError
+from melodia.midi import midi_bytes
+
+FOLDER = "no folder"
+
+
+@pytest.fixture(scope="module")
+def sampler() -> Sampler:
+    return tiny_sampler()
+
+
+@pytest.fixture(autouse=True)
+def primed(sampler: Sampler) -> None:
+    sampler.prime(make_seed(scale(2)))
+
+
+CALLS: list[tuple[Callable[[Sampler], Any], str]] = [
+    (lambda s: Sampler.load(5), r"`path` must be a path \(received 5\)"),  # type: ignore[arg-type]
+    (lambda s: Sampler.load(device=5), "`device` must be auto, cpu or cuda"),  # type: ignore[arg-type]
+    (lambda s: Sampler.load(device=None), "`device` must be auto, cpu or cuda"),  # type: ignore[arg-type]
+    (lambda s: Sampler.load(backend=None), "`backend` must be one of"),  # type: ignore[arg-type]
+    (lambda s: Sampler.load(weights=8), "`weights` must be one of"),  # type: ignore[arg-type]
+    (lambda s: Sampler("my-model", s.tokenizer), "`model` must be a .*received str.*`Sampler.load` takes"),  # type: ignore[arg-type]
+    (lambda s: Sampler(s.model, None), "`tokenizer` must be a melodia.Tokenizer"),  # type: ignore[arg-type]
+    (lambda s: s.prime(5), "int is no source of music"),
+    (lambda s: s.prime(["a"]), "token ids must be whole numbers"),
+    (lambda s: s.prime(memoryview(b"abc")), "is text, not MIDI"),
+    (lambda s: s.prime(None, density="dense"), "`density` must be a whole number within 1 and 8"),  # type: ignore[arg-type]
+    (lambda s: s.prime(make_seed(scale(2)), seed_seconds="4"), "`seed_seconds` must be a number"),  # type: ignore[arg-type]
+    (lambda s: s.prime(make_seed(scale(2)), progress=5), "`progress` must be a function"),  # type: ignore[arg-type]
+    (lambda s: s.generate(state=5), "`state` must be a melodia.Session, such as `Continuation.state`"),  # type: ignore[arg-type]
+    (lambda s: s.stream(state="x"), "`state` must be a melodia.Session"),  # type: ignore[arg-type]
+    (lambda s: setattr(s, "state", s.generate(bars=1)), "`state` must be .*received Continuation"),
+    (lambda s: s.generate_many("2"), "`num_samples` must be a whole number"),  # type: ignore[arg-type]
+    (lambda s: s.save_state(None), "`path` must be a path"),  # type: ignore[arg-type]
+    (lambda s: s.save_state("."), "is a directory; give a file name"),
+    (lambda s: s.load_state(5), "`path` must be a path"),  # type: ignore[arg-type]
+    (lambda s: write_midi(make_seed(scale(1)), None), "`path` must be a path"),  # type: ignore[arg-type]
+    (lambda s: write_midi(make_seed(scale(1)), ""), "'': is a directory"),
+    (lambda s: write_midi("x", "y.mid"), "from a score or a PrettyMIDI, not from str"),  # type: ignore[arg-type]
+    (lambda s: melodia.read_midi(5), "int is no source of music"),  # type: ignore[arg-type]
+    (lambda s: Tokenizer(5), "`config` must be a melodia.TokenizerConfig"),  # type: ignore[arg-type]
+    (lambda s: train_folder(5, "out"), "`folder` must be a path"),  # type: ignore[arg-type]
+    (lambda s: train_folder(FOLDER, "out", training={"minutes": "x"}), "`minutes` must be above 0"),
+    (lambda s: train_folder(FOLDER, "out", training={"window": "x"}), "`window` must be within"),
+    (lambda s: compare_kinds(FOLDER, "out", kinds="gru"), "`kinds` must be a list of .*received 'gru'"),
+    (lambda s: compare_kinds(FOLDER, "out", training={"x": 1}), "unknown training settings: x"),
+    (lambda s: evaluate_folder(FOLDER, generate="x"), "`generate` must be a whole number"),  # type: ignore[arg-type]
+]
+
+
+@pytest.mark.parametrize(("call", "message"), CALLS, ids=[message for _, message in CALLS])
+def test_what_is_of_the_wrong_kind_is_named(
+    call: Callable[[Sampler], Any],
+    message: str,
+    sampler: Sampler,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(MelodiaError, match=message):
+        call(sampler)
+    assert not list(tmp_path.iterdir())
+
+
+def test_bytes_of_midi_in_any_form(sampler: Sampler, tmp_path: Path) -> None:
+    data = midi_bytes(make_seed(scale(2)))
+    made = set()
+    for form in (data, bytearray(data), memoryview(data)):
+        sampler.prime(form)
+        made.add(tuple(sampler.generate(bars=1, random_seed=1).tokens.tolist()))
+    assert len(made) == 1
+    path = write_midi(make_seed(scale(2)), bytes(tmp_path / "new.mid"))  # type: ignore[arg-type]
+    assert path == tmp_path / "new.mid"
+
+
+def test_values_that_hold_arrays_are_compared_by_identity(sampler: Sampler) -> None:
+    one, other = (sampler.generate(bars=1, random_seed=1) for _ in range(2))
+    assert one == one
+    assert one != other
+    assert len({one, other, one}) == 2
+    assert sampler.state != sampler.state
+
+
+def test_editing_what_was_given_or_taken_changes_no_session(sampler: Sampler) -> None:
+    score = make_seed(scale(2))
+    sampler.prime(score)
+    before = notes_of(score)
+
+    def spoil(which: Any) -> None:
+        for track in which.tracks:
+            track.notes.pop()
+
+    spoil(score)
+    taken = sampler.state
+    spoil(taken.seed)
+    made = sampler.generate(bars=2, random_seed=1)
+    joined = notes_of(made.joined_score)
+    assert joined[: len(before)] == before
+    again = sampler.generate(bars=2, random_seed=1)
+    for which in (again.seed, again.score, again.joined_score):
+        spoil(which)
+    assert notes_of(again.state.seed) == joined  # type: ignore[arg-type]
+    spoil(again.state.seed)
+    assert sampler.state.seed is not None
+    assert notes_of(sampler.state.seed) == before
+    onward = sampler.generate(state=made.state, bars=1, random_seed=2)
+    spoil(made.state.seed)
+    assert notes_of(onward.joined_score)[: len(joined)] == joined
+
+
+def test_a_session_that_is_set_is_a_copy(sampler: Sampler) -> None:
+    session = sampler.state
+    sampler.state = session
+    session.seed = None
+    assert sampler.state.seed is not None
+    with pytest.raises(ConfigError):
+        sampler.state = None  # type: ignore[assignment]
