@@ -304,6 +304,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--repetition-penalty", type=float, default=1.0)
     parser.add_argument("--pitch-bias", type=float, default=RECOMMENDED["pitch_bias"])
     parser.add_argument("--branches", type=int, default=RECOMMENDED["branches"])
+    parser.add_argument("--recall", type=float, default=RECOMMENDED["recall"])
     parser.add_argument("--json", type=Path, help="write the figures of every piece here")
     options = parser.parse_args(arguments)
     sampler = Sampler.load(options.model, weights=options.weights)
@@ -313,7 +314,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         min_p=options.min_p,
         repetition_penalty=options.repetition_penalty,
     )
-    wishes = {"pitch_bias": options.pitch_bias, "branches": options.branches}
+    wishes = {"pitch_bias": options.pitch_bias, "branches": options.branches, "recall": options.recall}
     whole: dict[str, dict[str, float]] = {}
     held_out: dict[str, dict[str, float]] = {}
     real: dict[str, dict[str, float]] = {}

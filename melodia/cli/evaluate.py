@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 PLAIN_WIDTH = 160  # of tables where there is no terminal
 
 
-GENERATION = ("seed_bars", "bars", *FILTERS, "pitch_bias", "branches", "random_seed")
+GENERATION = ("seed_bars", "bars", *FILTERS, "pitch_bias", "branches", "recall", "random_seed")
 
 
 def evaluate(
@@ -63,6 +63,9 @@ def evaluate(
         min=1,
         max=64,
         help="With --generate: play every two bars so often and keep what fits best.",
+    ),
+    recall: float = typer.Option(
+        RECOMMENDED["recall"], help="With --generate: how many of the bars come again, 0 to 0.9."
     ),
     random_seed: int = typer.Option(0, help="With --generate: of the choice of pieces and of the music."),
     json_file: Path | None = typer.Option(
@@ -112,6 +115,7 @@ def evaluate(
             sampling=sampling,
             pitch_bias=pitch_bias,
             branches=branches,
+            recall=recall,
             random_seed=random_seed,
             device=device,
             backend=backend,

@@ -64,6 +64,10 @@ def generate(
         help="Play every two bars so many times and keep what fits the seed and closes best; with --tokens the "
         "whole, without a seed the last two bars alone.",
     ),
+    recall: float = typer.Option(
+        RECOMMENDED["recall"],
+        help="How many of the bars come again, 0 (none) to 0.9; more after a seed in which many do.",
+    ),
     programs: str | None = typer.Option(
         None,
         metavar="P,P",
@@ -122,6 +126,11 @@ def generate(
             "--branches needs --seed FILE or --bars: with --tokens alone nothing says which branch is best"
         )
 
+    if tokens is not None and recall > 0 and is_given(context, "recall"):
+        raise typer.BadParameter(
+            "--recall needs --bars or --seconds: with --tokens nothing says where its stretches of two bars begin"
+        )
+
     from melodia.cli.late_bar import LateBar
     from melodia.decode import SamplingConfig
     from melodia.workflows.generate import generate_files
@@ -147,6 +156,7 @@ def generate(
             sampling=sampling,
             pitch_bias=pitch_bias,
             branches=branches,
+            recall=recall,
             programs=None if programs is None else program_numbers(programs),
             metre=metre,
             tempo=tempo,

@@ -11,13 +11,13 @@ from melodia.checks import real_number, truth_value, whole_number
 from melodia.errors import ConfigError
 
 RECOMMENDED: Mapping[str, Any] = MappingProxyType(
-    {"temperature": 1.0, "top_p": 0.95, "pitch_bias": 0.3, "branches": 4}
+    {"temperature": 1.0, "top_p": 0.95, "pitch_bias": 0.3, "branches": 4, "recall": 0.3}
 )
 """What the command line chooses, by `benchmarks/continuations.py`; in Python: `sampler.generate(**RECOMMENDED)`.
 
 Stronger filters make music sink: the notes of a chord are written upwards, and what lies high is what they cut off.
-The bias keeps the key (`melodia.sampler.bias`), the branches keep the texture and close (`melodia.sampler.branching`).
-A stream has no `branches`."""
+The bias keeps the key (`melodia.sampler.bias`), the branches keep the texture and close (`melodia.sampler.branching`),
+as many bars come again as in real music (`melodia.sampler.recall`). A stream has no `branches` and no `recall`."""
 
 FILTERS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 """The settings of the choice that the command line has, too."""

@@ -60,7 +60,7 @@ class Settings:
         bars: bars to generate, and to compare with.
         sampling: temperature and filters.
         pitch_bias: towards the seeds' pitch classes; see `melodia.sampler.Request`.
-        branches: of every two bars; see there.
+        branches, recall: of every two bars; see there.
         random_seed: of the choice of pieces, and of the music (session k for the k-th piece).
 
     Raises:
@@ -72,6 +72,7 @@ class Settings:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     pitch_bias: float = 0.0
     branches: int = 1
+    recall: float = 0.0
     random_seed: int = 0
 
     def __post_init__(self) -> None:
@@ -135,6 +136,7 @@ def continue_pieces(
                 sampling=settings.sampling,
                 pitch_bias=settings.pitch_bias,
                 branches=settings.branches,
+                recall=settings.recall,
                 random_seed=settings.random_seed,
                 session=len(pairs),
             )

@@ -60,7 +60,12 @@ class Judge:
             self.key = key_of(notes)
 
     def branches_of(self, lane: Lane) -> list[Lane]:
-        """As many lanes as the request wants, going on from where this one stands; one where nothing could choose."""
+        """As many lanes as the request wants, going on from where this one stands; one where nothing could choose.
+
+        One, too, where bars come again.
+        """
+        if replay := lane.recalls():
+            return [lane.branch(lane.request.random_seed, replay)]
         count = lane.request.branches if self.seed is not None or lane.plan.closes else 1
         return [lane.branch((lane.request.random_seed + k * _APART) % 2**64) for k in range(count)]
 
@@ -68,6 +73,7 @@ class Judge:
         """The branch that fits best, the first among equals; all stand at the same bar line, or have ended."""
         best = max(branches, key=self.fitness)
         best.chosen += len(branches) > 1
+        best.recalled += best.plan.replays
         return best
 
     def fitness(self, branch: Lane) -> float:

@@ -24,6 +24,7 @@ from melodia.sampler.classes import TokenClasses
 from melodia.sampler.continuation import Event, TimeMap, event_of
 from melodia.sampler.plan import BAR_TOKENS, Plan
 from melodia.sampler.players import rests_of
+from melodia.sampler.recall import Memory, Recall, share_of
 from melodia.sampler.request import Request
 from melodia.sampler.session import Session, Tail, half_described, tail_at
 
@@ -48,6 +49,8 @@ class Lane:
             `melodia.sampler.branching`.
         before: how many notes there were where that stretch began.
         chosen: how many stretches so far were chosen from several branches.
+        recall: what comes again; see `melodia.sampler.recall`.
+        recalled: how many bars so far were played again.
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class Lane:
         grammar: Grammar,
         request: Request,
         cycle: tuple[str, ...] | None = None,
+        heard: Sequence[int] = (),
     ) -> None:
         self.session = session.fork()
         self.request = request
@@ -80,7 +84,12 @@ class Lane:
         self._recent = list(session.recent)
         self.random_seed = request.random_seed
         self.stretch = (session.context.join, session.context.join)
-        self.before = self.chosen = 0
+        self.before = self.chosen = self.recalled = 0
+        self.recall = Recall.of(
+            request.recall, share_of(classes, heard), request.random_seed, request.session
+        )
+        self.memory = Memory(classes, self.plan.pieces)
+        self.memory.read(heard)
         self._noise = Noise(self.random_seed, request.session, classes.vocabulary.size)
         self.session.side.bars_total = self.plan.bars_total
         self.bias = seed_bias(classes, session.seed, request)
@@ -117,16 +126,27 @@ class Lane:
             self.stop(token)
             self.stretch = (self.stretch[0], self.end)
             return True
-        if self.request.branches > 1 and self.plan.begins_stretch(state, token):
+        if self.request.in_stretches and self.plan.begins_stretch(state, token):
             self.stretch = (self.stretch[0], self.plan.bar_at(state)[2])
             return True
         return False
 
-    def branch(self, random_seed: int) -> Lane:
-        """A lane that goes on from this place, outside a loop, with random numbers of its own."""
+    def recalls(self) -> tuple[int, ...]:
+        """Draw whether the stretch that begins here comes from memory: its tokens; none where it is new."""
+        state = self.session.grammar
+        bars = 0 if self.plan.closes else self.plan.stretch_bars(state)
+        if not bars:
+            return ()
+        self.recall, tokens = self.recall.next(self.memory, bars, state.program)
+        return tokens
+
+    def branch(self, random_seed: int, replay: Sequence[int] = ()) -> Lane:
+        """A lane that goes on from this place, outside a loop, with random numbers of its own, or with these tokens."""
         self._rest()
         twin = copy.copy(self)
-        twin.session, twin.plan = self.session.fork(), self.plan.fork()
+        twin.session, twin.plan, twin.memory = self.session.fork(), self.plan.fork(), self.memory.fork()
+        if replay:
+            twin.plan.replay(replay)
         twin.stretch, twin.before = (self.stretch[1], self.stretch[1]), len(self.notes)
         twin.random_seed = random_seed
         twin._noise = Noise(random_seed, self.request.session, self.classes.vocabulary.size)
@@ -157,6 +177,8 @@ class Lane:
         self.count += len(tokens)
         self.session.fed += len(tokens)
         self._recent += tokens
+        if self.request.recall:
+            self.memory.read(tokens)
         if len(self._recent) > 2 * RECENT:
             del self._recent[:-RECENT]
         self._tail_ids += tokens

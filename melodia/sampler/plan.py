@@ -56,6 +56,7 @@ class Plan:
         last: index of the last bar; None while it is not known.
         times: tempi and metres so far.
         crowded: bars that were left because they grew to `BAR_TOKENS`.
+        replays: so many bars `replay` has asked for since the last `fork`; 0 once something else came.
     """
 
     def __init__(
@@ -86,6 +87,8 @@ class Plan:
         self._bar = -1
         self._bar_tokens = 0
         self.stretches = Stretches()
+        self._script: list[int] = []  # tokens to come, the next one last
+        self.replays = 0
         self.crowded = 0
         programs = context.programs if request.programs is None else request.programs
         self._unseeded = state.notes == 0
@@ -109,9 +112,22 @@ class Plan:
     def restrict(self, s: GrammarState, legal: Mask) -> Mask:
         """Narrow what the grammar allows (bool [V]) to what the plan wants; at least one token is left."""
         wanted = self._wanted(s, legal)
+        if self._script:
+            token, classes = self._script[-1], self.classes
+            allowed = wanted if classes.bar[token] or classes.metre[token] else legal
+            if allowed[token]:
+                only = np.zeros_like(legal)
+                only[token] = True
+                return only
+            self._script, self.replays = [], 0
         if wanted.any():
             return wanted
         return legal
+
+    def replay(self, tokens: Sequence[int]) -> None:
+        """Let exactly these tokens come, and behind them a bar; what follows a token that may not come is free."""
+        self._script = [self.classes.vocabulary.index["Bar_None"], *reversed(tokens)]
+        self.replays = int(self.classes.bar[list(tokens)].sum()) // self.pieces
 
     def steady(self, s: GrammarState, count: int) -> Terms | None:
         """How the music goes on from here to the next bar line without `restrict` and `after` being asked.
@@ -138,6 +154,7 @@ class Plan:
             or (s.has_bars and (s.bar_end <= join or not classes.metres_behind_bars))
             or (self._unseeded and not s.notes)
             or not self._cast.settled
+            or self._script
         ):
             return None
         exclude, late = [], self._late(s, start, end)
@@ -213,10 +230,19 @@ class Plan:
         bars = self.request.bars
         return self.stretches.last_asked or (self.last is None and bars is not None and bars <= STRETCH_BARS)
 
+    def stretch_bars(self, s: GrammarState) -> int:
+        """Bars of the stretch that begins here; 0 where it completes a bar, or where that is not known."""
+        if self.stretches.asked:
+            return STRETCH_BARS
+        bars, join = self.request.bars, self.context.join
+        begins = s.has_bars and s.bar >= 0 and s.bar_end == join and not self.completes
+        return 0 if bars is None or not begins else bars % STRETCH_BARS or STRETCH_BARS
+
     def fork(self) -> Plan:
         """An independent copy, for another way through the stretch that begins here."""
         twin = copy(self)
         twin.stretches = self.stretches.opened()
+        twin._script, twin.replays = self._script[:1], 0  # the bar behind what was replayed, if that is left
         twin.times = self.times.fork()
         twin._cast = copy(self._cast)
         return twin
@@ -231,6 +257,7 @@ class Plan:
             tempi: (grid tick, quarter notes a minute) that the token set.
         """
         classes = self.classes
+        self._script[-1:] = []
         if (classes.metre[token] or classes.inner_metre[token]) and not self._cycle:
             self.times.add_metre(s.bar_start, classes.tables.metres[s.metre])
         for tick, tempo in tempi:

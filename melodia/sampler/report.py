@@ -41,6 +41,7 @@ class GenerationReport:
         session: which of the streams of that random seed.
         branches: how many times a stretch was played.
         stretches: how many stretches were chosen from so many.
+        recalled: how many bars were played again.
         backend: what ran.
         backend_reason: why.
         sampling: the settings of the choice.
@@ -65,6 +66,7 @@ class GenerationReport:
     session: int
     branches: int
     stretches: int
+    recalled: int
     backend: str
     backend_reason: str
     sampling: SamplingConfig
@@ -86,6 +88,8 @@ class GenerationReport:
         if self.stretches:
             stretches = f"{self.stretches} stretch{'es' if self.stretches > 1 else ''}"
             lines.append(f"{stretches} chosen from {self.branches} branches each")
+        if self.recalled:
+            lines.append(f"played again from memory: {counted(self.recalled, 'bar')}")
         if self.ended == "model":
             lines.append("the model ended the piece before the asked length")
         return lines + [str(finding) for finding in self.findings]

@@ -16,6 +16,8 @@ MOST = {"bars": 100_000, "seconds": 200_000, "tokens": 5_000_000}
 """The longest music that is made in one piece: two days of it, in half an hour. It is all in memory until it ends, and
 far beyond, ticks no longer fit the numbers that hold them."""
 
+MOST_RECALL = 0.9
+
 FLAGS = ("endless", "any_program", "metre_changes", "tempo_changes", "may_end", "silent_bars")
 
 
@@ -45,6 +47,9 @@ class Request:
             at all) to 1; see `melodia.sampler.bias`.
         branches: so many times every two bars are played, and what fits the seed best, and closes best at the end, is
             kept; see `melodia.sampler.branching`. 1: once. Not for streams, nor with `may_end`.
+        recall: how many of the bars come again, 0 (none, but by chance) to 0.9: two at a time are played as 2, 4, 8, 16
+            or 32 bars before. A seed in which more or fewer come again shifts it; see `melodia.sampler.recall`. Where
+            bars are tokens; not for streams, nor with `may_end`.
         may_end: let the model end the piece before its length is reached, after one bar at the earliest.
         silent_bars: allow bars in which nothing sounds. The first bar is never empty.
 
@@ -72,6 +77,7 @@ class Request:
     max_polyphony: int | None = None
     pitch_bias: float = 0.0
     branches: int = 1
+    recall: float = 0.0
     may_end: bool = False
     silent_bars: bool = False
 
@@ -100,11 +106,15 @@ class Request:
             raise ConfigError(
                 f"`pitch_bias` must be within 0 and 1 (received {self.pitch_bias}); 0 turns it off"
             )
-        if self.branches > 1 and (self.endless or self.may_end):
-            other = "`endless`" if self.endless else "`may_end`"
+        self._keep("recall", real_number("recall", self.recall))
+        if not 0 <= self.recall <= MOST_RECALL:
             raise ConfigError(
-                f"`branches` needs a known end, and {other} leaves it open; give one of the two"
+                f"`recall` must be within 0 and {MOST_RECALL} (received {self.recall}); 0 turns it off"
             )
+        if self.in_stretches and (self.endless or self.may_end):
+            name = "branches" if self.branches > 1 else "recall"
+            other = "`endless`" if self.endless else "`may_end`"
+            raise ConfigError(f"`{name}` needs a known end, and {other} leaves it open; give one of the two")
         if self.metre is not None:
             self._keep("metre", check_metre(self.metre))
             if self.metre_changes:
@@ -143,6 +153,11 @@ class Request:
                     "the one before"
                 )
             self._keep(name, value)
+
+    @property
+    def in_stretches(self) -> bool:
+        """Whether the music is made stretch by stretch (`melodia.sampler.stretches`), not in one go."""
+        return self.branches > 1 or self.recall > 0
 
     @property
     def length(self) -> str:

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
@@ -327,7 +328,7 @@ class Sampler:
         began = time.perf_counter()
         lanes = [self._lane(start, replace(request, session=request.session + k)) for k in range(num_samples)]
         run = partial(self._run, teller=None if progress is None else Teller(progress))
-        if request.branches > 1:
+        if request.in_stretches:
             lanes, drawn = run_branches(lanes, run)
         else:
             run(lanes)
@@ -353,10 +354,11 @@ class Sampler:
         True
         """
         request = request_of(settings)
-        if request.branches > 1:
+        if request.in_stretches:
+            name = "branches" if request.branches > 1 else "recall"
             raise ConfigError(
-                "a stream cannot take back what was heard, so it has no `branches` (received "
-                f"{request.branches}); use `generate`"
+                f"a stream is made in one go, not stretch by stretch, so it has no `{name}` (received "
+                f"{getattr(request, name)}); use `generate`"
             )
         lane = self._lane(state if state is not None else self.state, request)
         return Stream(self._loop([lane]), lane)
@@ -418,7 +420,15 @@ class Sampler:
             max_polyphony=request.max_polyphony,
             allow_eos=not request.endless,
         )
-        return Lane(start, self._classes, self._grammar(constraints), request, cycle)
+        heard = self._heard(start) if request.recall else ()
+        return Lane(start, self._classes, self._grammar(constraints), request, cycle, heard)
+
+    def _heard(self, session: Session) -> Sequence[int]:
+        """The tokens of the music before; those that were fed, or as good as these."""
+        if session.ids is not None or session.seed is None:
+            return [] if session.ids is None else session.ids.tolist()
+        heard: list[int] = self.tokenizer.encode(session.seed).ids.tolist()
+        return heard
 
     def _reader(self, progress: Told | None = None) -> Reader:
         return Reader(self._runner, self.vocabulary, self._fingerprint, progress)
@@ -459,6 +469,7 @@ class Sampler:
                 session=lane.request.session,
                 branches=lane.request.branches,
                 stretches=lane.chosen,
+                recalled=lane.recalled,
                 backend=f"{self._runner.runs} on {self._runner.device}",
                 backend_reason=self._runner.why,
                 sampling=lane.request.sampling,

@@ -34,6 +34,7 @@ def evaluate_folder(
     sampling: SamplingConfig | None = None,
     pitch_bias: float = 0.0,
     branches: int = 1,
+    recall: float = 0.0,
     random_seed: int = 0,
     device: str = "auto",
     backend: str = "auto",
@@ -48,7 +49,7 @@ def evaluate_folder(
         seed_bars: bars of each seed.
         bars: bars to generate, and to compare with.
         sampling: temperature and filters of the generation.
-        pitch_bias, branches: of the generation; see `melodia.sampler.Request`.
+        pitch_bias, branches, recall: of the generation; see `melodia.sampler.Request`.
         random_seed: of the choice of pieces and of the music.
         device, backend: where and with what to compute.
         progress: is told what happens (`melodia.workflows.train.Reporter`).
@@ -71,11 +72,11 @@ def evaluate_folder(
         sampling=sampling or SamplingConfig(),
         pitch_bias=pitch_bias,
         branches=branches,
+        recall=recall,
         random_seed=random_seed,
     )
-    Request(
-        bars=bars, sampling=settings.sampling, pitch_bias=pitch_bias, branches=branches
-    )  # or it says why not
+    wishes: dict[str, Any] = {"pitch_bias": pitch_bias, "branches": branches, "recall": recall}
+    Request(bars=bars, sampling=settings.sampling, **wishes)  # or it says why not
     root = file_path("folder", folder)
     if not os.path.lexists(root):
         raise CorpusError(
