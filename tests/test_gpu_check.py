@@ -354,3 +354,30 @@ def test_plain_models_on_the_emulator(weights: str) -> None:
     library = emulation.load(emulation.build())
     emulation.configure(library, schedule=3)
     emulation.check_plain(library, "parallel", weights, 2, 9, 40, 50, **emulation.WHOLE)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    native.reason() is not None or engine.reason() is not None, reason="no native library or no engine"
+)
+@pytest.mark.parametrize(
+    ("part", "chosen"),
+    [
+        ("parity-operators", "not dtype2 and not graph and not large and not same_bits"),
+        ("parity-stacks", "stacks and dtype0"),
+        ("parity-engine", "bias or cluster or (logits and bf16 and counted)"),
+    ],
+)
+def test_parity_tests_run_on_a_stand_in(part: str, chosen: str, tmp_path: Path) -> None:
+    """All but what the CPU does not have: half precision, graphs, and sums that tf32 makes different."""
+    environment = gpu_check.environment_of(part) | {gpu_pytest.BEGUN: str(tmp_path / "begun")}
+    environment["PYTHONPATH"] += os.pathsep + str(REPOSITORY / "tests")
+    environment["OMP_NUM_THREADS"] = "1"
+    command = [*gpu_check.command_of(part), "-p", "cuda_stand_in", "-k", chosen]  # the last -k counts
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+    assert " passed" in done.stdout, done.stdout + done.stderr
+    assert not re.findall(r"^ERROR ", done.stdout, re.M), done.stdout
+    failed = {line.partition("[")[0] for line in re.findall(r"^FAILED \S*::(\S+)", done.stdout, re.M)}
+    assert failed == ({"test_tf32_where_torch_allows_it"} if part == "parity-operators" else set()), (
+        done.stdout
+    )
