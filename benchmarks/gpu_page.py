@@ -7,14 +7,14 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks import gpu_process, gpu_tools
+from benchmarks import gpu_process, gpu_pytest, gpu_tools
 
 TAIL = 25  # lines of a failed part that the page shows
 SHOWN = 40  # tests that failed, by name
 TESTS = "parity"  # how the names of parts begin that run tests
 BUILT = "melodia: "  # how setup.py begins what it says of a library
 _SUMMARY = re.compile(r"=+ .* in [\d.:]+ ?s.* =+")  # pytest's last line
-_TOLD = ("SKIPPED ", "FAILED ", "ERROR ", "!!!")
+_TOLD = ("SKIPPED ", "FAILED ", "ERROR ", "!!!", gpu_pytest.GAVE_UP)
 
 
 class Target(NamedTuple):

@@ -46,6 +46,14 @@ def test_dry_run_lists_every_part() -> None:
         assert command.startswith(("skipped: ", sys.executable)) or "compute-sanitizer" in command
 
 
+def test_pytest_need_not_be_there() -> None:
+    """Where it is not, the parts that need it are left out, and no others."""
+    code = "import sys; sys.modules['pytest'] = None; from benchmarks import gpu_check"
+    environment = gpu_check.environment_of("training")
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_every_part_is_there() -> None:
     """What a part runs exists: its function, or its tests."""
     for part in gpu_check.MINUTES:
@@ -212,6 +220,7 @@ def test_tests_that_break_the_process_take_no_others_along(
     tests = tmp_path / "test_some.py"
     tests.write_text(
         "import os, pytest\n"
+        "from melodia.kernels import cuda\n"
         "from benchmarks import gpu_pytest\n"
         "@pytest.mark.parametrize('n', [1, 2])\n"
         "def test_good(n): pass\n"
@@ -219,7 +228,9 @@ def test_tests_that_break_the_process_take_no_others_along(
         "def test_break():\n"
         "    gpu_pytest.broken = lambda: True\n"
         "    assert False, 'an access went astray'\n"
-        "def test_late(): pass\n"
+        "def test_late():\n"
+        "    gpu_pytest.usable_rescues = lambda: 2\n"
+        "    assert cuda.SPIN_LIMIT_NS < 10**9\n"
         "@pytest.mark.skip('no room')\n"
         "def test_skipped(): pass\n"
     )
@@ -235,6 +246,7 @@ def test_tests_that_break_the_process_take_no_others_along(
     assert "an access went astray" in page
     assert "\n- SKIPPED [1] " in page
     assert "- !!!" in page
+    assert re.search(r"\n- GAVE UP waiting: 2 launches of \S*::test_late\n", page)
     monkeypatch.setitem(gpu_check.PARITY, "parity-stacks", [str(tests), "-k", "skipped"])
     assert gpu_check.run_part("parity-stacks", log, 100).startswith(
         f"failed: status {gpu_pytest.ALL_SKIPPED} ("
