@@ -129,8 +129,8 @@ MODELS: dict[str, tuple[str, int, dict[str, int]]] = {  # kind, H, settings
 }
 WEIGHTS = ("bf16", "fp32", "int8")
 MAIN = [("i-a", 1), ("ii", 64), ("i-a", 64), ("ii", 1)]  # model, B
-MORE = [("small", 1), ("i-a", 8), ("i-b", 1), ("ii", 8), ("small", 8), *MAIN]
-MORE += [("small", 64), ("i-b", 8), ("i-b", 64)]
+MORE = [("small", 1), ("i-a", 1), ("small", 8), ("i-a", 8), ("i-b", 1), ("ii", 8), ("ii", 1)]
+MORE += [("i-a", 64), ("ii", 64), ("i-b", 8), ("small", 64), ("i-b", 64)]
 VARIANTS: dict[str, dict[str, int]] = {
     ", streamed": {"streamed": 1},
     ", cluster 16": {"cluster": 16},
