@@ -19,8 +19,8 @@ second right behind the first without a look at its page. They leave time to sta
     python benchmarks/gpu_check.py --minutes 4 --rest
 
 Everything down to `generation` belongs into the first, and has limits so that it fits even where some of it hangs, if
-there are processors for the build: for one architecture it takes four minutes of one, a good one of them for the longest
-source. Parts, in order, what decides most first, and in each of them the rows that tell most:
+there are processors for the build: for one architecture it takes four minutes of one, and its longest source one.
+Parts, in order, what decides most first, and in each of them the rows that tell most:
     build        setup.py with MELODIA_NATIVE=1 MELODIA_CUDA=1 for this GPU's architecture
     parity-operators, parity-stacks, parity-engine
                  scans and steps, stacks, and the decode engine against the reference

@@ -101,6 +101,17 @@ def per_step(
     return 1e6 * (took[way, many] - took[way, few]) / (many - few), 1e6 * took[way, many] / many
 
 
+def makeable(ways: dict[str, Callable[[], Any]], what: str) -> dict[str, Any]:
+    """What each makes; of those that fail, as where so many sessions do not fit into so few blocks, a note says why."""
+    made = {}
+    for way, make in ways.items():
+        try:
+            made[way] = make()
+        except FAILURES as error:
+            note(f"{what}, {way}: {error}")
+    return made
+
+
 def steady(made: dict[str, Any], what: str) -> dict[str, Any]:
     """The streams whose launches run as they should; of others a note says why they do not, and they are left out.
 
@@ -175,16 +186,23 @@ def generation(
     engines: dict[tuple[str, str], Any] = {}
     network_of = lru_cache(lambda name: network(models[name][0], models[name][1], **models[name][2]))
     for name, B in cases:
-        what, model, made = f"{name}, B={B}", network_of(name), {}
-        for way, (weights, options) in ways_of.items():
-            packed = engines.get((name, way))
-            options = {"launch_steps": max(steps)} | options
-            try:
-                made[way] = streams_of(model, weights, B, library, options, packed=packed)
-            except FAILURES as error:  # so many sessions do not fit into so few blocks, say
-                note(f"{what}, {way}: {error}")
-            else:
-                engines[name, way] = made[way].engine
+        what, model = f"{name}, B={B}", network_of(name)
+        made = makeable(
+            {
+                way: partial(
+                    streams_of,
+                    model,
+                    weights,
+                    B,
+                    library,
+                    {"launch_steps": max(steps)} | options,
+                    packed=engines.get((name, way)),
+                )
+                for way, (weights, options) in ways_of.items()
+            },
+            what,
+        )
+        engines |= {(name, way): streams.engine for way, streams in made.items()}
         made = steady(made, what)
         runs: dict[tuple[str, int], Callable[[], object]] = {
             (way, n): partial(streams.make, n) for way, streams in made.items() for n in steps
@@ -258,23 +276,26 @@ def decoding(
 
     one = {"launch_steps": max(steps)}
     for H, B in itertools.product(sizes, batches):
-        model = network("sequential", H)
-        made = {
-            way: streams_of(model, "bf16", B, library, one, sampling=SamplingConfig(**fields))
-            for way, fields in CHOICES.items()
-        }
+        model, what = network("sequential", H), f"H={H}, B={B}"
         usual = SamplingConfig(**CHOICES["top-k 50"])
-        made |= {
-            way: streams_of(model, "bf16", B, library, one | more, usual) for way, more in OPTIONS.items()
-        }
-        given = made["greedy"].lanes
-        made = steady(made, f"H={H}, B={B}")
+        ways = {way: (one, SamplingConfig(**fields)) for way, fields in CHOICES.items()}
+        ways |= {way: (one | more, usual) for way, more in OPTIONS.items()}
+        made = makeable(
+            {
+                way: partial(streams_of, model, "bf16", B, library, options, sampling)
+                for way, (options, sampling) in ways.items()
+            },
+            what,
+        )
+        given = made["greedy"].lanes if "greedy" in made else None
+        made = steady(made, what)
         runs: dict[tuple[str, int], Callable[[], object]] = {
             (way, n): partial(streams.make, n) for way, streams in made.items() for n in steps
         }
         tokens = np.random.default_rng(0).integers(0, 512, (max(steps), B))
-        runs |= {("given", n): partial(given.advance, tokens[:n], every=False) for n in steps}
-        took = in_turns(runs, what=f"H={H}, B={B}")
+        if given is not None:
+            runs |= {("given", n): partial(given.advance, tokens[:n], every=False) for n in steps}
+        took = in_turns(runs, what=what)
         for way in [*made, "given"]:
             us, whole = per_step(took, way, *steps)
             stalls = made[way].engine.facts()["stalls"] if way in made else None

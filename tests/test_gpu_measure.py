@@ -309,13 +309,24 @@ def test_generation(
 
 
 @needs_engine
-def test_decoding(emulator: ctypes.CDLL, capsys: pytest.CaptureFixture[str]) -> None:
-    """Every filter and option of the part `decoding` runs, and has its row."""
+def test_decoding(
+    emulator: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every filter and option of the part `decoding` runs, and has its row; without an engine there are notes."""
+
+    def fail(*_: Any) -> None:
+        raise ConfigError("no room for it")
+
     assert gpu_generation.decoding((8,), (2,), (1, 2), emulator) == 0
     rows, _ = printed(capsys)
     ways = [*gpu_generation.CHOICES, *gpu_generation.OPTIONS, "given"]
     assert [(row["B"], row["way"]) for row in rows] == [(2, way) for way in ways]
     assert {row["fell back"] for row in rows} == {0, None}
+    monkeypatch.setattr(gpu_generation, "streams_of", fail)
+    assert gpu_generation.decoding((8,), (2,), (1, 2), emulator) == 0
+    rows, notes = printed(capsys)
+    assert [row["us/step"] for row in rows] == [None]  # given tokens
+    assert notes[0] == "H=8, B=2, greedy: no room for it"
 
 
 def test_a_way_that_fails_leaves_the_others(capsys: pytest.CaptureFixture[str]) -> None:
