@@ -10,18 +10,19 @@ from __future__ import annotations
 import copy
 import itertools
 import statistics
+import subprocess
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
-from typing import Any, TypeVar
+from typing import Any
 
-from benchmarks import gpu_primitives
-from benchmarks.gpu_tools import captured, note, repeat, row
-from melodia.errors import ConfigError
+from benchmarks import gpu_primitives, gpu_tools
+from benchmarks.gpu_tools import captured, note, repeat, row, warm
+from melodia.errors import MelodiaError
 
 FEW, MANY = 128, 1024  # steps
+FAILURES = (MelodiaError, ValueError, RuntimeError)  # of an engine or of torch
 RIVALS = {"x eager": "", "x graph": ", graph"}
-Key = TypeVar("Key", bound=Hashable)
 
 
 def network(kind: str, H: int, **settings: int) -> Any:
@@ -66,25 +67,49 @@ def streams_of(
     return OnGpu(Network.of(model), small_vocabulary(), sampling or SAMPLING, weights=weights, B=B)
 
 
-def in_turns(runs: dict[Key, Callable[[], object]], turns: int = 5) -> dict[Key, float]:
-    """Median seconds of each, all taking turns, two of which warm up."""
+def in_turns(
+    runs: dict[tuple[str, int], Callable[[], object]], turns: int = 5, what: str = ""
+) -> dict[tuple[str, int], float]:
+    """Median seconds of each, all taking turns, two of which warm up; a way that fails is left out, with a note."""
     import torch
 
-    took: dict[Key, list[float]] = {way: [] for way in runs}
+    warm()
+    took: dict[tuple[str, int], list[float]] = {key: [] for key in runs}
     for turn in range(turns + 2):
-        for way, run in runs.items():
+        for way, steps in list(took):
             torch.cuda.synchronize()
             begin = time.perf_counter()
-            run()
+            try:
+                runs[way, steps]()
+            except FAILURES as error:
+                torch.cuda.synchronize()  # an error that stays ends the part
+                note(f"{what}, {way}: {error}")
+                del took[way, steps]
+                continue
             torch.cuda.synchronize()
             if turn >= 2:
-                took[way].append(time.perf_counter() - begin)
-    return {way: statistics.median(values) for way, values in took.items()}
+                took[way, steps].append(time.perf_counter() - begin)
+    return {key: statistics.median(values) for key, values in took.items()}
 
 
-def per_step(took: dict[tuple[str, int], float], way: str, few: int, many: int) -> tuple[float, float]:
-    """Microseconds of a step: by the difference of two calls, and of the whole longer call."""
+def per_step(
+    took: dict[tuple[str, int], float], way: str, few: int, many: int
+) -> tuple[float, float] | tuple[None, None]:
+    """Microseconds of a step: by the difference of two calls, and of the whole longer call; None where it failed."""
+    if (way, few) not in took or (way, many) not in took:
+        return None, None
     return 1e6 * (took[way, many] - took[way, few]) / (many - few), 1e6 * took[way, many] / many
+
+
+def makeable(ways: dict[str, Callable[[], Any]], what: str) -> dict[str, Any]:
+    """What each makes; of those that fail, as where so many sessions do not fit into so few blocks, a note says why."""
+    made = {}
+    for way, make in ways.items():
+        try:
+            made[way] = make()
+        except FAILURES as error:
+            note(f"{what}, {way}: {error}")
+    return made
 
 
 def steady(made: dict[str, Any], what: str) -> dict[str, Any]:
@@ -95,7 +120,11 @@ def steady(made: dict[str, Any], what: str) -> dict[str, Any]:
     kept = {}
     for way, streams in made.items():
         before = streams.engine.facts()["stalls"]
-        streams.make(2)
+        try:
+            streams.make(2)
+        except FAILURES as error:
+            note(f"{what}, {way}: {error}")
+            continue
         if streams.engine.facts()["stalls"] == before:
             kept[way] = streams
         else:
@@ -103,72 +132,115 @@ def steady(made: dict[str, Any], what: str) -> dict[str, Any]:
     return kept
 
 
-def generation() -> int:
+MODELS: dict[str, tuple[str, int, dict[str, int]]] = {  # kind, H, settings
+    "i-a": ("sequential", 512, {}),
+    "ii": ("parallel", 1024, {}),
+    "small": ("parallel", 256, {}),
+    "i-b": ("sequential", 512, {"lstm_layers": 2}),
+}
+WEIGHTS = ("bf16", "fp32", "int8")
+MAIN = [("i-a", 1), ("ii", 64), ("i-a", 64), ("ii", 1)]  # model, B
+MORE = [("small", 1), ("i-a", 1), ("small", 8), ("i-a", 8), ("i-b", 1), ("ii", 8), ("ii", 1)]
+MORE += [("i-a", 64), ("ii", 64), ("i-b", 8), ("small", 64), ("i-b", 64)]
+VARIANTS: dict[str, dict[str, int]] = {
+    ", streamed": {"streamed": 1},
+    ", cluster 16": {"cluster": 16},
+    ", cluster 8": {"cluster": 8},
+}
+CHAIN, PEER_STEPS = 16, 64  # steps of a graph, and of a turn of torch's
+
+
+def floors(probe: Callable[[], Any]) -> Callable[[int], float | None]:
+    """What says in how many microseconds all processors read so many bytes from L2; None where the probe fails."""
+    try:
+        built = probe()
+    except (OSError, SystemExit, subprocess.CalledProcessError) as error:
+        note(f"no reading floor: {error}")
+        return lambda size: None
+    return lru_cache(partial(gpu_primitives.read_once, built))
+
+
+def generation(
+    cases: Sequence[tuple[str, int]] = MAIN,
+    variants: dict[str, dict[str, int]] | None = None,
+    steps: tuple[int, int] = (FEW, MANY),
+    library: Any = None,
+    probe: Callable[[], Any] = gpu_primitives.here,
+    models: dict[str, tuple[str, int, dict[str, int]]] = MODELS,
+) -> int:
     """Microseconds per step and tokens per second of the decode engine against eager torch with cuDNN's layers.
 
     `of the floor`: time over the time in which all processors read as many bytes as the weights have, from L2.
     `x eager`, `x graph`: how many times as long torch takes, eager and in a CUDA graph. melodia's grammar runs, torch
-    has none. `streamed`: no weights in shared memory. `cluster 16`, `cluster 8`: sessions in clusters of so many
-    blocks.
+    has none. What decides most comes first. Tests choose smaller models, and the emulator's library.
     """
     import torch
 
     from benchmarks.suite.peers import Eager
 
-    chain, peer_steps = 16, 64
-    floor_of = lru_cache(partial(gpu_primitives.read_once, gpu_primitives.here()))
-    kinds: tuple[tuple[str, str, int, dict[str, int]], ...] = (
-        ("small", "parallel", 256, {}),
-        ("i-a", "sequential", 512, {}),
-        ("i-b", "sequential", 512, {"lstm_layers": 2}),
-        ("ii", "parallel", 1024, {}),
-    )
-    choices: dict[str, dict[str, int]] = {"": {}, ", streamed": {"streamed": 1}}
-    choices |= {f", cluster {blocks}": {"cluster": blocks} for blocks in (16, 8)}
-    for name, kind, H, settings in kinds:
-        model = network(kind, H, **settings)
-        models = {t: copy.deepcopy(model).cuda().to(t) for t in (torch.float32, torch.bfloat16)}
-        engines: dict[str, Any] = {}
-        for B in (1, 8, 64):
-            made = {}
-            for weights, (way, options) in itertools.product(("fp32", "bf16", "int8"), choices.items()):
-                by = weights + way
-                try:
-                    made[by] = streams_of(
-                        model, weights, B, options={"launch_steps": MANY} | options, packed=engines.get(by)
-                    )
-                except ConfigError as error:  # so many sessions do not fit into so few blocks
-                    note(f"{name}, B={B}, {by}: {error}")
-                else:
-                    engines[by] = made[by].engine
-            made = steady(made, f"{name}, B={B}")
-            runs: dict[tuple[str, int], Callable[[], object]] = {
-                (way, steps): partial(streams.make, steps)
-                for way, streams in made.items()
-                for steps in (FEW, MANY)
-            }
-            for dtype, peer_model in models.items():
-                peer = Eager(peer_model, B)
-                eager = {f"eager {str(dtype)[6:]}": peer.chain(chain)}
-                for way, run in (eager | captured(**eager)).items():
-                    runs[way, peer_steps] = partial(repeat, run, peer_steps // chain)
-            before = {way: streams.engine.facts()["stalls"] for way, streams in made.items()}
-            took = in_turns(runs)
-            for way, streams in made.items():
-                facts = streams.engine.facts()
-                us, whole = per_step(took, way, FEW, MANY)
-                rival = "eager float32" if way.startswith("fp32") else "eager bfloat16"
-                rivals = {x: took.get((rival + more, peer_steps)) for x, more in RIVALS.items()}
-                row(
-                    model=name,
-                    B=B,
-                    weights=way,
-                    **{"us/step": us, "us/step, whole call": whole, "tokens/s": 1e6 * B / us},
-                    **{"of the floor": us / floor_of(facts["step_bytes"])},
-                    **{x: seconds and 1e6 * seconds / peer_steps / us for x, seconds in rivals.items()},
-                    **{"fell back": facts["stalls"] - before[way]},
+    floor_of = floors(probe)
+    ways_of = {
+        weights + way: (weights, options)
+        for (way, options), weights in itertools.product(({"": {}} | (variants or {})).items(), WEIGHTS)
+    }
+    engines: dict[tuple[str, str], Any] = {}
+    network_of = lru_cache(lambda name: network(models[name][0], models[name][1], **models[name][2]))
+    for name, B in cases:
+        what, model = f"{name}, B={B}", network_of(name)
+        made = makeable(
+            {
+                way: partial(
+                    streams_of,
+                    model,
+                    weights,
+                    B,
+                    library,
+                    {"launch_steps": max(steps)} | options,
+                    packed=engines.get((name, way)),
                 )
+                for way, (weights, options) in ways_of.items()
+            },
+            what,
+        )
+        engines |= {(name, way): streams.engine for way, streams in made.items()}
+        made = steady(made, what)
+        runs: dict[tuple[str, int], Callable[[], object]] = {
+            (way, n): partial(streams.make, n) for way, streams in made.items() for n in steps
+        }
+        for dtype in (torch.bfloat16, torch.float32):
+            peer = Eager(copy.deepcopy(model).to(gpu_tools.DEVICE, dtype), B)
+            eager = {f"eager {str(dtype)[6:]}": peer.chain(CHAIN)}
+            for way, run in (eager | captured(**eager)).items():
+                runs[way, PEER_STEPS] = partial(repeat, run, PEER_STEPS // CHAIN)
+        before = {way: streams.engine.facts()["stalls"] for way, streams in made.items()}
+        took = in_turns(runs, what=what)
+        for way, streams in made.items():
+            facts = streams.engine.facts()
+            us, whole = per_step(took, way, *steps)
+            least = floor_of(facts["step_bytes"])
+            rival = "eager float32" if way.startswith("fp32") else "eager bfloat16"
+            rivals = {x: took.get((rival + more, PEER_STEPS)) for x, more in RIVALS.items()}
+            row(
+                model=name,
+                B=B,
+                weights=way,
+                **{"us/step": us, "us/step, whole call": whole, "tokens/s": us and 1e6 * B / us},
+                **{"of the floor": us / least if us and least else None},
+                **{
+                    x: 1e6 * seconds / PEER_STEPS / us if seconds and us else None
+                    for x, seconds in rivals.items()
+                },
+                **{"fell back": facts["stalls"] - before[way]},
+            )
     return 0
+
+
+def more_generation() -> int:
+    """The other models and batches, and other ways to run all of them.
+
+    `streamed`: no weights in shared memory. `cluster 16`, `cluster 8`: sessions in clusters of so many blocks.
+    """
+    return generation(MORE, VARIANTS)
 
 
 CHOICES: dict[str, dict[str, Any]] = {
@@ -188,7 +260,7 @@ OPTIONS: dict[str, dict[str, int]] = {
 
 
 def decoding(
-    sizes: Sequence[int] = (256, 512),
+    sizes: Sequence[int] = (512, 256),
     batches: Sequence[int] = (1, 64),
     steps: tuple[int, int] = (FEW, MANY),
     library: Any = None,
@@ -204,23 +276,26 @@ def decoding(
 
     one = {"launch_steps": max(steps)}
     for H, B in itertools.product(sizes, batches):
-        model = network("sequential", H)
-        made = {
-            way: streams_of(model, "bf16", B, library, one, sampling=SamplingConfig(**fields))
-            for way, fields in CHOICES.items()
-        }
+        model, what = network("sequential", H), f"H={H}, B={B}"
         usual = SamplingConfig(**CHOICES["top-k 50"])
-        made |= {
-            way: streams_of(model, "bf16", B, library, one | more, usual) for way, more in OPTIONS.items()
-        }
-        given = made["greedy"].lanes
-        made = steady(made, f"H={H}, B={B}")
+        ways = {way: (one, SamplingConfig(**fields)) for way, fields in CHOICES.items()}
+        ways |= {way: (one | more, usual) for way, more in OPTIONS.items()}
+        made = makeable(
+            {
+                way: partial(streams_of, model, "bf16", B, library, options, sampling)
+                for way, (options, sampling) in ways.items()
+            },
+            what,
+        )
+        given = made["greedy"].lanes if "greedy" in made else None
+        made = steady(made, what)
         runs: dict[tuple[str, int], Callable[[], object]] = {
             (way, n): partial(streams.make, n) for way, streams in made.items() for n in steps
         }
         tokens = np.random.default_rng(0).integers(0, 512, (max(steps), B))
-        runs |= {("given", n): partial(given.advance, tokens[:n], every=False) for n in steps}
-        took = in_turns(runs)
+        if given is not None:
+            runs |= {("given", n): partial(given.advance, tokens[:n], every=False) for n in steps}
+        took = in_turns(runs, what=what)
         for way in [*made, "given"]:
             us, whole = per_step(took, way, *steps)
             stalls = made[way].engine.facts()["stalls"] if way in made else None

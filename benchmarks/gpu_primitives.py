@@ -42,8 +42,8 @@ def load(path: Path) -> ctypes.CDLL:
     return probe
 
 
-def build(folder: Path, architecture: str = "native") -> ctypes.CDLL:
-    """Build the probe with nvcc, for the GPU that is there or another; what is newer than its sources stays."""
+def build(folder: Path, architecture: str) -> ctypes.CDLL:
+    """Build the probe with nvcc; what is newer than its sources stays."""
     out = folder / f"gpu_probe-{architecture}.so"
     newest = max(file.stat().st_mtime for file in (SOURCE, *(CSRC / "cuda").glob("*.h")))
     if not out.exists() or out.stat().st_mtime < newest:
@@ -59,7 +59,10 @@ def build(folder: Path, architecture: str = "native") -> ctypes.CDLL:
 
 def here() -> ctypes.CDLL:
     """The probe for the GPU that is there."""
-    return build(CSRC.parent / "build")
+    import torch
+
+    major, minor = torch.cuda.get_device_capability()
+    return build(CSRC.parent / "build", f"sm_{major}{minor}")
 
 
 def expected_sum(numbers: int, steps: int) -> int:

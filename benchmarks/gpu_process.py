@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 _MARK = re.compile(r"^######## ([\w-]+)(?:: (.*))?$")  # a part begins; with a verdict: ends
 UNFINISHED = "not finished"
+MOST_BYTES = 1 << 20  # of a part's output that the log keeps; it is to stay a file that can be sent
+GRACE_S = {signal.SIGINT: 5.0, signal.SIGABRT: 2.0}  # to say where it stands, before it is killed
 
 
 class Section(NamedTuple):
@@ -25,8 +27,10 @@ class Section(NamedTuple):
 def bounded(command: list[str], seconds: float, log: Path, **where: object) -> int | None:
     """Run a command whose output goes to the end of a log: its exit status, or None where it was not done in time.
 
-    Whatever it started ends with it.
+    Whatever it started ends with it. One that was not done is interrupted first, so that pytest tells what failed, then
+    aborted, so that Python's fault handler says where it stands. Of much output the middle is left out.
     """
+    begin = log.stat().st_size if log.exists() else 0
     with log.open("a") as to:
         process = subprocess.Popen(
             command,
@@ -39,14 +43,32 @@ def bounded(command: list[str], seconds: float, log: Path, **where: object) -> i
     try:
         return process.wait(seconds)
     except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGABRT)  # Python's fault handler says where it stands
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(2)
+        for number, grace in GRACE_S.items():
+            with contextlib.suppress(subprocess.TimeoutExpired, ProcessLookupError):
+                os.killpg(process.pid, number)
+                process.wait(grace)
+                break
         return None
     finally:
         _end(process.pid)
         with contextlib.suppress(subprocess.TimeoutExpired):  # one that the driver holds ends when it can
             process.wait(5)
+        _shorten(log, begin)
+
+
+def _shorten(log: Path, begin: int) -> None:
+    """Take the middle out of what stands behind `begin`, where that is too much."""
+    size = log.stat().st_size
+    if size - begin <= MOST_BYTES:
+        return
+    with log.open("r+b") as file:
+        file.seek(begin)
+        head = file.read(MOST_BYTES // 2)
+        file.seek(size - MOST_BYTES // 2)
+        tail = file.read()
+        file.seek(begin)
+        file.truncate()
+        file.write(head + b"\n[much more was printed]\n" + tail)
 
 
 def _end(session: int) -> None:

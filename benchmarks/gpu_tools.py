@@ -1,10 +1,13 @@
-"""What the measurements of gpu_check.py share: the library, arguments, medians, CUDA graphs, rows of a table."""
+"""What the measurements of gpu_check.py share: library, arguments, medians, CUDA graphs, clocks, rows of a table."""
 
 from __future__ import annotations
 
 import ctypes
 import json
+import math
 import statistics
+import subprocess
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +16,11 @@ NOTE = "NOTE "  # one that stands above its table
 LIMIT_NS = (
     200_000_000  # of a block's wait for another, which is for microseconds; a hang must not cost the part
 )
+DEVICE = "cuda"  # tests of the measurements themselves choose another
+LEAST_MS = 0.2  # between two events: a call of a few microseconds is repeated until it takes that long
+MOST_REPEATS = 64
+WARM_S = 0.2  # of work before a part's first timing, since the clocks of a GPU that has waited are low
+AGAIN_S, IDLE_S = 0.05, 0.5  # as much work again where it has waited for longer
 PATHS = {"automatic": 0, "resident": 1, "steps": 2, "rows": 3}
 EXCHANGES = {"automatic": 0, "counter": 1, "in_band": 2}
 
@@ -50,15 +58,17 @@ def rescues() -> int | None:
     return found
 
 
-def note_rescues() -> None:
-    """A note of them, if there were any."""
+def note_rescues(before: int | None = 0, what: str = "") -> None:
+    """A note of them, if there were any since there had been `before`."""
     found = rescues()
-    if found:
-        note(
-            "the device does not answer any more"
-            if found < 0
-            else f"{found} launches gave up waiting and were made again the slow way: their times say nothing"
-        )
+    if found is None or before is None or found == before:
+        return
+    says = (
+        "the device does not answer any more"
+        if found < 0
+        else f"{found - before} launches gave up waiting and were made again the slow way: their times say nothing"
+    )
+    note(f"{what}: {says}" if what else says)
 
 
 def arguments(kind: str, T: int, B: int, H: int, dtype: Any) -> list[Any]:
@@ -66,13 +76,13 @@ def arguments(kind: str, T: int, B: int, H: int, dtype: Any) -> list[Any]:
     import torch
 
     G = {"lstm": 4, "gru": 3}[kind]
-    states = [torch.randn(B, H, device="cuda", dtype=dtype) for _ in range(2 if kind == "lstm" else 1)]
-    weight = torch.randn(G * H, H, device="cuda", dtype=dtype) / H**0.5
+    states = [torch.randn(B, H, device=DEVICE, dtype=dtype) for _ in range(2 if kind == "lstm" else 1)]
+    weight = torch.randn(G * H, H, device=DEVICE, dtype=dtype) / H**0.5
     return [
-        torch.randn(T, B, G * H, device="cuda", dtype=dtype),
+        torch.randn(T, B, G * H, device=DEVICE, dtype=dtype),
         *states,
         weight,
-        torch.zeros(G * H, device="cuda", dtype=dtype),
+        torch.zeros(G * H, device=DEVICE, dtype=dtype),
     ]
 
 
@@ -85,17 +95,46 @@ def waves(cells: list[list[Any]]) -> tuple[list[Any], ...]:
     return lists
 
 
-def medians(contestants: dict[str, Callable[[], object]], turns: int = 7, what: str = "") -> dict[str, float]:
-    """Median milliseconds of each, all taking turns; one that fails is left out, with a note that says of what."""
+class _Warmth:
+    """When the GPU had work last."""
+
+    busy: float | None = None
+
+
+def warm() -> None:
+    """Give the GPU work until its clocks are up, where it has had none for a while."""
     import torch
 
+    now = time.monotonic()
+    last = _Warmth.busy
+    seconds = WARM_S if last is None else AGAIN_S if now - last > IDLE_S else 0.0
+    if seconds:
+        a = torch.randn(4096, 4096, device=DEVICE, dtype=torch.bfloat16)
+        while time.monotonic() < now + seconds:
+            for _ in range(16):
+                torch.mm(a, a)
+            torch.cuda.synchronize()
+    _Warmth.busy = time.monotonic()
+
+
+def medians(contestants: dict[str, Callable[[], object]], turns: int = 7, what: str = "") -> dict[str, float]:
+    """Median milliseconds of each, all taking turns; one that fails is left out, with a note that says of what.
+
+    Short ones run several times between two events, each as often as its first turns say. A note says where launches
+    gave up waiting meanwhile.
+    """
+    import torch
+
+    warm()
+    before = rescues()
     times: dict[str, list[float]] = {name: [] for name in contestants}
+    repeats = dict.fromkeys(contestants, 1)
     for turn in range(turns + 2):
         for name in list(times):
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             try:
                 begin.record()
-                contestants[name]()
+                repeat(contestants[name], repeats[name])
                 end.record()
                 end.synchronize()
             except RuntimeError as error:
@@ -103,9 +142,43 @@ def medians(contestants: dict[str, Callable[[], object]], turns: int = 7, what: 
                 note(f"{what}{', ' if what else ''}{name}: {error}")
                 del times[name]
                 continue
+            took = begin.elapsed_time(end) / repeats[name]
             if turn >= 2:  # the first two warm up
-                times[name].append(begin.elapsed_time(end))
+                times[name].append(took)
+            else:
+                repeats[name] = min(MOST_REPEATS, math.ceil(LEAST_MS / max(took, 1e-6)))
+    note_rescues(before, what)
+    _Warmth.busy = time.monotonic()
     return {name: statistics.median(values) for name, values in times.items()}
+
+
+_HELD_BACK = {  # bits of nvidia-smi's clocks_event_reasons.active
+    0x1: "idle",
+    0x4: "software power cap",
+    0x8: "hardware slowdown",
+    0x20: "software thermal slowdown",
+    0x40: "hardware thermal slowdown",
+    0x80: "power brake",
+}
+
+
+def note_clocks(when: str) -> None:
+    """A note of the clocks and of what holds them back, where nvidia-smi says it."""
+    fields = ["clocks.sm", "clocks.mem", "temperature.gpu", "power.draw"]
+    for reasons in ("clocks_event_reasons.active", "clocks_throttle_reasons.active"):  # new name, old name
+        query = ",".join([*fields, reasons])
+        command = ["nvidia-smi", "--id=0", f"--query-gpu={query}", "--format=csv,noheader"]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=10)
+        except (OSError, subprocess.TimeoutExpired):
+            return
+        found = [value.strip() for value in done.stdout.split(",")]
+        if done.returncode == 0 and len(found) == len(fields) + 1:
+            sm, memory, celsius, watts, bits = found
+            held = int(bits, 16) if bits.startswith("0x") else 0
+            why = ", ".join(name for bit, name in _HELD_BACK.items() if held & bit) or bits
+            note(f"{when}: SM {sm}, memory {memory}, {celsius} C, {watts}; clocks held back by: {why}")
+            return
 
 
 def note(text: str) -> None:

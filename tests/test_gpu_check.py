@@ -1,4 +1,7 @@
-"""benchmarks/gpu_check.py where there is no GPU: what it would run, its page, and its streams on the emulator."""
+"""benchmarks/gpu_check.py where there is no GPU: what it would run, its page, and its streams on the emulator.
+
+The measurements themselves: test_gpu_measure.py.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,8 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import gpu_check, gpu_generation, gpu_measure, gpu_primitives, gpu_process, gpu_tools
+from benchmarks import gpu_check, gpu_page, gpu_primitives, gpu_process, gpu_pytest, gpu_tools, gpu_training
+from benchmarks.gpu_measure import PARTS
 from build_support.toolchain import find_nvcc
 from melodia import engine
 from melodia.kernels import cuda, native
@@ -35,10 +39,19 @@ def test_dry_run_lists_every_part() -> None:
     assert done.returncode == 0, done.stderr
     first, *lines = done.stdout.splitlines()
     assert first.startswith("GPU: ")
-    assert [line.split(" ")[0] for line in lines] == list(gpu_check.MINUTES)
+    wanted = [part for part in gpu_check.MINUTES if part not in gpu_check.ON_DEMAND]
+    assert [line.split(" ")[0] for line in lines] == wanted
     for line in lines:
         command = line.split(": ", 1)[1]
         assert command.startswith(("skipped: ", sys.executable)) or "compute-sanitizer" in command
+
+
+def test_pytest_need_not_be_there() -> None:
+    """Where it is not, the parts that need it are left out, and no others."""
+    code = "import sys; sys.modules['pytest'] = None; from benchmarks import gpu_check"
+    environment = gpu_check.environment_of("training")
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_every_part_is_there() -> None:
@@ -49,15 +62,24 @@ def test_every_part_is_there() -> None:
             assert part in gpu_check.SANITIZERS
             continue
         if "--part" in command:
-            assert command[-1] in gpu_measure.PARTS
+            assert command[-1] in PARTS
         for word in command:
             assert not word.startswith("tests/") or (REPOSITORY / word).exists()
 
 
-def test_stacks_are_a_part_of_their_own() -> None:
-    """Without plug-ins; what stands behind all is asked for, too."""
+def test_the_first_command_has_time_for_what_decides_most() -> None:
+    """In the minutes that the help names, even where parts hang, if the build takes no more than one and a quarter."""
+    parts = list(gpu_check.MINUTES)
+    first = parts[1 : parts.index("generation") + 1]
+    assert {"parity-operators", "parity-stacks", "parity-engine", "primitives", "training"} < set(first)
+    assert sum(gpu_check.MINUTES[part] for part in first) <= 7 - 1.25
+    assert "--minutes 7\n" in str(gpu_check.__doc__)
+
+
+def test_stacks_are_a_part_of_their_own(tmp_path: Path) -> None:
+    """Without the repository's options; what stands behind all is asked for, too."""
     command = [*gpu_check.command_of("parity-stacks"), "--collect-only", "-q", "-q"]
-    environment = gpu_check.environment_of("parity-stacks")
+    environment = gpu_check.environment_of("parity-stacks") | {gpu_pytest.BEGUN: str(tmp_path / "begun")}
     done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
     found = set(re.findall(r"::(test_\w+)", done.stdout))
@@ -69,7 +91,7 @@ def test_page_has_verdicts_notes_figures_and_ends(tmp_path: Path, capsys: pytest
     gpu_tools.note("it is warm\nand more")
     gpu_tools.row(H=64, **{"counter (us/step)": 1.23456, "in_band (us/step)": None})
     parts = {
-        "build": ("", "skipped: no nvcc"),
+        "build": ("melodia: no engine: no headers\nand more", "skipped: no nvcc"),
         "parity-engine": ("SKIPPED [2] a.py: no engine\n== 1 passed, 2 skipped in 3 s ==", "passed (3 s)"),
         "exchange": (f"a warning\n{capsys.readouterr().out}", "failed: not done after 60 s"),
     }
@@ -79,8 +101,9 @@ def test_page_has_verdicts_notes_figures_and_ends(tmp_path: Path, capsys: pytest
             to.write(text)
         gpu_process.end(log, part, verdict)
     gpu_process.begin(log, "training")
-    page = gpu_check.page(log, "A GPU.")
+    page = gpu_page.page(log, "A GPU.")
     assert "| build | skipped: no nvcc |\n" in page
+    assert "## build\n\n- melodia: no engine: no headers\n" in page
     assert "| training | not finished |\n" in page
     assert "- SKIPPED [2] a.py: no engine\n- == 1 passed, 2 skipped in 3 s ==\n" in page
     assert "## exchange\n\n- it is warm\n\n| H | counter (us/step) | in_band (us/step) |\n" in page
@@ -135,13 +158,138 @@ def test_rescues_are_noted(
     assert gpu_tools.rescues() is None
 
 
+def printed_rows(*rows: dict[str, object]) -> dict[str, gpu_process.Section]:
+    """A part that printed these."""
+    lines = [gpu_tools.MARK + json.dumps(row) for row in rows]
+    return {"training": gpu_process.Section("passed", [*lines, gpu_tools.MARK + '{"kind": "ls'])}
+
+
+def test_numbers_to_reach() -> None:
+    """The worst of the kinds counts, the better of two measurements of one; half of them is said to be half."""
+    case = {"type": "bfloat16", "T": 512, "B": 64, "H": 512}
+    names = [target.what for target in gpu_page.TARGETS]
+    which = next(k for k, name in enumerate(names) if "H = 512" in name)
+
+    def told(*ratios: tuple[str, str | None], **changed: object) -> dict[str, object]:
+        rows = [{"kind": kind, **(case | changed), "ratio": ratio} for kind, ratio in ratios]
+        return gpu_page.reached(gpu_page.rows_of(printed_rows(*rows)))[which]
+
+    assert told()["measured"] == "not measured"
+    assert told(("lstm", "3"), H=64)["measured"] == "not measured"
+    kinds = [(kind, "2.5") for kind in gpu_training.KINDS]
+    assert told(*kinds) | {"number": ""} == {
+        "number": "",
+        "reach": "at least 1.5",
+        "measured": "2.5",
+        "met": "yes",
+    }
+    assert told(*kinds[1:], ("lstm", None))["measured"] == "2.5, of 4"
+    assert told(*kinds[1:], ("lstm", None))["met"] == "not all measured"
+    assert told(*kinds[1:], ("lstm", "1.25"))["met"] == "no"
+    assert told(*kinds, ("lstm", "1.25"))["measured"] == "2.5"  # measured again
+    rows = {"generation": [{"model": "i-a", "B": 1, "weights": "bf16", "us/step": "4.2", "x eager": None}]}
+    found = {str(each["number"]): each for each in gpu_page.reached(rows)}
+    assert found["one stream, i-a, bf16: us per token"]["met"] == "yes"
+    assert found["one stream, i-a, bf16: us per token, then"]["met"] == "no"
+    assert found["one stream, i-a, bf16: times eager"]["measured"] == "not measured"
+
+
+def test_rest_is_what_is_not_known_yet(tmp_path: Path) -> None:
+    log = tmp_path / "gpu_check.log"
+    parts = ["build", "parity-engine", "training", "exchange", "decoding", "stepping"]
+    assert gpu_check.rest(log, parts) == parts
+    verdicts = {
+        "build": "passed (60 s)",
+        "parity-engine": "failed: status 1 (9 s)",
+        "training": "failed: not done after 60 s",
+        "exchange": "not started: out of time",
+    }
+    for part, verdict in verdicts.items():
+        gpu_process.begin(log, part)
+        gpu_process.end(log, part, verdict)
+    gpu_process.begin(log, "decoding")
+    assert gpu_check.rest(log, parts) == ["training", "exchange", "decoding", "stepping"]
+    gpu_process.end(log, "build", "failed: status 1 (3 s)")
+    assert gpu_check.rest(log, parts)[0] == "build"
+
+
+def test_tests_that_break_the_process_take_no_others_along(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A crash and a broken context: the rest runs in further processes; all are on the page. What is skipped failed."""
+    tests = tmp_path / "test_some.py"
+    tests.write_text(
+        "import os, pytest\n"
+        "from melodia.kernels import cuda\n"
+        "from benchmarks import gpu_pytest\n"
+        "@pytest.mark.parametrize('n', [1, 2])\n"
+        "def test_good(n): pass\n"
+        "def test_crash(): os.abort()\n"
+        "def test_break():\n"
+        "    gpu_pytest.broken = lambda: True\n"
+        "    assert False, 'an access went astray'\n"
+        "def test_late():\n"
+        "    gpu_pytest.usable_rescues = lambda: 2\n"
+        "    assert cuda.SPIN_LIMIT_NS < 10**9\n"
+        "@pytest.mark.skip('no room')\n"
+        "def test_skipped(): pass\n"
+    )
+    monkeypatch.setitem(gpu_check.PARITY, "parity-stacks", [str(tests)])
+    log = tmp_path / "gpu_check.log"
+    gpu_process.begin(log, "parity-stacks")
+    verdict = gpu_check.run_part("parity-stacks", log, 100)
+    gpu_process.end(log, "parity-stacks", verdict)
+    assert verdict.startswith("failed: status -6, then 77, then 0 (")
+    passed = re.findall(r"::(\S+) PASSED", log.read_text())
+    assert sorted(passed) == ["test_good[1]", "test_good[2]", "test_late"]
+    page = gpu_page.page(log, "A GPU.")
+    assert "an access went astray" in page
+    assert "\n- SKIPPED [1] " in page
+    assert "- !!!" in page
+    assert re.search(r"\n- GAVE UP waiting: 2 launches of \S*::test_late\n", page)
+    monkeypatch.setitem(gpu_check.PARITY, "parity-stacks", [str(tests), "-k", "skipped"])
+    assert gpu_check.run_part("parity-stacks", log, 100).startswith(
+        f"failed: status {gpu_pytest.ALL_SKIPPED} ("
+    )
+    monkeypatch.setitem(gpu_check.PARITY, "parity-stacks", [str(tests), "-k", "good or skipped"])
+    assert gpu_check.run_part("parity-stacks", log, 100).startswith("passed (")
+
+
+def test_tests_are_mixed() -> None:
+    names = ["a.py::f[1]", "a.py::f[2]", "a.py::f[3]", "test_gpu_rescues.py::g", "a.py::h[1]", "a.py::h[2]"]
+    items = [types.SimpleNamespace(nodeid=name) for name in names]
+    assert [item.nodeid for item in gpu_pytest.mixed(items)] == [names[k] for k in (0, 4, 1, 5, 2, 3)]
+
+
+def test_pytest_that_is_cut_off_says_what_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tests = tmp_path / "test_some.py"
+    tests.write_text("import time\ndef test_bad(): assert 1 == 2\ndef test_long(): time.sleep(60)\n")
+    monkeypatch.setitem(gpu_check.PARITY, "parity-stacks", [str(tests)])
+    log = tmp_path / "gpu_check.log"
+    assert gpu_check.run_part("parity-stacks", log, 5) == "failed: not done after 5 s"
+    assert re.search(r"FAILED \S*::test_bad - assert 1 == 2", log.read_text())
+
+
+def test_of_much_output_the_middle_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = tmp_path / "log"
+    log.write_text("before\n")
+    monkeypatch.setattr(gpu_process, "MOST_BYTES", 1000)
+    code = "print('first'); print('\\n'.join(map(str, range(10000)))); print('last')"
+    assert gpu_process.bounded([sys.executable, "-c", code], 60, log) == 0
+    text = log.read_text()
+    assert len(text) < 1100
+    assert text.startswith("before\nfirst\n")
+    assert text.endswith("9999\nlast\n")
+    assert "\n[much more was printed]\n" in text
+
+
 @pytest.mark.skipif(native.reason() is not None, reason=f"no native library: {native.reason()}")
 def test_paths_are_asked_for_behind_every_scan(monkeypatch: pytest.MonkeyPatch) -> None:
     numbers = itertools.count()
-    monkeypatch.setattr(gpu_measure, "chosen", lambda library: str(next(numbers)))
+    monkeypatch.setattr(gpu_training, "chosen", lambda library: str(next(numbers)))
     lstm, gru = nn.LSTM(4, 4), nn.GRU(4, 4)
     for parts, says in (([lstm], "0 / 1"), ([lstm, gru], "2 3 / 4 5"), ([(lstm, gru)], "6 / 7")):
-        assert gpu_measure.paths(parts, torch.randn(3, 2, 4), None) == says
+        assert gpu_training.paths(parts, torch.randn(3, 2, 4), None) == says
 
 
 @pytest.mark.parametrize(("numbers", "steps"), [(1, 1), (50, 6), (1024, 5)])
@@ -220,19 +368,28 @@ def test_plain_models_on_the_emulator(weights: str) -> None:
     emulation.check_plain(library, "parallel", weights, 2, 9, 40, 50, **emulation.WHOLE)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
-    emulation.COMPILER is None or engine.reason() is not None, reason="no compiler or no engine"
+    native.reason() is not None or engine.reason() is not None, reason="no native library or no engine"
 )
-def test_decoding_on_the_emulator(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Every filter and option of the part `decoding` runs, and has its row."""
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
-    library = emulation.load(emulation.build())
-    emulation.configure(library, schedule=0)
-    assert gpu_generation.decoding((8,), (2,), (1, 2), library) == 0
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith(gpu_tools.MARK)]
-    rows = [json.loads(line[len(gpu_tools.MARK) :]) for line in lines]
-    ways = [*gpu_generation.CHOICES, *gpu_generation.OPTIONS, "given"]
-    assert [(row["B"], row["way"]) for row in rows] == [(B, way) for B in (2,) for way in ways]
-    assert {row["fell back"] for row in rows} == {0, None}
+@pytest.mark.parametrize(
+    ("part", "chosen"),
+    [
+        ("parity-operators", "not dtype2 and not graph and not large and not same_bits"),
+        ("parity-stacks", "stacks and dtype0"),
+        ("parity-engine", "bias or cluster or (logits and bf16 and counted)"),
+    ],
+)
+def test_parity_tests_run_on_a_stand_in(part: str, chosen: str, tmp_path: Path) -> None:
+    """All but what the CPU does not have: half precision, graphs, and sums that tf32 makes different."""
+    environment = gpu_check.environment_of(part) | {gpu_pytest.BEGUN: str(tmp_path / "begun")}
+    environment["PYTHONPATH"] += os.pathsep + str(REPOSITORY / "tests")
+    environment["OMP_NUM_THREADS"] = "1"
+    command = [*gpu_check.command_of(part), "-p", "cuda_stand_in", "-k", chosen]  # the last -k counts
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+    assert " passed" in done.stdout, done.stdout + done.stderr
+    assert not re.findall(r"^ERROR ", done.stdout, re.M), done.stdout
+    failed = {line.partition("[")[0] for line in re.findall(r"^FAILED \S*::(\S+)", done.stdout, re.M)}
+    assert failed == ({"test_tf32_where_torch_allows_it"} if part == "parity-operators" else set()), (
+        done.stdout
+    )
