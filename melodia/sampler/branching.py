@@ -4,7 +4,8 @@ One draw after another from a model drifts: the outer voices draw together, drum
 instead of closing. A recurrent state can be branched at any token for the price of a copy. So a continuation is played
 in stretches of two bars, counted from its end: from each bar line where a stretch begins several branches go on, each
 with random numbers of its own, and the one that `fitness` puts first is the one that is kept and branched again. The
-first branch has the random numbers of the stream itself: a single one is what comes without branches.
+last stretch has more of them, since few of those that a model draws close. The first branch has the random numbers of
+the stream itself: a single one is what comes without branches.
 """
 
 from __future__ import annotations
@@ -31,6 +32,10 @@ SILENT = 10.0
 
 CLOSURE = 4.0
 """The weight of a close beside a distance of textures."""
+
+CLOSING = 4
+"""So many times the branches at the end. On the tonic closed 54 % of continuations with as many as elsewhere, 80 % with
+three times as many and 89 % with six times (36 held-out pieces)."""
 
 _TRIADS = ((0, 4, 7), (0, 3, 7))  # above the tonic: major, minor
 
@@ -67,12 +72,16 @@ class Judge:
         if replay := lane.recalls():
             return [lane.branch(lane.request.random_seed, replay)]
         count = lane.request.branches if self.seed is not None or lane.plan.closes else 1
+        if count > 1 and lane.plan.closes:
+            count *= CLOSING
         return [lane.branch((lane.request.random_seed + k * _APART) % 2**64) for k in range(count)]
 
     def best(self, branches: Sequence[Lane]) -> Lane:
         """The branch that fits best, the first among equals; all stand at the same bar line, or have ended."""
         best = max(branches, key=self.fitness)
-        best.chosen += len(branches) > 1
+        if len(branches) > 1:
+            best.chosen += 1
+            best.chosen_from = len(branches)
         best.recalled += best.plan.replays
         return best
 
@@ -123,9 +132,10 @@ def key_of(notes: Notes) -> int:
 def closure(notes: Sequence[NoteEvent], ticks_per_quarter: int, key: int) -> float:
     """How well music closes; only the order of such numbers means anything.
 
-    Judged is what sounds last, drums apart: a point for the tonic in the bass; a point for the share of its pitch
-    classes that belong to the tonic's triad; half a point for the tonic or its third on top; a point for length,
-    reached by twice the mean length of a note, and none below a quarter note.
+    Judged is what sounds last, drums apart: a point for the tonic in the bass, half of it where that is no bass, but lies
+    above the mean pitch; a point for the share of its pitch classes that belong to the tonic's triad; half a point for
+    the tonic or its third on top; a point where nothing begins any more for twice the mean length of a note before the
+    end, and none below a quarter note.
 
     Args:
         notes: of the whole continuation, in ticks.
@@ -144,15 +154,16 @@ def closure(notes: Sequence[NoteEvent], ticks_per_quarter: int, key: int) -> flo
         return 0.0
     end = max(note.onset + note.duration for note in pitched)
     last = [note for note in pitched if note.onset + note.duration == end]
-    longest = max(note.duration for note in last)
+    held = end - max(note.onset for note in pitched)
     mean = sum(note.duration for note in pitched) / len(pitched)
-    score = min(1.0, longest / (2 * mean)) if longest >= ticks_per_quarter else 0.0
+    score = min(1.0, held / (2 * mean)) if held >= ticks_per_quarter else 0.0
     if key < 0:
         return score
     tonic, triad = key % 12, _TRIADS[key >= 12]
     pitches = sorted(note.pitch for note in last)
     above = {(pitch - tonic) % 12 for pitch in pitches}
-    score += (pitches[0] - tonic) % 12 == 0
+    low = pitches[0] <= sum(note.pitch for note in pitched) / len(pitched)
+    score += ((pitches[0] - tonic) % 12 == 0) * (1.0 if low else 0.5)
     score += len(above & set(triad)) / len(above)
     score += 0.5 * ((pitches[-1] - tonic) % 12 in triad[:2])
     return score

@@ -48,7 +48,8 @@ class Lane:
         stretch: where the last stretch, or the lane, began, and where it stands: bar lines in grid ticks; see
             `melodia.sampler.branching`.
         before: how many notes there were where that stretch began.
-        chosen: how many stretches so far were chosen from several branches.
+        chosen, chosen_from: how many stretches so far were chosen from several branches, and the last of them from how
+            many.
         recall: what comes again; see `melodia.sampler.recall`.
         recalled: how many bars so far were played again.
     """
@@ -84,7 +85,7 @@ class Lane:
         self._recent = list(session.recent)
         self.random_seed = request.random_seed
         self.stretch = (session.context.join, session.context.join)
-        self.before = self.chosen = self.recalled = 0
+        self.before = self.chosen = self.chosen_from = self.recalled = 0
         self.recall = Recall.of(
             request.recall, share_of(classes, heard), request.random_seed, request.session
         )

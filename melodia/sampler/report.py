@@ -41,6 +41,7 @@ class GenerationReport:
         session: which of the streams of that random seed.
         branches: how many times a stretch was played.
         stretches: how many stretches were chosen from so many.
+        closing: how many times the last of them was played.
         recalled: how many bars were played again.
         backend: what ran.
         backend_reason: why.
@@ -66,6 +67,7 @@ class GenerationReport:
     session: int
     branches: int
     stretches: int
+    closing: int
     recalled: int
     backend: str
     backend_reason: str
@@ -86,8 +88,12 @@ class GenerationReport:
             f"random seed {self.random_seed}, session {self.session}",
         ]
         if self.stretches:
-            stretches = f"{self.stretches} stretch{'es' if self.stretches > 1 else ''}"
-            lines.append(f"{stretches} chosen from {self.branches} branches each")
+            last = f"from {self.closing} branches"
+            lines.append(
+                f"1 stretch chosen {last}"
+                if self.stretches == 1
+                else f"{self.stretches} stretches chosen from {self.branches} branches each, the last {last}"
+            )
         if self.recalled:
             lines.append(f"played again from memory: {counted(self.recalled, 'bar')}")
         if self.ended == "model":

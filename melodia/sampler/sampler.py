@@ -469,6 +469,7 @@ class Sampler:
                 session=lane.request.session,
                 branches=lane.request.branches,
                 stretches=lane.chosen,
+                closing=lane.chosen_from,
                 recalled=lane.recalled,
                 backend=f"{self._runner.runs} on {self._runner.device}",
                 backend_reason=self._runner.why,
