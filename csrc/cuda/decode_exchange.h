@@ -107,28 +107,6 @@ MELODIA_DEVICE void await(const Channel& c, int* flag) {
     MELODIA_SYNC("decode exchange: all posted");
 }
 
-// A thread's way through `rows` rows of `width` numbers, threads() numbers on at each step. Rows are sessions
-// of a group, so few that they are counted off: a division by a number known only here takes longer.
-class Walk {
-  public:
-    int row = 0, k;
-
-    MELODIA_DEVICE Walk(int rows, int width) : k(static_cast<int>(thread())), rows_(rows), width_(width) {
-        settle();
-    }
-    MELODIA_DEVICE bool there() const { return row < rows_; }
-    MELODIA_DEVICE void next() {
-        k += static_cast<int>(threads());
-        settle();
-    }
-
-  private:
-    MELODIA_DEVICE void settle() {
-        for (; k >= width_ && row < rows_; ++row) k -= width_;
-    }
-    int rows_, width_;
-};
-
 // value(row, k, number) for the numbers k < width of each row, of the words word(row, k); those that are null
 // are left out. Each word takes a way to L2 and back. So a thread asks for several before it looks at the
 // first; of those that were too early it waits for one, which keeps the others' way free, and then asks for

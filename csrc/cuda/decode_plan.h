@@ -34,6 +34,7 @@ struct Matrix {
     const unsigned char* data;  // [blocks][tiles][chunks][512]
     const float* scale;         // int8: [blocks][tiles][16]
     int32_t tiles, chunks;      // of a block, of a tile
+    int32_t shares, each;       // warps that share out the columns of a tile, chunks of each (share_out)
     int32_t resident;           // its offset in the block's shared memory; -1: it stays in global memory
 };
 
@@ -215,5 +216,30 @@ struct Args {
 };
 
 MELODIA_DEVICE int groups_of(const Args& a) { return (a.B + kGroup - 1) / kGroup; }
+
+// A thread's way through `rows` rows of `width` numbers, from number `first` on, `step` numbers on each time.
+// Rows are few, so they are counted off: a division by a number known only here takes longer.
+class Walk {
+  public:
+    int row = 0, k;
+
+    MELODIA_DEVICE Walk(int rows, int width)
+        : Walk(rows, width, static_cast<int>(thread()), static_cast<int>(threads())) {}
+    MELODIA_DEVICE Walk(int rows, int width, int first, int step)
+        : k(first), rows_(rows), width_(width), step_(step) {
+        settle();
+    }
+    MELODIA_DEVICE bool there() const { return row < rows_; }
+    MELODIA_DEVICE void next() {
+        k += step_;
+        settle();
+    }
+
+  private:
+    MELODIA_DEVICE void settle() {
+        for (; k >= width_ && row < rows_; ++row) k -= width_;
+    }
+    int rows_, width_, step_;
+};
 
 }  // namespace melodia::cuda::decode
