@@ -23,7 +23,7 @@ constexpr int kMaxSides = 16;
 constexpr int kChunkBytes = 512;         // of weights: 16 rows, 16 bytes for each lane of a warp
 constexpr uint32_t kEnd = ~uint32_t{0};  // the command that ends a session
 
-enum class Standing : int64_t { ready, chosen, taken, stopped, asks, nothing, nan };  // as in engine/loop.h
+enum class Standing : int64_t { ready, chosen, taken, stopped, asks, nothing, nan };  // as in engine/voices.h
 
 struct Int8 {
     int8_t value;
@@ -142,6 +142,10 @@ struct DeviceRules {
     const uint8_t* traits;  // [V] engine::Rules::Trait
 };
 
+// The masks of a session: what may not come later than a tick, for each of three rules; what may not come at
+// all; what a caller must take; what an opinion is about.
+enum MaskPlace : int32_t { kLateMasks, kExcludeMask = 3, kStopMask, kMembersMask, kMasks };
+
 // A session as its sampler sees it: the fixed part of a record; arrays follow (RecordLayout).
 struct Record {
     GrammarRegisters grammar;
@@ -158,7 +162,7 @@ struct Record {
     int64_t top_k, greedy;
     uint64_t random_seed;
     int64_t session;
-    int64_t ring_size, ring_at;
+    int64_t ring_size, ring_at;    // ring_at < ring_size: the oldest
     int64_t rules;                 // which
     int64_t waits, pauses, ended;  // its logits are under way; it ends behind them; it has ended
     int64_t prepared;              // mask and noise of the next choice are made

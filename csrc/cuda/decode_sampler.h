@@ -219,7 +219,7 @@ class SamplerBlock : Records {
                 v.token = token;
                 const int64_t moved = a.rules[v.rules].moves[token];
                 const GrammarRegisters& r = v.grammar;
-                if ((v.stop && has_bit(mask_of(b, 4), token)) ||
+                if ((v.stop && has_bit(mask_of(b, kStopMask), token)) ||
                     (moved > 0 && r.now + moved * r.unit >= v.stop_tick))
                     standing = Standing::stopped;
             }
@@ -269,7 +269,8 @@ class SamplerBlock : Records {
         Record& v = voice(b);
         if (v.ring_size == 0) return;
         const uint8_t* traits = a.rules[v.rules].traits;
-        int32_t& place = ring(b)[v.ring_at++ % v.ring_size];
+        int32_t& place = ring(b)[v.ring_at];
+        v.ring_at = v.ring_at + 1 < v.ring_size ? v.ring_at + 1 : 0;
         if (place >= 0 && (traits[place] & kBeginsNote)) counts(b)[place] -= 1;
         place = token;
         if (traits[token] & kBeginsNote) counts(b)[token] += 1;
@@ -285,8 +286,7 @@ class SamplerBlock : Records {
         const uint64_t* allowed = wanted(b);
         const Opinion other = opinion(b);
         double top = kRemoved, lift = 0.0;
-        if (other.row != nullptr) lift = lift_of(from, allowed, other, top);
-        const bool pools = top > kRemoved && top < -double(kRemoved);
+        const bool pools = other.row != nullptr && lift_of(from, allowed, other, &top, &lift);
         int32_t nan = 0, here = 0;
         for (int i = me(); i < V; i += count()) {  // 1, 2, 3
             const float logit = from[i];
@@ -313,22 +313,24 @@ class SamplerBlock : Records {
         return noisiest(x, noise(b));  // 7
     }
 
-    // The lift of what an opinion is about, and the greatest logit there: as Chooser::pool.
-    MELODIA_DEVICE double lift_of(const float* from, const uint64_t* allowed, const Opinion& other,
-                                  double& top) {
+    // The lift of what an opinion is about, and the greatest logit there: as Chooser::pool. False: it does
+    // not apply.
+    MELODIA_DEVICE bool lift_of(const float* from, const uint64_t* allowed, const Opinion& other, double* top,
+                                double* lift) {
         const auto counts = [&](int i) { return has_bit(allowed, i) && has_bit(other.members, i); };
         for (int i = me(); i < a.net.V; i += count())
-            if (counts(i)) top = double(from[i]) > top ? double(from[i]) : top;
-        top = greatest(top);
-        if (!(top > kRemoved && top < -double(kRemoved))) return 0.0;
+            if (counts(i)) *top = double(from[i]) > *top ? double(from[i]) : *top;
+        *top = greatest(*top);
+        if (!(*top > kRemoved && *top < -double(kRemoved))) return false;
         double own = 0.0, flat = 0.0;
         for (int i = me(); i < a.net.V; i += count()) {
             if (!counts(i) || !(from[i] > kRemoved)) continue;
-            own += mass_of(double(from[i]) - top);
-            flat += mass_of(other.exponent * (double(from[i]) - top));
+            own += mass_of(double(from[i]) - *top);
+            flat += mass_of(other.exponent * (double(from[i]) - *top));
         }
         own = sum(own);
-        return log(own / sum(flat));
+        *lift = log(own / sum(flat));
+        return true;
     }
 
     MELODIA_DEVICE double top_of(const float* x) {
