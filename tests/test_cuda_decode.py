@@ -178,6 +178,23 @@ def test_tokens_of_every_filter(library: ctypes.CDLL, config: SamplingConfig | N
     check_loop(library, 1, 10, config)
 
 
+@pytest.mark.parametrize("grain", [1e6, 0.5, 0.05])  # all are equal, some, few
+@pytest.mark.parametrize("threads", [32, 64, 256])
+def test_tokens_where_logits_tie(library: ctypes.CDLL, threads: int, grain: float) -> None:
+    """A filter's last tokens are those of the lowest ids, whether it ends among ties or between them."""
+    configure(library, schedule=3)
+    for config in (
+        *(SamplingConfig(temperature=3.0, top_k=k) for k in (2, 3, 5, 9, 20)),
+        *(SamplingConfig(temperature=3.0, top_p=p) for p in (0.05, 0.3, 0.6, 0.9)),
+    ):
+        pair = loops(library, 2, config, threads=threads, grain=grain)
+        for loop in pair:
+            for lane in range(2):
+                loop.set_terms(lane, Terms(1000))
+            assert loop.run(steps=1) == Stopped.STEPS
+        assert [same(*pair, lane) for lane in range(2)] == [1, 1]
+
+
 @pytest.mark.parametrize("changed", [{}, {"threads": 96}, {"apart": 1}], ids=str)
 def test_a_bias_by_program(library: ctypes.CDLL, changed: dict[str, int]) -> None:
     configure(library, schedule=4)
