@@ -235,6 +235,20 @@ def test_a_batch_is_what_its_sessions_are_alone(library: ctypes.CDLL) -> None:
         assert same(together, alone, lane, 0) == 8
 
 
+def test_as_many_samplers_as_there_is_room_for(library: ctypes.CDLL) -> None:
+    """One for each of 18 sessions, or two that share them: the same tokens."""
+    configure(library, schedule=6, blocks=40)
+    made = []
+    for samplers in (0, 2):
+        loop = loops(library, 18, FILTERS, kind="gru", samplers=samplers)[1]
+        for lane in range(18):
+            loop.set_terms(lane, Terms(1000))
+        assert loop.run(steps=3) == Stopped.STEPS
+        assert loop.lanes.engine.facts()["stalls"] == 0
+        made.append([loop.drain(lane)[0].tolist() for lane in range(18)])
+    assert made[0] == made[1]
+
+
 def test_where_a_lane_stops(library: ctypes.CDLL) -> None:
     """Its tokens are used up, at a class of tokens, at a tick, behind a note, where something is not to come."""
     configure(library, schedule=8)

@@ -13,7 +13,7 @@ Lanes::Lanes(Decoder& decoder, int64_t count)
     const Network& net = decoder.net;
     if (decoder.options.threads > 0) threads_ = static_cast<int>(decoder.options.threads);
     const int64_t room = std::max<int64_t>(1, decoder.device.processors - net.blocks);
-    const int64_t most = decoder.options.samplers > 0 ? decoder.options.samplers : 16;
+    const int64_t most = decoder.options.samplers > 0 ? decoder.options.samplers : room;
     args_.samplers = static_cast<int32_t>(std::min({B_, room, most}));
     args_.layout = decoder.layout_of(B_, args_.samplers, false, stages_, readers_, args_.own_layout);
     shared_bytes_ = std::max(args_.layout.compute_bytes, args_.layout.sampler_bytes);
