@@ -260,7 +260,7 @@ def loops(
     config: SamplingConfig | None = None,
     scheme: str = "REMI",
     first_session: int = 0,
-    equal: bool = False,
+    grain: float = 0,
     encoder: str | None = None,
     kind: str = "sequential",
     pairs: bool = False,
@@ -268,14 +268,17 @@ def loops(
     bias: Callable[[int], Bias | None] = lambda lane: None,
     **changed: int,
 ) -> tuple[TokenLoop, TokenLoop]:
-    """The CPU's loop and the device's over the same lanes; `bias` says of each what is added to its logits."""
+    """The CPU's loop and the device's over the same lanes.
+
+    bias: what is added to a lane's logits. grain: the first logits are multiples of it, with ties; 0: as they are.
+    """
     sampler = primed(scheme, encoder, kind, pairs)
     state = sampler.state
     ints, floats = describe(sampler.model, weights)
     rules = rules_of(Grammar.compile(sampler.vocabulary), state.side.specs)
     flat = np.concatenate([np.asarray(part, np.float32).reshape(-1) for part in state.model_state.values()])
     config = config or SamplingConfig()
-    logits = np.zeros_like(state.logits) if equal else state.logits  # ties everywhere
+    logits = np.round(state.logits / grain) * np.float32(grain) if grain else state.logits
     starts = [
         Start(
             logits,
@@ -400,12 +403,13 @@ def check_bias(library: ctypes.CDLL, **changed: int) -> None:
 
 def check_giving_up(library: ctypes.CDLL, **changed: int) -> None:
     """Blocks that wait for a moment only: whatever gave up is done again stage by stage, from where it began."""
-    pair = loops(library, 2, FILTERS, limit_us=1, **changed)
+    lanes = range(6)  # so many that others wait for their sampler, longer than they may
+    pair = loops(library, len(lanes), FILTERS, limit_us=1, samplers=1, **changed)
     for loop in pair:
-        for lane in range(2):
+        for lane in lanes:
             loop.set_terms(lane, Terms(1000))
         assert loop.run(steps=6) == Stopped.STEPS
-    assert [same(*pair, lane) for lane in range(2)] == [6, 6]
+    assert [same(*pair, lane) for lane in lanes] == [6] * len(lanes)
     engine_ = pair[1].lanes.engine
     assert engine_.fallback() == "a block gave up waiting for the others", engine_.fallback()
     assert library.melodia_emulator_faults() == 0  # nobody stores where somebody has left
@@ -437,8 +441,8 @@ def checks(library: ctypes.CDLL) -> Iterator[Any]:
         yield lambda: check_giving_up(library, cluster=4)
         yield lambda: check_loop(library, 1, 4, FILTERS)
         yield lambda: check_loop(library, 1, 4, pairs=True)
-        yield lambda: check_loop(library, 1, 2, SamplingConfig(top_k=5), equal=True)
-        yield lambda: check_loop(library, 1, 2, SamplingConfig(top_p=0.3), equal=True)
+        yield lambda: check_loop(library, 1, 2, SamplingConfig(top_k=5), grain=1e6)
+        yield lambda: check_loop(library, 1, 2, SamplingConfig(top_p=0.3), grain=1e6)
         yield lambda: check_loop(library, 2, 3, counted=1)
 
 

@@ -65,6 +65,7 @@ def test_logits_and_states_of_every_kind(library: ctypes.CDLL, name: str, weight
         {"streamed": 1},
         {"launch_steps": 1},
         {"least_units": 6},
+        {"threads": 256},  # more warps than tiles: they share out the columns
         {"blocks": 4, "samplers": 1, "threads": 96},
     ],
     ids=str,
@@ -177,6 +178,23 @@ def test_tokens_of_every_filter(library: ctypes.CDLL, config: SamplingConfig | N
     check_loop(library, 1, 10, config)
 
 
+@pytest.mark.parametrize("grain", [1e6, 0.5, 0.05])  # all are equal, some, few
+@pytest.mark.parametrize("threads", [32, 64, 256])
+def test_tokens_where_logits_tie(library: ctypes.CDLL, threads: int, grain: float) -> None:
+    """A filter's last tokens are those of the lowest ids, whether it ends among ties or between them."""
+    configure(library, schedule=3)
+    for config in (
+        *(SamplingConfig(temperature=3.0, top_k=k) for k in (2, 3, 5, 9, 20)),
+        *(SamplingConfig(temperature=3.0, top_p=p) for p in (0.05, 0.3, 0.6, 0.9)),
+    ):
+        pair = loops(library, 2, config, threads=threads, grain=grain)
+        for loop in pair:
+            for lane in range(2):
+                loop.set_terms(lane, Terms(1000))
+            assert loop.run(steps=1) == Stopped.STEPS
+        assert [same(*pair, lane) for lane in range(2)] == [1, 1]
+
+
 @pytest.mark.parametrize("changed", [{}, {"threads": 96}, {"apart": 1}], ids=str)
 def test_a_bias_by_program(library: ctypes.CDLL, changed: dict[str, int]) -> None:
     configure(library, schedule=4)
@@ -215,6 +233,20 @@ def test_a_batch_is_what_its_sessions_are_alone(library: ctypes.CDLL) -> None:
         alone.set_terms(0, Terms(1000))
         assert alone.run(steps=8) == Stopped.STEPS
         assert same(together, alone, lane, 0) == 8
+
+
+def test_as_many_samplers_as_there_is_room_for(library: ctypes.CDLL) -> None:
+    """One for each of 18 sessions, or two that share them: the same tokens."""
+    configure(library, schedule=6, blocks=40)
+    made = []
+    for samplers in (0, 2):
+        loop = loops(library, 18, FILTERS, kind="gru", samplers=samplers)[1]
+        for lane in range(18):
+            loop.set_terms(lane, Terms(1000))
+        assert loop.run(steps=3) == Stopped.STEPS
+        assert loop.lanes.engine.facts()["stalls"] == 0
+        made.append([loop.drain(lane)[0].tolist() for lane in range(18)])
+    assert made[0] == made[1]
 
 
 def test_where_a_lane_stops(library: ctypes.CDLL) -> None:

@@ -76,6 +76,14 @@ class BlockParts {
     }
     MELODIA_DEVICE int sessions(int g) const { return a.B - g * kGroup < kGroup ? a.B - g * kGroup : kGroup; }
     MELODIA_DEVICE bool goes_on(int step, int b) const { return tokens(step)[b] != kEnd; }
+    // A bit for each session of a group: whether it goes on.
+    MELODIA_DEVICE uint32_t going(int step, int g) const {
+        uint32_t bits = 0;
+        MELODIA_UNROLL
+        for (int v = 0; v < kGroup; ++v)
+            bits |= uint32_t{v < sessions(g) && goes_on(step, g * kGroup + v)} << v;
+        return bits;
+    }
 
     // A number that comes in, at a place of row v.
     MELODIA_DEVICE void take(int v, int at, float x) const {

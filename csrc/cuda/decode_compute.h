@@ -48,9 +48,9 @@ class ComputeBlock : BlockParts<W> {
     using Parts = BlockParts<W>;
     using Parts::a, Parts::base, Parts::unit, Parts::units, Parts::kFloat, Parts::kInt8;
     using Parts::add_row, Parts::add_tables, Parts::embedded, Parts::encode_states, Parts::flag;
-    using Parts::floats, Parts::goes_on, Parts::hand_in, Parts::inputs, Parts::normalise, Parts::own;
-    using Parts::own_share, Parts::raw, Parts::sessions, Parts::sides, Parts::step_cell, Parts::take;
-    using Parts::tokens;
+    using Parts::floats, Parts::going, Parts::goes_on, Parts::hand_in, Parts::inputs, Parts::normalise;
+    using Parts::own, Parts::own_share, Parts::raw, Parts::sessions, Parts::sides, Parts::step_cell;
+    using Parts::take, Parts::tokens;
 
     // ---- What stands where
 
@@ -64,14 +64,9 @@ class ComputeBlock : BlockParts<W> {
         return own(slot * a.own_layout.slot + a.own_layout.sums + b * a.net.units * 4);
     }
     MELODIA_DEVICE Vectors states(int vector) const { return Parts::states(vector, a.layout.padded_h); }
-    MELODIA_DEVICE bool any_goes_on(int step, int g) const {
-        bool any = false;
-        for (int v = 0; v < sessions(g); ++v) any = any || goes_on(step, g * kGroup + v);
-        return any;
-    }
     MELODIA_DEVICE bool any_goes_on(int step) const {
         for (int g = 0; g < groups_of(a); ++g)
-            if (any_goes_on(step, g)) return true;
+            if (going(step, g) != 0) return true;
         return false;
     }
 
@@ -172,14 +167,15 @@ class ComputeBlock : BlockParts<W> {
     MELODIA_DEVICE bool stage(int step, int s, int g) {
         const Stage& stage = a.net.stage[s];
         const int n = sessions(g), first = g * kGroup;
-        if (!any_goes_on(step, g) || (s == 0 && !whole_or(kRest))) return true;
+        const uint32_t live = going(step, g);
+        if (live == 0 || (s == 0 && !whole_or(kRest))) return true;
 
         const bool comes_in = s > 0 || !a.net.folded;
         Vectors x = states(0);
         if (comes_in) {
             if (s == 0) {
-                embed(step, g);
-            } else if (!receive_from(step, s, g)) {
+                embed(step, g, live);
+            } else if (!receive_from(step, s, g, live)) {
                 return false;
             }
             MELODIA_SYNC("decode: received");
@@ -205,9 +201,9 @@ class ComputeBlock : BlockParts<W> {
             MELODIA_SYNC("decode: sums ready");
         }
         if (cells) {
-            advance(step, stage, g, out, sums, x, comes_in);
+            advance(step, stage, g, live, out, sums, x, comes_in);
         } else {
-            project(step, stage, g, out, sums, x);
+            project(step, stage, g, live, out, sums, x);
         }
         announce(out);
         if (stage.shadow >= 0) recur(a.net.stage[stage.shadow], g);
@@ -217,64 +213,50 @@ class ComputeBlock : BlockParts<W> {
     // What comes before the first stage.
     MELODIA_DEVICE bool begin(int step, int g) {
         if (whole_or(kCommands) && !commands(step, g)) return false;
-        return a.net.reader.levels == 0 || !any_goes_on(step, g) || read_blocks<W>(a, base, step, g);
+        return a.net.reader.levels == 0 || going(step, g) == 0 || read_blocks<W>(a, base, step, g);
     }
     MELODIA_DEVICE bool whole_or(Part part) const { return a.part == kWhole || a.part == part; }
 
     MELODIA_DEVICE bool commands(int step, int g) {
-        const int n = sessions(g), first = g * kGroup, each = 1 + a.net.S;
-        for (int v = 0; v < n; ++v) {
-            const int b = first + v;
-            if (step == 0 || goes_on(step - 1, b)) await(channel_of(a, step, b, 1), flag());
-        }
-        uint32_t* now = tokens(step);
+        const int n = sessions(g), first = g * kGroup;
+        const uint32_t live = step == 0 ? ~uint32_t{0} : going(step - 1, g);
+        for (int v = 0; v < n; ++v)
+            if (live >> v & 1) await(channel_of(a, step, first + v, 1), flag());
+        uint32_t* now = tokens(step) + first;
+        const uint64_t* words = words_of(a, step, first);
+        const int each = static_cast<int>(a.net.words);
         receive(
-            channel_of(a, step, 0, 1), n * each, flag(),
-            [&](int i) -> const uint64_t* {
-                const int b = first + i / each, j = i % each;
-                if (step > 0 && !goes_on(step - 1, b)) {
-                    if (j == 0) now[b] = kEnd;
-                    return nullptr;
-                }
-                return words_of(a, step, b) + j;
+            channel_of(a, step, 0, 1), n, 1 + a.net.S, flag(),
+            [&](int v, int j) -> const uint64_t* {
+                if (live >> v & 1) return words + (v * each + j);
+                if (j == 0) now[v] = kEnd;
+                return nullptr;
             },
-            [&](int i, uint32_t number) {
-                const int b = first + i / each, j = i % each;
-                if (j == 0)
-                    now[b] = number;
-                else
-                    sides(b)[j - 1] = number;
-            });
+            [&](int v, int j, uint32_t number) { (j == 0 ? now[v] : sides(first + v)[j - 1]) = number; });
         // Before the barrier: behind it a fast warp may already wait for the next stage, and give up.
         return MELODIA_ALL("decode: commands", *flag() != 0);
     }
 
-    // The sum of the embeddings.
-    MELODIA_DEVICE void embed(int step, int g) const {
-        const int n = sessions(g), D = a.net.D;
-        for (int i = static_cast<int>(thread()); i < n * D; i += static_cast<int>(threads())) {
-            const int v = i / D, j = i % D, b = g * kGroup + v;
-            if (!goes_on(step, b)) continue;
-            take(v, j, embedded(tokens(step)[b], sides(b), j));
+    // The sum of the embeddings. live: which sessions go on.
+    MELODIA_DEVICE void embed(int step, int g, uint32_t live) const {
+        for (Walk at(sessions(g), a.net.D); at.there(); at.next()) {
+            const int b = g * kGroup + at.row;
+            if (live >> at.row & 1) take(at.row, at.k, embedded(tokens(step)[b], sides(b), at.k));
         }
     }
 
-    MELODIA_DEVICE bool receive_from(int step, int s, int g) {
-        const Stage& stage = a.net.stage[s];
-        const int n = sessions(g), first = g * kGroup, all = stage.vectors * stage.size;
-        const int64_t words = a.net.stage[s - 1].words;
+    MELODIA_DEVICE bool receive_from(int step, int s, int g, uint32_t live) {
+        const int vectors = a.net.stage[s].vectors, size = a.net.stage[s].size;
+        const int each = static_cast<int>(a.net.words);
         const Channel in = channel_of(a, step, a.B + (s - 1) * groups_of(a) + g, a.net.blocks);
+        const uint64_t* words = words_of(a, step, g * kGroup) + a.net.stage[s - 1].words;
         await(in, flag());
         if (a.counted && *flag() == 0) return false;
         receive(
-            in, n * all, flag(),
-            [&](int i) -> const uint64_t* {
-                const int b = first + i / all;
-                return goes_on(step, b) ? words_of(a, step, b) + words + i % all : nullptr;
-            },
-            [&](int i, uint32_t number) {
-                const int at = i % all / stage.size * a.layout.padded_h + i % stage.size;
-                take(i / all, at, float_of(number));
+            in, sessions(g), vectors * size, flag(),
+            [&](int v, int j) { return live >> v & 1 ? words + (v * each + j) : nullptr; },
+            [&](int v, int j, uint32_t number) {  // the second of two vectors has a place of its own
+                take(v, j < size ? j : a.layout.padded_h + j - size, float_of(number));
             });
         return true;
     }
@@ -309,12 +291,11 @@ class ComputeBlock : BlockParts<W> {
 
     // ---- What a block's own rows come to
 
-    MELODIA_DEVICE void advance(int step, const Stage& stage, int g, const Channel& out, const Sums<W>& sums,
-                                const Vectors& x, bool comes_in) const {
-        const int n = sessions(g), U = a.net.units;
-        for (int i = static_cast<int>(thread()); i < n * U; i += static_cast<int>(threads())) {
-            const int v = i / U, u = i % U, b = g * kGroup + v, j = unit + u;
-            if (u >= units || !goes_on(step, b)) continue;
+    MELODIA_DEVICE void advance(int step, const Stage& stage, int g, uint32_t live, const Channel& out,
+                                const Sums<W>& sums, const Vectors& x, bool comes_in) const {
+        for (Walk at(sessions(g), a.net.units); at.there(); at.next()) {
+            const int v = at.row, u = at.k, b = g * kGroup + v, j = unit + u;
+            if (u >= units || !(live >> v & 1)) continue;
             uint64_t* words = words_of(a, step, b) + stage.words;
             for (int k = 0; k < stage.cells; ++k) {
                 const CellPart& cell = stage.cell[k];
@@ -336,12 +317,12 @@ class ComputeBlock : BlockParts<W> {
         }
     }
 
-    MELODIA_DEVICE void project(int step, const Stage& stage, int g, const Channel& out, const Sums<W>& sums,
-                                const Vectors& x) const {
-        const int n = sessions(g), begin = static_cast<int>(block()) * stage.share;
-        for (int i = static_cast<int>(thread()); i < n * stage.share; i += static_cast<int>(threads())) {
-            const int v = i / stage.share, row = i % stage.share, b = g * kGroup + v, j = begin + row;
-            if (j >= stage.rows || !goes_on(step, b)) continue;
+    MELODIA_DEVICE void project(int step, const Stage& stage, int g, uint32_t live, const Channel& out,
+                                const Sums<W>& sums, const Vectors& x) const {
+        const int begin = static_cast<int>(block()) * stage.share;
+        for (Walk at(sessions(g), stage.share); at.there(); at.next()) {
+            const int v = at.row, row = at.k, b = g * kGroup + v, j = begin + row;
+            if (j >= stage.rows || !(live >> v & 1)) continue;
             float sum = stage.bias == nullptr ? 0.0f : stage.bias[j];
             sum += sums.get(0, row, v, x);
             if (stage.gated) {
@@ -355,14 +336,14 @@ class ComputeBlock : BlockParts<W> {
 
     // The recurrent products of a level for the next step, of the states that came in.
     MELODIA_DEVICE void recur(const Stage& stage, int g) const {
-        const int n = sessions(g), U = a.net.units;
+        const int n = sessions(g);
         const Matrix* second = stage.cells == 2 ? &stage.cell[1].recurrent : nullptr;
         Sums<W> sums(floats(a.layout.shadow_sums), &stage.cell[0].recurrent, second);
         const Vectors x0 = states(0), x1 = states(1);
         sums.make(base, x0, x1, n);
         MELODIA_SYNC("decode: shadow ready");
-        for (int i = static_cast<int>(thread()); i < n * U; i += static_cast<int>(threads())) {
-            const int v = i / U, u = i % U;
+        for (Walk at(n, a.net.units); at.there(); at.next()) {
+            const int v = at.row, u = at.k;
             for (int k = 0; u < units && k < stage.cells; ++k) {
                 const CellPart& cell = stage.cell[k];
                 float* to = own_sums(cell.slot, g * kGroup + v) + 4 * u;

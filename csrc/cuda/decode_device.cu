@@ -1,132 +1,30 @@
 #include "cuda/decode_device.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstring>
 #include <stdexcept>
+
+#include "cuda/decode_packing.h"
 
 namespace melodia::cuda::decode {
 
 namespace {
 
-using engine::Panels;
+int64_t warps_of(const Options& options) { return (options.threads > 0 ? options.threads : kThreads) / 32; }
 
-int64_t columns_of(engine::Weights w) {
-    return w == engine::Weights::fp32 ? 8 : w == engine::Weights::bf16 ? 16 : 32;
-}
-
-// A number of packed weights (engine/plan.h), as its bits.
-uint32_t bits_at(const Panels& p, int64_t panel, int64_t n, int64_t k) {
-    const char* data = p.data + panel * p.stride;
-    const int64_t rows = p.rows();
-    uint32_t bits = 0;
-    if (p.weights == engine::Weights::fp32) {
-        std::memcpy(&bits, data + 4 * (k * rows + n), 4);
-    } else if (p.weights == engine::Weights::bf16) {
-        std::memcpy(&bits, data + 2 * ((k / 2 * rows + n) * 2 + k % 2), 2);
-    } else {
-        std::memcpy(&bits, data + (k / 4 * rows + n) * 4 + k % 4, 1);
+// Warps without a tile of their own take a share of the columns.
+void share_out(int64_t warps, Matrix& first, Matrix& second) {
+    const int64_t tiles = first.tiles + second.tiles;
+    const int64_t shares = tiles == 0 ? 1 : std::max<int64_t>(1, warps / tiles);
+    for (Matrix* m : {&first, &second}) {
+        m->shares = static_cast<int32_t>(shares);
+        m->each = static_cast<int32_t>(parts(m->chunks, shares));
     }
-    return bits;
 }
-
-// Where a number of a chunk stands (decode_product.h).
-int64_t place_of(engine::Weights w, int64_t row, int64_t k) {
-    if (w == engine::Weights::fp32) return (k / 4 * 16 + row) * 16 + k % 4 * 4;
-    if (w == engine::Weights::bf16)
-        return (row % 8 * 4 + k % 8 / 2) * 16 + (row / 8 + 2 * (k / 8)) * 4 + k % 2 * 2;
-    return (k / 16 * 16 + row) * 16 + k % 16;
-}
-
-// Everything that a network has in device memory, first on the host; pointers are offsets until it is there.
-class Blob {
-  public:
-    template <class T>
-    T* take(int64_t count) {  // an offset
-        const int64_t at = up(static_cast<int64_t>(bytes_.size()), 256);
-        bytes_.resize(static_cast<size_t>(at + count * static_cast<int64_t>(sizeof(T))), 0);
-        return reinterpret_cast<T*>(at);
-    }
-    template <class T>
-    T* host(T* offset) {
-        return reinterpret_cast<T*>(bytes_.data() + reinterpret_cast<intptr_t>(offset));
-    }
-    template <class T>
-    const T* copy(const T* from, int64_t count) {
-        T* to = take<T>(count);
-        std::copy_n(from, count, host(to));
-        return to;
-    }
-    const std::vector<unsigned char>& bytes() const { return bytes_; }
-
-  private:
-    std::vector<unsigned char> bytes_ = std::vector<unsigned char>(256, 0);  // no offset is null
-};
-
-struct Source {
-    int64_t panel, n;  // panel -1: a row of zeros
-};
-
-// row(block, local row) and column(k) say where a number comes from; a column of -1 is zeros.
-template <class Row, class Column>
-Matrix pack(Blob& blob, const Panels& from, int64_t blocks, int64_t rows, int64_t K, Row row, Column column) {
-    Matrix m{};
-    const int64_t width = columns_of(from.weights), size = 32 / width;
-    m.tiles = static_cast<int32_t>(parts(rows, 16));
-    m.chunks = static_cast<int32_t>(parts(K, width));
-    m.resident = -1;
-    auto* data = blob.take<unsigned char>(blocks * m.tiles * m.chunks * kChunkBytes);
-    const bool whole = from.weights == engine::Weights::int8;
-    float* scale = whole ? blob.take<float>(blocks * m.tiles * 16) : nullptr;
-    for (int64_t b = 0; b < blocks; ++b) {
-        for (int64_t r = 0; r < rows; ++r) {
-            const Source at = row(b, r);
-            if (at.panel < 0) continue;
-            if (whole) blob.host(scale)[b * m.tiles * 16 + r] = from.scale[at.panel * from.rows() + at.n];
-            for (int64_t k = 0; k < K; ++k) {
-                const int64_t source = column(k);
-                if (source < 0) continue;
-                const uint32_t bits = bits_at(from, at.panel, at.n, source);
-                const int64_t chunk = (b * m.tiles + r / 16) * m.chunks + k / width;
-                std::memcpy(blob.host(data) + chunk * kChunkBytes + place_of(from.weights, r % 16, k % width),
-                            &bits, static_cast<size_t>(size));
-            }
-        }
-    }
-    m.data = data;
-    m.scale = scale;
-    return m;
-}
-
-// [rows][Hp / 16][G][16] -> [rows][H][4]
-const float* unit_rows(Blob& blob, const engine::Cell& cell, const float* from, int64_t rows) {
-    if (from == nullptr) return nullptr;
-    float* to = blob.take<float>(rows * cell.H * 4);
-    for (int64_t r = 0; r < rows; ++r)
-        for (int64_t j = 0; j < cell.H; ++j)
-            for (int64_t g = 0; g < cell.gates; ++g)
-                blob.host(to)[(r * cell.H + j) * 4 + g] =
-                    from[r * cell.gates * cell.Hp + (j / 16 * cell.gates + g) * 16 + j % 16];
-    return to;
-}
-
-template <class T>
-void rebase(T*& pointer, const unsigned char* base) {
-    if (pointer != nullptr)
-        pointer =
-            reinterpret_cast<T*>(const_cast<unsigned char*>(base + reinterpret_cast<intptr_t>(pointer)));
-}
-void rebase(Matrix& m, const unsigned char* base) {
-    rebase(m.data, base);
-    rebase(m.scale, base);
-}
-void rebase(CellPart& cell, const unsigned char* base) {
-    rebase(cell.input, base);
-    rebase(cell.recurrent, base);
-    rebase(cell.context, base);
-    rebase(cell.bias, base);
-    rebase(cell.bias_n, base);
-    for (const float*& table : cell.tables) rebase(table, base);
+void share_out(int64_t warps, CellPart (&cells)[2]) {
+    share_out(warps, cells[0].input, cells[1].input);
+    share_out(warps, cells[0].recurrent, cells[1].recurrent);
+    share_out(warps, cells[0].context, cells[1].context);
 }
 
 }  // namespace
@@ -342,6 +240,13 @@ Decoder::Decoder(const int64_t* ints, int64_t int_count, const float* floats, in
         }
         reader.state = state;
     }
+    const int64_t warps = warps_of(options);
+    for (Stage& s : stages) {
+        Matrix none{};
+        share_out(warps, s.cell);
+        share_out(warps, s.product, none);
+    }
+    for (ReaderLevel& level : readers) share_out(warps, level.cell);
     for (size_t e = 0; e < plan.embeddings.size(); ++e) {
         const int64_t rows = e == 0 ? V : plan.side_sizes[e - 1];
         float* to = blob.take<float>(rows * D);
@@ -376,7 +281,7 @@ Decoder::Decoder(const int64_t* ints, int64_t int_count, const float* floats, in
 Layout Decoder::layout_of(int64_t B, int64_t samplers, bool cluster, std::vector<Stage>& of,
                           std::vector<ReaderLevel>& readers_of, Own& own) const {
     const int64_t H = net.H, padded = up(H, 32), group = std::min<int64_t>(B, kGroup), U = net.units;
-    const int64_t warps = (options.threads > 0 ? options.threads : kThreads) / 32;
+    const int64_t warps = warps_of(options);
     const int64_t bytes = plan.weights == engine::Weights::fp32   ? 4
                           : plan.weights == engine::Weights::bf16 ? 2
                                                                   : 1;

@@ -134,6 +134,7 @@ class Lanes {
     std::vector<ReaderLevel> readers_;
     Args args_{};
     int64_t shared_bytes_ = 0;
+    int64_t at_once_ = -1;  // blocks that the device holds; -1: not asked yet
     int threads_ = kThreads;
     std::unique_ptr<Clusters> clusters_;  // null: none are wanted
     uint32_t epoch_ = 1;

@@ -74,8 +74,12 @@ MELODIA_DEVICE void post(const Channel& c, uint64_t* word, uint32_t number) {
     }
 }
 
+// {number, epoch}; that of the step where the number is certainly there.
 MELODIA_DEVICE uint64_t look(const Channel& c, const uint64_t* word) {
-    return c.counted ? load_data(word) : c.clustered() ? load_from_cluster(word) : load_relaxed(word);
+    const uint64_t there = uint64_t{c.epoch} << 32;
+    if (word == nullptr) return there;
+    if (c.counted) return there | static_cast<uint32_t>(load_data(word));
+    return c.clustered() ? load_from_cluster(word) : load_relaxed(word);
 }
 
 // By all threads of a block, after it posted.
@@ -103,38 +107,57 @@ MELODIA_DEVICE void await(const Channel& c, int* flag) {
     MELODIA_SYNC("decode exchange: all posted");
 }
 
-// value(i, number) for i = thread, thread + threads, .. < count, of the words word(i); word(i) may be null:
-// then 0. Words that stand side by side are asked for together, because each takes a way to L2 and back.
+// value(row, k, number) for the numbers k < width of each row, of the words word(row, k); those that are null
+// are left out. Each word takes a way to L2 and back. So a thread asks for several before it looks at the
+// first; of those that were too early it waits for one, which keeps the others' way free, and then asks for
+// the rest again, together. Returns early with *flag = 0 when somebody gave up.
 template <class Word, class Value>
-MELODIA_DEVICE void receive(const Channel& c, int count, int* flag, Word word, Value value) {
-    constexpr int kAhead = 4;
-    const int stride = static_cast<int>(threads());
-    for (int first = static_cast<int>(thread()); first < count; first += kAhead * stride) {
+MELODIA_DEVICE void receive(const Channel& c, int rows, int width, int* flag, Word word, Value value) {
+    constexpr int kAhead = 8;
+    const auto late = [&](uint64_t got) {
+        return MELODIA_EPOCH("decode exchange: epoch", static_cast<uint32_t>(got >> 32) != c.epoch, false);
+    };
+    for (Walk walk(rows, width); walk.there();) {
+        int row[kAhead], k[kAhead];
         const uint64_t* from[kAhead];
         uint64_t got[kAhead];
         MELODIA_UNROLL
-        for (int j = 0; j < kAhead; ++j) {
-            const int i = first + j * stride;
-            from[j] = i < count ? word(i) : nullptr;
-            got[j] = from[j] == nullptr ? 0 : look(c, from[j]);
+        for (int j = 0; j < kAhead; ++j, walk.next()) {
+            row[j] = walk.row;
+            k[j] = walk.k;
+            from[j] = walk.there() ? word(row[j], k[j]) : nullptr;
+            got[j] = look(c, from[j]);
+        }
+        for (Spin spin(c.gave_up, c.limit_ns);;) {
+            const uint64_t* early = nullptr;
+            MELODIA_UNROLL
+            for (int j = kAhead - 1; j >= 0; --j)
+                if (late(got[j])) early = from[j];
+            if (early == nullptr) break;
+            uint64_t now;
+            do {
+                if (!spin.again()) {
+                    *flag = 0;
+                    return;
+                }
+                now = look(c, early);
+            } while (late(now));
+            MELODIA_UNROLL
+            for (int j = 0; j < kAhead; ++j)
+                if (late(got[j])) got[j] = from[j] == early ? now : look(c, from[j]);
         }
         MELODIA_UNROLL
-        for (int j = 0; j < kAhead; ++j) {
-            const int i = first + j * stride;
-            if (from[j] == nullptr) continue;
-            if (!c.counted) {
-                Spin spin(c.gave_up, c.limit_ns);
-                while (MELODIA_EPOCH("decode exchange: epoch", got[j] >> 32 != c.epoch, false)) {
-                    if (!spin.again()) {
-                        *flag = 0;
-                        break;
-                    }
-                    got[j] = look(c, from[j]);
-                }
-            }
-            value(i, static_cast<uint32_t>(got[j]));
-        }
+        for (int j = 0; j < kAhead; ++j)
+            if (from[j] != nullptr) value(row[j], k[j], static_cast<uint32_t>(got[j]));
     }
+}
+
+// The same of one row: value(k, number), word(k).
+template <class Word, class Value>
+MELODIA_DEVICE void receive(const Channel& c, int width, int* flag, Word word, Value value) {
+    receive(
+        c, 1, width, flag, [&](int, int k) { return word(k); },
+        [&](int, int k, uint32_t number) { value(k, number); });
 }
 
 }  // namespace melodia::cuda::decode

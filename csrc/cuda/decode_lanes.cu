@@ -13,7 +13,7 @@ Lanes::Lanes(Decoder& decoder, int64_t count)
     const Network& net = decoder.net;
     if (decoder.options.threads > 0) threads_ = static_cast<int>(decoder.options.threads);
     const int64_t room = std::max<int64_t>(1, decoder.device.processors - net.blocks);
-    const int64_t most = decoder.options.samplers > 0 ? decoder.options.samplers : 16;
+    const int64_t most = decoder.options.samplers > 0 ? decoder.options.samplers : room;
     args_.samplers = static_cast<int32_t>(std::min({B_, room, most}));
     args_.layout = decoder.layout_of(B_, args_.samplers, false, stages_, readers_, args_.own_layout);
     shared_bytes_ = std::max(args_.layout.compute_bytes, args_.layout.sampler_bytes);
@@ -176,11 +176,14 @@ bool Lanes::in_clusters(const Args& a) {
 
 bool Lanes::together(const Args& a) {
     const auto weights = static_cast<int>(decoder_.plan.weights);
-    int64_t blocks = 0;
-    if (const char* failure = blocks_at_once(weights, threads_, shared_bytes_, &blocks))
-        return failed(failure);
-    if (blocks < a.net.blocks + a.samplers)
-        return failed("the device holds " + std::to_string(blocks) + " blocks at once of " +
+    if (at_once_ < 0) {  // once, since nothing that it depends on changes
+        int64_t blocks = 0;
+        if (const char* failure = blocks_at_once(weights, threads_, shared_bytes_, &blocks))
+            return failed(failure);
+        at_once_ = blocks;
+    }
+    if (at_once_ < a.net.blocks + a.samplers)
+        return failed("the device holds " + std::to_string(at_once_) + " blocks at once of " +
                       std::to_string(a.net.blocks + a.samplers));
     if (const char* failure = start(weights, a, threads_, shared_bytes_, Together::grid, nullptr))
         return failed(failure);

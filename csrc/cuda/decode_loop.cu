@@ -121,7 +121,7 @@ RecordLayout Loop::plan_records(int64_t steps) const {
     l.rows = take(8 * programs * kPitches);
     l.ends = take(8 * ends);
     l.places = take(8 * 2 * kBarsKept * l.places_capacity);
-    l.masks = take(8 * W_ * 6);
+    l.masks = take(8 * W_ * kMasks);
     l.ring = take(4 * ring);
     l.counts = take(4 * V_);
     l.bias = take(4 * bias);
@@ -182,13 +182,13 @@ void Loop::pack(int64_t lane, const RecordLayout& l, unsigned char* record, unsi
     };
     for (int i = 0; i < 3; ++i) {
         v.ticks[i] = t.ticks[i];
-        v.late[i] = mask(t.late[i], i);
+        v.late[i] = mask(t.late[i], kLateMasks + i);
     }
-    v.exclude = mask(t.exclude, 3);
-    v.stop = mask(t.stop, 4);
+    v.exclude = mask(t.exclude, kExcludeMask);
+    v.stop = mask(t.stop, kStopMask);
     v.biased = !host.bias.rows.empty();
     std::copy(host.bias.rows.begin(), host.bias.rows.end(), at<float>(record, l.bias));
-    if (v.biased) mask(host.bias.members.data(), 5);
+    if (v.biased) mask(host.bias.members.data(), kMembersMask);
     v.exponent = host.bias.exponent;
     std::copy(host.bias.row_of.begin(), host.bias.row_of.end(), at<int32_t>(record, l.bias_row_of));
     v.top_p = host.sampling.top_p;
@@ -201,7 +201,7 @@ void Loop::pack(int64_t lane, const RecordLayout& l, unsigned char* record, unsi
     v.random_seed = host.random_seed;
     v.session = host.session;
     v.ring_size = static_cast<int64_t>(host.recent.size());
-    v.ring_at = host.at;
+    v.ring_at = v.ring_size > 0 ? host.at % v.ring_size : 0;
     v.rules = host.rules;
     std::copy(host.recent.begin(), host.recent.end(), at<int32_t>(record, l.ring));
     for (const int32_t token : host.recent)

@@ -31,7 +31,8 @@ struct Records {
         if (!v.biased) return {};
         const auto* row_of = reinterpret_cast<const int32_t*>(record(b) + a.record.bias_row_of);
         const auto* rows = reinterpret_cast<const float*>(record(b) + a.record.bias);
-        return {rows + of_program(row_of, v.grammar.program, 0) * a.net.V, mask_of(b, 5), v.exponent};
+        return {rows + of_program(row_of, v.grammar.program, 0) * a.net.V, mask_of(b, kMembersMask),
+                v.exponent};
     }
     MELODIA_DEVICE const uint64_t* mask_of(int b, int which) const {
         return reinterpret_cast<const uint64_t*>(record(b) + a.record.masks) + which * a.record.words;
@@ -86,10 +87,10 @@ MELODIA_DEVICE void narrow(const Records& of, int b) {
     for (int64_t w = lane(); w < a.record.words; w += 32) {
         if (pairs) from[w] = to[w];
         uint64_t bits = from[w];
-        if (v.exclude) bits &= ~of.mask_of(b, 3)[w];
+        if (v.exclude) bits &= ~of.mask_of(b, kExcludeMask)[w];
         for (int rule = 0; rule < 3; ++rule) {
             if (!v.late[rule]) continue;
-            uint64_t left = bits & of.mask_of(b, rule)[w];
+            uint64_t left = bits & of.mask_of(b, kLateMasks + rule)[w];
             for (int j = 0; left != 0; ++j, left >>= 1)
                 if ((left & 1) && r.now + rules.moves[w * 64 + j] * r.unit >= v.ticks[rule])
                     bits &= ~(uint64_t{1} << j);

@@ -23,7 +23,7 @@ constexpr int kMaxSides = 16;
 constexpr int kChunkBytes = 512;         // of weights: 16 rows, 16 bytes for each lane of a warp
 constexpr uint32_t kEnd = ~uint32_t{0};  // the command that ends a session
 
-enum class Standing : int64_t { ready, chosen, taken, stopped, asks, nothing, nan };  // as in engine/loop.h
+enum class Standing : int64_t { ready, chosen, taken, stopped, asks, nothing, nan };  // as in engine/voices.h
 
 struct Int8 {
     int8_t value;
@@ -34,6 +34,7 @@ struct Matrix {
     const unsigned char* data;  // [blocks][tiles][chunks][512]
     const float* scale;         // int8: [blocks][tiles][16]
     int32_t tiles, chunks;      // of a block, of a tile
+    int32_t shares, each;       // warps that share out the columns of a tile, chunks of each (share_out)
     int32_t resident;           // its offset in the block's shared memory; -1: it stays in global memory
 };
 
@@ -141,6 +142,10 @@ struct DeviceRules {
     const uint8_t* traits;  // [V] engine::Rules::Trait
 };
 
+// The masks of a session: what may not come later than a tick, for each of three rules; what may not come at
+// all; what a caller must take; what an opinion is about.
+enum MaskPlace : int32_t { kLateMasks, kExcludeMask = 3, kStopMask, kMembersMask, kMasks };
+
 // A session as its sampler sees it: the fixed part of a record; arrays follow (RecordLayout).
 struct Record {
     GrammarRegisters grammar;
@@ -157,7 +162,7 @@ struct Record {
     int64_t top_k, greedy;
     uint64_t random_seed;
     int64_t session;
-    int64_t ring_size, ring_at;
+    int64_t ring_size, ring_at;    // ring_at < ring_size: the oldest
     int64_t rules;                 // which
     int64_t waits, pauses, ended;  // its logits are under way; it ends behind them; it has ended
     int64_t prepared;              // mask and noise of the next choice are made
@@ -215,5 +220,30 @@ struct Args {
 };
 
 MELODIA_DEVICE int groups_of(const Args& a) { return (a.B + kGroup - 1) / kGroup; }
+
+// A thread's way through `rows` rows of `width` numbers, from number `first` on, `step` numbers on each time.
+// Rows are few, so they are counted off: a division by a number known only here takes longer.
+class Walk {
+  public:
+    int row = 0, k;
+
+    MELODIA_DEVICE Walk(int rows, int width)
+        : Walk(rows, width, static_cast<int>(thread()), static_cast<int>(threads())) {}
+    MELODIA_DEVICE Walk(int rows, int width, int first, int step)
+        : k(first), rows_(rows), width_(width), step_(step) {
+        settle();
+    }
+    MELODIA_DEVICE bool there() const { return row < rows_; }
+    MELODIA_DEVICE void next() {
+        k += step_;
+        settle();
+    }
+
+  private:
+    MELODIA_DEVICE void settle() {
+        for (; k >= width_ && row < rows_; ++row) k -= width_;
+    }
+    int rows_, width_, step_;
+};
 
 }  // namespace melodia::cuda::decode

@@ -145,24 +145,21 @@ class Sums {
         : sums_(sums),
           first_(first),
           second_(second),
-          tiles_(first->tiles + (second == nullptr ? 0 : second->tiles)) {
-        const int warps_here = static_cast<int>(warps());
-        shares_ = tiles_ >= warps_here || tiles_ == 0 ? 1 : warps_here / tiles_;
-    }
+          tiles_(first->tiles + (second == nullptr ? 0 : second->tiles)),
+          shares_(first->shares) {}
 
     // By all warps; a barrier must follow.
     MELODIA_DEVICE void make(const unsigned char* shared, const Vectors& x0, const Vectors& x1, int n) {
-        for (int item = static_cast<int>(warp()); item < tiles_ * shares_;
-             item += static_cast<int>(warps())) {
-            int tile = item % tiles_;
-            const int share = item / tiles_;
+        for (Walk item(shares_, tiles_, static_cast<int>(warp()), static_cast<int>(warps())); item.there();
+             item.next()) {
+            int tile = item.k;
+            const int share = item.row;
             float* to = sums_ + (share * tiles_ + tile) * 16 * kSumsStride;
             const bool second = tile >= first_->tiles;
             const Matrix& m = second ? *second_ : *first_;
             if (second) tile -= first_->tiles;
-            const int each = (m.chunks + shares_ - 1) / shares_;
-            const int begin = share * each < m.chunks ? share * each : m.chunks;
-            const int end = begin + each < m.chunks ? begin + each : m.chunks;
+            const int begin = share * m.each < m.chunks ? share * m.each : m.chunks;
+            const int end = begin + m.each < m.chunks ? begin + m.each : m.chunks;
             const Vectors& v = second ? x1 : x0;
             const unsigned char* x = v.data + begin * Form<W>::kColumns * Form<W>::kBytes;
             const int64_t at = (int64_t{tile} * m.chunks + begin) * kChunkBytes + lane() * 16;

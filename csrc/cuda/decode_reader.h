@@ -49,10 +49,9 @@ class ReaderBlock : BlockParts<W> {
             const int n = sessions(g);
             for (int l = 0; l < reader.levels; ++l) {
                 const CellPart& cell = reader.level[l].cell[0];
-                for (int i = static_cast<int>(thread()); i < n * E; i += static_cast<int>(threads())) {
-                    const int v = i / E, j = i % E;
-                    take(v, j, a.state_in[(g * kGroup + v) * a.net.state_size + cell.state + j]);
-                }
+                for (Walk at(n, E); at.there(); at.next())
+                    take(at.row, at.k,
+                         a.state_in[(g * kGroup + at.row) * a.net.state_size + cell.state + at.k]);
                 MELODIA_SYNC("decode reader: states read");
                 encode_all(g, 1);
                 Sums<W> inside(floats(a.layout.shadow_sums), &cell.recurrent, nullptr);
@@ -177,9 +176,8 @@ class ReaderBlock : BlockParts<W> {
     // f(session, its row, local unit)
     template <class F>
     MELODIA_DEVICE void each_of(int g, F f) const {
-        const int U = reader.units;
-        for (int i = static_cast<int>(thread()); i < sessions(g) * U; i += static_cast<int>(threads()))
-            if (i % U < units) f(g * kGroup + i / U, i / U, i % U);
+        for (Walk at(sessions(g), reader.units); at.there(); at.next())
+            if (at.k < units) f(g * kGroup + at.row, at.row, at.k);
     }
 
     // ---- The steps of a reading
@@ -211,14 +209,13 @@ class ReaderBlock : BlockParts<W> {
             await(out, flag());
             if (a.counted && *flag() == 0) return false;
             receive(
-                out, n * 2 * E, flag(),
-                [&](int i) -> const uint64_t* {
-                    const int b = g * kGroup + i / (2 * E);
-                    return t <= length_of(b) ? words(b, level, t - 1) + i % (2 * E) : nullptr;
+                out, n, 2 * E, flag(),
+                [&](int v, int j) {
+                    const int b = g * kGroup + v;
+                    return t <= length_of(b) ? words(b, level, t - 1) + j : nullptr;
                 },
-                [&](int i, uint32_t x) {
-                    const int j = i % (2 * E), at = j < E ? j : a.layout.padded_e + j - E;
-                    take(i / (2 * E), at, float_of(x));
+                [&](int v, int j, uint32_t x) {
+                    take(v, j < E ? j : a.layout.padded_e + j - E, float_of(x));
                 });
             MELODIA_SYNC("decode reader: states received");
             if (*flag() == 0) return false;
@@ -268,11 +265,11 @@ class ReaderBlock : BlockParts<W> {
         if (level > 0) {
             gather(g, level, t, in);
         } else {
-            for (int i = static_cast<int>(thread()); i < n * 2 * D; i += static_cast<int>(threads())) {
-                const int v = i / (2 * D), way = i / D % 2, length = length_of(g * kGroup + v);
+            for (Walk at(n, 2 * D); at.there(); at.next()) {
+                const int b = g * kGroup + at.row, length = length_of(b), way = at.k >= D, j = at.k - way * D;
                 if (t >= length) continue;
-                const uint32_t* row = waiting(g * kGroup + v, way == 0 ? t : length - 1 - t);
-                raw(v)[way * a.layout.padded_x + i % D] = embedded(row[0], row + 1, i % D);
+                const uint32_t* row = waiting(b, way == 0 ? t : length - 1 - t);
+                raw(at.row)[way * a.layout.padded_x + j] = embedded(row[0], row + 1, j);
             }
         }
         MELODIA_SYNC("decode reader: inputs received");
@@ -292,19 +289,20 @@ class ReaderBlock : BlockParts<W> {
     // What the levels below `level` made of place t and of the one as far from the end, two vectors [2E] of
     // floats; t -1: of the last and the first.
     MELODIA_DEVICE void gather(int g, int level, int t, const Channel& in) const {
-        const int E = reader.E, all = 4 * E, from = reader.residual ? 0 : level - 1;
+        const int wide = 2 * reader.E, from = reader.residual ? 0 : level - 1;
         for (int l = from; l < level; ++l) {
             receive(
-                in, sessions(g) * all, flag(),
-                [&](int i) -> const uint64_t* {
-                    const int b = g * kGroup + i / all, way = i / (2 * E) % 2, j = i % (2 * E);
+                in, sessions(g), 2 * wide, flag(),
+                [&](int v, int k) -> const uint64_t* {
+                    const int b = g * kGroup + v, way = k >= wide, j = k - way * wide;
                     const int length = length_of(b), near = t < 0 ? length - 1 : t;
                     if (near >= length || length == 0) return nullptr;
                     // Each direction made it in the step that is as far from its own beginning.
-                    return words(b, l, (way == 0) == (j < E) ? near : length - 1 - near) + j;
+                    return words(b, l, (way == 0) == (j < reader.E) ? near : length - 1 - near) + j;
                 },
-                [&](int i, uint32_t x) {
-                    float* to = raw(i / all) + i / (2 * E) % 2 * a.layout.padded_x + i % (2 * E);
+                [&](int v, int k, uint32_t x) {
+                    const int way = k >= wide;
+                    float* to = raw(v) + way * a.layout.padded_x + k - way * wide;
                     *to = l == from ? float_of(x) : *to + float_of(x);
                 });
         }
@@ -362,14 +360,14 @@ class ReaderBlock : BlockParts<W> {
     MELODIA_DEVICE void share(int g, bool all) const {
         MELODIA_SYNC("decode reader: summaries ready");
         const Stage& bottom = a.net.stage[0];
-        const int n = sessions(g), U = a.net.units;
+        const int n = sessions(g);
         const Vectors x = inputs(0);
         Sums<W> sums(floats(a.layout.sums), &bottom.cell[0].context,
                      bottom.cells == 2 ? &bottom.cell[1].context : nullptr);
         sums.make(base, x, x, n);
         MELODIA_SYNC("decode reader: share ready");
-        for (int i = static_cast<int>(thread()); i < n * U; i += static_cast<int>(threads())) {
-            const int v = i / U, u = i % U, b = g * kGroup + v;
+        for (Walk at(n, a.net.units); at.there(); at.next()) {
+            const int v = at.row, u = at.k, b = g * kGroup + v;
             if (!all && length_of(b) == 0) continue;
             for (int k = 0; k < bottom.cells; ++k) {
                 const int gates = bottom.cell[k].gates;

@@ -1,7 +1,7 @@
 // A sampler block of a decode launch: takes in logits, chooses, commands the next step.
 //
 // The contract is that of csrc/sampling.h and engine/loop.cpp, by another way: candidates stand at their ids,
-// what is filtered out becomes -infinity, and thresholds are found by halving. Sums of top-p are whole
+// what is filtered out becomes -infinity, and thresholds are found bit by bit. Sums of top-p are whole
 // numbers, so that their order does not matter. exp and log of two libraries may differ in their last bit; a
 // choice differs only where two scores, or a sum and its limit, are as close as that.
 //
@@ -64,7 +64,7 @@ class SamplerBlock : Records {
     }
 
   private:
-    double* box_;  // [2][warps]
+    double* box_;  // [2][warps][4]
     int* flag_;
     unsigned char* shared_;
     int mine_;  // the first of its sessions; the others follow `samplers` apart
@@ -109,6 +109,26 @@ class SamplerBlock : Records {
     }
     MELODIA_DEVICE int32_t least(int32_t x) {
         return over_block(x, [](int32_t p, int32_t q) { return p < q ? p : q; });
+    }
+
+    // How many of three sums over the block are at least `enough`; part: the thread's, part[0] is 0. exact:
+    // whether one is just that.
+    template <class T>
+    MELODIA_DEVICE int reached(const T (&part)[4], T enough, bool* exact) {
+        // Each half of the lanes goes on with half of the sums, so that four cost little more than one.
+        const bool upper = lane() & 16, odd = lane() & 8;
+        const T even = (upper ? part[2] : part[0]) + shuffle_xor(upper ? part[0] : part[2], 16);
+        const T other = (upper ? part[3] : part[1]) + shuffle_xor(upper ? part[1] : part[3], 16);
+        T x = (odd ? other : even) + shuffle_xor(odd ? even : other, 8);
+        for (unsigned mask = 4; mask; mask >>= 1) x += shuffle_xor(x, mask);
+        turn_ ^= 1;
+        auto* box = reinterpret_cast<T*>(box_ + turn_ * 32);
+        if (lane() % 8 == 0) box[warp() * 4 + lane() / 8] = x;
+        MELODIA_SYNC("decode sampler: four parts");
+        x = box[lane() % 4];
+        for (unsigned w = 1; w < warps(); ++w) x += box[w * 4 + lane() % 4];
+        *exact = warp_ballot(x == enough) != 0;
+        return ones_in(warp_ballot(lane() < 4 && x >= enough));
     }
 
     // ---- Commands and logits
@@ -219,7 +239,7 @@ class SamplerBlock : Records {
                 v.token = token;
                 const int64_t moved = a.rules[v.rules].moves[token];
                 const GrammarRegisters& r = v.grammar;
-                if ((v.stop && has_bit(mask_of(b, 4), token)) ||
+                if ((v.stop && has_bit(mask_of(b, kStopMask), token)) ||
                     (moved > 0 && r.now + moved * r.unit >= v.stop_tick))
                     standing = Standing::stopped;
             }
@@ -269,7 +289,8 @@ class SamplerBlock : Records {
         Record& v = voice(b);
         if (v.ring_size == 0) return;
         const uint8_t* traits = a.rules[v.rules].traits;
-        int32_t& place = ring(b)[v.ring_at++ % v.ring_size];
+        int32_t& place = ring(b)[v.ring_at];
+        v.ring_at = v.ring_at + 1 < v.ring_size ? v.ring_at + 1 : 0;
         if (place >= 0 && (traits[place] & kBeginsNote)) counts(b)[place] -= 1;
         place = token;
         if (traits[token] & kBeginsNote) counts(b)[token] += 1;
@@ -285,8 +306,7 @@ class SamplerBlock : Records {
         const uint64_t* allowed = wanted(b);
         const Opinion other = opinion(b);
         double top = kRemoved, lift = 0.0;
-        if (other.row != nullptr) lift = lift_of(from, allowed, other, top);
-        const bool pools = top > kRemoved && top < -double(kRemoved);
+        const bool pools = other.row != nullptr && lift_of(from, allowed, other, &top, &lift);
         int32_t nan = 0, here = 0;
         for (int i = me(); i < V; i += count()) {  // 1, 2, 3
             const float logit = from[i];
@@ -313,22 +333,24 @@ class SamplerBlock : Records {
         return noisiest(x, noise(b));  // 7
     }
 
-    // The lift of what an opinion is about, and the greatest logit there: as Chooser::pool.
-    MELODIA_DEVICE double lift_of(const float* from, const uint64_t* allowed, const Opinion& other,
-                                  double& top) {
+    // The lift of what an opinion is about, and the greatest logit there: as Chooser::pool. False: it does
+    // not apply.
+    MELODIA_DEVICE bool lift_of(const float* from, const uint64_t* allowed, const Opinion& other, double* top,
+                                double* lift) {
         const auto counts = [&](int i) { return has_bit(allowed, i) && has_bit(other.members, i); };
         for (int i = me(); i < a.net.V; i += count())
-            if (counts(i)) top = double(from[i]) > top ? double(from[i]) : top;
-        top = greatest(top);
-        if (!(top > kRemoved && top < -double(kRemoved))) return 0.0;
+            if (counts(i)) *top = double(from[i]) > *top ? double(from[i]) : *top;
+        *top = greatest(*top);
+        if (!(*top > kRemoved && *top < -double(kRemoved))) return false;
         double own = 0.0, flat = 0.0;
         for (int i = me(); i < a.net.V; i += count()) {
             if (!counts(i) || !(from[i] > kRemoved)) continue;
-            own += mass_of(double(from[i]) - top);
-            flat += mass_of(other.exponent * (double(from[i]) - top));
+            own += mass_of(double(from[i]) - *top);
+            flat += mass_of(other.exponent * (double(from[i]) - *top));
         }
         own = sum(own);
-        return log(own / sum(flat));
+        *lift = log(own / sum(flat));
+        return true;
     }
 
     MELODIA_DEVICE double top_of(const float* x) {
@@ -345,19 +367,43 @@ class SamplerBlock : Records {
         return least(best);
     }
 
+    // The greatest number (`ordered`) that has `enough` at or above it, two of its bits a round; amount(i):
+    // what candidate i counts. Counts that are met exactly end it: the bits that follow would part nothing.
+    template <class T, class F>
+    MELODIA_DEVICE uint32_t threshold(const float* x, T enough, F amount) {
+        uint32_t key = 0;
+        bool exact = false;
+        for (int shift = 30; shift >= 0 && !exact; shift -= 2) {
+            T above[4] = {};
+            for (int i = me(); i < a.net.V; i += count()) {
+                const uint32_t at = ordered(x[i]);
+                const T more = amount(i);
+                MELODIA_UNROLL
+                for (uint32_t digit = 1; digit < 4; ++digit)
+                    if (at >= (key | digit << shift)) above[digit] += more;
+            }
+            key |= static_cast<uint32_t>(reached(above, enough, &exact)) << shift;
+            exact = exact && same_type<T, int32_t>::value;  // what has no mass may stand below a sum
+        }
+        return key;
+    }
+
     // Keeps what is above `key`, and of what is there the first `ties`.
     MELODIA_DEVICE void keep(float* x, uint32_t key, int32_t ties) {
-        for (int i = me(); i < a.net.V; i += count())
-            if (ordered(x[i]) < key) x[i] = kRemoved;
-        // Both loops leave -infinity where they meet; the barrier is for racecheck, which cannot know.
-        sync_block("decode sampler: cut");
+        int32_t equal = 0;
+        for (int i = me(); i < a.net.V; i += count()) {
+            const uint32_t at = ordered(x[i]);
+            equal += at == key;
+            if (at < key) x[i] = kRemoved;
+        }
+        if (total(equal) <= ties) return;
         if (warp() == 0) {
             int32_t before = 0;
             for (int first = 0; first < a.net.V; first += 32) {
                 const int i = first + static_cast<int>(lane());
-                const bool equal = i < a.net.V && ordered(x[i]) == key;
-                const uint32_t all = warp_ballot(equal);
-                if (equal && before + ones_in(all & ((1u << lane()) - 1)) >= ties) x[i] = kRemoved;
+                const bool tie = i < a.net.V && ordered(x[i]) == key;
+                const uint32_t all = warp_ballot(tie);
+                if (tie && before + ones_in(all & ((1u << lane()) - 1)) >= ties) x[i] = kRemoved;
                 before += ones_in(all);
             }
         }
@@ -365,12 +411,7 @@ class SamplerBlock : Records {
     }
 
     MELODIA_DEVICE void keep_top_k(float* x, int32_t k) {
-        uint32_t key = 0;
-        for (uint32_t bit = 0x80000000u; bit; bit >>= 1) {
-            int32_t enough = 0;
-            for (int i = me(); i < a.net.V; i += count()) enough += ordered(x[i]) >= (key | bit);
-            if (total(enough) >= k) key |= bit;
-        }
+        const uint32_t key = threshold(x, k, [](int) { return int32_t{1}; });
         int32_t above = 0;
         for (int i = me(); i < a.net.V; i += count()) above += ordered(x[i]) > key;
         keep(x, key, k - total(above));
@@ -385,13 +426,7 @@ class SamplerBlock : Records {
             part += mass[i];
         }
         const double limit = p * sum(part);
-        uint32_t key = 0;
-        for (uint32_t bit = 0x80000000u; bit; bit >>= 1) {
-            part = 0.0;
-            for (int i = me(); i < a.net.V; i += count())
-                if (ordered(x[i]) >= (key | bit)) part += mass[i];
-            if (sum(part) >= limit) key |= bit;
-        }
+        const uint32_t key = threshold(x, limit, [=](int i) { return mass[i]; });
         part = 0.0;
         double each = 0.0;
         for (int i = me(); i < a.net.V; i += count()) {
