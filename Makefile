@@ -13,7 +13,7 @@ PROBES := $(wildcard benchmarks/*.cu)
 # The model that comes with melodia continues a piece: MIDI, picture and sound.
 demo: $(STAMP)
 	mkdir -p out
-	$(BIN)/melodia generate --seed midi_samples/petzold_minuet_g_major.mid --seed-bars 8 --bars 8 --random-seed 1 \
+	$(BIN)/melodia generate --seed midi_samples/petzold_minuet_g_major.mid --seed-bars 8 --bars 16 --random-seed 7 \
 	    --out out/demo.mid --plot --audio --force
 
 install: $(STAMP)

@@ -34,7 +34,7 @@ def test_branched_music_is_music(scheme: str) -> None:
         assert decoded_after_join(sampler, made) == notes_of(made.score)
         assert made.report.random_seed == random_seed
         assert made.report.stretches == 3
-        assert "3 stretches chosen from 4 branches each, the last from 16 branches" in made.report.lines()
+        assert "3 stretches chosen from 4 branches each, the last from 32 branches" in made.report.lines()
 
 
 @pytest.mark.parametrize("scheme", ["REMI", "TSD"])
@@ -94,7 +94,8 @@ def test_branches_fit_better() -> None:
     distances, closes = [], []
     for branches in (1, 8):
         made = sampler.generate_many(12, bars=6, random_seed=1, branches=branches)
-        textures = [texture_of(notes_of_events(one._notes), QUARTER, 0, 4 * BAR) for one in made]  # then it closes
+        played = [notes_of_events(one._notes) for one in made]
+        textures = [texture_of(notes, QUARTER, 0, 4 * BAR) for notes in played]  # then it closes
         distances.append(
             np.mean([texture.distance(judge.seed) for texture in textures if texture is not None])
         )
@@ -156,7 +157,7 @@ def test_without_a_seed_only_the_end_is_branched() -> None:
         plain = sampler.generate(bars=6, random_seed=random_seed)
         made = sampler.generate(bars=6, random_seed=random_seed, branches=8)
         assert made.report.bars == 6
-        assert (made.report.stretches, made.report.closing) == (1, 32)
+        assert (made.report.stretches, made.report.closing) == (1, 64)
         assert plain.report.stretches == 0
         if plain.tokens.tolist() != made.tokens.tolist():
             shorter = min(len(plain.tokens), len(made.tokens))
@@ -197,6 +198,10 @@ def test_closure_by_hand() -> None:
     mean = (8 * 12 + 12) / 9
     assert score(played(60, length=12)) == pytest.approx(12 / (2 * mean) + 1 + 1 + 0.5)
     assert score(played(60, length=6)) == pytest.approx(1 + 1 + 0.5)  # shorter than a quarter
+    assert score(played(72)) == 1 + 0.5 + 1 + 0.5  # above the mean pitch, no bass
+    running = [*played(48, 64, 72), NoteEvent(96 + 36, 12, 0, 76, 80)]
+    mean = (8 * 12 + 3 * 48 + 12) / 12
+    assert score(running) == pytest.approx(12 / (2 * mean) + 1 + 1 + 0.5)  # what begins last is short
     drums = played(36, program=-1)
     assert score(drums) == score([note for note in drums if note.program == 0]), "drums do not count"
     assert closure(played(48), 12, -1) == 1, "no key"

@@ -33,9 +33,9 @@ SILENT = 10.0
 CLOSURE = 4.0
 """The weight of a close beside a distance of textures."""
 
-CLOSING = 4
-"""So many times the branches at the end. On the tonic closed 54 % of continuations with as many as elsewhere, 80 % with
-three times as many and 89 % with six times (36 held-out pieces)."""
+CLOSING = 8
+"""So many times the branches at the end: of 36 held-out pieces, 54 % ended on the tonic with as many as elsewhere, 80 %
+with three or four times as many, 89 % with eight times."""
 
 _TRIADS = ((0, 4, 7), (0, 3, 7))  # above the tonic: major, minor
 
@@ -132,10 +132,10 @@ def key_of(notes: Notes) -> int:
 def closure(notes: Sequence[NoteEvent], ticks_per_quarter: int, key: int) -> float:
     """How well music closes; only the order of such numbers means anything.
 
-    Judged is what sounds last, drums apart: a point for the tonic in the bass, half of it where that is no bass, but lies
-    above the mean pitch; a point for the share of its pitch classes that belong to the tonic's triad; half a point for
-    the tonic or its third on top; a point where nothing begins any more for twice the mean length of a note before the
-    end, and none below a quarter note.
+    Judged is what sounds last, drums apart: a point for the tonic in the bass, half of it where that is no bass, but
+    lies above the mean pitch; a point for the share of its pitch classes that belong to the tonic's triad; half a point
+    for the tonic or its third on top; a point where nothing begins any more for twice the mean length of a note before
+    the end, and none below a quarter note.
 
     Args:
         notes: of the whole continuation, in ticks.

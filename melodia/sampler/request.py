@@ -45,7 +45,7 @@ class Request:
         max_polyphony: most notes at once; None for no limit.
         pitch_bias: how strongly new notes keep to the seed's pitch classes, and each program to its range there, 0 (not
             at all) to 1; see `melodia.sampler.bias`.
-        branches: so many times every two bars are played, the last two four times as often, and what fits the seed
+        branches: so many times every two bars are played, the last two eight times as often, and what fits the seed
             best, and closes best at the end, is kept; see `melodia.sampler.branching`. 1: once. Not for streams, nor
             with `may_end`.
         recall: how many of the bars come again, 0 (none, but by chance) to 0.9: two at a time are played as 2, 4, 8, 16
