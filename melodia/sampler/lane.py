@@ -24,7 +24,7 @@ from melodia.sampler.classes import TokenClasses
 from melodia.sampler.continuation import Event, TimeMap, event_of
 from melodia.sampler.plan import BAR_TOKENS, Plan
 from melodia.sampler.players import rests_of
-from melodia.sampler.recall import Memory, Recall, share_of
+from melodia.sampler.recall import Memory, Recall, Recalled, share_of
 from melodia.sampler.request import Request
 from melodia.sampler.session import Session, Tail, half_described, tail_at
 
@@ -51,7 +51,7 @@ class Lane:
         chosen, chosen_from: how many stretches so far were chosen from several branches, and the last of them from how
             many.
         recall: what comes again; see `melodia.sampler.recall`.
-        recalled: how many bars so far were played again.
+        recalled: what was played again so far.
     """
 
     def __init__(
@@ -85,7 +85,8 @@ class Lane:
         self._recent = list(session.recent)
         self.random_seed = request.random_seed
         self.stretch = (session.context.join, session.context.join)
-        self.before = self.chosen = self.chosen_from = self.recalled = 0
+        self.before = self.chosen = self.chosen_from = 0
+        self.recalled: tuple[Recalled, ...] = ()
         self.recall = Recall.of(
             request.recall, share_of(classes, heard), request.random_seed, request.session
         )

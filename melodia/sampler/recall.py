@@ -45,6 +45,14 @@ _DRAWS = 1 << 62
 """Positions of the random numbers here: beyond those of any token."""
 
 
+class Recalled(NamedTuple):
+    """Bars that came again: from and to which tick, and how many."""
+
+    begin: int
+    end: int
+    bars: int
+
+
 @dataclass(frozen=True)
 class TokenBar:
     """A bar as tokens.

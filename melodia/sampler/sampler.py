@@ -450,6 +450,7 @@ class Sampler:
         music = sum(times.seconds(times.end) - times.seconds(times.join) for _, _, times in results)
         made = []
         for lane, notes, times in results:
+            origin = lane.session.context.origin
             report = GenerationReport(
                 tokens=len(lane.tokens),
                 bars=lane.plan.bars_done(lane.ended),
@@ -470,7 +471,7 @@ class Sampler:
                 branches=lane.request.branches,
                 stretches=lane.chosen,
                 closing=lane.chosen_from,
-                recalled=lane.recalled,
+                recalled=sum(part.bars for part in lane.recalled),
                 backend=f"{self._runner.runs} on {self._runner.device}",
                 backend_reason=self._runner.why,
                 sampling=lane.request.sampling,
@@ -488,6 +489,7 @@ class Sampler:
                     _map=times,
                     _session=lane.final_session(),
                     _index=self.originality_index,
+                    _recalled=tuple((part.begin - origin, part.end - origin) for part in lane.recalled),
                 )
             )
         return made
