@@ -34,10 +34,11 @@ from melodia.sampler.loading import bundled_model, check_device
 from melodia.sampler.loop import Loop
 from melodia.sampler.plan import TokenClasses
 from melodia.sampler.progress import Teller, Told
-from melodia.sampler.report import GenerationReport, PrimeReport
+from melodia.sampler.report import PrimeReport
 from melodia.sampler.request import Request, request_of
+from melodia.sampler.results import continuations_of, prime_report
 from melodia.sampler.runner import Runner
-from melodia.sampler.seed import Seed, cycle_of, read_seed
+from melodia.sampler.seed import cycle_of, read_seed
 from melodia.sampler.session import Context, Session
 from melodia.sampler.stream import Stream
 from melodia.side_inputs import DENSITIES
@@ -239,7 +240,7 @@ class Sampler:
                 self._session, nll = feed_from_start(
                     self._reader(progress), read.ids, read.context, read.score, density
                 )
-            report = _prime_report(read, nll, time.perf_counter() - began)
+            report = prime_report(read, nll, time.perf_counter() - began)
         self.prime_report = report
         return report
 
@@ -333,7 +334,9 @@ class Sampler:
         else:
             run(lanes)
             drawn = sum(lane.count for lane in lanes)
-        return self._continuations(lanes, time.perf_counter() - began, drawn)
+        return continuations_of(
+            lanes, self._runner, self.originality_index, time.perf_counter() - began, drawn
+        )
 
     def stream(self, *, state: Session | None = None, **settings: Any) -> Stream:
         """Continue the session note by note: an iterator of events that are the notes of `generate`.
@@ -444,73 +447,3 @@ class Sampler:
                 "`append` goes on from a seed, and the session has moved on from its own; prime anew"
             )
         return np.concatenate([present, more]).astype(np.int64)
-
-    def _continuations(self, lanes: list[Lane], wall: float, drawn: int) -> list[Continuation]:
-        results = [(lane, *lane.result()) for lane in lanes]
-        music = sum(times.seconds(times.end) - times.seconds(times.join) for _, _, times in results)
-        made = []
-        for lane, notes, times in results:
-            origin = lane.session.context.origin
-            report = GenerationReport(
-                tokens=len(lane.tokens),
-                bars=lane.plan.bars_done(lane.ended),
-                completed=lane.plan.completes,
-                notes=len(notes),
-                seconds=times.seconds(times.end) - times.seconds(times.join),
-                wall_seconds=wall,
-                tokens_per_second=drawn / wall,
-                times_real_time=music / wall,
-                nll=float(np.mean(lane.nll)) if lane.nll else 0.0,
-                entropy=float(np.mean(lane.entropy)) if lane.entropy else 0.0,
-                tempo=times.tempi[0][1],
-                metre=lane.metre,
-                programs=tuple(sorted({note.program for note in notes})),
-                ended=lane.ended,
-                random_seed=lane.request.random_seed,
-                session=lane.request.session,
-                branches=lane.request.branches,
-                stretches=lane.chosen,
-                closing=lane.chosen_from,
-                recalled=sum(part.bars for part in lane.recalled),
-                backend=f"{self._runner.runs} on {self._runner.device}",
-                backend_reason=self._runner.why,
-                sampling=lane.request.sampling,
-                findings=lane.findings(),
-            )
-            made.append(
-                Continuation(
-                    tokens=np.array(lane.tokens, np.int32),
-                    nll=np.array(lane.nll, np.float32),
-                    entropy=np.array(lane.entropy, np.float32),
-                    events=tuple(times.event(note) for note in notes),
-                    report=report,
-                    seed=lane.session.seed,
-                    _notes=notes,
-                    _map=times,
-                    _session=lane.final_session(),
-                    _index=self.originality_index,
-                    _recalled=tuple((part.begin - origin, part.end - origin) for part in lane.recalled),
-                )
-            )
-        return made
-
-
-def _prime_report(seed: Seed, nll: float, wall: float) -> PrimeReport:
-    context = seed.context
-    assert context.tempo is not None
-    assert context.metre is not None
-    assert context.programs is not None
-    return PrimeReport(
-        source=context.source,
-        bars=seed.bars,
-        notes=seed.notes,
-        seconds=seed.seconds,
-        tokens=len(seed.ids),
-        nll=nll,
-        tempo=context.tempo,
-        metre=context.metre,
-        programs=context.programs,
-        completes=context.join > context.origin,
-        wall_seconds=wall,
-        findings=seed.findings,
-    )
