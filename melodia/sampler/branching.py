@@ -19,7 +19,6 @@ from melodia.grammar import NoteEvent
 from melodia.key_finding import find_key
 from melodia.notes import Notes, notes_of_events, notes_of_score
 from melodia.sampler.lane import Lane
-from melodia.sampler.recall import Recalled
 from melodia.sampler.texture import Texture, texture_of
 
 if TYPE_CHECKING:
@@ -83,8 +82,6 @@ class Judge:
         if len(branches) > 1:
             best.chosen += 1
             best.chosen_from = len(branches)
-        if best.plan.replays:
-            best.recalled = (*best.recalled, Recalled(*best.stretch, best.plan.replays))
         return best
 
     def fitness(self, branch: Lane) -> float:

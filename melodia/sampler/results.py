@@ -54,7 +54,7 @@ def continuations_of(
             branches=lane.request.branches,
             stretches=lane.chosen,
             closing=lane.chosen_from,
-            recalled=sum(part.bars for part in lane.recalled),
+            recalled=sum(part.bars for part in lane.plan.recalled),
             backend=f"{runner.runs} on {runner.device}",
             backend_reason=runner.why,
             sampling=lane.request.sampling,
@@ -72,7 +72,7 @@ def continuations_of(
                 _map=times,
                 _session=lane.final_session(),
                 _index=index,
-                _recalled=tuple((part.begin - origin, part.end - origin) for part in lane.recalled),
+                _recalled=tuple((part.begin - origin, part.end - origin) for part in lane.plan.recalled),
             )
         )
     return made

@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
@@ -34,6 +33,7 @@ from melodia.sampler.loading import bundled_model, check_device
 from melodia.sampler.loop import Loop
 from melodia.sampler.plan import TokenClasses
 from melodia.sampler.progress import Teller, Told
+from melodia.sampler.recall import NOTHING_HEARD, Recollection, recollect
 from melodia.sampler.report import PrimeReport
 from melodia.sampler.request import Request, request_of
 from melodia.sampler.results import continuations_of, prime_report
@@ -329,7 +329,7 @@ class Sampler:
         began = time.perf_counter()
         lanes = [self._lane(start, replace(request, session=request.session + k)) for k in range(num_samples)]
         run = partial(self._run, teller=None if progress is None else Teller(progress))
-        if request.in_stretches:
+        if request.branches > 1:
             lanes, drawn = run_branches(lanes, run)
         else:
             run(lanes)
@@ -357,11 +357,10 @@ class Sampler:
         True
         """
         request = request_of(settings)
-        if request.in_stretches:
-            name = "branches" if request.branches > 1 else "recall"
+        if request.branches > 1:
             raise ConfigError(
-                f"a stream is made in one go, not stretch by stretch, so it has no `{name}` (received "
-                f"{getattr(request, name)}); use `generate`"
+                "a stream cannot take back what was heard, so it has no `branches` (received "
+                f"{request.branches}); use `generate`"
             )
         lane = self._lane(state if state is not None else self.state, request)
         return Stream(self._loop([lane]), lane)
@@ -423,15 +422,17 @@ class Sampler:
             max_polyphony=request.max_polyphony,
             allow_eos=not request.endless,
         )
-        heard = self._heard(start) if request.recall else ()
-        return Lane(start, self._classes, self._grammar(constraints), request, cycle, heard)
+        before = self._recollection(start, max(1, len(cycle))) if request.recall else NOTHING_HEARD
+        return Lane(start, self._classes, self._grammar(constraints), request, cycle, before)
 
-    def _heard(self, session: Session) -> Sequence[int]:
-        """The tokens of the music before; those that were fed, or as good as these."""
-        if session.ids is not None or session.seed is None:
-            return [] if session.ids is None else session.ids.tolist()
-        heard: list[int] = self.tokenizer.encode(session.seed).ids.tolist()
-        return heard
+    def _recollection(self, session: Session, pieces: int) -> Recollection:
+        """What may come again of the music before: of the tokens that were fed, or as good as these."""
+        if session.recollection is not None:
+            return session.recollection
+        ids = session.ids
+        if ids is None and session.seed is not None:
+            ids = self.tokenizer.encode(session.seed).ids
+        return recollect(self._classes, [] if ids is None else ids.tolist(), pieces)
 
     def _reader(self, progress: Told | None = None) -> Reader:
         return Reader(self._runner, self.vocabulary, self._fingerprint, progress)
