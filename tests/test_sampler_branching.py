@@ -261,3 +261,20 @@ def test_what_cannot_be() -> None:
         Request(branches=2, may_end=True)
     with pytest.raises(ConfigError, match="a stream cannot take back what was heard"):
         tiny_sampler().stream(bars=4, branches=2)
+
+
+@pytest.mark.parametrize(
+    "length", [{"tokens": 40}, {"seconds": 7, "tempo_changes": True}, {"seconds": 7, "metre_changes": True}]
+)
+def test_music_whose_last_bar_is_found_late_is_branched_as_a_whole(length: dict[str, Any]) -> None:
+    """With compiled code and without: no branch leaves inside the last bar."""
+    native = tiny_sampler()
+    reference = Sampler(native.model, native.tokenizer, backend="reference")
+    for random_seed in range(3):
+        tokens = []
+        for sampler in (native, reference):
+            sampler.prime(SEED)
+            made = sampler.generate(random_seed=random_seed, branches=2, **length)
+            assert (made.report.stretches, made.report.closing) == (1, 2)
+            tokens.append(made.tokens.tolist())
+        assert tokens[0] == tokens[1]

@@ -88,6 +88,12 @@ def test_programs_are_named_where_another_one_plays_now() -> None:
 def test_tempi_do_not_come_again_and_silence_and_other_metres_are_none() -> None:
     fast = bar(0).replace("Position_0", "Position_0 Tempo_120.0")
     assert names_of(memory_of(fast, bar(1)).again(2, 1, -2)) == " ".join(bar(0).split())
+    alone = bar(0) + " Position_12 Tempo_120.0"
+    between = alone + f" Position_24 Pitch_70 {NOTE}"
+    assert names_of(memory_of(alone, bar(1)).again(2, 1, -2)) == " ".join(bar(0).split())
+    assert names_of(memory_of(between, bar(1)).again(2, 1, -2)) == " ".join(
+        between.replace("Position_12 Tempo_120.0 ", "").split()
+    )
     assert memory_of("Bar TimeSig_4/4", bar(1)).again(2, 2, -2) == ()
     assert memory_of(bar(0, metre="3/4"), bar(1)).again(2, 2, -2) == ()
     pieces = [bar(k, metre=metre) for k in range(3) for metre in ("12/8", "1/8")]

@@ -372,3 +372,19 @@ def test_sampling_as_a_whole_or_in_parts(sampler: Sampler) -> None:
     )
     with pytest.raises(ConfigError, match="not both"):
         tokens_of(sampler, sampling=whole, temperature=0.5)
+
+
+@pytest.mark.parametrize("wish", [{"programs": (40,)}, {"pitch_range": (90, 91)}])
+def test_notes_that_may_not_end_hold_nothing_up(wish: dict[str, Any]) -> None:
+    """MIDILike: behind music whose notes still sound to the grammar, and may play no more."""
+    sampler = tiny_sampler("MIDILike")
+    sampler.prime(make_seed(scale(4)))
+    open_ends = 0
+    for random_seed in range(4):
+        before = sampler.generate(bars=2, random_seed=random_seed)
+        open_ends += len(before.state.grammar.ends)
+        made = sampler.generate(bars=12, state=before.state, random_seed=random_seed, **wish)
+        assert made.report.bars == 12
+        if "programs" in wish:
+            assert {note.program for note in made._notes} == {40}
+    assert open_ends

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -114,6 +115,23 @@ class GrammarState:
         if row is None:
             row = self.rows[program] = np.full(128, FREE if self.on_off else 0, dtype=np.int64)
         return row
+
+    def release(self, programs: Collection[int] | None, pitch_range: tuple[int, int] | None) -> None:
+        """MIDILike: end the notes that no token may end under these constraints; without them time would stand still.
+
+        Args:
+            programs: those that may play; None for all.
+            pitch_range: lowest and highest pitch of melodic notes; None for all.
+        """
+        if not self.on_off:
+            return
+        low, high = pitch_range or (0, 127)
+        for program, row in self.rows.items():
+            if programs and program not in programs:
+                row[:] = FREE
+            elif program >= 0:
+                row[:low] = row[high + 1 :] = FREE
+        self.ends = sorted(time for row in self.rows.values() for time in row[row >= 0].tolist())
 
     def sounding(self) -> int:
         """How many notes sound at the place that has been reached."""

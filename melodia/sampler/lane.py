@@ -68,7 +68,8 @@ class Lane:
         self.classes = classes
         self.programs = request.programs or (None if request.any_program else session.context.programs)
         state = self.session.grammar
-        if self.programs and state.program not in self.programs and not (state.on_off and state.ends):
+        state.release(self.programs, request.pitch_range)
+        if self.programs and state.program not in self.programs:
             state.program = NONE  # one that may not play has to give way before a note begins
         rests = rests_of(session.seed, self.programs, classes.tables.ticks_per_quarter)
         self.plan = Plan(classes, session.context, request, self.session.grammar, cycle, rests)

@@ -232,8 +232,11 @@ class Plan:
         return classes.moves[token] > 0 and s.now + int(classes.moves[token]) * s.unit >= self.end(s)
 
     def begins_stretch(self, s: GrammarState, token: int) -> bool:
-        """Whether a token leads to a stretch that is not open yet; see `Stretches`."""
-        if self.last is None or self.first is None:
+        """Whether a token leads to a stretch that is not open yet; see `Stretches`.
+
+        None does where the last bar is found only once it is there: nothing can be counted from it before.
+        """
+        if self.last is None or self.first is None or self._found_late:
             return False
         following, start, end = self.bar_at(s)
         if s.has_bars:
@@ -541,6 +544,14 @@ class Plan:
             self._after = self.classes.metres(self._cycle, tick)
         return self._after
 
+    @property
+    def _found_late(self) -> bool:
+        """Whether the last bar is not known before it is there."""
+        request = self.request
+        if request.seconds is not None:
+            return request.tempo_changes or request.metre_changes
+        return request.tokens is not None
+
     def _find_last(self, s: GrammarState, index: int, count: int) -> int | None:
         request, first, pieces = self.request, self.first, self.pieces
         assert first is not None
@@ -561,7 +572,7 @@ class Plan:
             return None  # the tempo comes before the first note, if anything says it
         _, start, end = self.bar_at(s)
         join = self.context.join
-        if not request.tempo_changes and not request.metre_changes:
+        if not self._found_late:
             at, line = (index, start) if start >= join else (index + 1, end)
             missing = request.seconds - times.seconds(join, line)
             bars = ceil(missing * times.ticks_a_second / self._bar_ticks(s) - _EPSILON)

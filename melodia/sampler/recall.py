@@ -203,7 +203,10 @@ class Memory:
         return [token for token in bar.tokens if self._classes.metre[token]]
 
     def _played_from(self, bar: TokenBar, program: int) -> tuple[list[int], int]:
-        """The bar's tokens where `program` plays before it, and the program that plays behind it; none if silent."""
+        """The bar's tokens where `program` plays before it, and the program that plays behind it; none if silent.
+
+        A place at which there was nothing but a tempo goes with it.
+        """
         classes, index = self._classes, self._classes.vocabulary.index
         found: list[int] = []
         own, notes = bar.program, 0
@@ -218,7 +221,11 @@ class Memory:
                 if own != program and own != NONE:
                     found.append(index[f"Program_{own}"])
                     program = own
+            if classes.position[token] and classes.position[found[-1]]:
+                found.pop()
             found.append(token)
+        if classes.position[found[-1]]:
+            found.pop()
         return (found, program) if notes else ([], program)
 
 
