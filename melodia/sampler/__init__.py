@@ -3,7 +3,7 @@
 - `request`: what a caller asks
 - `seed`: from a seed to tokens, and what new music keeps of it
 - `session`: everything that the next token depends on, saved and loaded
-- `plan`: the join, the length, the end; `classes`, `metres`, `players`, `stretches`, `timeline` are its parts
+- `plan`: the join, what may come, the end; its parts: `bars`, `classes`, `metres`, `players`, `stretches`, `timeline`
 - `bias`: the seed's opinion on pitches
 - `lane`, `loop`: the loop over tokens
 - `branching`, `texture`: playing stretches several times, and what fits best

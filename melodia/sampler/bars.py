@@ -1,0 +1,229 @@
+"""The bars of one continuation: where they lie, which is the first and which the last, where stretches begin.
+
+Ticks are grid ticks.
+"""
+
+from __future__ import annotations
+
+from math import ceil
+
+from melodia.grammar import GrammarState
+from melodia.sampler.classes import TokenClasses
+from melodia.sampler.metres import Metres
+from melodia.sampler.request import Request
+from melodia.sampler.session import Context
+from melodia.sampler.stretches import STRETCH_BARS, Stretches
+from melodia.sampler.timeline import Timeline
+
+_EPSILON = 1e-6
+
+
+class Bars:
+    """The bars of one lane; `melodia.sampler.plan.Plan` finds them as the music goes on.
+
+    Args:
+        classes: of the vocabulary.
+        context: what is kept of the music before.
+        request: what is wanted.
+        cycle: the TimeSig values that write one bar of `request.metre`; None: as before.
+
+    Attributes:
+        first: index of the first full bar behind the join; None until it is reached.
+        last: index of the last bar; None while it is not known.
+        times: tempi and metres so far.
+        stretches: where the music stands among them.
+    """
+
+    def __init__(
+        self, classes: TokenClasses, context: Context, request: Request, cycle: tuple[str, ...] | None = None
+    ) -> None:
+        self.classes = classes
+        self.context = context
+        self.request = request
+        free = request.metre_changes or not classes.has_metres
+        self._cycle = () if free else cycle if cycle is not None else context.cycle
+        self._before = classes.metres(() if free else context.cycle, context.anchor)
+        self._after = (
+            None if self._cycle != context.cycle else self._before
+        )  # known from the first new bar on
+        self._change = context.join
+        if self._before.pieces > 1 and self.completes:
+            self._change = self._before.anchor + self._before.length
+        self.first: int | None = None
+        self.last: int | None = None
+        self._line = 0  # the bar line before the first full bar
+        self._length = 0  # of the bars from there
+        self._bar = -1  # the last one that was entered
+        self.stretches = Stretches()
+        ticks_per_quarter, tempo = classes.tables.ticks_per_quarter, request.tempo or context.tempo
+        self.times = Timeline(ticks_per_quarter, context.origin, tempo, context.metre)
+
+    def bar_at(self, s: GrammarState) -> tuple[int, int, int]:
+        """The present bar: index, start and end."""
+        if self.classes.has_metres:
+            return s.bar, s.bar_start, s.bar_end
+        length = self._bar_ticks(s)  # a scheme without metre: bars counted from the origin
+        index = (s.now - self.context.origin) // length
+        start = self.context.origin + index * length
+        return index, start, start + length
+
+    @property
+    def pieces(self) -> int:
+        """Token bars in one of the new bars."""
+        return max(1, len(self._cycle))
+
+    @property
+    def completes(self) -> bool:
+        """Whether the music begins inside a bar."""
+        return self.context.join > self.context.origin
+
+    @property
+    def line(self) -> int | None:
+        """The bar line before the first full bar, in grid ticks; None until it is known."""
+        return None if self.first is None else self._line
+
+    def end(self, s: GrammarState) -> int:
+        """The bar line behind the last bar, or behind the present one if the last is not known."""
+        index, start, end = self.bar_at(s)
+        if self.last is None or self.first is None:
+            return end
+        if not self.request.metre_changes:
+            bars = max(0, self.last - self.first + 1) // self.pieces
+            return self._line + bars * self._length
+        return end if self.last <= index else start + (self.last - index + 1) * (end - start)
+
+    def known_end(self, s: GrammarState) -> int | None:
+        """The final bar line, where it is certain."""
+        if self.last is None or (self.request.metre_changes and self._bar < self.last):
+            return None
+        return self.end(s)
+
+    def bars_done(self, ended: str) -> int:
+        """Full bars from the join to the end; a metre that is written in several pieces counts once."""
+        if self.first is None:
+            return 0
+        last = self.last if ended == "length" and self.last is not None else self._bar
+        return max(0, last - self.first + 1) // self.pieces
+
+    def begins_stretch(self, s: GrammarState, token: int) -> bool:
+        """Whether a token leads to a stretch that is not open yet; see `Stretches`.
+
+        None does where the last bar is found only once it is there: nothing can be counted from it before.
+        """
+        if self.last is None or self.first is None or self._found_late:
+            return False
+        following, start, end = self.bar_at(s)
+        if s.has_bars:
+            following += bool(self.classes.begins_bar[token])
+        elif (moved := s.now + int(self.classes.moves[token]) * s.unit) >= end:
+            following += 1 + (moved - end) // (end - start)
+        return self.stretches.asks(self.first, self.last, following, self.pieces)
+
+    def begins_pair(self, s: GrammarState, token: int, count: int) -> bool:
+        """Whether a token begins a stretch of music that is made in one go, of which `count` tokens are there.
+
+        As `begins_stretch`; where no end is known, every second bar does, whoever asks.
+        """
+        if not self.classes.begins_bar[token] or s.bar < 0:
+            return False
+        if not self._counts_on:
+            return self.stretch_bars(s) > 0 if not count else self.begins_stretch(s, token)
+        metres = self._metres_at(s.bar_end)
+        if metres.pieces > 1:
+            return (s.bar_end - metres.anchor) % (STRETCH_BARS * metres.length) == 0
+        return (s.bar + 1) % STRETCH_BARS == 0
+
+    def open_stretch(self) -> None:
+        """Enter the stretch that was asked for last."""
+        self.stretches = self.stretches.opened()
+
+    @property
+    def closes(self) -> bool:
+        """Whether what comes next is the last stretch."""
+        bars = self.request.bars
+        return self.stretches.last_asked or (self.last is None and bars is not None and bars <= STRETCH_BARS)
+
+    def stretch_bars(self, s: GrammarState) -> int:
+        """Bars of the stretch that begins here; 0 where it completes a bar, or where that is not known."""
+        if self.stretches.asked or self._counts_on:
+            return STRETCH_BARS
+        bars, join = self.request.bars, self.context.join
+        begins = s.has_bars and s.bar >= 0 and s.bar_end == join and not self.completes
+        return 0 if bars is None or not begins else bars % STRETCH_BARS or STRETCH_BARS
+
+    @property
+    def _counts_on(self) -> bool:
+        """Whether stretches are counted from the beginning, since nobody knows the end."""
+        return self.request.branches == 1 and self.request.bars is None and self.request.seconds is None
+
+    def _bar_ticks(self, s: GrammarState) -> int:
+        """Length of the bars behind the join."""
+        tables = self.classes.tables
+        metre = self.request.metre or self.context.metre
+        if metre is None:
+            return s.bar_length
+        return 4 * tables.ticks_per_quarter * metre[0] // metre[1]
+
+    def _awaits_metre(self, s: GrammarState) -> bool:
+        """Whether a bar has begun and its TimeSig has not come: the bar's length is not known yet."""
+        if s.has_bars:
+            return s.bar >= 0 and s.kind == self.classes.bar_kind
+        if s.bar < 0 or s.now != s.bar_start or not self.classes.has_metres:
+            return False
+        metres = self._metres_at(s.bar_start)
+        return bool(metres.tokens) and metres.token_at(s.bar_start) != s.metre
+
+    def _metres_at(self, tick: int) -> Metres:
+        """The metre of the bar that begins at a tick."""
+        if tick < self._change:
+            return self._before
+        if self._after is None:
+            self._after = self.classes.metres(self._cycle, tick)
+        return self._after
+
+    def _find_first(self, index: int, start: int, end: int) -> None:
+        """The first full bar: behind the token bar of the join, or, in a metre of several, behind all of them."""
+        if start >= self._change:
+            self.first, self._line = index, start
+            return
+        more = 0
+        if self._before.pieces > 1 and self.completes:
+            more, end = self._before.bars_until(end, self._change)
+        self.first, self._line = index + 1 + more, end
+
+    def _find_last(self, s: GrammarState, index: int, count: int) -> int | None:
+        request, first, pieces = self.request, self.first, self.pieces
+        assert first is not None
+
+        def whole(bar: int) -> int:
+            """The bar, moved to the end of its metre."""
+            return first + ceil((bar - first + 1) / pieces) * pieces - 1 if bar >= first else bar
+
+        if request.endless:
+            return None
+        if request.bars is not None:
+            return first + request.bars * pieces - 1
+        if request.tokens is not None:
+            return whole(index) if count >= request.tokens else None
+        assert request.seconds is not None
+        times = self.times
+        if (times.tempo is None and not s.notes) or index < first - 1:
+            return None  # the tempo comes before the first note, if anything says it
+        _, start, end = self.bar_at(s)
+        join = self.context.join
+        if not self._found_late:
+            at, line = (index, start) if start >= join else (index + 1, end)
+            missing = request.seconds - times.seconds(join, line)
+            bars = ceil(missing * times.ticks_a_second / self._bar_ticks(s) - _EPSILON)
+            return at + max(1, bars) * pieces - 1
+        if times.seconds(join, end) >= request.seconds - _EPSILON:
+            return whole(max(index, first))
+        return None
+
+    @property
+    def _found_late(self) -> bool:
+        """Whether the last bar is not known before it is there."""
+        request = self.request
+        if request.seconds is not None:
+            return request.tempo_changes or request.metre_changes
+        return request.tokens is not None
