@@ -300,7 +300,8 @@ def profiled(run: Callable[[], object]) -> list[Cost]:
     on_gpu = gpu_tools.DEVICE == "cuda"
     run()
     torch.cuda.synchronize()
-    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]) as found:
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
+    with profile(activities=activities, acc_events=True) as found:  # without, torch 2.11 warns
         run()
         torch.cuda.synchronize()
     device = DeviceType.CUDA if on_gpu else DeviceType.CPU

@@ -122,14 +122,18 @@ def nvcc_rules(tools: Toolchain, nvcc: Nvcc) -> list[str]:
     ]
 
 
-_KERNEL = re.compile(r"\d((?:scan|lookup|gates|hybrid|decode)[a-z_]*)I(f|\w*?(?:Tf32|Bf16|Half|Int8))[EL]")
+# A kernel's mangled name, with its number type where it is a template.
+_KERNEL = re.compile(
+    r"\d((?:scan|lookup|gates|hybrid|decode)[a-z_]*)(?:I(f|\w*?(?:Tf32|Bf16|Half|Int8))[EL]|E)"
+)
 _TYPES = {"Tf32": "tf32", "Bf16": "bfloat16", "Half": "float16", "Int8": "int8"}
 
 
 def kernel_resources(work: Path) -> list[dict[str, str | int]]:
     """What ptxas said of every kernel and architecture: registers, bytes of shared memory, of stack and of spills.
 
-    Shared memory is what is fixed at compile time; the rest is chosen for a launch.
+    Shared memory is what is fixed at compile time; the rest is chosen for a launch. A kernel without a number type has
+    none in `type`.
     """
     found = []
     for log in sorted(work.rglob("*.o.log")):
@@ -145,7 +149,7 @@ def kernel_resources(work: Path) -> list[dict[str, str | int]]:
             found.append(
                 {
                     "kernel": name[1],
-                    "type": _TYPES.get(name[2][-4:], "float32"),
+                    "type": _TYPES.get(name[2][-4:], "float32") if name[2] else "",
                     "architecture": int(head[2]),
                     "registers": int(used[1]),
                     "shared": int(used[2] or 0),

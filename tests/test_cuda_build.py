@@ -16,7 +16,7 @@ from cuda_emulation import CSRC, arguments
 from test_build import setup
 from torch.utils._pytree import tree_leaves
 
-from build_support import toolchain
+from build_support import ninja, toolchain
 from melodia.info import collect
 from melodia.kernels import cuda, native
 
@@ -202,6 +202,26 @@ def test_hot_kernels_keep_everything_in_registers(name: str) -> None:
         print(row)
         assert row["spills"] == 0, row
         assert row["stack"] <= (512 if name == "decode" else 0), row
+
+
+def test_what_ptxas_says_of_kernels(tmp_path: Path) -> None:
+    """With a number type in the name, or without one."""
+    start = "_ZN7melodia4cuda41_GLOBAL__N__0d6ab75f_9_lookup_cu_921f2cee"
+    kernels = {
+        "13lookup_kernelIfEEvNS1_6LookupE": ("lookup_kernel", "float32"),
+        "22lookup_backward_kernelINS0_4Bf16EEEvNS1_9LookupSumE": ("lookup_backward_kernel", "bfloat16"),
+        "12gates_kernelINS0_4HalfELb1EEEvNS1_5GatesE": ("gates_kernel", "float16"),
+        "20lookup_starts_kernelENS0_12LookupPlacesE": ("lookup_starts_kernel", ""),
+    }
+    says = "    8 bytes stack frame, 4 bytes spill stores, 12 bytes spill loads\nptxas info    : Used 40 registers\n"
+    text = "".join(
+        f"ptxas info    : Compiling entry function '{start}{name}' for 'sm_90'\n{says}" for name in kernels
+    )
+    (tmp_path / "lookup.o.log").write_text(text)
+    rows = ninja.kernel_resources(tmp_path)
+    assert [(row["kernel"], row["type"]) for row in rows] == list(kernels.values())
+    for row in rows:
+        assert [row[key] for key in ("architecture", "registers", "stack", "spills")] == [90, 40, 8, 16]
 
 
 @BUILT
