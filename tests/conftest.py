@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from ctypes import CDLL
+
     from cuda_emulation import Emulator
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -44,3 +46,11 @@ def emulator(loaded: Emulator) -> Iterator[Emulator]:
     loaded.configure()
     yield loaded
     loaded.configure()
+
+
+@pytest.fixture(scope="module")
+def library() -> CDLL:
+    """The CUDA decode engine of the sources as they are, on the emulator."""
+    import cuda_decode_emulation
+
+    return cuda_decode_emulation.load(cuda_decode_emulation.build())

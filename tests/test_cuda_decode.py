@@ -45,11 +45,6 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module")
-def library() -> ctypes.CDLL:
-    return emulation.load(emulation.build())
-
-
 @pytest.mark.parametrize("weights", ["fp32", "bf16", "int8"])
 @pytest.mark.parametrize("name", KINDS)
 def test_logits_and_states_of_every_kind(library: ctypes.CDLL, name: str, weights: str) -> None:
@@ -297,68 +292,6 @@ def test_lanes_that_are_kept_go_on(library: ctypes.CDLL) -> None:
         loop.keep(new, [0, 2])
         loop.run(steps=4)
     assert [same(*pair, lane) for lane in range(2)] == [7, 7]
-
-
-@pytest.mark.parametrize("schedule", range(4))
-@pytest.mark.parametrize("kind", ["gru", "sequential", "parallel"])
-def test_sessions_in_clusters(library: ctypes.CDLL, kind: str, schedule: int) -> None:
-    """Three clusters of four blocks, one to choose: more sessions than clusters, and a last one with fewer."""
-    configure(library, schedule=schedule, blocks=12)
-    for B in (1, 3, 5):
-        check_loop(library, B, 5, FILTERS, kind=kind, cluster=4)
-
-
-@pytest.mark.parametrize("streamed", [0, 1])
-def test_clusters_at_every_epoch(library: ctypes.CDLL, streamed: int) -> None:
-    """Launches of other lengths, one after the other, in memory that still holds the words of those before."""
-    for schedule in (0, 1, 2, 3):
-        configure(library, schedule=schedule, blocks=4, shared_bytes=100 << 10)
-        pair = loops(library, 4, FILTERS, kind="gru", cluster=4, streamed=streamed)
-        for steps in (2, 1, 3, 2):
-            for loop in pair:
-                for lane in range(4):
-                    loop.set_terms(lane, Terms(1000))
-                assert loop.run(steps=steps) == Stopped.STEPS
-        assert [same(*pair, lane) for lane in range(4)] == [8] * 4
-        assert pair[1].lanes.engine.facts()["stalls"] == 0, pair[1].lanes.engine.fallback()
-
-
-@pytest.mark.parametrize("cluster", [2, 16])
-def test_clusters_of_every_size(library: ctypes.CDLL, cluster: int) -> None:
-    configure(library, schedule=2, blocks=16)
-    check_loop(library, 2, 5, FILTERS, kind="parallel", weights="bf16", cluster=cluster)
-
-
-def test_the_environment_chooses_clusters(library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> None:
-    """More blocks at once than one cluster of two has would be needed otherwise."""
-    configure(library, schedule=1)
-    ints, floats, _ = emulation.described("gru", "fp32")
-    for word, blocks in (("", 7), ("0", 7), ("2", 1), ("4", 3)):
-        monkeypatch.setenv("MELODIA_CUDA_CLUSTER", word)
-        assert cuda.CudaEngine(ints, floats, library=library).facts()["threads"] <= blocks
-        assert cuda.chosen_options().cluster == int(word or 0)
-    for word in ("1", "17", "-2", "four"):
-        monkeypatch.setenv("MELODIA_CUDA_CLUSTER", word)
-        with pytest.raises(ConfigError, match=f"MELODIA_CUDA_CLUSTER must be 2 to 16 .*{word}"):
-            cuda.CudaEngine(ints, floats, library=library)
-
-
-def test_where_there_can_be_no_clusters(library: ctypes.CDLL) -> None:
-    """The same tokens from blocks all over the device, and the engine says why."""
-    for why, settings, device in (
-        ("clusters have no room for a bidirectional model's encoder", {"cluster": 4, "encoder": "gru"}, {}),
-        ("a session does not fit into shared memory", {"cluster": 4}, {"shared_bytes": 24 << 10}),
-    ):
-        configure(library, schedule=1, **device)
-        pair = loops(library, 1, FILTERS, **settings)  # type: ignore[arg-type]
-        for loop in pair:
-            loop.set_terms(0, Terms(1000))
-            assert loop.run(steps=4) == Stopped.STEPS
-        assert same(*pair, 0) == 4
-        packed = pair[1].lanes.engine
-        assert isinstance(packed, cuda.CudaEngine)
-        assert packed.fallback() == why
-    configure(library, schedule=1)
 
 
 @pytest.mark.parametrize("changed", [{}, {"cluster": 4}, {"counted": 1}], ids=str)
