@@ -388,3 +388,13 @@ def test_notes_that_may_not_end_hold_nothing_up(wish: dict[str, Any]) -> None:
         if "programs" in wish:
             assert {note.program for note in made._notes} == {40}
     assert open_ends
+
+
+@pytest.mark.parametrize("scheme", ["TSD", "Structured", "MIDILike"])
+def test_the_first_bar_is_not_passed_where_bars_may_be_silent(scheme: str) -> None:
+    """Behind a bar that is completed, in schemes whose time shifts may be longer than a bar."""
+    sampler = tiny_sampler(scheme)
+    sampler.prime(make_seed([*scale(1, (3, 4)), (3, 1, 60, 0)], (3, 4)))
+    for random_seed in range(40):
+        made = sampler.generate(bars=6, silent_bars=True, random_seed=random_seed)
+        check_continuation(sampler, made, bars=6)
