@@ -224,7 +224,7 @@ class Lane:
             self.session.fork(),
             recent=tuple(self.recent),
             tail=self._tail,
-            context=self.plan.context_now(),
+            context=self.plan.context_now(self.session.grammar),
             ids=None,
         )
 

@@ -328,15 +328,18 @@ class Plan:
         """Whether the music begins inside a bar."""
         return self.context.join > self.context.origin
 
-    def context_now(self) -> Context:
+    def context_now(self, s: GrammarState) -> Context:
         """The context from which another plan would go on at this place."""
         tempo, metre = self.times.tempo, self.times.metre
         if self._after is None:  # the metre that was asked for has not begun
             cycle, anchor, metre = self.context.cycle, self.context.anchor, self.context.metre
         else:
             cycle, anchor = self._cycle, self._after.anchor
-        if not cycle and metre is not None and self.classes.has_metres:
-            cycle = (f"{metre[0]}/{metre[1]}",)
+        if not cycle and s.metre != NONE:
+            top, bottom = self.classes.tables.metres[s.metre]
+            cycle = (f"{top}/{bottom}",)
+            if metre is None or metre[0] * bottom != top * metre[1]:  # else as it stands in the seed
+                metre = top, bottom
         return replace(
             self.context,
             tempo=tempo,
