@@ -31,6 +31,7 @@ CONTINUED = {
     "programs together, of the seed's": ("players, ratio", "{:.2f}"),
     "drums' share of the notes, of seeds with drums": ("drums' share, seed", "{:.2f}"),
     "drums' share in what follows": ("drums' share", "{:.2f}"),
+    "bars that came before, note for note": ("bars that came before", "{:.0%}"),
     "last bar ends on the tonic": ("ends on the tonic", "{:.0%}"),
     "findings of the collapse report": ("collapse findings", "{:.0%}"),
     "surprise at the own tokens, nats": ("nats a token", "{:.2f}"),

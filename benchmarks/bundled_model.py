@@ -2,12 +2,12 @@
 
     python benchmarks/bundled_model.py train CORPORA --out RUN1 --minutes 75
     python benchmarks/bundled_model.py train CORPORA --init RUN1 --out RUN --minutes 65
-    for branches in 4 1; do
+    for name in "as recommended:" "one draw:--branches 1 --recall 0"; do
         python -m benchmarks.continuations --model RUN --weights int8 --whole midi_samples --pieces CORPORA/valid \
-            --times 3 --branches $branches --json "branches $branches.json"
+            --times 3 ${name#*:} --json "${name%:*}.json"
     done
     python benchmarks/bundled_model.py score CORPORA --model RUN --before RUN1 --contest RUNS --out SCORES \
-        --continuations "branches 4.json" "branches 1.json"
+        --continuations "as recommended.json" "one draw.json"
     python benchmarks/bundled_model.py pack CORPORA --model RUN --scores SCORES --notices NOTICES.txt
 
 CORPORA holds train/SET/*.mid and valid/SET/*.mid. `train` may run in several processes:

@@ -1,4 +1,4 @@
-"""What continuations keep of their seeds: register, ranges, voices, key, programs, balance of drums and tune, branches.
+"""What continuations keep of their seeds: register, ranges, voices, key, programs, drums beside the tune, bars, closes.
 
 `python -m benchmarks.continuations --whole midi_samples --pieces HELD_OUT --json FILE` continues each file of the one
 folder behind its end, and pieces of the other (searched with its sub-folders, as many from each) behind their first 16
@@ -29,6 +29,7 @@ from melodia.evaluation.statistics import estimate_key, pitch_in_scale, polyphon
 from melodia.midi import read_score
 from melodia.notes import Notes, notes_of_score
 from melodia.sampler import Sampler
+from melodia.sampler.recall import FEW_NOTES
 from melodia.sampler.texture import Part, part_of, texture_of
 
 SEED_BARS, BARS, WINDOW = 16, 16, 4
@@ -188,6 +189,7 @@ def compare(seed: Any, music: Any) -> dict[str, float]:
         found["seed's key"] = float(other is not None and (other.tonic, other.mode) == (key.tonic, key.mode))
         found["seed's scale as key"] = float(other is not None and signature(other) == signature(key))
         found.update(ending(music, key.tonic))
+    found["bars that came before"] = recurring(seed, music)
     report = collapse_report(music)
     found["collapse findings"] = float(bool(report.findings))
     found["note loop"] = float(report.note_loop)
@@ -209,6 +211,27 @@ def notes_by_program(score: Any) -> dict[int, Notes]:
     """The notes of each program that plays, without the drums."""
     notes = notes_of_score(score)
     return {p: notes.select(notes.program == p) for p in np.unique(notes.program).tolist() if p >= 0}
+
+
+def recurring(seed: Any, music: Any) -> float:
+    """Share of the bars (of three notes and more) that are the same as an earlier one: places, pitches, programs."""
+    heard, again = set(bars_of(seed)), []
+    for bar in bars_of(music):
+        if len(bar) >= FEW_NOTES:
+            again.append(bar in heard)
+        heard.add(bar)
+    return mean(again)
+
+
+def bars_of(score: Any) -> list[frozenset[tuple[int, int, int]]]:
+    """The notes of each bar: program, onset in it, pitch."""
+    table = note_table(score)
+    programs = [-1 if track.is_drum else int(track.program) for track in score.tracks]
+    bars: list[set[tuple[int, int, int]]] = [set() for _ in range(table.bars)]
+    for note, bar in enumerate(table.bar_of_note.tolist()):
+        onset = int(table.start[note] - table.bar_lines[bar])
+        bars[bar].add((programs[table.track[note]], onset, int(table.pitch[note])))
+    return [frozenset(bar) for bar in bars]
 
 
 def signature(key: Any) -> int:
@@ -270,7 +293,7 @@ def measure(
 ) -> dict[str, float]:
     """The mean figures of a piece's continuations."""
     sampler.prime(piece.score, seed_bars=piece.seed_bars)
-    made = sampler.generate_many(times, bars=BARS, sampling=sampling, random_seed=1, **wishes)
+    made = sampler.generate_many(times, bars=BARS, sampling=sampling, **wishes)
     found = [
         compare(piece.seed, continuation.score) | {"nats a token": continuation.report.nll}
         for continuation in made
@@ -318,8 +341,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     whole: dict[str, dict[str, float]] = {}
     held_out: dict[str, dict[str, float]] = {}
     real: dict[str, dict[str, float]] = {}
-    for piece in pieces_of(sampler, options.whole, options.pieces, options.count):
-        found = measure(sampler, piece, options.times, sampling, wishes)
+    for number, piece in enumerate(pieces_of(sampler, options.whole, options.pieces, options.count)):
+        found = measure(sampler, piece, options.times, sampling, {**wishes, "random_seed": number})
         (whole if piece.real is None else held_out)[piece.name] = found
         if piece.real is not None:
             real[piece.name] = compare(piece.seed, piece.real)

@@ -14,7 +14,7 @@ from pathlib import Path
 from melodia import RECOMMENDED, Sampler
 
 NOTES = 24
-SETTINGS = {**RECOMMENDED, "branches": 1, "recall": 0}  # a stream is made in one go, not stretch by stretch
+SETTINGS = {**RECOMMENDED, "branches": 1}  # what was heard cannot be taken back
 
 
 def main() -> None:

@@ -79,6 +79,13 @@ def test_fewer_blocks_than_tiles(emulator: Emulator) -> None:
         compare(emulator, ["gated", "sum", "gru"], 9, 50)
 
 
+def test_a_block_with_tiles_of_both_cells(emulator: Emulator) -> None:
+    """Tiles of an LSTM and then of a GRU, whose weights come to where the sums of the first stand."""
+    for schedule in range(1, 7):
+        emulator.configure(path="resident", blocks=2, shared_bytes=10 << 10, schedule=schedule)
+        compare(emulator, ["sum"], 2, 27, dtype=torch.bfloat16)
+
+
 def test_blocks_that_wait_in_vain(emulator: Emulator) -> None:
     """Time that runs out at once: the step that follows makes the same numbers, block by block."""
     levels = ["concat", "gru", "sum", "lstm", "gated"]

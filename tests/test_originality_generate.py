@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from sampler_helpers import make_seed, scale, tiny_sampler
@@ -13,7 +14,14 @@ from melodia.errors import CheckpointError, ConfigError, MelodiaError
 from melodia.midi import write_midi
 from melodia.model import save_checkpoint
 from melodia.notes import bar_lines
-from melodia.originality import Index, Training, attach_index, notes_of_events, notes_of_score
+from melodia.originality import (
+    Index,
+    Training,
+    attach_index,
+    notes_of_events,
+    notes_of_score,
+    shared_passages,
+)
 from melodia.sampler import Continuation, Sampler
 from melodia.workflows.generate import generate_files, generate_original
 
@@ -117,8 +125,6 @@ def test_the_seeds_own_piece(recitals: list[Continuation], tmp_path: Path) -> No
     assert found is not None
     for passage in found.passages:
         assert passage.of_seed
-    from melodia.originality import shared_passages
-
     twice = shared_passages(
         Index.build([whole]),
         notes_of_events(recitals[0]._notes),
@@ -156,7 +162,7 @@ def test_a_model_that_only_recites_fails_and_writes_nothing(
     assert not out.exists()
     arguments = ["generate", "--seed", str(seed), "--model", str(recites_all), "--out", str(out)]
     arguments += ["--bars", str(BARS), "--random-seed", "11", "--temperature", "1", "--top-p", "1"]
-    arguments += ["--pitch-bias", "0", "--branches", "1"]
+    arguments += ["--pitch-bias", "0", "--branches", "1", "--recall", "0"]
     assert main([*arguments, "--max-copy", "0.5"]) == 1
     assert "allow more with --max-copy" in capsys.readouterr().err
     assert not out.exists()
@@ -179,3 +185,25 @@ def test_without_an_index_it_is_said(seed: Path, tmp_path: Path, capsys: pytest.
         generate_files(seed, tmp_path / "c.mid", model=bare, max_copy=4, bars=1)
     with pytest.raises(ConfigError, match="at least 0 bars"):
         generate_original(Sampler.load(bare), 1, -1.0)
+
+
+def test_what_is_played_again_from_memory_is_no_recital(tmp_path: Path) -> None:
+    """The seed is a training piece, and its bars come again because they were asked for."""
+    rng = np.random.default_rng(3)
+    tune = make_seed([(k / 2, 0.5, int(rng.integers(55, 85)), 0) for k in range(16 * 8)])
+    sampler = player()
+    tune = sampler.tokenizer.decode(sampler.tokenizer.encode(tune).ids)
+    bars = bar_lines([(0, 4, 4)], 64 * tune.ticks_per_quarter, tune.ticks_per_quarter)
+    path = checkpoint(tmp_path / "model", [Training("own.mid", notes_of_score(tune), bars)])
+    sampler = Sampler.load(path)
+    sampler.prime(tune)
+    index, longest = sampler.originality_index, 0.0
+    assert index is not None
+    for random_seed in range(8):
+        made = sampler.generate(bars=6, recall=0.9, random_seed=random_seed)
+        assert made.originality is not None
+        assert made.originality.bars == 0
+        times = made._map
+        starts = bar_lines(list(times.metres), times.end, times.ticks_per_quarter)
+        longest = max(longest, shared_passages(index, notes_of_events(made._notes), starts).bars)
+    assert longest > 1.5, "it would be one"

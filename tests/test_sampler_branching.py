@@ -259,7 +259,7 @@ def test_what_cannot_be() -> None:
             Request(branches=branches)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="`may_end` leaves it open"):
         Request(branches=2, may_end=True)
-    with pytest.raises(ConfigError, match="a stream is made in one go"):
+    with pytest.raises(ConfigError, match="a stream cannot take back what was heard"):
         tiny_sampler().stream(bars=4, branches=2)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from training_helpers import small_corpus
 
 from melodia.corpus.shards import Corpus
@@ -36,6 +37,12 @@ class Record(Progress):
 
     def stepped(self, step: Step) -> None:
         self.told.append(step.iteration)
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory that a GPU reads from needs one."""
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self)
 
 
 @pytest.fixture(scope="module")

@@ -78,9 +78,8 @@ class Decoder {
     std::vector<ReaderLevel> readers;  // likewise
     const float* edges = nullptr;
     Memory memory;
-    int64_t shared_weights = 0;  // bytes of a block's weights
-    int64_t fallbacks = 0;       // launches that were run again stage by stage
-    std::string fallback;        // why the last was
+    int64_t fallbacks = 0;  // launches that were run again stage by stage
+    std::string fallback;   // why the last was
 
     // For B sessions: where things stand, which matrices stay in shared memory; stages and readers are
     // changed. cluster: words stand there, too.

@@ -55,6 +55,8 @@ class StackBlock {
             const int first = items_of(stage, 0), all = first + items_of(stage, 1);
             for (int item = at_; item < all; item += a_.blocks) {
                 const int k = item < first ? 0 : 1, of = item - k * first;
+                // The other product's tiles lie otherwise, and slow warps may still read sums of the last.
+                if (item > at_) MELODIA_SYNC("hybrid: tile done");
                 const bool there = stage.kind == kStackMix ? tile<1>(s, 0, of)
                                    : stage.cell[k].lstm    ? tile<4>(s, k, of)
                                                            : tile<3>(s, k, of);

@@ -126,9 +126,9 @@ def generate(
             "--branches needs --seed FILE or --bars: with --tokens alone nothing says which branch is best"
         )
 
-    if tokens is not None and recall > 0 and is_given(context, "recall"):
+    if tokens is not None and branches > 1 and recall > 0 and is_given(context, "recall"):
         raise typer.BadParameter(
-            "--recall needs --bars or --seconds: with --tokens nothing says where its stretches of two bars begin"
+            "--recall needs --bars, --seconds or --branches 1: with --tokens branches are played as a whole"
         )
 
     from melodia.cli.late_bar import LateBar

@@ -17,7 +17,7 @@ RECOMMENDED: Mapping[str, Any] = MappingProxyType(
 
 Stronger filters make music sink: the notes of a chord are written upwards, and what lies high is what they cut off.
 The bias keeps the key (`melodia.sampler.bias`), the branches keep the texture and close (`melodia.sampler.branching`),
-as many bars come again as in real music (`melodia.sampler.recall`). A stream has no `branches` and no `recall`."""
+as many bars come again as in real music (`melodia.sampler.recall`). A stream has no `branches`."""
 
 FILTERS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 """The settings of the choice that the command line has, too."""

@@ -7,12 +7,13 @@
 - `bias`: the seed's opinion on pitches
 - `lane`, `loop`: the loop over tokens
 - `branching`, `texture`: playing stretches several times, and what fits best
+- `recall`: stretches that are played again from memory
 - `stream`: events as they are produced
 - `runner`, `steppers`, `torch_stepper`: what runs the model under it; only the last imports torch
 - `loading`: the device, the model that comes with melodia
 - `feeding`: the seed, read at batch speed
 - `progress`: how far it has come
-- `continuation`, `report`: what comes out
+- `continuation`, `report`, `results`: what comes out
 - `sampler`: `Sampler`, which ties them together
 """
 

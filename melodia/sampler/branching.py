@@ -82,7 +82,6 @@ class Judge:
         if len(branches) > 1:
             best.chosen += 1
             best.chosen_from = len(branches)
-        best.recalled += best.plan.replays
         return best
 
     def fitness(self, branch: Lane) -> float:

@@ -69,13 +69,14 @@ class Continuation:
     _map: TimeMap = field(repr=False)
     _session: Session = field(repr=False)
     _index: Index | None = field(default=None, repr=False)
+    _recalled: tuple[tuple[int, int], ...] = field(default=(), repr=False)  # ticks from the origin
 
     @cached_property
     def originality(self) -> Originality | None:
         """What the new music, without its seed, shares with the music that the model was trained on.
 
         None where the checkpoint has no index of it. A passage of the training piece that the seed is a part of is
-        named as such.
+        named as such. Bars that were played again from memory are left out: they are not what the model has learned.
         """
         if self._index is None:
             return None
@@ -84,7 +85,8 @@ class Continuation:
 
         starts = bar_lines(list(self._map.metres), self._map.end, self._map.ticks_per_quarter)
         seed = None if self._session.seed is None else notes_of_score(self._session.seed)
-        return shared_passages(self._index, notes_of_events(self._notes), starts, seed=seed)
+        new = [note for note in self._notes if not any(a <= note.onset < b for a, b in self._recalled)]
+        return shared_passages(self._index, notes_of_events(new), starts, seed=seed)
 
     @cached_property
     def score(self) -> ScoreTick:

@@ -24,7 +24,7 @@ from melodia.sampler.classes import TokenClasses
 from melodia.sampler.continuation import Event, TimeMap, event_of
 from melodia.sampler.plan import BAR_TOKENS, Plan
 from melodia.sampler.players import rests_of
-from melodia.sampler.recall import Memory, Recall, share_of
+from melodia.sampler.recall import NOTHING_HEARD, Memory, Recall, Recollection
 from melodia.sampler.request import Request
 from melodia.sampler.session import Session, Tail, half_described, tail_at
 
@@ -51,7 +51,6 @@ class Lane:
         chosen, chosen_from: how many stretches so far were chosen from several branches, and the last of them from how
             many.
         recall: what comes again; see `melodia.sampler.recall`.
-        recalled: how many bars so far were played again.
     """
 
     def __init__(
@@ -61,7 +60,7 @@ class Lane:
         grammar: Grammar,
         request: Request,
         cycle: tuple[str, ...] | None = None,
-        heard: Sequence[int] = (),
+        before: Recollection = NOTHING_HEARD,
     ) -> None:
         self.session = session.fork()
         self.request = request
@@ -86,12 +85,11 @@ class Lane:
         self._recent = list(session.recent)
         self.random_seed = request.random_seed
         self.stretch = (session.context.join, session.context.join)
-        self.before = self.chosen = self.chosen_from = self.recalled = 0
-        self.recall = Recall.of(
-            request.recall, share_of(classes, heard), request.random_seed, request.session
-        )
-        self.memory = Memory(classes, self.plan.pieces)
-        self.memory.read(heard)
+        self.before = self.chosen = self.chosen_from = 0
+        self._seen = before.seen
+        self.recall = Recall.of(request.recall, before, request.random_seed, request.session)
+        self.memory = Memory(classes, self.plan.pieces, before)
+        self.plan.go_on(before.script)
         self._noise = Noise(self.random_seed, request.session, classes.vocabulary.size)
         self.session.side.bars_total = self.plan.bars_total
         self.bias = seed_bias(classes, session.seed, request)
@@ -128,7 +126,11 @@ class Lane:
             self.stop(token)
             self.stretch = (self.stretch[0], self.end)
             return True
-        if self.request.in_stretches and self.plan.begins_stretch(state, token):
+        if self.request.branches == 1:
+            if self.request.recall and self.plan.begins_pair(state, token, self.count):
+                self.plan.open_stretch()
+                self.plan.replay(state, self.recalls())
+        elif self.plan.begins_stretch(state, token):
             self.stretch = (self.stretch[0], self.plan.bar_at(state)[2])
             return True
         return False
@@ -147,8 +149,7 @@ class Lane:
         self._rest()
         twin = copy.copy(self)
         twin.session, twin.plan, twin.memory = self.session.fork(), self.plan.fork(), self.memory.fork()
-        if replay:
-            twin.plan.replay(replay)
+        twin.plan.replay(self.session.grammar, replay)
         twin.stretch, twin.before = (self.stretch[1], self.stretch[1]), len(self.notes)
         twin.random_seed = random_seed
         twin._noise = Noise(random_seed, self.request.session, self.classes.vocabulary.size)
@@ -226,6 +227,7 @@ class Lane:
             tail=self._tail,
             context=self.plan.context_now(self.session.grammar),
             ids=None,
+            recollection=self._recollection if self.request.recall else None,
         )
 
     def result(self) -> tuple[tuple[NoteEvent, ...], TimeMap]:
@@ -267,6 +269,8 @@ class Lane:
             programs=context.programs or tuple(sorted({note.program for note in self.notes})),
         )
         session.side.bars_total = None
+        if session.recollection is not None:
+            session.recollection = replace(session.recollection, script=())
         if self.classes.tables.on_off:  # `stop` has ended what still sounds to the grammar
             session.tail = tail_at(self.classes.vocabulary, session.grammar)
         return session
@@ -297,6 +301,13 @@ class Lane:
             self._read_from(self._tail.since(vocabulary, state.ends[0]))
         elif not half_described(vocabulary, self._tail_ids[-1]):
             self._read_from(tail_at(vocabulary, state))
+
+    @property
+    def _recollection(self) -> Recollection:
+        memory, recall = self.memory, self.recall
+        return Recollection(
+            memory.bars, memory.program, self._seen, recall.stretch, recall.lag, self.plan.script
+        )
 
     @property
     def _tail(self) -> Tail:

@@ -22,6 +22,7 @@ from melodia.grammar.tables import MICRO_RESOLUTION
 from melodia.sampler.classes import TokenClasses
 from melodia.sampler.metres import Metres
 from melodia.sampler.players import Cast
+from melodia.sampler.recall import Recalled
 from melodia.sampler.request import Request
 from melodia.sampler.session import Context
 from melodia.sampler.stretches import STRETCH_BARS, Stretches
@@ -56,7 +57,7 @@ class Plan:
         last: index of the last bar; None while it is not known.
         times: tempi and metres so far.
         crowded: bars that were left because they grew to `BAR_TOKENS`.
-        replays: so many bars `replay` has asked for since the last `fork`; 0 once something else came.
+        recalled: what was played again so far; not kept of endless music.
     """
 
     def __init__(
@@ -88,7 +89,8 @@ class Plan:
         self._bar_tokens = 0
         self.stretches = Stretches()
         self._script: list[int] = []  # tokens to come, the next one last
-        self.replays = 0
+        self._replays = (0, 0)  # from which tick, and how many bars
+        self.recalled: tuple[Recalled, ...] = ()
         self.crowded = 0
         programs = context.programs if request.programs is None else request.programs
         self._unseeded = state.notes == 0
@@ -119,15 +121,31 @@ class Plan:
                 only = np.zeros_like(legal)
                 only[token] = True
                 return only
-            self._script, self.replays = [], 0
+            self._script = []
         if wanted.any():
             return wanted
         return legal
 
-    def replay(self, tokens: Sequence[int]) -> None:
-        """Let exactly these tokens come, and behind them a bar; what follows a token that may not come is free."""
+    def replay(self, s: GrammarState, tokens: Sequence[int]) -> None:
+        """Let exactly these tokens come, and behind them a bar; what follows a token that may not come is free.
+
+        Args:
+            s: where the grammar stands: at the end of a bar.
+            tokens: of whole bars; none: nothing is changed.
+        """
+        if not tokens:
+            return
         self._script = [self.classes.vocabulary.index["Bar_None"], *reversed(tokens)]
-        self.replays = int(self.classes.bar[list(tokens)].sum()) // self.pieces
+        self._replays = s.bar_end, int(self.classes.bar[list(tokens)].sum()) // self.pieces
+
+    @property
+    def script(self) -> tuple[int, ...]:
+        """The tokens that are still to come, the next one first."""
+        return tuple(reversed(self._script))
+
+    def go_on(self, script: Sequence[int]) -> None:
+        """Let these tokens come, which another plan had left."""
+        self._script = [*reversed(script)]
 
     def steady(self, s: GrammarState, count: int) -> Terms | None:
         """How the music goes on from here to the next bar line without `restrict` and `after` being asked.
@@ -233,9 +251,32 @@ class Plan:
         bars = self.request.bars
         return self.stretches.last_asked or (self.last is None and bars is not None and bars <= STRETCH_BARS)
 
+    def begins_pair(self, s: GrammarState, token: int, count: int) -> bool:
+        """Whether a token begins a stretch of music that is made in one go, of which `count` tokens are there.
+
+        As `begins_stretch`; where no end is known, every second bar does, whoever asks.
+        """
+        if not self.classes.begins_bar[token] or s.bar < 0:
+            return False
+        if not self._counts_on:
+            return self.stretch_bars(s) > 0 if not count else self.begins_stretch(s, token)
+        metres = self._metres_at(s.bar_end)
+        if metres.pieces > 1:
+            return (s.bar_end - metres.anchor) % (STRETCH_BARS * metres.length) == 0
+        return (s.bar + 1) % STRETCH_BARS == 0
+
+    @property
+    def _counts_on(self) -> bool:
+        """Whether stretches are counted from the beginning, since nobody knows the end."""
+        return self.request.branches == 1 and self.request.bars is None and self.request.seconds is None
+
+    def open_stretch(self) -> None:
+        """Enter the stretch that was asked for last."""
+        self.stretches = self.stretches.opened()
+
     def stretch_bars(self, s: GrammarState) -> int:
         """Bars of the stretch that begins here; 0 where it completes a bar, or where that is not known."""
-        if self.stretches.asked:
+        if self.stretches.asked or self._counts_on:
             return STRETCH_BARS
         bars, join = self.request.bars, self.context.join
         begins = s.has_bars and s.bar >= 0 and s.bar_end == join and not self.completes
@@ -245,7 +286,9 @@ class Plan:
         """An independent copy, for another way through the stretch that begins here."""
         twin = copy(self)
         twin.stretches = self.stretches.opened()
-        twin._script, twin.replays = self._script[:1], 0  # the bar behind what was replayed, if that is left
+        twin._script = (
+            list(self._script) if len(self._script) == 1 else []
+        )  # the bar behind what was replayed
         twin.times = self.times.fork()
         twin._cast = copy(self._cast)
         return twin
@@ -260,7 +303,11 @@ class Plan:
             tempi: (grid tick, quarter notes a minute) that the token set.
         """
         classes = self.classes
-        self._script[-1:] = []
+        if self._script:
+            self._script.pop()
+            if len(self._script) == 1 and self._replays[1] and not self.request.endless:
+                begin, bars = self._replays
+                self.recalled += (Recalled(begin, self.bar_at(s)[2], bars),)
         if (classes.metre[token] or classes.inner_metre[token]) and not self._cycle:
             self.times.add_metre(s.bar_start, classes.tables.metres[s.metre])
         for tick, tempo in tempi:

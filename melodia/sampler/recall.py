@@ -9,9 +9,13 @@ goes on from there, having heard them. How many depends on the seed: one in whic
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from itertools import islice
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from melodia.decode.philox import uniform
 from melodia.grammar import Op
@@ -45,6 +49,14 @@ _DRAWS = 1 << 62
 """Positions of the random numbers here: beyond those of any token."""
 
 
+class Recalled(NamedTuple):
+    """Bars that came again: from and to which grid tick, and how many."""
+
+    begin: int
+    end: int
+    bars: int
+
+
 @dataclass(frozen=True)
 class TokenBar:
     """A bar as tokens.
@@ -58,21 +70,86 @@ class TokenBar:
     program: int
 
 
+@dataclass(frozen=True)
+class Recollection:
+    """What may come again, and how that stands: what another lane goes on from.
+
+    Attributes:
+        bars: the last bars; the last of them may be unfinished.
+        program: that plays behind them.
+        seen: of a seed, as `share_of` counts.
+        stretch, lag: as in `Recall`.
+        script: tokens of what is being played again that are still to come.
+    """
+
+    bars: tuple[TokenBar, ...]
+    program: int
+    seen: tuple[int, int]
+    stretch: int
+    lag: int
+    script: tuple[int, ...] = ()
+
+    def to_arrays(self) -> dict[str, NDArray[np.int64]]:
+        """As arrays that can be written to a file."""
+        return {
+            "bars": np.array([token for bar in self.bars for token in bar.tokens], np.int64),
+            "programs": np.array([(len(bar.tokens), bar.program) for bar in self.bars], np.int64).reshape(
+                -1, 2
+            ),
+            "script": np.array(self.script, np.int64),
+            "counts": np.array([self.program, *self.seen, self.stretch, self.lag], np.int64),
+        }
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]], vocabulary_size: int) -> Recollection:
+        """From such arrays; raises ValueError and KeyError where they are none."""
+        tokens, script = (arrays[name].astype(np.int64).tolist() for name in ("bars", "script"))
+        program, again, counted, stretch, lag = arrays["counts"].astype(np.int64).tolist()
+        programs = arrays["programs"].astype(np.int64).reshape(-1, 2).tolist()
+        if not all(0 <= token < vocabulary_size for token in (*tokens, *script)):
+            raise ValueError("bars in memory hold tokens that the vocabulary does not have")
+        if sum(length for length, _ in programs) != len(tokens) or any(length < 1 for length, _ in programs):
+            raise ValueError("bars in memory are not as long as they say")
+        if not 0 <= again <= counted or stretch < 0 or lag not in (0, *LAGS):
+            raise ValueError("what is said of bars that come again cannot be")
+        left = iter(tokens)
+        bars = tuple(TokenBar(tuple(islice(left, length)), own) for length, own in programs)
+        return cls(bars, program, (again, counted), stretch, lag, tuple(script))
+
+
+NOTHING_HEARD = Recollection((), NONE, (0, 0), 0, 0)
+
+
 class Memory:
     """The last bars of music, as tokens: as many as the longest lag asks for.
 
     Args:
         classes: of the vocabulary. Only where bars are tokens, and tokens no byte pairs, anything is kept.
         pieces: token bars in a bar.
+        before: what to begin with.
     """
 
-    def __init__(self, classes: TokenClasses, pieces: int = 1) -> None:
+    def __init__(self, classes: TokenClasses, pieces: int = 1, before: Recollection = NOTHING_HEARD) -> None:
         self._classes = classes
         self.pieces = pieces
         self._bars: deque[TokenBar] = deque(maxlen=(max(LAGS) + 1) * pieces)
         self._open: list[int] = []
         self._begun = self._program = NONE
         self._usable = classes.tables.has_bars and not classes.vocabulary.expansions
+        if before.bars:
+            self._bars.extend(before.bars[:-1])
+            self._open, self._begun = list(before.bars[-1].tokens), before.bars[-1].program
+            self._program = before.program
+
+    @property
+    def bars(self) -> tuple[TokenBar, ...]:
+        """The last bars, the unfinished one among them."""
+        return (*self._bars, TokenBar(tuple(self._open), self._begun)) if self._open else tuple(self._bars)
+
+    @property
+    def program(self) -> int:
+        """That plays behind them."""
+        return self._program
 
     def read(self, tokens: Iterable[int]) -> None:
         """Go on with these tokens."""
@@ -106,7 +183,7 @@ class Memory:
         Returns:
             tokens, of which tempi are left out; none where memory does not go back so far, or another metre held.
         """
-        known = [*self._bars, TokenBar(tuple(self._open), self._begun)] if self._open else [*self._bars]
+        known = self.bars
         first = len(known) - lag * self.pieces
         if first < 0:
             return ()
@@ -150,6 +227,19 @@ class Memory:
         if classes.position[found[-1]]:
             found.pop()
         return (found, program) if notes else ([], program)
+
+
+def recollect(classes: TokenClasses, tokens: Sequence[int], pieces: int = 1) -> Recollection:
+    """What may come again of music that was read.
+
+    Args:
+        classes: of the vocabulary.
+        tokens: of the music.
+        pieces: token bars in a bar.
+    """
+    memory = Memory(classes, pieces)
+    memory.read(tokens)
+    return Recollection(memory.bars, memory.program, share_of(classes, tokens), 0, 0)
 
 
 def share_of(classes: TokenClasses, tokens: Iterable[int]) -> tuple[int, int]:
@@ -198,11 +288,11 @@ class Recall:
     lag: int = 0
 
     @classmethod
-    def of(cls, recall: float, seen: tuple[int, int], random_seed: int, session: int) -> Recall:
-        """For an asked share, and what `share_of` a seed is."""
-        again, counted = seen
+    def of(cls, recall: float, before: Recollection, random_seed: int, session: int) -> Recall:
+        """For an asked share, going on from what was before."""
+        again, counted = before.seen
         share = (again + SEED_WEIGHT * recall) / (counted + SEED_WEIGHT) if recall else 0.0
-        return cls(share, random_seed, session)
+        return cls(share, random_seed, session, before.stretch, before.lag)
 
     @property
     def chance(self) -> float:

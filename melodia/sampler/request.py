@@ -50,7 +50,7 @@ class Request:
             with `may_end`.
         recall: how many of the bars come again, 0 (none, but by chance) to 0.9: two at a time are played as 2, 4, 8, 16
             or 32 bars before. A seed in which more or fewer come again shifts it; see `melodia.sampler.recall`. Where
-            bars are tokens; not for streams, nor with `may_end`.
+            bars are tokens.
         may_end: let the model end the piece before its length is reached, after one bar at the earliest.
         silent_bars: allow bars in which nothing sounds. The first bar is never empty.
 
@@ -112,10 +112,11 @@ class Request:
             raise ConfigError(
                 f"`recall` must be within 0 and {MOST_RECALL} (received {self.recall}); 0 turns it off"
             )
-        if self.in_stretches and (self.endless or self.may_end):
-            name = "branches" if self.branches > 1 else "recall"
+        if self.branches > 1 and (self.endless or self.may_end):
             other = "`endless`" if self.endless else "`may_end`"
-            raise ConfigError(f"`{name}` needs a known end, and {other} leaves it open; give one of the two")
+            raise ConfigError(
+                f"`branches` needs a known end, and {other} leaves it open; give one of the two"
+            )
         if self.metre is not None:
             self._keep("metre", check_metre(self.metre))
             if self.metre_changes:
@@ -154,11 +155,6 @@ class Request:
                     "the one before"
                 )
             self._keep(name, value)
-
-    @property
-    def in_stretches(self) -> bool:
-        """Whether the music is made stretch by stretch (`melodia.sampler.stretches`), not in one go."""
-        return self.branches > 1 or self.recall > 0
 
     @property
     def length(self) -> str:

@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
@@ -34,10 +33,12 @@ from melodia.sampler.loading import bundled_model, check_device
 from melodia.sampler.loop import Loop
 from melodia.sampler.plan import TokenClasses
 from melodia.sampler.progress import Teller, Told
-from melodia.sampler.report import GenerationReport, PrimeReport
+from melodia.sampler.recall import NOTHING_HEARD, Recollection, recollect
+from melodia.sampler.report import PrimeReport
 from melodia.sampler.request import Request, request_of
+from melodia.sampler.results import continuations_of, prime_report
 from melodia.sampler.runner import Runner
-from melodia.sampler.seed import Seed, cycle_of, read_seed
+from melodia.sampler.seed import cycle_of, read_seed
 from melodia.sampler.session import Context, Session
 from melodia.sampler.stream import Stream
 from melodia.side_inputs import DENSITIES
@@ -239,7 +240,7 @@ class Sampler:
                 self._session, nll = feed_from_start(
                     self._reader(progress), read.ids, read.context, read.score, density
                 )
-            report = _prime_report(read, nll, time.perf_counter() - began)
+            report = prime_report(read, nll, time.perf_counter() - began)
         self.prime_report = report
         return report
 
@@ -328,12 +329,14 @@ class Sampler:
         began = time.perf_counter()
         lanes = [self._lane(start, replace(request, session=request.session + k)) for k in range(num_samples)]
         run = partial(self._run, teller=None if progress is None else Teller(progress))
-        if request.in_stretches:
+        if request.branches > 1:
             lanes, drawn = run_branches(lanes, run)
         else:
             run(lanes)
             drawn = sum(lane.count for lane in lanes)
-        return self._continuations(lanes, time.perf_counter() - began, drawn)
+        return continuations_of(
+            lanes, self._runner, self.originality_index, time.perf_counter() - began, drawn
+        )
 
     def stream(self, *, state: Session | None = None, **settings: Any) -> Stream:
         """Continue the session note by note: an iterator of events that are the notes of `generate`.
@@ -354,11 +357,10 @@ class Sampler:
         True
         """
         request = request_of(settings)
-        if request.in_stretches:
-            name = "branches" if request.branches > 1 else "recall"
+        if request.branches > 1:
             raise ConfigError(
-                f"a stream is made in one go, not stretch by stretch, so it has no `{name}` (received "
-                f"{getattr(request, name)}); use `generate`"
+                "a stream cannot take back what was heard, so it has no `branches` (received "
+                f"{request.branches}); use `generate`"
             )
         lane = self._lane(state if state is not None else self.state, request)
         return Stream(self._loop([lane]), lane)
@@ -420,15 +422,17 @@ class Sampler:
             max_polyphony=request.max_polyphony,
             allow_eos=not request.endless,
         )
-        heard = self._heard(start) if request.recall else ()
-        return Lane(start, self._classes, self._grammar(constraints), request, cycle, heard)
+        before = self._recollection(start, max(1, len(cycle))) if request.recall else NOTHING_HEARD
+        return Lane(start, self._classes, self._grammar(constraints), request, cycle, before)
 
-    def _heard(self, session: Session) -> Sequence[int]:
-        """The tokens of the music before; those that were fed, or as good as these."""
-        if session.ids is not None or session.seed is None:
-            return [] if session.ids is None else session.ids.tolist()
-        heard: list[int] = self.tokenizer.encode(session.seed).ids.tolist()
-        return heard
+    def _recollection(self, session: Session, pieces: int) -> Recollection:
+        """What may come again of the music before: of the tokens that were fed, or as good as these."""
+        if session.recollection is not None:
+            return session.recollection
+        ids = session.ids
+        if ids is None and session.seed is not None:
+            ids = self.tokenizer.encode(session.seed).ids
+        return recollect(self._classes, [] if ids is None else ids.tolist(), pieces)
 
     def _reader(self, progress: Told | None = None) -> Reader:
         return Reader(self._runner, self.vocabulary, self._fingerprint, progress)
@@ -444,71 +448,3 @@ class Sampler:
                 "`append` goes on from a seed, and the session has moved on from its own; prime anew"
             )
         return np.concatenate([present, more]).astype(np.int64)
-
-    def _continuations(self, lanes: list[Lane], wall: float, drawn: int) -> list[Continuation]:
-        results = [(lane, *lane.result()) for lane in lanes]
-        music = sum(times.seconds(times.end) - times.seconds(times.join) for _, _, times in results)
-        made = []
-        for lane, notes, times in results:
-            report = GenerationReport(
-                tokens=len(lane.tokens),
-                bars=lane.plan.bars_done(lane.ended),
-                completed=lane.plan.completes,
-                notes=len(notes),
-                seconds=times.seconds(times.end) - times.seconds(times.join),
-                wall_seconds=wall,
-                tokens_per_second=drawn / wall,
-                times_real_time=music / wall,
-                nll=float(np.mean(lane.nll)) if lane.nll else 0.0,
-                entropy=float(np.mean(lane.entropy)) if lane.entropy else 0.0,
-                tempo=times.tempi[0][1],
-                metre=lane.metre,
-                programs=tuple(sorted({note.program for note in notes})),
-                ended=lane.ended,
-                random_seed=lane.request.random_seed,
-                session=lane.request.session,
-                branches=lane.request.branches,
-                stretches=lane.chosen,
-                closing=lane.chosen_from,
-                recalled=lane.recalled,
-                backend=f"{self._runner.runs} on {self._runner.device}",
-                backend_reason=self._runner.why,
-                sampling=lane.request.sampling,
-                findings=lane.findings(),
-            )
-            made.append(
-                Continuation(
-                    tokens=np.array(lane.tokens, np.int32),
-                    nll=np.array(lane.nll, np.float32),
-                    entropy=np.array(lane.entropy, np.float32),
-                    events=tuple(times.event(note) for note in notes),
-                    report=report,
-                    seed=lane.session.seed,
-                    _notes=notes,
-                    _map=times,
-                    _session=lane.final_session(),
-                    _index=self.originality_index,
-                )
-            )
-        return made
-
-
-def _prime_report(seed: Seed, nll: float, wall: float) -> PrimeReport:
-    context = seed.context
-    assert context.tempo is not None
-    assert context.metre is not None
-    assert context.programs is not None
-    return PrimeReport(
-        source=context.source,
-        bars=seed.bars,
-        notes=seed.notes,
-        seconds=seed.seconds,
-        tokens=len(seed.ids),
-        nll=nll,
-        tempo=context.tempo,
-        metre=context.metre,
-        programs=context.programs,
-        completes=context.join > context.origin,
-        wall_seconds=wall,
-        findings=seed.findings,
-    )

@@ -23,6 +23,7 @@ from melodia.files import taken, write_whole
 from melodia.grammar import GrammarState, Op, TokenReader, compile_tables
 from melodia.model.config import ModelConfig
 from melodia.model.network import ModelState, checked_state
+from melodia.sampler.recall import Recollection
 from melodia.sampler.timeline import Mark
 from melodia.side_inputs import SideInputTracker
 from melodia.vocabulary import Vocabulary
@@ -31,8 +32,9 @@ if TYPE_CHECKING:
     from symusic.core import ScoreTick
 
 FORMAT = "melodia-session"
-FORMAT_VERSION = 3
-READABLE = (2, FORMAT_VERSION)  # 2 says nothing of tempi that changed, nor of how long programs have rested
+FORMAT_VERSION = 4
+READABLE = (2, 3, FORMAT_VERSION)
+"""2 says nothing of tempi that changed, nor of how long programs have rested; 3 nothing of what may come again."""
 
 
 @dataclass(frozen=True)
@@ -181,6 +183,7 @@ class Session:
         context: what new music keeps of the music before it.
         seed: the music before, as a score; None for none.
         ids: int32 [N], the tokens of the seed, as long as nothing else was fed.
+        recollection: what may come again, where the music so far was made with `recall`.
         fingerprint: of the model and the vocabulary.
     """
 
@@ -194,6 +197,7 @@ class Session:
     context: Context
     seed: ScoreTick | None
     ids: NDArray[np.int32] | None = None
+    recollection: Recollection | None = None
     fingerprint: str = field(repr=False, default="")
 
     def fork(self) -> Session:
@@ -231,6 +235,8 @@ class Session:
         arrays["tail_before"] = np.array(self.tail.before, dtype=np.int64)
         if self.ids is not None:
             arrays["ids"] = self.ids
+        if self.recollection is not None:
+            arrays |= {f"recall.{name}": part for name, part in self.recollection.to_arrays().items()}
         if self.seed is not None:
             arrays["seed_midi"] = np.frombuffer(midi_bytes(self.seed), dtype=np.uint8)
         about: dict[str, Any] = {
@@ -301,7 +307,10 @@ class Session:
     ) -> Session:
         from melodia.midi import read_score
 
-        inner = {name[6:]: array for name, array in arrays.items() if name.startswith("model.")}
+        inner, memory = (
+            {name.removeprefix(first): array for name, array in arrays.items() if name.startswith(first)}
+            for first in ("model.", "recall.")
+        )
         context = dict(about["context"])
         for name in ("metre", "cycle", "programs"):
             if context[name] is not None:
@@ -331,5 +340,6 @@ class Session:
             context=Context(**context),
             seed=seed,
             ids=arrays["ids"].astype(np.int32) if "ids" in arrays else None,
+            recollection=Recollection.from_arrays(memory, vocabulary.size) if memory else None,
             fingerprint=str(about["fingerprint"]),
         )
