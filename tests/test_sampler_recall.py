@@ -211,6 +211,14 @@ def test_bars_come_again(metre: tuple[int, int], branches: int, bars: int) -> No
     assert recalled > 12
 
 
+def test_where_it_does_not_work_the_report_says_so() -> None:
+    sampler = tiny_sampler("TSD")
+    sampler.prime(make_seed(scale(4)))
+    for recall, told in ((0.0, []), (0.5, ["note: nothing comes again: this model's bars are no tokens"])):
+        made = sampler.generate(bars=4, random_seed=1, recall=recall)
+        assert [str(finding) for finding in made.report.findings] == told
+
+
 def test_without_recall_nothing_comes_again() -> None:
     sampler = tiny_sampler()
     sampler.prime(make_seed(scale(12)))

@@ -388,3 +388,30 @@ def test_notes_that_may_not_end_hold_nothing_up(wish: dict[str, Any]) -> None:
         if "programs" in wish:
             assert {note.program for note in made._notes} == {40}
     assert open_ends
+
+
+@pytest.mark.parametrize("scheme", ["TSD", "Structured", "MIDILike"])
+def test_the_first_bar_is_not_passed_where_bars_may_be_silent(scheme: str) -> None:
+    """Behind a bar that is completed, in schemes whose time shifts may be longer than a bar."""
+    sampler = tiny_sampler(scheme)
+    sampler.prime(make_seed([*scale(1, (3, 4)), (3, 1, 60, 0)], (3, 4)))
+    for random_seed in range(40):
+        made = sampler.generate(bars=6, silent_bars=True, random_seed=random_seed)
+        check_continuation(sampler, made, bars=6)
+
+
+@pytest.mark.parametrize("scheme", ["REMI", "TSD", "MIDILike", "PerTok"])
+@pytest.mark.parametrize("metre", [(3, 2), (15, 8)])
+def test_music_goes_on_behind_music_of_free_metres(scheme: str, metre: tuple[int, int]) -> None:
+    """Where no token has the seed's own name of the metre (3/2 is written as 6/4)."""
+    sampler = tiny_sampler(scheme)
+    sampler.prime(make_seed(scale(3, metre), metre))
+    for random_seed in range(4):
+        before = sampler.generate(bars=1, metre_changes=True, random_seed=random_seed)
+        made = sampler.generate(bars=2, state=before.state, random_seed=random_seed)
+        assert made.report.bars == 2
+        line = made._map.join
+        assert (
+            made._map.end - line
+            == 2 * made.score.ticks_per_quarter * 4 * made.report.metre[0] / made.report.metre[1]
+        )

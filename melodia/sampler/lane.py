@@ -225,7 +225,7 @@ class Lane:
             self.session.fork(),
             recent=tuple(self.recent),
             tail=self._tail,
-            context=self.plan.context_now(),
+            context=self.plan.context_now(self.session.grammar),
             ids=None,
             recollection=self._recollection if self.request.recall else None,
         )
@@ -249,10 +249,14 @@ class Lane:
 
     def findings(self) -> list[Finding]:
         """What is worth knowing of the new music."""
-        crowded = self.plan.crowded
-        if not crowded:
-            return []
-        return [Finding("note", f"bar left because it grew to {BAR_TOKENS} tokens", crowded)]
+        found = []
+        if self.plan.crowded:
+            found.append(
+                Finding("note", f"bar left because it grew to {BAR_TOKENS} tokens", self.plan.crowded)
+            )
+        if self.request.recall and not self.memory.works:
+            found.append(Finding("note", "nothing comes again: this model's bars are no tokens"))
+        return found
 
     def final_session(self) -> Session:
         """The session behind the end: what comes next begins at the final bar line."""

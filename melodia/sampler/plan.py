@@ -185,7 +185,7 @@ class Plan(Bars):
             following = following or classes.metres(self._cycle, s.bar_end)
             if following.token_at(s.bar_end) != s.metre:  # it is written at the bar line
                 late.append((classes.bits("moving"), s.bar_end + 1))
-        if not self.request.silent_bars:
+        if self._passes_no_bar(s, self._bar):
             late.append((classes.bits("shift"), 2 * end - start))
         if self.last is not None and self._bar >= self.last:
             late.append((classes.bits("inner_shift"), self.end(s)))
@@ -261,15 +261,18 @@ class Plan(Bars):
             return None
         return self.last + 1
 
-    def context_now(self) -> Context:
+    def context_now(self, s: GrammarState) -> Context:
         """The context from which another plan would go on at this place."""
         tempo, metre = self.times.tempo, self.times.metre
         if self._after is None:  # the metre that was asked for has not begun
             cycle, anchor, metre = self.context.cycle, self.context.anchor, self.context.metre
         else:
             cycle, anchor = self._cycle, self._after.anchor
-        if not cycle and metre is not None and self.classes.has_metres:
-            cycle = (f"{metre[0]}/{metre[1]}",)
+        if not cycle and s.metre != NONE:
+            top, bottom = self.classes.tables.metres[s.metre]
+            cycle = (f"{top}/{bottom}",)
+            if metre is None or metre[0] * bottom != top * metre[1]:  # else as it stands in the seed
+                metre = top, bottom
         return replace(
             self.context,
             tempo=tempo,
@@ -316,8 +319,8 @@ class Plan(Bars):
             away = wanted & (classes.bar if s.has_bars else classes.shift)
             if away.any():
                 return away
-        if not s.has_bars and not self.request.silent_bars:
-            _, start, end = self.bar_at(s)
+        index, start, end = self.bar_at(s)
+        if self._passes_no_bar(s, index):
             limit = end if self._unseeded and not s.notes else 2 * end - start
             wanted &= ~(classes.shift & (s.now + classes.moves * s.unit >= limit))
         if self.last is not None and self._bar >= self.last:
@@ -327,6 +330,11 @@ class Plan(Bars):
         elif not (self.request.may_end and self.first is not None and self._bar >= self.first):
             wanted[classes.vocabulary.eos] = False
         return wanted
+
+    def _passes_no_bar(self, s: GrammarState, index: int) -> bool:
+        """Whether no time shift may pass a whole bar: it would be silent, and the first must not be."""
+        before = self.first is None or index < self.first
+        return not s.has_bars and (before or not self.request.silent_bars)
 
     def _too_fast(self) -> Mask | None:
         """Tempi that would end the last bar before the seconds are over that it was to reach; None where none would."""

@@ -128,6 +128,9 @@ class Memory:
         classes: of the vocabulary. Only where bars are tokens, and tokens no byte pairs, anything is kept.
         pieces: token bars in a bar.
         before: what to begin with.
+
+    Attributes:
+        works: whether anything is kept.
     """
 
     def __init__(self, classes: TokenClasses, pieces: int = 1, before: Recollection = NOTHING_HEARD) -> None:
@@ -136,7 +139,7 @@ class Memory:
         self._bars: deque[TokenBar] = deque(maxlen=(max(LAGS) + 1) * pieces)
         self._open: list[int] = []
         self._begun = self._program = NONE
-        self._usable = classes.tables.has_bars and not classes.vocabulary.expansions
+        self.works = classes.tables.has_bars and not classes.vocabulary.expansions
         if before.bars:
             self._bars.extend(before.bars[:-1])
             self._open, self._begun = list(before.bars[-1].tokens), before.bars[-1].program
@@ -155,7 +158,7 @@ class Memory:
     def read(self, tokens: Iterable[int]) -> None:
         """Go on with these tokens."""
         classes = self._classes
-        for token in tokens if self._usable else ():
+        for token in tokens if self.works else ():
             if classes.begins_bar[token]:
                 self._close()
                 self._begun = self._program

@@ -50,7 +50,7 @@ class Request:
             with `may_end`.
         recall: how many of the bars come again, 0 (none, but by chance) to 0.9: two at a time are played as 2, 4, 8, 16
             or 32 bars before. A seed in which more or fewer come again shifts it; see `melodia.sampler.recall`. Where
-            bars are tokens.
+            bars are tokens, and tokens no byte pairs; elsewhere nothing comes again.
         may_end: let the model end the piece before its length is reached, after one bar at the earliest.
         silent_bars: allow bars in which nothing sounds. The first bar is never empty.
 
