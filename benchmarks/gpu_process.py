@@ -38,6 +38,7 @@ def bounded(command: list[str], seconds: float, log: Path, **where: object) -> i
             stdout=to,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            preexec_fn=_listen,
             **where,  # type: ignore[call-overload]
         )
     try:
@@ -54,6 +55,11 @@ def bounded(command: list[str], seconds: float, log: Path, **where: object) -> i
         with contextlib.suppress(subprocess.TimeoutExpired):  # one that the driver holds ends when it can
             process.wait(5)
         _shorten(log, begin)
+
+
+def _listen() -> None:
+    """Let a process hear interrupts, which one that runs behind another may have been told to ignore."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _shorten(log: Path, begin: int) -> None:
