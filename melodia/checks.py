@@ -44,8 +44,23 @@ def whole_number(
     return found
 
 
-def real_number(name: str, value: object) -> float:
-    """A finite number, as Python's own float.
+def real_number(
+    name: str,
+    value: object,
+    low: float = -math.inf,
+    high: float = math.inf,
+    *,
+    unit: str = "",
+    remedy: str = "",
+) -> float:
+    """A finite number within limits, as Python's own float.
+
+    Args:
+        name: of the argument.
+        value: what was received.
+        low, high: the limits.
+        unit: of the limits, in words.
+        remedy: what else may be done.
 
     Raises:
         ConfigError: it is something else.
@@ -54,6 +69,10 @@ def real_number(name: str, value: object) -> float:
     Traceback (most recent call last):
     ...
     melodia.errors.ConfigError: `temperature` must be a number (received 'hot')
+    >>> real_number("pitch_bias", 2, 0, 1)
+    Traceback (most recent call last):
+    ...
+    melodia.errors.ConfigError: `pitch_bias` must be within 0 and 1 (received 2.0)
     """
     if isinstance(value, bool) or not isinstance(value, Real):
         raise ConfigError(f"`{name}` must be a number (received {value!r})")
@@ -63,6 +82,9 @@ def real_number(name: str, value: object) -> float:
         found = math.inf
     if not math.isfinite(found):
         raise ConfigError(f"`{name}` must be finite (received {value!r})")
+    if not low <= found <= high:
+        unit, remedy = unit and f" {unit}", remedy and f"; {remedy}"
+        raise ConfigError(f"`{name}` must be within {low} and {high}{unit} (received {found}){remedy}")
     return found
 
 

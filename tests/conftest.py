@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
     from cuda_emulation import Emulator
 
+    from melodia.sampler import Sampler
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
@@ -54,3 +56,19 @@ def library() -> CDLL:
     import cuda_decode_emulation
 
     return cuda_decode_emulation.load(cuda_decode_emulation.build())
+
+
+@pytest.fixture(scope="module")
+def sampler() -> Sampler:
+    """A small sampler with random weights."""
+    from sampler_helpers import tiny_sampler
+
+    return tiny_sampler()
+
+
+@pytest.fixture
+def primed(sampler: Sampler) -> None:
+    """That sampler continues two bars."""
+    from sampler_helpers import make_seed, scale
+
+    sampler.prime(make_seed(scale(2)))

@@ -20,14 +20,7 @@ from melodia.tokenizer import Tokenizer, TokenizerConfig
 SCHEMES = ("REMI", "TSD", "MIDILike", "Structured", "PerTok")
 
 
-@pytest.fixture(scope="module")
-def sampler() -> Sampler:
-    return tiny_sampler()
-
-
-@pytest.fixture(autouse=True)
-def primed(sampler: Sampler) -> None:
-    sampler.prime(make_seed(scale(2)))
+pytestmark = pytest.mark.usefixtures("primed")
 
 
 def tokens_of(sampler: Sampler, **settings: Any) -> list[int]:

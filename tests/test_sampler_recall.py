@@ -30,6 +30,7 @@ from melodia.sampler.recall import (
     Memory,
     Recall,
     Recollection,
+    recollect,
     share_of,
 )
 
@@ -234,6 +235,18 @@ def test_a_seed_that_stops_inside_a_bar_is_completed_first() -> None:
         made = sampler.generate(bars=8, random_seed=random_seed, recall=0.5)
         check_continuation(sampler, made, bars=8)
         assert made.report.completed
+
+
+def test_a_seed_is_read_once_for_all_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    sampler = tiny_sampler()
+    sampler.prime(make_seed(scale(12)))
+    read: list[int] = []
+    monkeypatch.setattr(
+        "melodia.sampler.sampler.recollect",
+        lambda classes, tokens, pieces: read.append(len(tokens)) or recollect(classes, tokens, pieces),
+    )
+    sampler.generate_many(3, bars=2, random_seed=1, recall=0.5)
+    assert len(read) == 1
 
 
 def test_music_from_nothing_remembers_itself() -> None:

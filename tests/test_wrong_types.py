@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sampler_helpers import make_seed, notes_of, scale, tiny_sampler
+from sampler_helpers import make_seed, notes_of, scale
 
 import melodia
 from melodia import Sampler, Tokenizer, compare_kinds, evaluate_folder, train_folder, write_midi
@@ -17,15 +17,7 @@ from melodia.midi import midi_bytes
 FOLDER = "no folder"
 
 
-@pytest.fixture(scope="module")
-def sampler() -> Sampler:
-    return tiny_sampler()
-
-
-@pytest.fixture(autouse=True)
-def primed(sampler: Sampler) -> None:
-    sampler.prime(make_seed(scale(2)))
-
+pytestmark = pytest.mark.usefixtures("primed")
 
 CALLS: list[tuple[Callable[[Sampler], Any], str]] = [
     (lambda s: Sampler.load(5), r"`path` must be a path \(received 5\)"),  # type: ignore[arg-type]

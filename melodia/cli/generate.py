@@ -125,7 +125,6 @@ def generate(
         raise typer.BadParameter(
             "--branches needs --seed FILE or --bars: with --tokens alone nothing says which branch is best"
         )
-
     if tokens is not None and branches > 1 and recall > 0 and is_given(context, "recall"):
         raise typer.BadParameter(
             "--recall needs --bars, --seconds or --branches 1: with --tokens branches are played as a whole"

@@ -6,7 +6,7 @@ Letters: R rows, V = vocabulary size.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,7 +35,7 @@ class Opinion(NamedTuple):
         """Raise ConfigError unless it is an opinion on a vocabulary of V tokens."""
         _check("row", self.row, np.float32, (V,), "[V]")
         _check("members", self.members, np.bool_, (V,), "[V]")
-        _check_exponent(self.exponent)
+        real_number("exponent", self.exponent, 0, 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +74,7 @@ class Bias:
             raise ConfigError(
                 f"`row_of` must be within 0 and {len(self.rows) - 1}, the rows of the bias (received {low} to {high})"
             )
-        _check_exponent(self.exponent)
+        real_number("exponent", self.exponent, 0, 1)
 
     def of(self, program: int) -> Opinion:
         """What holds while a program plays; below -1: while none does."""
@@ -98,8 +98,3 @@ def _check(name: str, array: object, kind: type[np.generic], shape: tuple[int, .
         raise ConfigError(
             f"`{name}` must be a plain array of {name_of_kind} {form}, finite (received {wrong})"
         )
-
-
-def _check_exponent(exponent: Any) -> None:
-    if not 0 <= real_number("exponent", exponent) <= 1:
-        raise ConfigError(f"`exponent` must be within 0 and 1 (received {exponent})")

@@ -210,9 +210,8 @@ class Plan(Bars):
         """An independent copy, for another way through the stretch that begins here."""
         twin = copy(self)
         twin.stretches = self.stretches.opened()
-        twin._script = (
-            list(self._script) if len(self._script) == 1 else []
-        )  # the bar behind what was replayed
+        # Of what was replayed only the bar behind it is kept: a branch begins with it.
+        twin._script = list(self._script) if len(self._script) == 1 else []
         twin.times = self.times.fork()
         twin._cast = copy(self._cast)
         return twin

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, NamedTuple
@@ -131,6 +132,7 @@ class Memory:
 
     Attributes:
         works: whether anything is kept.
+        program: that plays behind the last of them.
     """
 
     def __init__(self, classes: TokenClasses, pieces: int = 1, before: Recollection = NOTHING_HEARD) -> None:
@@ -138,42 +140,35 @@ class Memory:
         self.pieces = pieces
         self._bars: deque[TokenBar] = deque(maxlen=(max(LAGS) + 1) * pieces)
         self._open: list[int] = []
-        self._begun = self._program = NONE
+        self._begun = self.program = NONE
         self.works = classes.tables.has_bars and not classes.vocabulary.expansions
         if before.bars:
             self._bars.extend(before.bars[:-1])
             self._open, self._begun = list(before.bars[-1].tokens), before.bars[-1].program
-            self._program = before.program
+            self.program = before.program
 
     @property
     def bars(self) -> tuple[TokenBar, ...]:
         """The last bars, the unfinished one among them."""
         return (*self._bars, TokenBar(tuple(self._open), self._begun)) if self._open else tuple(self._bars)
 
-    @property
-    def program(self) -> int:
-        """That plays behind them."""
-        return self._program
-
     def read(self, tokens: Iterable[int]) -> None:
         """Go on with these tokens."""
         classes = self._classes
         for token in tokens if self.works else ():
             if classes.begins_bar[token]:
-                self._close()
-                self._begun = self._program
-                self._open = [token]
+                if self._open:
+                    self._bars.append(TokenBar(tuple(self._open), self._begun))
+                self._begun, self._open = self.program, [token]
             elif self._open:
                 self._open.append(token)
             if classes.program_of[token] != NONE:
-                self._program = int(classes.program_of[token])
+                self.program = int(classes.program_of[token])
 
     def fork(self) -> Memory:
         """An independent copy."""
-        twin = Memory(self._classes, self.pieces)
-        twin._bars = self._bars.copy()
-        twin._open = list(self._open)
-        twin._begun, twin._program = self._begun, self._program
+        twin = copy(self)
+        twin._bars, twin._open = self._bars.copy(), list(self._open)
         return twin
 
     def again(self, lag: int, bars: int, program: int) -> tuple[int, ...]:
@@ -198,10 +193,6 @@ class Memory:
                 return ()
             found += notes
         return tuple(found)
-
-    def _close(self) -> None:
-        if self._open:
-            self._bars.append(TokenBar(tuple(self._open), self._begun))
 
     def _metre(self, bar: TokenBar) -> list[int]:
         return [token for token in bar.tokens if self._classes.metre[token]]

@@ -88,7 +88,6 @@ class Request:
             "session", whole_number("session", self.session, 0, 2**32 - 1, limits=" within 0 and 2**32 - 1")
         )
         self._keep("branches", whole_number("branches", self.branches, 1, 64))
-        self._keep("pitch_bias", real_number("pitch_bias", self.pitch_bias))
         if not isinstance(self.sampling, SamplingConfig):
             raise ConfigError(
                 f"`sampling` must be a melodia.decode.SamplingConfig (received {self.sampling!r}); or give its "
@@ -98,20 +97,9 @@ class Request:
             self._keep(name, truth_value(name, getattr(self, name)))
         self._check_length()
         if self.tempo is not None:
-            self._keep("tempo", real_number("tempo", self.tempo))
-            if not 4 <= self.tempo <= 1000:
-                raise ConfigError(
-                    f"`tempo` must be within 4 and 1000 quarter notes a minute (received {self.tempo})"
-                )
-        if not 0 <= self.pitch_bias <= 1:
-            raise ConfigError(
-                f"`pitch_bias` must be within 0 and 1 (received {self.pitch_bias}); 0 turns it off"
-            )
-        self._keep("recall", real_number("recall", self.recall))
-        if not 0 <= self.recall <= MOST_RECALL:
-            raise ConfigError(
-                f"`recall` must be within 0 and {MOST_RECALL} (received {self.recall}); 0 turns it off"
-            )
+            self._keep("tempo", real_number("tempo", self.tempo, 4, 1000, unit="quarter notes a minute"))
+        for name, most in (("pitch_bias", 1), ("recall", MOST_RECALL)):
+            self._keep(name, real_number(name, getattr(self, name), 0, most, remedy="0 turns it off"))
         if self.branches > 1 and (self.endless or self.may_end):
             other = "`endless`" if self.endless else "`may_end`"
             raise ConfigError(

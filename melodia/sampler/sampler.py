@@ -327,7 +327,11 @@ class Sampler:
             raise ConfigError("`endless` music has no end to wait for; use `stream`")
         start = state if state is not None else self.state
         began = time.perf_counter()
-        lanes = [self._lane(start, replace(request, session=request.session + k)) for k in range(num_samples)]
+        before = self._before(start, request)
+        lanes = [
+            self._lane(start, replace(request, session=request.session + k), before)
+            for k in range(num_samples)
+        ]
         run = partial(self._run, teller=None if progress is None else Teller(progress))
         if request.branches > 1:
             lanes, drawn = run_branches(lanes, run)
@@ -362,7 +366,8 @@ class Sampler:
                 "a stream cannot take back what was heard, so it has no `branches` (received "
                 f"{request.branches}); use `generate`"
             )
-        lane = self._lane(state if state is not None else self.state, request)
+        start = state if state is not None else self.state
+        lane = self._lane(start, request, self._before(start, request))
         return Stream(self._loop([lane]), lane)
 
     @cached_property
@@ -405,10 +410,12 @@ class Sampler:
     def _loop(self, lanes: list[Lane]) -> Loop:
         return Loop(self._runner.stepper([lane.session.model_state for lane in lanes]), lanes)
 
-    def _lane(self, start: Session, request: Request) -> Lane:
-        self._check_session(start)
-        context = start.context
-        cycle = cycle_of(request.metre, self.tokenizer) if request.metre is not None else context.cycle
+    def _cycle(self, start: Session, request: Request) -> tuple[str, ...]:
+        """The TimeSig values that write one of the new bars."""
+        return start.context.cycle if request.metre is None else cycle_of(request.metre, self.tokenizer)
+
+    def _lane(self, start: Session, request: Request, before: Recollection = NOTHING_HEARD) -> Lane:
+        context, cycle = start.context, self._cycle(start, request)
         metres = () if request.metre_changes else (*context.cycle, *cycle)
         fresh = start.grammar.tempo == NONE and start.grammar.notes == 0
         programs = request.programs or (None if request.any_program else context.programs)
@@ -422,16 +429,23 @@ class Sampler:
             max_polyphony=request.max_polyphony,
             allow_eos=not request.endless,
         )
-        before = self._recollection(start, max(1, len(cycle))) if request.recall else NOTHING_HEARD
         return Lane(start, self._classes, self._grammar(constraints), request, cycle, before)
 
-    def _recollection(self, session: Session, pieces: int) -> Recollection:
-        """What may come again of the music before: of the tokens that were fed, or as good as these."""
-        if session.recollection is not None:
-            return session.recollection
-        ids = session.ids
-        if ids is None and session.seed is not None:
-            ids = self.tokenizer.encode(session.seed).ids
+    def _before(self, start: Session, request: Request) -> Recollection:
+        """What may come again of the music before: of the tokens that were fed, or as good as these.
+
+        Raises:
+            CheckpointError, ConfigError: the session belongs to another model, or is none.
+        """
+        self._check_session(start)
+        if not request.recall:
+            return NOTHING_HEARD
+        if start.recollection is not None:
+            return start.recollection
+        ids = start.ids
+        if ids is None and start.seed is not None:
+            ids = self.tokenizer.encode(start.seed).ids
+        pieces = max(1, len(self._cycle(start, request)))
         return recollect(self._classes, [] if ids is None else ids.tolist(), pieces)
 
     def _reader(self, progress: Told | None = None) -> Reader:
