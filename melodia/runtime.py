@@ -21,13 +21,14 @@ from melodia.errors import MelodiaError
 from melodia.midi import midi_bytes, read_score, write_midi
 from melodia.model.network import Network
 from melodia.model.stored import StoredCheckpoint, read_checkpoint
-from melodia.sampler import Continuation, Event, PrimeReport, Request, Sampler, Session, Stream
+from melodia.sampler import Continuation, Event, Filling, PrimeReport, Request, Sampler, Session, Stream
 from melodia.tokenizer import Tokenizer, TokenizerConfig
 
 __all__ = [
     "RECOMMENDED",
     "Continuation",
     "Event",
+    "Filling",
     "MelodiaError",
     "Network",
     "PrimeReport",

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
-from sampler_helpers import make_seed, scale
+from sampler_helpers import TPQ, make_seed, scale
 
+from benchmarks import fillings
 from benchmarks.continuations import compare, main, table, texture
+from melodia.notes import notes_of_score
 
 TUNE = [(beat, 1, pitch, 73) for beat, pitch in enumerate([72, 74, 76, 77, 79, 81, 83, 84] * 4)]
 BASS = [(beat, 4, 48, 32) for beat in range(0, 32, 4)]
@@ -79,3 +82,25 @@ def test_it_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "in the seed's scale" in printed
     assert np.isfinite(float(printed.splitlines()[1].split()[-1]))
     assert (tmp_path / "x.json").read_text().startswith("{")
+
+
+def test_edges_by_hand() -> None:
+    notes = notes_of_score(
+        make_seed([(0, 4, 48, 0), (2, 1, 60, 0), (3, 1, 64, 0), (4, 1, 67, 0), (4, 2, 52, 0)])
+    )
+    found = fillings.edge(notes, TPQ, 4 * TPQ)
+    assert found["step of the top"] == 3
+    assert found["step of the bottom"] == 60 - 52
+    assert found["pitch classes alike"] == pytest.approx(0.5)  # C and E, G and E
+    assert fillings.edge(notes, TPQ, 0) == {}
+
+
+def test_fillings_are_measured(samples_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "set"
+    folder.mkdir()
+    (folder / "a.mid").write_bytes((samples_dir / "petzold_minuet_g_major.mid").read_bytes())
+    fillings.main([str(tmp_path), "--times", "1", "--json", str(tmp_path / "a.json")])
+    assert "nats a token behind" in capsys.readouterr().out
+    columns = json.loads((tmp_path / "a.json").read_text())
+    assert set(columns) == {"real", "one draw", "filled"}
+    assert all(len(rows) == 1 and rows[0]["nats a token behind"] > 0 for rows in columns.values())

@@ -89,15 +89,14 @@ def test_branches_fit_better() -> None:
     """The texture is nearer to the seed's; without a seed, where the close is all that counts, more pieces close."""
     sampler = tiny_sampler()
     sampler.prime(SEED)
-    judge = Judge(sampler.state.seed, None)
-    assert judge.seed is not None
+    (texture_of_seed,) = Judge(sampler.state.seed, None).around
     distances, closes = [], []
     for branches in (1, 8):
         made = sampler.generate_many(12, bars=6, random_seed=1, branches=branches)
         played = [notes_of_events(one._notes) for one in made]
         textures = [texture_of(notes, QUARTER, 0, 4 * BAR) for notes in played]  # then it closes
         distances.append(
-            np.mean([texture.distance(judge.seed) for texture in textures if texture is not None])
+            np.mean([texture.distance(texture_of_seed) for texture in textures if texture is not None])
         )
     sampler.prime(None)
     for branches in (1, 8):
@@ -246,11 +245,9 @@ def test_the_distance_of_textures_by_hand() -> None:
 
 def test_programs_that_may_not_play_do_not_count() -> None:
     seed = make_seed([*TRIAD, *scale(4, program=40)])
-    texture = Judge(seed, (0,)).seed
-    assert texture is not None
+    (texture,) = Judge(seed, (0,)).around
     assert texture.shares == {0: 1.0}
-    assert Judge(seed, (73,)).seed is None
-    assert Judge(None, None).seed is None
+    assert Judge(seed, (73,)).around == Judge(None, None).around == []
 
 
 def test_what_cannot_be() -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import typer
 
 from melodia import __version__
-from melodia.cli import bench, compare, evaluate, generate, info, inspect, originality, train
+from melodia.cli import bench, compare, evaluate, fill, generate, info, inspect, originality, train
 from melodia.cli.output import tell
 from melodia.cli.words import as_options
 from melodia.errors import ConfigError, MelodiaError, out_of_memory
@@ -20,7 +20,7 @@ EXIT_INTERRUPTED = 130
 
 app = typer.Typer(
     name="melodia",
-    help="Train a small recurrent music model on your own MIDI files, then continue music with it.",
+    help="Train a small recurrent music model on your own MIDI files, then continue and fill music with it.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -31,6 +31,7 @@ LINES: dict[
     Callable[..., None], str
 ] = {  # of the list of commands, which cuts off what is longer than some 60 letters
     generate.generate: "Continue a MIDI file, or write music from nothing.",
+    fill.fill: "Make some bars of a MIDI file anew.",
     train.train: "Train a model on a folder of MIDI files.",
     compare.compare: "Train every kind at equal size, and compare them.",
     evaluate.evaluate: "Score a model on music that it has not seen.",
@@ -55,7 +56,7 @@ def _root(
         False, "--version", help="Print the version and stop.", callback=_print_version, is_eager=True
     ),
 ) -> None:
-    """Train a small recurrent music model on your own MIDI files, then continue music with it."""
+    """Train a small recurrent music model on your own MIDI files, then continue and fill music with it."""
 
 
 def run(arguments: Sequence[str] | None = None) -> int:

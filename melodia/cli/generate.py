@@ -6,6 +6,22 @@ from pathlib import Path
 
 import typer
 
+from melodia.cli.choice import (
+    Audio,
+    Backend,
+    Device,
+    Force,
+    MinP,
+    ModelFolder,
+    Plot,
+    RandomSeed,
+    RepetitionPenalty,
+    Temperature,
+    TopK,
+    TopP,
+    Weights,
+    sampling_of,
+)
 from melodia.cli.output import tell
 from melodia.cli.words import is_given
 from melodia.decode.config import RECOMMENDED
@@ -43,15 +59,11 @@ def generate(
     seconds: float | None = typer.Option(None, help="Length in seconds, rounded up to a bar line."),
     tokens: int | None = typer.Option(None, min=1, help="Length in tokens, completed to a bar line."),
     num_samples: int = typer.Option(1, min=1, max=1000, help="Number of different continuations."),
-    temperature: float = typer.Option(
-        RECOMMENDED["temperature"], help="Divides the logits: below 1 is safer, above 1 wilder."
-    ),
-    top_k: int | None = typer.Option(None, help="Keep the K likeliest tokens."),
-    top_p: float | None = typer.Option(
-        RECOMMENDED["top_p"], help="Keep the smallest set of tokens with this probability (1 = all)."
-    ),
-    min_p: float | None = typer.Option(None, help="Keep tokens at least this share of the likeliest one."),
-    repetition_penalty: float = typer.Option(1.0, help="Above 1, recent tokens become less likely."),
+    temperature: Temperature = RECOMMENDED["temperature"],
+    top_k: TopK = None,
+    top_p: TopP = RECOMMENDED["top_p"],
+    min_p: MinP = None,
+    repetition_penalty: RepetitionPenalty = 1.0,
     pitch_bias: float = typer.Option(
         RECOMMENDED["pitch_bias"],
         help="How strongly new notes keep to the seed's pitch classes and instruments to their range there, "
@@ -80,13 +92,11 @@ def generate(
     tempo: float | None = typer.Option(
         None, help="Quarter notes a minute (the seed's; without one, the model's choice)."
     ),
-    random_seed: int | None = typer.Option(None, help="Number that makes the result repeatable."),
+    random_seed: RandomSeed = None,
     continuation_only: bool = typer.Option(
         False, "--continuation-only", help="Write the new music without the seed."
     ),
-    model: Path | None = typer.Option(
-        None, "--model", metavar="DIR", help="A checkpoint made by `melodia train`."
-    ),
+    model: ModelFolder = None,
     out: str | None = typer.Option(  # no Path, which forgets a slash at the end
         None,
         "--out",
@@ -101,14 +111,12 @@ def generate(
         min=0.0,
         help="Refuse music that shares more than BARS bars with the training music, and try again a few times.",
     ),
-    plot: bool = typer.Option(False, "--plot", help="Also write a piano-roll picture (PNG) beside it."),
-    audio: bool = typer.Option(False, "--audio", help="Also write sound (WAV) beside it."),
-    device: str = typer.Option("auto", help="auto, cpu or cuda."),
-    backend: str = typer.Option("auto", help="auto, reference or native."),
-    weights: str = typer.Option(
-        "fp32", help="fp32, bf16 or int8: smaller weights are faster and a little less exact (CPU)."
-    ),
-    force: bool = typer.Option(False, "--force", help="Overwrite files that exist."),
+    plot: Plot = False,
+    audio: Audio = False,
+    device: Device = "auto",
+    backend: Backend = "auto",
+    weights: Weights = "fp32",
+    force: Force = False,
 ) -> None:
     """Continue a MIDI file with a model, or write music from nothing."""
     if seed_bars is not None and seed_seconds is not None:
@@ -131,16 +139,9 @@ def generate(
         )
 
     from melodia.cli.late_bar import LateBar
-    from melodia.decode import SamplingConfig
     from melodia.workflows.generate import generate_files
 
-    sampling = SamplingConfig(
-        temperature=temperature,
-        top_k=top_k,
-        top_p=None if top_p == 1.0 else top_p,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-    )
+    sampling = sampling_of(temperature, top_k, top_p, min_p, repetition_penalty)
     with LateBar() as bar:
         result = generate_files(
             seed,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import numpy as np
@@ -15,12 +16,27 @@ from melodia.midi.report import Finding, Findings
 
 __all__ = ["bar_table", "cut_score", "end_on_bar", "join", "window"]
 
-_PEDALS = (64, 66, 67)  # sustain, sostenuto, soft
+PEDALS = (64, 66, 67)  # sustain, sostenuto, soft
 
 _Columns = dict[str, NDArray[Any]]
 
+HIGHEST_RESOLUTION = 32767
+"""Ticks per quarter note that a MIDI file can say."""
 
-def _set_notes(track: TrackTick, columns: _Columns) -> None:
+
+def common_resolution(first: int, second: int) -> int:
+    """Ticks per quarter note at which two resolutions lie on one grid; the first where no file could say it.
+
+    >>> common_resolution(480, 24), common_resolution(220, 24), common_resolution(32000, 7)
+    (480, 1320, 32000)
+    """
+    resolution = math.lcm(first, second)
+    while resolution > HIGHEST_RESOLUTION and resolution % 2 == 0:
+        resolution //= 2
+    return first if resolution > HIGHEST_RESOLUTION or resolution % first else resolution
+
+
+def set_notes(track: TrackTick, columns: _Columns) -> None:
     """Replace the notes of a track, sorted by (time, pitch)."""
     order = np.lexsort((columns["pitch"], columns["time"]))
     track.notes = type(track.notes).from_numpy(
@@ -114,7 +130,7 @@ def window(score: ScoreTick, start: int, stop: int) -> tuple[ScoreTick, list[Fin
         begin, end = np.maximum(begin[inside], start), np.minimum(end[inside], stop)
         copy = TrackTick(track.name, track.program, track.is_drum)
         pitch, velocity = columns["pitch"][inside], columns["velocity"][inside]
-        _set_notes(
+        set_notes(
             copy, {"time": begin - start, "duration": end - begin, "pitch": pitch, "velocity": velocity}
         )
         _cut_controllers(track, copy, start, stop)
@@ -220,7 +236,7 @@ def _clear_after(score: ScoreTick, tick: int, findings: Findings) -> None:
         late = columns["time"] >= tick
         if late.any():
             findings.add("dropped", "seed notes after the join", int(late.sum()))
-            _set_notes(track, {name: values[~late] for name, values in columns.items()})
+            set_notes(track, {name: values[~late] for name, values in columns.items()})
         for name in ("controls", "pitch_bends"):
             events = getattr(track, name)
             columns = events.numpy()
@@ -235,7 +251,7 @@ def _release(score: ScoreTick, tick: int, findings: Findings) -> None:
         value: dict[int, int] = {}
         for control in sorted(track.controls, key=lambda control: control.time):
             value[control.number] = control.value
-        for number in _PEDALS:
+        for number in PEDALS:
             if value.get(number, 0) >= 64:
                 track.controls.append(ControlChangeTick(tick, number, 0))
                 findings.add("note", "pedals lifted at the join")
@@ -264,7 +280,7 @@ def _append(score: ScoreTick, index: int, track: TrackTick, at_tick: int, findin
     merged["duration"][:-1] = np.where(over[:-1], gap, merged["duration"][:-1])
     findings.add("dropped", "notes doubled after the join", int(doubled.sum()))
     findings.add("repaired", "overlapping notes cut after the join", int(over.sum()))
-    _set_notes(home, {name: values[~doubled] for name, values in merged.items()})
+    set_notes(home, {name: values[~doubled] for name, values in merged.items()})
     for name in ("controls", "pitch_bends"):
         events, more = getattr(home, name), getattr(track, name)
         if len(more):
@@ -286,7 +302,7 @@ def _end_at_strikes(track: TrackTick, new: _Columns, at_tick: int, findings: Fin
             cut += 1
     if cut:
         findings.add("repaired", "seed notes ended by a new strike after the join", cut)
-        _set_notes(track, columns)
+        set_notes(track, columns)
 
 
 def end_on_bar(score: ScoreTick, tick: int) -> tuple[ScoreTick, list[Finding]]:

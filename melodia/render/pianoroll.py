@@ -54,6 +54,7 @@ def plot_pianoroll(
     path: str | os.PathLike[str],
     *,
     split_at: float | None = None,
+    split_end: float | None = None,
     title: str | None = None,
     size: tuple[float, float] | None = None,
     force: bool = False,
@@ -68,6 +69,7 @@ def plot_pianoroll(
         midi: what to draw.
         path: where; the name ends in ``.png``.
         split_at: seconds; notes from there on are the continuation of a seed, in another colour.
+        split_end: seconds, with `split_at`; only notes up to there are new, and the rest is the piece around them.
         title: stands above; none without it.
         size: width and height in inches; by default as the piece needs.
         force: replace a file that is there.
@@ -77,7 +79,7 @@ def plot_pianoroll(
 
     Raises:
         MidiError: there are no notes.
-        ConfigError: `split_at` or `size` makes no sense.
+        ConfigError: `split_at`, `split_end` or `size` makes no sense.
         MelodiaError: the file cannot be written, or is there already.
     """
     target = check_target(path, ".png", force)
@@ -89,31 +91,36 @@ def plot_pianoroll(
         )
     if split_at is not None and not math.isfinite(split_at):
         raise ConfigError(f"`split_at` is a time in seconds (received {split_at})")
+    if split_end is not None and not (split_at is not None and split_at <= split_end < math.inf):
+        raise ConfigError(
+            f"`split_end` is a time in seconds behind `split_at` (received {split_end}, {split_at})"
+        )
     clock = Clock(midi)
-    programs, melodic, drums = _collect(midi, clock, split_at)
+    programs, melodic, drums = _collect(midi, clock, split_at, split_end)
     if len(melodic) + len(drums) == 0:
         raise MidiError("there are no notes to draw; give a MIDI file with notes")
     end = max(float(np.max(part.end)) for part in (melodic, drums) if len(part))
     bars = clock.bars(end)
-    join = None if split_at is None else float(clock.quarters(max(split_at, 0.0)))
-    figure = _Page(clock, bars, programs, melodic, drums, join, title, size).draw()
+    places = [float(clock.quarters(max(at, 0.0))) for at in (split_at, split_end) if at is not None]
+    figure = _Page(clock, bars, programs, melodic, drums, places, title, size).draw()
     with fresh_file(target, force) as part:
         figure.savefig(part, format="png", dpi=DPI, metadata={"Software": "melodia"})
     return target
 
 
 def _collect(
-    midi: pretty_midi.PrettyMIDI, clock: Clock, split_at: float | None
+    midi: pretty_midi.PrettyMIDI, clock: Clock, split_at: float | None, split_end: float | None
 ) -> tuple[list[int], _Notes, _Notes]:
     """The programs in order of appearance, the pitched notes and the drums."""
     programs: list[int] = []
+    first, last = (math.inf if at is None else at - 5e-3 for at in (split_at, split_end))
     rows: tuple[list[tuple[float, ...]], list[tuple[float, ...]]] = ([], [])
     for instrument in midi.instruments:
         if not instrument.is_drum and instrument.notes and instrument.program not in programs:
             programs.append(instrument.program)
         group = 0 if instrument.is_drum else programs.index(instrument.program) if instrument.notes else 0
         for note in instrument.notes:
-            new = split_at is not None and note.start >= split_at - 5e-3
+            new = first <= note.start < last
             rows[instrument.is_drum].append(
                 (note.start, note.end, note.pitch, note.velocity, group, float(new))
             )
@@ -159,12 +166,13 @@ class _Page:
         programs: list[int],
         melodic: _Notes,
         drums: _Notes,
-        join: float | None,
+        joins: list[float],
         title: str | None,
         size: tuple[float, float] | None,
     ) -> None:
         self.clock, self.bars, self.programs = clock, bars, programs
-        self.melodic, self.drums, self.join, self.title = melodic, drums, join, title
+        self.melodic, self.drums, self.joins, self.title = melodic, drums, joins, title
+        self.names = ("seed", "continuation") if len(joins) < 2 else ("the piece", "new")
         self.velocities = np.concatenate([melodic.velocity, drums.velocity])
         self.drum_pitches = sorted(set(drums.pitch.tolist()))
         if len(melodic):
@@ -182,7 +190,7 @@ class _Page:
         lane = 0.17 * len(self.drum_pitches) + 0.06 if len(drums) else 0.0
         self.left = DRUM_LEFT if len(drums) else LEFT
         rows = len(self.systems)
-        self.top = 0.36 + (0.2 if title else 0.0) + (0.22 if join is not None or len(programs) > 1 else 0.0)
+        self.top = 0.36 + (0.2 if title else 0.0) + (0.22 if joins or len(programs) > 1 else 0.0)
         fixed = self.top + BOTTOM + GAP * (rows - 1)
         if size is None:
             self.width = WIDTH if self.span > 24 else max(8.0, WIDTH * self.span / 24)
@@ -288,7 +296,7 @@ class _Page:
         axes.add_collection(
             PolyCollection(list(boxes), facecolors=colours, edgecolors="white", linewidths=0.5, zorder=3)
         )
-        self._join_line(axes, system, low, high, labels=True)
+        self._join_lines(axes, system, low, high, labels=True)
 
     def _drum_lane(self, axes: Any, system: list[Bar], numbers: bool) -> None:
         """The drums of a system, one row for each kind."""
@@ -312,7 +320,7 @@ class _Page:
             drums.start[inside], rows, marker="d", s=10 + 16 * opacity, linewidths=0,
             c=self._colours(drums, inside, opacity, drum=True), zorder=3, clip_on=False,
         )  # fmt: skip
-        self._join_line(axes, system, low, high, labels=numbers)
+        self._join_lines(axes, system, low, high, labels=numbers)
 
     def _colours(
         self, notes: _Notes, index: NDArray[np.int64], opacity: NDArray[np.float64], drum: bool = False
@@ -320,7 +328,7 @@ class _Page:
         """RGBA of notes [n, 4]."""
         from matplotlib.colors import to_rgb
 
-        if self.join is None:
+        if not self.joins:
             palettes = [[DRUM_PLAIN]] * 2 if drum else [PLAIN, PLAIN]
         else:
             palettes = [[DRUM_SEED], [DRUM_CONTINUATION]] if drum else [SEED, CONTINUATION]
@@ -329,22 +337,24 @@ class _Page:
         old, new = (table[group % len(table)] for table in tables)
         return np.column_stack([np.where(notes.new[index, None], new, old), opacity])
 
-    def _join_line(self, axes: Any, system: list[Bar], low: float, high: float, labels: bool) -> None:
-        """The line between seed and continuation."""
-        if self.join is None:
-            return
+    def _join_lines(self, axes: Any, system: list[Bar], low: float, high: float, labels: bool) -> None:
+        """The lines between what was there and what is new."""
         begin, end = system[0].start, system[-1].start + system[-1].length
-        x = min(self.join, self.bars[-1].start + self.bars[-1].length)
-        if not begin - 1e-3 <= x <= end + 1e-3:
-            return
-        axes.vlines([x], low, high, color=INK, linewidth=1.4, linestyle=(0, (4, 2)), zorder=4, clip_on=False)
-        sides = [("seed", "right", -4, SEED[0])] if x > begin + 1e-3 else []
-        sides += [("continuation", "left", 4, CONTINUATION[0])] if x < end - 1e-3 else []
-        for text, side, shift, colour in sides if labels else []:
-            axes.annotate(
-                text, (x, low), xytext=(shift, 3), textcoords="offset points", ha=side, va="bottom",
-                fontsize=8, color=colour, family=FONT, zorder=5, weight="bold",
-            )  # fmt: skip
+        for k, join in enumerate(self.joins):
+            x = min(join, self.bars[-1].start + self.bars[-1].length)
+            if not begin - 1e-3 <= x <= end + 1e-3:
+                continue
+            axes.vlines(
+                [x], low, high, color=INK, linewidth=1.4, linestyle=(0, (4, 2)), zorder=4, clip_on=False
+            )
+            sides = [(0, "right", -4)] if x > begin + 1e-3 and k == 0 else []
+            sides += [(1 - k, "left", 4)] if x < end - 1e-3 else []
+            for name, side, shift in sides if labels else []:
+                axes.annotate(
+                    self.names[name], (x, low), xytext=(shift, 3), textcoords="offset points", ha=side,
+                    va="bottom", fontsize=8, color=(SEED, CONTINUATION)[name][0], family=FONT, zorder=5,
+                    weight="bold",
+                )  # fmt: skip
 
     def _time(self, figure: Any, system: list[Bar], bottom: float) -> None:
         """Minutes and seconds below the bar lines."""
@@ -376,14 +386,14 @@ class _Page:
             )  # fmt: skip
         names = [program_to_instrument_name(program) for program in self.programs[:8]]
         handles: list[Any] = []
-        if self.join is None:
+        if not self.joins:
             labels = names if len(self.programs) > 1 else []
             handles = [Patch(color=PLAIN[index % len(PLAIN)]) for index in range(len(labels))]
         elif len(self.programs) > 1:
             labels = names
             handles = [(Patch(color=SEED[i]), Patch(color=CONTINUATION[i])) for i in range(len(labels))]
         else:
-            labels = ["seed", "continuation"]
+            labels = list(self.names)
             handles = [Patch(color=SEED[0]), Patch(color=CONTINUATION[0])]
         if len(self.programs) > 8:
             labels.append(f"and {len(self.programs) - 8} more")

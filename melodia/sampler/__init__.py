@@ -7,6 +7,7 @@
 - `bias`: the seed's opinion on pitches
 - `lane`, `loop`: the loop over tokens
 - `branching`, `texture`: playing stretches several times, and what fits best
+- `following`, `filling`: towards music that comes behind; bars inside a piece
 - `recall`: stretches that are played again from memory
 - `stream`: events as they are produced
 - `runner`, `steppers`, `torch_stepper`: what runs the model under it; only the last imports torch
@@ -20,6 +21,7 @@
 from __future__ import annotations
 
 from melodia.sampler.continuation import Continuation, Event
+from melodia.sampler.filling import Filling
 from melodia.sampler.report import GenerationReport, PrimeReport
 from melodia.sampler.request import Request
 from melodia.sampler.sampler import Sampler, Stream
@@ -29,6 +31,7 @@ __all__ = [
     "Context",
     "Continuation",
     "Event",
+    "Filling",
     "GenerationReport",
     "PrimeReport",
     "Request",

@@ -18,6 +18,7 @@ import numpy as np
 from melodia.grammar import NoteEvent
 from melodia.key_finding import find_key
 from melodia.notes import Notes, notes_of_events, notes_of_score
+from melodia.sampler.following import Following
 from melodia.sampler.lane import Lane
 from melodia.sampler.texture import Texture, texture_of
 
@@ -37,6 +38,12 @@ CLOSING = 8
 """So many times the branches at the end: of 36 held-out pieces, 54 % ended on the tonic with as many as elsewhere, 80 %
 with three or four times as many, 89 % with eight times."""
 
+SURPRISE = 8.0
+"""The weight of a nat per token of what follows beside a distance of textures.
+
+Four times as much, or sixteen times, lowers what follows by 0.02 and 0.03 nats a token (41 held-out pieces, four bars
+filled twice), at the price of textures, and of pitch classes that are less alike on both sides of the join."""
+
 _TRIADS = ((0, 4, 7), (0, 3, 7))  # above the tonic: major, minor
 
 
@@ -46,23 +53,31 @@ class Judge:
     Args:
         seed: the music before; None for none.
         programs: those that may play, -1 for the drums; None for all.
+        following: the music that comes behind; None: the new music closes.
 
     Attributes:
-        seed: the seed's texture, of those programs; None where they play nothing in it.
+        around: the textures of the seed and of what follows, of those programs, as far as they play in it.
         key: the seed's key, of the same notes; None where the new music must say.
     """
 
-    def __init__(self, seed: ScoreTick | None, programs: Sequence[int] | None) -> None:
-        self.seed: Texture | None = None
+    def __init__(
+        self, seed: ScoreTick | None, programs: Sequence[int] | None, following: Following | None = None
+    ) -> None:
+        self.following = following
+        self.around: list[Texture] = []
         self.key: int | None = None
-        if seed is None:
-            return
-        notes = notes_of_score(seed)
-        if programs is not None:
-            notes = notes.select(np.isin(notes.program, programs))
-        if len(notes.onset):
-            self.seed = texture_of(notes, seed.ticks_per_quarter, 0, int(notes.end.max()))
-            self.key = key_of(notes)
+        for music in (seed, None if following is None else following.score):
+            if music is None:
+                continue
+            notes = notes_of_score(music)
+            if programs is not None:
+                notes = notes.select(np.isin(notes.program, programs))
+            if len(notes.onset):
+                texture = texture_of(notes, music.ticks_per_quarter, 0, int(notes.end.max()))
+                assert texture is not None
+                self.around.append(texture)
+                if music is seed:
+                    self.key = key_of(notes)
 
     def branches_of(self, lane: Lane) -> list[Lane]:
         """As many lanes as the request wants, going on from where this one stands; one where nothing could choose.
@@ -71,7 +86,7 @@ class Judge:
         """
         if replay := lane.recalls():
             return [lane.branch(lane.request.random_seed, replay)]
-        count = lane.request.branches if self.seed is not None or lane.plan.closes else 1
+        count = lane.request.branches if self.around or lane.plan.closes else 1
         if count > 1 and lane.plan.closes:
             count *= CLOSING
         return [lane.branch((lane.request.random_seed + k * _APART) % 2**64) for k in range(count)]
@@ -87,32 +102,41 @@ class Judge:
     def fitness(self, branch: Lane) -> float:
         """How well the last stretch of a branch fits; only the order of such numbers means anything.
 
-        The distance of its texture from the seed's is taken off, and where the piece ends its `closure` is added.
+        The distance of its texture from those around is taken off, and where the piece ends its `closure` is added, or
+        where other music follows, how little that surprises.
         """
         fitness = 0.0
         quarter = branch.classes.tables.ticks_per_quarter
-        if self.seed is not None:
+        if self.around:
             notes = notes_of_events(branch.notes[branch.before :])
             texture = texture_of(notes, quarter, *branch.stretch)
-            fitness -= SILENT if texture is None else texture.distance(self.seed)
-        if branch.ended:
+            if texture is None:
+                fitness -= SILENT
+            else:
+                fitness -= sum(texture.distance(other) for other in self.around) / len(self.around)
+        if branch.ended and self.following is not None:
+            fitness -= SURPRISE * self.following.surprise(branch.session, branch.end)
+        elif branch.ended:
             key = key_of(notes_of_events(branch.notes)) if self.key is None else self.key
             fitness += CLOSURE * closure(branch.result()[0], quarter, key)
         return fitness
 
 
-def run_branches(lanes: Sequence[Lane], run: Callable[[list[Lane]], None]) -> tuple[list[Lane], int]:
+def run_branches(
+    lanes: Sequence[Lane], run: Callable[[list[Lane]], None], following: Following | None = None
+) -> tuple[list[Lane], int]:
     """Let lanes that go on from one session run stretch by stretch in branches.
 
     Args:
         lanes: at least one.
         run: lets lanes run until each has ended or is to branch.
+        following: the music that comes behind; None where the piece ends.
 
     Returns:
         what was kept of each, ended; and how many tokens were drawn.
     """
     kept, drawn = list(lanes), 0
-    judge = Judge(kept[0].session.seed, kept[0].programs)
+    judge = Judge(kept[0].session.seed, kept[0].programs, following)
     while going := [k for k, lane in enumerate(kept) if not lane.ended]:
         groups = [judge.branches_of(kept[k]) for k in going]
         run([branch for group in groups for branch in group])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -233,13 +232,9 @@ def join_scores(seed: ScoreTick, notes: tuple[NoteEvent, ...], times: TimeMap) -
     """
     from symusic.core import TempoTick, TimeSignatureTick
 
-    from melodia.midi.join import join
+    from melodia.midi.join import common_resolution, join
 
-    resolution = math.lcm(seed.ticks_per_quarter, times.ticks_per_quarter)
-    while resolution > 32767 and resolution % 2 == 0:
-        resolution //= 2
-    if resolution > 32767 or resolution < seed.ticks_per_quarter:
-        resolution = seed.ticks_per_quarter
+    resolution = common_resolution(seed.ticks_per_quarter, times.ticks_per_quarter)
     whole = seed if resolution == seed.ticks_per_quarter else seed.resample(resolution, 1)
     scale = resolution / times.ticks_per_quarter
     moved = [

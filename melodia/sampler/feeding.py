@@ -5,6 +5,7 @@ Letters: N tokens, V vocabulary, S side inputs.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -86,6 +87,18 @@ def feed_rest(reader: Reader, start: Session, seed: Seed) -> tuple[Session, floa
     sides = side_inputs(reader.vocabulary, whole, specs, density=session.side.density)
     session.context, session.seed, session.ids = seed.context, seed.score, seed.ids
     return _advance(reader, session, whole[start.fed :], sides[start.fed :])
+
+
+def feed_more(reader: Reader, start: Session, ids: NDArray[np.int32]) -> tuple[Session, float]:
+    """Feed tokens [N] that come behind a session, whatever they are.
+
+    Returns:
+        another session, of whose registers only those of grammar and model are kept up, and the mean NLL of the tokens
+        in nats.
+    """
+    side = start.side.copy()
+    sides = np.stack([side.advance(token) for token in ids.tolist()])
+    return _advance(reader, replace(start, grammar=start.grammar.copy(), side=start.side.copy()), ids, sides)
 
 
 def _advance(

@@ -2,11 +2,31 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import melodia
+from melodia.checks import file_path
 from melodia.errors import BackendError, CheckpointError, ConfigError
+from melodia.model.stored import TOKENIZER, StoredCheckpoint, read_checkpoint
 from melodia.sampler.runner import engine_obstacle
+from melodia.tokenizer import Tokenizer
+
+
+def open_checkpoint(path: str | os.PathLike[str] | None) -> tuple[StoredCheckpoint, Tokenizer]:
+    """A checkpoint and its tokenizer; None: those of the model that comes with melodia.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged.
+    """
+    folder = file_path("path", path) if path is not None else bundled_model()
+    checkpoint = read_checkpoint(folder)
+    tokenizer = Tokenizer.from_dict(checkpoint.tokenizer_json, checkpoint.path / TOKENIZER)
+    if tokenizer.vocabulary.fingerprint != checkpoint.vocabulary.fingerprint:
+        raise CheckpointError(
+            f"{folder}: its tokenizer and its vocabulary differ; its files come from different checkpoints"
+        )
+    return checkpoint, tokenizer
 
 
 def check_device(device: str, backend: str = "auto") -> str:

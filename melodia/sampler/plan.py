@@ -158,7 +158,7 @@ class Plan(Bars):
             exclude.append("metre")
         if self.last is not None and self._bar >= self.last:
             exclude.append("inner_bar")
-        elif not (self.request.may_end and self._bar >= self.first):
+        if not self._may_end(self._bar):
             exclude.append("eos")
         excluded = classes.bits(*exclude) if exclude else None
         faster = self._too_fast()
@@ -254,6 +254,7 @@ class Plan(Bars):
         """Bars from the start of the music to the end, where the side inputs are to count them: near the end."""
         if (
             self.last is None
+            or self.request.following is not None
             or not self.classes.has_metres
             or self._bar <= self.last - LAST_BARS * self.pieces
         ):
@@ -326,9 +327,15 @@ class Plan(Bars):
             wanted &= ~classes.inner_bar
             if not s.has_bars:
                 wanted &= ~(classes.inner_shift & (s.now + classes.moves * s.unit >= self.end(s)))
-        elif not (self.request.may_end and self.first is not None and self._bar >= self.first):
+        if not self._may_end(self._bar):
             wanted[classes.vocabulary.eos] = False
         return wanted
+
+    def _may_end(self, bar: int) -> bool:
+        """Whether the piece may end in a bar: in the last one, behind which nothing comes, or by request."""
+        if self.last is not None and bar >= self.last:
+            return self.request.following is None
+        return self.request.may_end and self.first is not None and bar >= self.first
 
     def _passes_no_bar(self, s: GrammarState, index: int) -> bool:
         """Whether no time shift may pass a whole bar: it would be silent, and the first must not be."""

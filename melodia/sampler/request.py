@@ -51,6 +51,8 @@ class Request:
         recall: how many of the bars come again, 0 (none, but by chance) to 0.9: two at a time are played as 2, 4, 8, 16
             or 32 bars before. A seed in which more or fewer come again shifts it; see `melodia.sampler.recall`. Where
             bars are tokens, and tokens no byte pairs; elsewhere nothing comes again.
+        following: music that comes behind the new bars, in any form that a seed has: they lead there instead of
+            closing; see `melodia.sampler.following`. Needs branches.
         may_end: let the model end the piece before its length is reached, after one bar at the earliest.
         silent_bars: allow bars in which nothing sounds. The first bar is never empty.
 
@@ -79,6 +81,7 @@ class Request:
     pitch_bias: float = 0.0
     branches: int = 1
     recall: float = 0.0
+    following: Any = None
     may_end: bool = False
     silent_bars: bool = False
 
@@ -104,6 +107,10 @@ class Request:
             other = "`endless`" if self.endless else "`may_end`"
             raise ConfigError(
                 f"`branches` needs a known end, and {other} leaves it open; give one of the two"
+            )
+        if self.following is not None and self.branches == 1:
+            raise ConfigError(
+                "`following` needs `branches`, of which those are kept that lead there (received 1); give 2 or more"
             )
         if self.metre is not None:
             self._keep("metre", check_metre(self.metre))

@@ -15,21 +15,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from melodia.checks import file_path, listener, whole_number
+from melodia.checks import listener, whole_number
 from melodia.decode import SamplingConfig
 from melodia.errors import CheckpointError, ConfigError, TokenizerError
 from melodia.grammar import Constraints, Grammar
 from melodia.grammar.state import NONE
 from melodia.model.config import ModelConfig
 from melodia.model.network import Network
-from melodia.model.stored import TOKENIZER, StoredCheckpoint, read_checkpoint
+from melodia.model.stored import StoredCheckpoint
 from melodia.sampler.branching import run_branches
 from melodia.sampler.continuation import Continuation
 from melodia.sampler.feeding import Reader, feed_from_start, feed_rest
+from melodia.sampler.filling import Filling, fill
+from melodia.sampler.following import Following
 from melodia.sampler.lane import Lane
-from melodia.sampler.loading import bundled_model, check_device
+from melodia.sampler.loading import check_device, open_checkpoint
 from melodia.sampler.loop import Loop
 from melodia.sampler.plan import TokenClasses
 from melodia.sampler.progress import Teller, Told
@@ -38,7 +39,7 @@ from melodia.sampler.report import PrimeReport
 from melodia.sampler.request import Request, request_of
 from melodia.sampler.results import continuations_of, prime_report
 from melodia.sampler.runner import Runner
-from melodia.sampler.seed import cycle_of, read_seed
+from melodia.sampler.seed import cycle_of, ids_behind, read_seed
 from melodia.sampler.session import Context, Session
 from melodia.sampler.stream import Stream
 from melodia.side_inputs import DENSITIES
@@ -127,14 +128,8 @@ class Sampler:
             BackendError: the backend that was asked for is not there.
             ConfigError: no such device or backend.
         """
-        folder = file_path("path", path) if path is not None else bundled_model()
         device = check_device(device, backend)
-        checkpoint = read_checkpoint(folder)
-        tokenizer = Tokenizer.from_dict(checkpoint.tokenizer_json, checkpoint.path / TOKENIZER)
-        if tokenizer.vocabulary.fingerprint != checkpoint.vocabulary.fingerprint:
-            raise CheckpointError(
-                f"{folder}: its tokenizer and its vocabulary differ; its files come from different checkpoints"
-            )
+        checkpoint, tokenizer = open_checkpoint(path)
         network = checkpoint.network
         model = network if device == "cpu" else network.to_torch().to(device)
         sampler = cls(model, tokenizer, backend=backend, weights=weights)
@@ -232,7 +227,7 @@ class Sampler:
             report = PrimeReport("", 0, 0, 0.0, 0, nll, 0.0, (0, 0), (), False, time.perf_counter() - began)
         else:
             if append:
-                seed = self._appended(seed)
+                seed = ids_behind(self.state.ids, seed)
             read = read_seed(seed, self.tokenizer, seed_bars=seed_bars, seed_seconds=seed_seconds)
             if append and self._session is not None:
                 self._session, nll = feed_rest(self._reader(progress), self._session, read)
@@ -279,8 +274,8 @@ class Sampler:
             session: 0 to 2**32 - 1; other streams of one random seed.
             state: continue this session instead of the sampler's own.
             wishes: `progress`, as in `generate_many`, and fields of `melodia.sampler.Request`: programs, any_program,
-                metre, metre_changes, tempo, tempo_changes, pitch_range, max_polyphony, pitch_bias, branches, may_end,
-                silent_bars, and `sampling`, a SamplingConfig in place of the separate settings.
+                metre, metre_changes, tempo, tempo_changes, pitch_range, max_polyphony, pitch_bias, branches, following,
+                may_end, silent_bars, and `sampling`, a SamplingConfig in place of the separate settings.
 
         Raises:
             ConfigError, GrammarError: a value lies outside its limits, or values contradict each other.
@@ -334,7 +329,7 @@ class Sampler:
         ]
         run = partial(self._run, teller=None if progress is None else Teller(progress))
         if request.branches > 1:
-            lanes, drawn = run_branches(lanes, run)
+            lanes, drawn = run_branches(lanes, run, self._following(request))
         else:
             run(lanes)
             drawn = sum(lane.count for lane in lanes)
@@ -369,6 +364,40 @@ class Sampler:
         start = state if state is not None else self.state
         lane = self._lane(start, request, self._before(start, request))
         return Stream(self._loop([lane]), lane)
+
+    def fill(
+        self, music: Any, bars: tuple[int, int], *, num_samples: int = 1, **settings: Any
+    ) -> list[Filling]:
+        """Make some bars of a piece anew, from what stands before them and towards what comes behind.
+
+        The sampler's own session stays as it is. Metre, tempo and the programs of the bars stay; so does all else of
+        the piece, note by note. At the end of a piece the new bars close.
+
+        Args:
+            music: in any form that a seed has.
+            bars: the first and the last one, counted from 1.
+            num_samples: in how many ways.
+            settings: as in `generate`, but the length; `branches` (4) is how many times every two bars are played, the
+                last two eight times as often: those are kept that lead to what comes behind, see `Request`.
+
+        Raises:
+            ConfigError: no such bars, or they change the metre; else as in `prime` and `generate`.
+        """
+        return fill(self, music, bars, num_samples, settings)
+
+    def surprise(self, music: Any, *, state: Session | None = None) -> float:
+        """How little the model expects music behind the session: -log probability of a token, in nats.
+
+        Args:
+            music: in any form that a seed has; its first two bars count.
+            state: behind this session instead of the sampler's own.
+
+        Raises:
+            MidiError, TokenizerError, ConfigError: as in `prime`.
+        """
+        start = state if state is not None else self.state
+        self._check_session(start)
+        return Following(self._reader(), music, self.tokenizer).surprise(start, start.context.join)
 
     @cached_property
     def originality_index(self) -> Index | None:
@@ -448,17 +477,10 @@ class Sampler:
         pieces = max(1, len(self._cycle(start, request)))
         return recollect(self._classes, [] if ids is None else ids.tolist(), pieces)
 
+    def _following(self, request: Request) -> Following | None:
+        if request.following is None:
+            return None
+        return Following(self._reader(), request.following, self.tokenizer)
+
     def _reader(self, progress: Told | None = None) -> Reader:
         return Reader(self._runner, self.vocabulary, self._fingerprint, progress)
-
-    def _appended(self, seed: Any) -> NDArray[np.int64]:
-        """The ids of the present seed with more behind them."""
-        more = np.asarray(seed) if not isinstance(seed, (str, bytes, os.PathLike)) else np.zeros(0)
-        if more.ndim != 1 or more.dtype.kind not in "iu":
-            raise ConfigError("`append` takes token ids; encode the music with the sampler's tokenizer")
-        present = self.state.ids
-        if present is None:
-            raise ConfigError(
-                "`append` goes on from a seed, and the session has moved on from its own; prime anew"
-            )
-        return np.concatenate([present, more]).astype(np.int64)

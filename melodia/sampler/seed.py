@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -77,7 +78,7 @@ def read_seed(
         seed_seconds = real_number("seed_seconds", seed_seconds)
         if seed_seconds <= 0:
             raise ConfigError(f"`seed_seconds` must be more than 0 (received {seed_seconds})")
-    score, name, findings, ids = _open(source, tokenizer)
+    score, name, findings, ids = open_music(source, tokenizer)
     line: float | None = None  # the bar line at which the seed was cut, in quarter notes
     if seed_bars is not None or seed_seconds is not None:
         whole = bar_table(score)
@@ -118,7 +119,23 @@ def read_seed(
     )
 
 
-def _open(
+def ids_behind(present: NDArray[np.int32] | None, more: Any) -> NDArray[np.int64]:
+    """The ids of a seed with more behind them.
+
+    Raises:
+        ConfigError: these are no ids, or those of the seed are not known any more.
+    """
+    ids = np.asarray(more) if not isinstance(more, (str, bytes, os.PathLike)) else np.zeros(0)
+    if ids.ndim != 1 or ids.dtype.kind not in "iu":
+        raise ConfigError("`append` takes token ids; encode the music with the sampler's tokenizer")
+    if present is None:
+        raise ConfigError(
+            "`append` goes on from a seed, and the session has moved on from its own; prime anew"
+        )
+    return np.concatenate([present, ids]).astype(np.int64)
+
+
+def open_music(
     source: Any, tokenizer: Tokenizer
 ) -> tuple[ScoreTick, str, list[Finding], NDArray[np.int32] | None]:
     """The score, the name, findings, and the ids where the source is ids."""

@@ -139,6 +139,11 @@ def _place(vocabulary: Vocabulary, state: GrammarState) -> list[int]:
     position = vocabulary.index.get(f"Position_{units}")
     if position is not None:
         return [position] if state.place >= 0 else []
+    return shifts_over(vocabulary, units)
+
+
+def shifts_over(vocabulary: Vocabulary, units: int) -> list[int]:
+    """Time shifts over so many of the metre's units, the longest first; none where time passes by other tokens."""
     tables = compile_tables(vocabulary)
     shifts = [(value, i) for i, value in enumerate(tables.values) if tables.ops[i] == Op.TIME_SHIFT]
     tokens = []

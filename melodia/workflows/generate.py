@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from melodia.errors import CheckpointError, ConfigError, MelodiaError, MidiError, show_path
+from melodia.errors import CheckpointError, ConfigError, MelodiaError, show_path
 from melodia.evaluation.collapse import collapse_report
-from melodia.files import taken
-from melodia.midi import write_midi
 from melodia.sampler import Continuation, PrimeReport, Sampler
-
-if TYPE_CHECKING:
-    import pretty_midi
-
-Listener = Callable[[str, int, int, str], None]
-"""Is called with what is being done, how much is done of how much, and of what ("bars", "tokens")."""
+from melodia.workflows.outputs import (
+    Listener,
+    Piece,
+    check_writable,
+    folder_for,
+    output_paths,
+    write_pieces,
+)
 
 COPY_TRIES = 8
 NO_INDEX = (
@@ -51,85 +48,15 @@ class GeneratedFiles:
         lines = [] if self.seed is None else self.seed.lines()
         for continuation in self.continuations:
             lines.extend(continuation.report.lines())
-            if continuation.originality is not None:
-                lines.extend(continuation.originality.lines())
-            lines.extend(
-                f"may be stuck: {finding}" for finding in collapse_report(continuation.score).findings
-            )
+            lines.extend(doubts(continuation))
         return [*lines, *self.notes, *(f"wrote {show_path(path)}" for path in self.paths)]
 
 
-def names_folder(out: str | os.PathLike[str]) -> bool:
-    """Whether a name can only be a folder's: it ends in a slash, or there is such a folder.
-
-    >>> names_folder("new/"), names_folder("new"), names_folder(".")
-    (True, False, True)
-    """
-    return os.fspath(out).endswith(("/", os.sep)) or Path(out).is_dir()
-
-
-def output_paths(out: str | os.PathLike[str] | None, seed: Path | None, num_samples: int) -> list[Path]:
-    """The MIDI file of each sample, numbered from 1 when there are several: `out`, or named after the seed in it.
-
-    >>> [str(path) for path in output_paths("new.mid", None, 2)]
-    ['new-1.mid', 'new-2.mid']
-    >>> output_paths("new/", Path("songs/a.mid"), 1)[0].as_posix()
-    'new/a-continued.mid'
-
-    Raises:
-        ConfigError: `out` is empty.
-    """
-    base = Path(f"{seed.stem}-continued.mid" if seed else "melodia.mid")
-    if out is not None:
-        if not os.fspath(out):
-            raise ConfigError("`out` is empty; give the name of a file or a folder, or leave it out")
-        base = Path(out) / base if names_folder(out) else Path(out)
-    if base.suffix.lower() not in (".mid", ".midi"):
-        base = base.with_name(base.name + ".mid")
-    if num_samples == 1:
-        return [base]
-    return [base.with_name(f"{base.stem}-{k + 1}{base.suffix}") for k in range(num_samples)]
-
-
-@contextmanager
-def folder_for(out: str | os.PathLike[str] | None) -> Iterator[None]:
-    """Make the folder that a name with a slash at its end asks for; if nothing comes of it, it goes again.
-
-    Raises:
-        MidiError: it cannot be made.
-    """
-    folder = Path(out) if out is not None and names_folder(out) else Path()
-    made = [place for place in (folder, *folder.parents) if not place.exists()]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        reason = error.strerror or error
-        raise MidiError(f"{show_path(folder)}: cannot be made ({reason}); choose another `out`") from error
-    try:
-        yield
-    except BaseException:
-        for place in made:
-            with contextlib.suppress(OSError):
-                place.rmdir()
-        raise
-
-
-def check_writable(paths: list[Path], seed: Path | None = None, *, force: bool) -> None:
-    """Refuse before the work what could not be written after it.
-
-    Raises:
-        MidiError: a file is the seed itself, is there already (without `force`), or its folder is not there.
-    """
-    for path in paths:
-        name = show_path(path)
-        if path.is_dir():
-            raise MidiError(f"{name}: is a directory; give a file name")
-        if seed is not None and seed.exists() and path.exists() and seed.samefile(path):
-            raise MidiError(f"{name}: is the seed itself, which is not replaced; choose another `out`")
-        if os.path.lexists(path) and not force:
-            raise MidiError(taken(path, "`out`"))
-        if not path.parent.is_dir():
-            raise MidiError(f"{name}: there is no folder {show_path(path.parent)}; make it first")
+def doubts(continuation: Continuation) -> list[str]:
+    """What new music shares with the training music, and whether it may be stuck, as lines of text."""
+    found = continuation.originality
+    stuck = collapse_report(continuation.score).findings
+    return [*([] if found is None else found.lines()), *(f"may be stuck: {finding}" for finding in stuck)]
 
 
 def generate_files(
@@ -173,21 +100,11 @@ def generate_files(
         MelodiaError: whatever cannot be read, generated or written; no file that was there is lost, and the message
             names the files that were written before.
     """
-    paths = output_paths(out, seed, num_samples)
-    suffixes = [".png"] * plot + [".wav"] * audio
+    paths = output_paths(out, f"{seed.stem}-continued.mid" if seed else "melodia.mid", num_samples)
     with folder_for(out):
-        check_writable(
-            [*paths, *(path.with_suffix(suffix) for path in paths for suffix in suffixes)],
-            seed,
-            force=force,
-        )
+        check_writable(paths, seed, plot=plot, audio=audio, force=force)
         sampler = Sampler.load(model, device=device, backend=backend, weights=weights)
-        if sampler.originality_index is None:
-            if max_copy is not None:
-                raise CheckpointError(f"a limit on copying needs {NO_INDEX}")
-            notes = [f"originality not checked: it needs {NO_INDEX}"]
-        else:
-            notes = []
+        notes = originality_notes(sampler, max_copy)
         if progress is not None:
             settings["progress"] = partial(progress, "making music")
         report = None
@@ -199,45 +116,26 @@ def generate_files(
         else:
             continuations = generate_original(sampler, num_samples, max_copy, **settings)
         joined = seed is not None and not continuation_only
-        written, sound = _write(
-            paths, continuations, seed, joined=joined, plot=plot, audio=audio, force=force
-        )
+        title = f"{seed.stem}, continued" if seed is not None else "from nothing"
+        pieces = [
+            Piece(made.joined_score, title, (made.joined_at, None)) if joined else Piece(made.score, title)
+            for made in continuations
+        ]
+        written, sound = write_pieces(paths, pieces, plot=plot, audio=audio, force=force)
     return GeneratedFiles(report, continuations, written, notes + sound)
 
 
-def _write(
-    paths: list[Path],
-    continuations: list[Continuation],
-    seed: Path | None,
-    *,
-    joined: bool,
-    plot: bool,
-    audio: bool,
-    force: bool,
-) -> tuple[list[Path], list[str]]:
-    """Write each continuation, behind its seed if `joined`: the files, and what made the sound."""
-    written: list[Path] = []
-    notes: list[str] = []
-    try:
-        for path, continuation in zip(paths, continuations, strict=True):
-            score = continuation.joined_score if joined else continuation.score
-            written.append(write_midi(score, path, force=force))
-            if not (plot or audio):
-                continue
-            midi = continuation.joined if joined else continuation.midi
-            if plot:
-                split_at = continuation.joined_at if joined else None
-                written.append(_plot(midi, path.with_suffix(".png"), split_at, seed, force))
-            if audio:
-                note, file = _sound(midi, path.with_suffix(".wav"), force)
-                written.append(file)
-                if note not in notes:
-                    notes.append(note)
-    except MelodiaError as error:
-        if not written:
-            raise
-        raise type(error)(f"{error}; written before: {', '.join(map(show_path, written))}") from error
-    return written, notes
+def originality_notes(sampler: Sampler, max_copy: float | None) -> list[str]:
+    """A remark where nothing can be said of what new music shares with the training music.
+
+    Raises:
+        CheckpointError: and there is a limit on it.
+    """
+    if sampler.originality_index is not None:
+        return []
+    if max_copy is not None:
+        raise CheckpointError(f"a limit on copying needs {NO_INDEX}")
+    return [f"originality not checked: it needs {NO_INDEX}"]
 
 
 def generate_original(
@@ -281,20 +179,3 @@ def generate_original(
         f"{len(refused)} of {len(refused) + len(made)} tries share more than {max_copy:g} bars with the training music "
         f"(the least: {least.lasting}); allow more with `max_copy`, or take a higher temperature or another seed"
     )
-
-
-def _plot(
-    midi: pretty_midi.PrettyMIDI, path: Path, split_at: float | None, seed: Path | None, force: bool
-) -> Path:
-    from melodia.render import plot_pianoroll
-
-    title = f"{seed.stem}, continued" if seed is not None else "from nothing"
-    plot_pianoroll(midi, path, split_at=split_at, title=title, force=force)
-    return path
-
-
-def _sound(midi: pretty_midi.PrettyMIDI, path: Path, force: bool) -> tuple[str, Path]:
-    from melodia.render import render_audio
-
-    report = render_audio(midi, path, force=force)
-    return report.line(), path

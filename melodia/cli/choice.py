@@ -1,0 +1,51 @@
+"""The options that several commands share: of the choice of tokens, of the model, of what is written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from melodia.decode import SamplingConfig
+
+Temperature = Annotated[float, typer.Option(help="Divides the logits: below 1 is safer, above 1 wilder.")]
+TopK = Annotated[int | None, typer.Option(help="Keep the K likeliest tokens.")]
+TopP = Annotated[
+    float | None, typer.Option(help="Keep the smallest set of tokens with this probability (1 = all).")
+]
+MinP = Annotated[float | None, typer.Option(help="Keep tokens at least this share of the likeliest one.")]
+RepetitionPenalty = Annotated[float, typer.Option(help="Above 1, recent tokens become less likely.")]
+RandomSeed = Annotated[int | None, typer.Option(help="Number that makes the result repeatable.")]
+ModelFolder = Annotated[
+    Path | None, typer.Option("--model", metavar="DIR", help="A checkpoint made by `melodia train`.")
+]
+Plot = Annotated[bool, typer.Option("--plot", help="Also write a piano-roll picture (PNG) beside it.")]
+Audio = Annotated[bool, typer.Option("--audio", help="Also write sound (WAV) beside it.")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Backend = Annotated[str, typer.Option(help="auto, reference or native.")]
+Weights = Annotated[
+    str,
+    typer.Option(help="fp32, bf16 or int8: smaller weights are faster and a little less exact (CPU)."),
+]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite files that exist.")]
+
+
+def sampling_of(
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+    min_p: float | None,
+    repetition_penalty: float,
+) -> SamplingConfig:
+    """The settings of the choice; a top-p of 1 keeps all."""
+    from melodia.decode import SamplingConfig
+
+    return SamplingConfig(
+        temperature=temperature,
+        top_k=top_k,
+        top_p=None if top_p == 1.0 else top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+    )

@@ -1,0 +1,115 @@
+"""`melodia fill`: make some bars of a MIDI file anew."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import typer
+
+from melodia.cli.choice import (
+    Audio,
+    Backend,
+    Device,
+    Force,
+    MinP,
+    ModelFolder,
+    Plot,
+    RandomSeed,
+    RepetitionPenalty,
+    Temperature,
+    TopK,
+    TopP,
+    Weights,
+    sampling_of,
+)
+from melodia.cli.generate import program_numbers
+from melodia.cli.output import tell
+from melodia.decode.config import RECOMMENDED
+
+
+def bar_numbers(text: str) -> tuple[int, int]:
+    """The first and the last bar, from "9-12", or "9" for one.
+
+    >>> bar_numbers("9-12"), bar_numbers("9")
+    ((9, 12), (9, 9))
+    """
+    found = re.fullmatch(r"\s*(\d{1,9})\s*(?:-\s*(\d{1,9})\s*)?", text, re.ASCII)
+    if found is None:
+        raise typer.BadParameter(
+            f"--bars is one bar, such as 9, or a range, such as 9-12 (received {text!r})"
+        )
+    return int(found[1]), int(found[2] or found[1])
+
+
+def fill(
+    music: Path = typer.Argument(..., metavar="FILE", help="The MIDI file in which bars are to be filled."),
+    bars: str = typer.Option(
+        ..., metavar="N-N", help="Which bars, counted from 1, such as 9-12; what stands there goes."
+    ),
+    num_samples: int = typer.Option(1, min=1, max=1000, help="In how many ways."),
+    temperature: Temperature = RECOMMENDED["temperature"],
+    top_k: TopK = None,
+    top_p: TopP = RECOMMENDED["top_p"],
+    min_p: MinP = None,
+    repetition_penalty: RepetitionPenalty = 1.0,
+    pitch_bias: float = typer.Option(
+        RECOMMENDED["pitch_bias"],
+        help="How strongly new notes keep to the pitch classes before them and instruments to their range there, "
+        "0 (not at all) to 1.",
+    ),
+    branches: int = typer.Option(
+        RECOMMENDED["branches"],
+        min=2,
+        max=64,
+        help="Play every two bars so many times, the last two eight times as often, and keep what fits and leads to "
+        "what comes behind.",
+    ),
+    programs: str | None = typer.Option(
+        None,
+        metavar="P,P",
+        help="General MIDI programs that may play, 0 (piano) to 127, and drums (those that play in these bars now).",
+    ),
+    random_seed: RandomSeed = None,
+    model: ModelFolder = None,
+    out: str | None = typer.Option(  # no Path, which forgets a slash at the end
+        None,
+        "--out",
+        metavar="FILE",
+        help="The MIDI file to write, or the folder (this one; made if it ends in a slash) for FILE-filled.mid.",
+    ),
+    plot: Plot = False,
+    audio: Audio = False,
+    device: Device = "auto",
+    backend: Backend = "auto",
+    weights: Weights = "fp32",
+    force: Force = False,
+) -> None:
+    """Make some bars of a MIDI file anew, from what stands before them and towards what comes behind."""
+    between = bar_numbers(bars)
+
+    from melodia.cli.late_bar import LateBar
+    from melodia.workflows.fill import fill_files
+
+    with LateBar() as bar:
+        result = fill_files(
+            music,
+            between,
+            out,
+            model=model,
+            num_samples=num_samples,
+            sampling=sampling_of(temperature, top_k, top_p, min_p, repetition_penalty),
+            pitch_bias=pitch_bias,
+            branches=branches,
+            programs=None if programs is None else program_numbers(programs),
+            random_seed=random_seed,
+            plot=plot,
+            audio=audio,
+            device=device,
+            backend=backend,
+            weights=weights,
+            force=force,
+            progress=bar.show,
+        )
+    for line in result.lines():
+        tell(line)

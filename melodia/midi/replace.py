@@ -1,0 +1,100 @@
+"""New music in place of some bars of a score."""
+
+from __future__ import annotations
+
+import numpy as np
+from symusic.core import ControlChangeTick, PitchBendTick, ScoreTick, TrackTick
+
+from melodia.midi.join import PEDALS, common_resolution, set_notes
+from melodia.midi.report import Finding, Findings
+
+
+def replace(score: ScoreTick, new: ScoreTick, start: int, stop: int) -> tuple[ScoreTick, list[Finding]]:
+    """Put new music in place of what begins between two ticks. All else stays as it is.
+
+    The new notes go to the tracks of their program, the drums to the drums; of several such tracks, as of the two hands
+    of a piano, to the one whose notes in the rest of the score lie nearest; where there is none, to a new one. Pedals
+    are up and bends at rest in between. Tempo, metre and key are the score's.
+
+    Args:
+        score: in ticks.
+        new: what stands there then; its tick 0 comes to lie at `start`, and it ends at `stop` at the latest.
+        start, stop: in ticks of the score.
+
+    Returns:
+        a new score at the score's resolution, or at a multiple of it on which the new notes lie; and what was cut.
+    """
+    resolution = common_resolution(score.ticks_per_quarter, new.ticks_per_quarter)
+    findings = Findings()
+    scale = resolution // score.ticks_per_quarter
+    result = score.copy() if scale == 1 else score.resample(resolution, 1)
+    start, stop = start * scale, stop * scale
+    new = new.resample(resolution, 1)
+    for track in result.tracks:
+        _clear(track, start, stop, findings)
+    centres = [_mean_pitch(track) for track in result.tracks]
+    for track in new.tracks:
+        _spread(track, result, centres, start)
+    return result, findings.to_list()
+
+
+def _clear(track: TrackTick, start: int, stop: int, findings: Findings) -> None:
+    """Remove what begins in between, and end there what begins before (in place)."""
+    columns = track.notes.numpy()
+    begin = columns["time"].astype(np.int64)
+    across = (begin < start) & (begin + columns["duration"] > start)
+    columns["duration"][across] = (start - begin[across]).astype(columns["duration"].dtype)
+    findings.add("repaired", "notes that sound into the new bars shortened", int(across.sum()))
+    kept = (begin < start) | (begin >= stop)
+    set_notes(track, {name: values[kept] for name, values in columns.items()})
+    for number in PEDALS:
+        pedal = _rested([(c.time, c.value) for c in track.controls if c.number == number], start, stop)
+        others = [c for c in track.controls if c.number != number]
+        moves = [ControlChangeTick(time, number, value) for time, value in pedal]
+        track.controls = type(track.controls)(sorted(others + moves, key=lambda c: c.time))
+    bends = _rested([(bend.time, bend.value) for bend in track.pitch_bends], start, stop)
+    track.pitch_bends = type(track.pitch_bends)([PitchBendTick(time, value) for time, value in bends])
+
+
+def _rested(changes: list[tuple[int, int]], start: int, stop: int) -> list[tuple[int, int]]:
+    """Changes (tick, value) of something that is at rest, 0, between two ticks, and outside as it was."""
+
+    def in_force(tick: int) -> int:
+        return next((value for time, value in reversed(changes) if time <= tick), 0)
+
+    changes = sorted(changes, key=lambda change: change[0])
+    kept = [change for change in changes if not start <= change[0] < stop]
+    if len(kept) == len(changes) and not in_force(start):
+        return changes
+    kept.append((start, 0))
+    if all(time != stop for time, _ in kept):
+        kept.append((stop, in_force(stop)))
+    return sorted(kept, key=lambda change: change[0])
+
+
+def _mean_pitch(track: TrackTick) -> float | None:
+    return float(track.notes.numpy()["pitch"].mean()) if len(track.notes) else None
+
+
+def _spread(track: TrackTick, result: ScoreTick, centres: list[float | None], start: int) -> None:
+    """Give the notes of a track to those of the score that play its program (in place)."""
+    homes = [
+        index
+        for index, other in enumerate(result.tracks)
+        if other.is_drum == track.is_drum and (track.is_drum or other.program == track.program)
+    ]
+    playing = [index for index in homes if centres[index] is not None]
+    homes = playing or homes[:1]
+    if not homes:
+        homes = [len(result.tracks)]
+        result.tracks.append(TrackTick(track.name, track.program, track.is_drum))
+    columns = track.notes.numpy()
+    columns["time"] = columns["time"] + np.int32(start)
+    nearest = np.zeros(len(columns["time"]), np.int64)
+    if len(homes) > 1:
+        centre = np.array([centres[index] for index in homes])
+        nearest = np.abs(columns["pitch"][:, None] - centre).argmin(axis=1)
+    for place, index in enumerate(homes):
+        home, mine = result.tracks[index], nearest == place
+        old = home.notes.numpy()
+        set_notes(home, {name: np.concatenate((old[name], columns[name][mine])) for name in old})

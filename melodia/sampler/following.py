@@ -1,0 +1,68 @@
+"""The music behind new bars: which of several branches leads there best.
+
+A recurrent model reads one way, and bars that were drawn from what stands before know nothing of what comes after. But
+a model says how likely what comes after is behind each of them, for the price of reading it. By Bayes' rule bars with
+music before and after them have the probability
+
+    p(new | before, after) = p(new | before) p(after | before, new) / p(after | before):
+
+branches are drawn from the first factor, and the second says which of them is kept. A bar or two decide: further on
+they are forgotten.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from melodia.sampler.feeding import Reader, feed_more
+from melodia.sampler.seed import open_music
+from melodia.sampler.session import Session, shifts_over
+
+if TYPE_CHECKING:
+    from melodia.tokenizer import Tokenizer
+
+AHEAD_BARS = 2
+"""So many bars behind the new ones are read."""
+
+TEXTURE_BARS = 8
+"""So many say what the music there is like."""
+
+
+class Following:
+    """What comes behind new bars.
+
+    Args:
+        reader: what reads.
+        music: in any form that a seed has.
+        tokenizer: the reader's.
+
+    Attributes:
+        score: the first bars.
+        ids: int32 [N], their tokens.
+
+    Raises:
+        MidiError, TokenizerError: as for a seed.
+    """
+
+    def __init__(self, reader: Reader, music: Any, tokenizer: Tokenizer) -> None:
+        from melodia.midi import cut_score
+
+        score, *_ = open_music(music, tokenizer)
+        self.score, _ = cut_score(score, bars=TEXTURE_BARS)
+        self.ids = tokenizer.encode(cut_score(score, bars=AHEAD_BARS)[0]).ids
+        self._reader = reader
+
+    def surprise(self, session: Session, join: int) -> float:
+        """How little the model expects it: -log probability of a token of it, on the average, in nats.
+
+        Args:
+            session: where the music before stands.
+            join: the bar line behind that music, in grid ticks.
+        """
+        state, ids = session.grammar, self.ids
+        if not state.has_bars:
+            shifts = shifts_over(self._reader.vocabulary, (join - state.now) // state.unit)
+            ids = np.concatenate([np.array(shifts, np.int32), ids])
+        return feed_more(self._reader, session, ids)[1]
