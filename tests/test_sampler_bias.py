@@ -56,6 +56,22 @@ def test_the_bias_by_hand() -> None:
     assert seed_bias(sampler._classes, drums, Request(pitch_bias=0.5)) is None
 
 
+def test_music_beside_counts_by_its_classes_alone() -> None:
+    sampler = tiny_sampler()
+    request = Request(pitch_bias=0.5)
+    index = sampler.vocabulary.index
+    beside = make_seed([(0, 1, 60, 40), (1, 1, 72, 40), (2, 1, 48, 40), (3, 1, 67, 40)])
+    bias = seed_bias(sampler._classes, None, request, beside)
+    assert bias is not None
+    low, high, other = (bias.of(0).row[index[f"Pitch_{pitch}"]] for pitch in (36, 96, 97))
+    assert low == high == pytest.approx(other + 0.5 * np.log(4), rel=1e-5), "there is no range"
+    seed = make_seed([(0, 1, 61, 0)])
+    both = seed_bias(sampler._classes, seed, request, beside)
+    assert both is not None
+    of_c, of_c_sharp = (both.of(0).row[index[f"Pitch_{pitch}"]] for pitch in (60, 61))
+    assert of_c - of_c_sharp == pytest.approx(0.5 * np.log(2), rel=1e-5)
+
+
 def test_the_range_is_that_of_most_notes() -> None:
     """One of a hundred notes at either end does not widen it."""
     sampler = tiny_sampler()

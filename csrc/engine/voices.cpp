@@ -73,7 +73,7 @@ void Voices::set_terms(int64_t lane, const LaneTerms& terms) {
 }
 
 void Voices::choose(int64_t lane, const uint64_t* legal) {
-    check(lane, Standing::asks);
+    if (!facts_[lane].is(Standing::stopped)) check(lane, Standing::asks);
     draw(lane, legal);
     if (!facts_[lane].over()) facts_[lane].set(Standing::stopped);
 }

@@ -85,7 +85,7 @@ class Voices {
     void set_bias(int64_t lane, const float* rows, int64_t count, const int32_t* row_of,
                   const uint64_t* members, double exponent);
     void set_terms(int64_t lane, const LaneTerms& terms);
-    // Chooses for a lane that asks, among tokens [W]; it is `stopped` then.
+    // Chooses for a lane that asks, among tokens [W], or again for one that stopped; it is `stopped` then.
     void choose(int64_t lane, const uint64_t* legal);
     // Takes the token at which a lane stopped.
     void take(int64_t lane);

@@ -59,11 +59,17 @@ def fill(
         "0 (not at all) to 1.",
     ),
     branches: int = typer.Option(
-        RECOMMENDED["branches"],
+        8,
         min=2,
         max=64,
         help="Play every two bars so many times, the last two eight times as often, and keep what fits and leads to "
         "what comes behind.",
+    ),
+    beside: bool = typer.Option(
+        False,
+        "--beside",
+        help="Make only --programs anew, which the piece need not have yet; what others play stays, and is "
+        "accompanied.",
     ),
     programs: str | None = typer.Option(
         None,
@@ -87,6 +93,8 @@ def fill(
 ) -> None:
     """Make some bars of a MIDI file anew, from what stands before them and towards what comes behind."""
     between = bar_numbers(bars)
+    if beside and programs is None:
+        raise typer.BadParameter("--beside needs --programs: those that are made anew beside the others")
 
     from melodia.cli.late_bar import LateBar
     from melodia.workflows.fill import fill_files
@@ -101,6 +109,7 @@ def fill(
             sampling=sampling_of(temperature, top_k, top_p, min_p, repetition_penalty),
             pitch_bias=pitch_bias,
             branches=branches,
+            beside=beside,
             programs=None if programs is None else program_numbers(programs),
             random_seed=random_seed,
             plot=plot,

@@ -181,7 +181,7 @@ class TokenLoop:
         return found
 
     def choose(self, lane: int, legal: NDArray[np.bool_]) -> None:
-        """Draw a token among `legal`, bool [V], for a lane that asks; it is in `facts` then."""
+        """Draw a token among `legal`, bool [V], for a lane that asks or has stopped; it is in `facts` then."""
         self._native.choose(lane, np.asarray(legal, np.bool_, order="C"))
 
     def take(self, lane: int) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 from symusic.core import ControlChangeTick, PitchBendTick, ScoreTick, TrackTick
 
@@ -9,7 +11,9 @@ from melodia.midi.join import PEDALS, common_resolution, set_notes
 from melodia.midi.report import Finding, Findings
 
 
-def replace(score: ScoreTick, new: ScoreTick, start: int, stop: int) -> tuple[ScoreTick, list[Finding]]:
+def replace(
+    score: ScoreTick, new: ScoreTick, start: int, stop: int, programs: Collection[int] | None = None
+) -> tuple[ScoreTick, list[Finding]]:
     """Put new music in place of what begins between two ticks. All else stays as it is.
 
     The new notes go to the tracks of their program, the drums to the drums; of several such tracks, as of the two hands
@@ -20,6 +24,7 @@ def replace(score: ScoreTick, new: ScoreTick, start: int, stop: int) -> tuple[Sc
         score: in ticks.
         new: what stands there then; its tick 0 comes to lie at `start`, and it ends at `stop` at the latest.
         start, stop: in ticks of the score.
+        programs: only what these play goes, -1 for the drums; None: what any plays.
 
     Returns:
         a new score at the score's resolution, or at a multiple of it on which the new notes lie; and what was cut.
@@ -31,11 +36,17 @@ def replace(score: ScoreTick, new: ScoreTick, start: int, stop: int) -> tuple[Sc
     start, stop = start * scale, stop * scale
     new = new.resample(resolution, 1)
     for track in result.tracks:
-        _clear(track, start, stop, findings)
+        if programs is None or program_of(track) in programs:
+            _clear(track, start, stop, findings)
     centres = [_mean_pitch(track) for track in result.tracks]
     for track in new.tracks:
         _spread(track, result, centres, start)
     return result, findings.to_list()
+
+
+def program_of(track: TrackTick) -> int:
+    """The program of a track, -1 for the drums."""
+    return -1 if track.is_drum else int(track.program)
 
 
 def _clear(track: TrackTick, start: int, stop: int, findings: Findings) -> None:
@@ -78,11 +89,7 @@ def _mean_pitch(track: TrackTick) -> float | None:
 
 def _spread(track: TrackTick, result: ScoreTick, centres: list[float | None], start: int) -> None:
     """Give the notes of a track to those of the score that play its program (in place)."""
-    homes = [
-        index
-        for index, other in enumerate(result.tracks)
-        if other.is_drum == track.is_drum and (track.is_drum or other.program == track.program)
-    ]
+    homes = [k for k, other in enumerate(result.tracks) if program_of(other) == program_of(track)]
     playing = [index for index in homes if centres[index] is not None]
     homes = playing or homes[:1]
     if not homes:

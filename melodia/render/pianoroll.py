@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,6 +56,7 @@ def plot_pianoroll(
     *,
     split_at: float | None = None,
     split_end: float | None = None,
+    new_programs: Collection[int] | None = None,
     title: str | None = None,
     size: tuple[float, float] | None = None,
     force: bool = False,
@@ -70,6 +72,7 @@ def plot_pianoroll(
         path: where; the name ends in ``.png``.
         split_at: seconds; notes from there on are the continuation of a seed, in another colour.
         split_end: seconds, with `split_at`; only notes up to there are new, and the rest is the piece around them.
+        new_programs: only notes of these, -1 for the drums, are new there; None: all.
         title: stands above; none without it.
         size: width and height in inches; by default as the piece needs.
         force: replace a file that is there.
@@ -96,7 +99,7 @@ def plot_pianoroll(
             f"`split_end` is a time in seconds behind `split_at` (received {split_end}, {split_at})"
         )
     clock = Clock(midi)
-    programs, melodic, drums = _collect(midi, clock, split_at, split_end)
+    programs, melodic, drums = _collect(midi, clock, split_at, split_end, new_programs)
     if len(melodic) + len(drums) == 0:
         raise MidiError("there are no notes to draw; give a MIDI file with notes")
     end = max(float(np.max(part.end)) for part in (melodic, drums) if len(part))
@@ -109,7 +112,11 @@ def plot_pianoroll(
 
 
 def _collect(
-    midi: pretty_midi.PrettyMIDI, clock: Clock, split_at: float | None, split_end: float | None
+    midi: pretty_midi.PrettyMIDI,
+    clock: Clock,
+    split_at: float | None,
+    split_end: float | None,
+    new_programs: Collection[int] | None,
 ) -> tuple[list[int], _Notes, _Notes]:
     """The programs in order of appearance, the pitched notes and the drums."""
     programs: list[int] = []
@@ -118,9 +125,10 @@ def _collect(
     for instrument in midi.instruments:
         if not instrument.is_drum and instrument.notes and instrument.program not in programs:
             programs.append(instrument.program)
+        joins = new_programs is None or (-1 if instrument.is_drum else instrument.program) in new_programs
         group = 0 if instrument.is_drum else programs.index(instrument.program) if instrument.notes else 0
         for note in instrument.notes:
-            new = first <= note.start < last
+            new = first <= note.start < last and joins
             rows[instrument.is_drum].append(
                 (note.start, note.end, note.pitch, note.velocity, group, float(new))
             )

@@ -7,7 +7,7 @@
 - `bias`: the seed's opinion on pitches
 - `lane`, `loop`: the loop over tokens
 - `branching`, `texture`: playing stretches several times, and what fits best
-- `following`, `filling`: towards music that comes behind; bars inside a piece
+- `following`, `kept`, `filling`: towards music that comes behind; beside music that stays; bars inside a piece
 - `recall`: stretches that are played again from memory
 - `stream`: events as they are produced
 - `runner`, `steppers`, `torch_stepper`: what runs the model under it; only the last imports torch

@@ -47,32 +47,49 @@ UNKNOWN = 30.0
 
 PITCHES = np.arange(128)
 
+FAMILY_RANGES = (
+    *((37, 86), (46, 97), (35, 87), (38, 80), (23, 50), (37, 84), (30, 81), (33, 83)),
+    *((52, 79), (50, 90), (24, 84), (35, 79), (48, 85), (50, 81), (35, 95), (47, 94)),
+)
+"""Between which pitches all but four in a hundred notes of each General MIDI family lie, as in `RANGE`.
 
-def seed_bias(classes: TokenClasses, seed: ScoreTick | None, request: Request) -> Bias | None:
-    """The bias of a continuation's logits; None where there is none, or no seed with pitches."""
-    if not request.pitch_bias or seed is None:
+Counted in 1,100 pieces of nine sets; what accompanies and has not been heard keeps to it."""
+
+
+def seed_bias(
+    classes: TokenClasses, seed: ScoreTick | None, request: Request, beside: ScoreTick | None = None
+) -> Bias | None:
+    """The bias of a continuation's logits; None where there is none, or nothing with pitches to lean to.
+
+    Args:
+        classes: of the vocabulary.
+        seed: the music before; None for none.
+        request: how strong the bias is.
+        beside: what sounds at the same time: its pitch classes count, too, but its programs' ranges are theirs.
+    """
+    if not request.pitch_bias:
         return None
-    counts: dict[int, NDArray[np.int64]] = {}  # of each program's pitches, [128]
-    for track in seed.tracks:
-        if not track.is_drum and len(track.notes):
-            found = np.bincount(track.notes.numpy()["pitch"], minlength=128)
-            counts[track.program] = counts.get(track.program, np.zeros(128, np.int64)) + found
-    if not counts:
+    counts = pitches_of(seed)
+    every = sum(counts.values(), np.zeros(128, np.int64))
+    heard = sum(pitches_of(beside).values(), every)
+    if not heard.any():
         return None
-    every = np.sum(list(counts.values()), axis=0)
-    of_class = SMOOTHING + np.bincount(PITCHES % 12, every)
+    of_class = SMOOTHING + np.bincount(PITCHES % 12, heard)
     likelihood = np.log(of_class / of_class.sum())[PITCHES % 12]
     beyond_all = distances(every)
+    beyond = {program: distances(notes) for program, notes in counts.items()}
+    if beside is not None:
+        strangers = [program for program in request.programs or () if program >= 0 and program not in counts]
+        beyond |= {program: outside_of(*FAMILY_RANGES[program // 8]) for program in strangers}
 
-    def of_pitches(notes: NDArray[np.int64]) -> NDArray[np.float64]:
-        own = distances(notes)
+    def of_pitches(own: NDArray[np.float64]) -> NDArray[np.float64]:
         outside = np.minimum(own, beyond_all)
         raw = request.pitch_bias * (likelihood - outside / OUTSIDE - (own - outside) / ASTRAY)
         return raw - np.log(np.exp(raw[own == 0]).mean())
 
-    table = np.stack([of_pitches(notes) for notes in (every, *counts.values())])  # [R, 128]
+    table = np.stack([of_pitches(own) for own in (beyond_all, *beyond.values())])  # [R, 128]
     row_of = np.zeros(PROGRAM_NUMBERS, np.int32)
-    row_of[[program + 1 for program in counts]] = np.arange(1, len(table))
+    row_of[[program + 1 for program in beyond]] = np.arange(1, len(table))
     token, named, pitch = classes.begun
     rows = []
     for row in range(len(table)):  # a note's program is the one that its token names, or the one before
@@ -83,8 +100,27 @@ def seed_bias(classes: TokenClasses, seed: ScoreTick | None, request: Request) -
     return Bias(np.stack(rows).astype(np.float32), row_of, members, 1 - request.pitch_bias)
 
 
+def pitches_of(music: ScoreTick | None) -> dict[int, NDArray[np.int64]]:
+    """How many notes of each pitch [128] each program with pitches plays."""
+    counts: dict[int, NDArray[np.int64]] = {}
+    for track in () if music is None else music.tracks:
+        if not track.is_drum and len(track.notes):
+            found = np.bincount(track.notes.numpy()["pitch"], minlength=128)
+            counts[track.program] = counts.get(track.program, np.zeros(128, np.int64)) + found
+    return counts
+
+
 def distances(notes: NDArray[np.int64]) -> NDArray[np.float64]:
-    """How far each pitch lies outside the range of notes, so many of each pitch [128], in semitones [128]."""
+    """How far each pitch lies outside the range of notes, so many of each pitch [128], in semitones [128].
+
+    Of no notes, every pitch is in range.
+    """
+    if not notes.any():
+        return np.zeros(128)
     low, high = np.quantile(np.repeat(PITCHES, notes), RANGE, method="nearest")
-    outside = np.maximum(low - PITCHES, 0) + np.maximum(PITCHES - high, 0)
-    return np.maximum(outside - UNKNOWN / notes.sum(), 0.0)
+    return np.maximum(outside_of(low, high) - UNKNOWN / notes.sum(), 0.0)
+
+
+def outside_of(low: float, high: float) -> NDArray[np.float64]:
+    """How far each pitch lies outside a range, in semitones [128]."""
+    return np.maximum(low - PITCHES, 0.0) + np.maximum(PITCHES - high, 0.0)

@@ -102,8 +102,8 @@ class Judge:
     def fitness(self, branch: Lane) -> float:
         """How well the last stretch of a branch fits; only the order of such numbers means anything.
 
-        The distance of its texture from those around is taken off, and where the piece ends its `closure` is added, or
-        where other music follows, how little that surprises.
+        The distance of its texture from those around is taken off. Where the piece ends its `closure` is added; where
+        other music follows, how much that surprises is taken off.
         """
         fitness = 0.0
         quarter = branch.classes.tables.ticks_per_quarter

@@ -28,6 +28,7 @@ class TokenClasses:
         inner_shift: BPE tokens with a time shift behind their beginning.
         pitch: tokens that begin notes: what the repetition penalty counts.
         plays: tokens that name a program or begin a note.
+        begins: base tokens that lead to a note; where one is legal, none is half described.
         program_of: int64 [V], the program that a Program token names; `NONE` for other tokens.
         moves: int64 [V], by how many grid units the token's time shifts move on.
         micro: int64 [V], by how many ticks a MicroTiming token moves a note off its grid point.
@@ -48,6 +49,7 @@ class TokenClasses:
         self.pitch = (ops == Op.PITCH) | (ops == Op.DRUM)
         names = ops == Op.PROGRAM
         self.plays = self.pitch | names
+        self.begins = names | self.position
         self.program_of = np.where(names, np.array(tables.values), NONE)
         micro = ops == Op.MICRO
         self.micro = np.where(micro, np.array(tables.values), 0).astype(np.int64)

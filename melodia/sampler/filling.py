@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from melodia.checks import whole_number
-from melodia.decode.config import RECOMMENDED
 from melodia.errors import ConfigError
 from melodia.midi import Finding, bar_table, seconds_of, window
 from melodia.midi.convert import tempi_of
+from melodia.midi.replace import program_of, replace
 from melodia.sampler.continuation import Continuation
 from melodia.sampler.report import counted
+from melodia.sampler.request import check_programs
 from melodia.sampler.seed import open_music
 
 if TYPE_CHECKING:
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
 
     from melodia.midi import BarTable
     from melodia.sampler.sampler import Sampler
+
+BRANCHES = 8
+"""So many times every two bars are played unless told otherwise, and the last two eight times as often."""
 
 MOST_BARS = 64
 """So many bars are filled at once: of more than a few, what stands before and behind says nothing."""
@@ -33,6 +38,7 @@ class Filling:
 
     Attributes:
         bars: the first and the last new one, counted from 1.
+        programs: those that were made anew, -1 for the drums; None: all that play there.
         score: the whole piece.
         span: where the new bars begin and end in it, in seconds.
         continuation: the new bars by themselves, as what continues the music before them.
@@ -44,6 +50,7 @@ class Filling:
     """
 
     bars: tuple[int, int]
+    programs: tuple[int, ...] | None
     score: ScoreTick
     span: tuple[float, float]
     continuation: Continuation
@@ -74,11 +81,14 @@ class Filling:
 
 
 def fill(
-    sampler: Sampler, music: Any, bars: tuple[int, int], num_samples: int, settings: dict[str, Any]
+    sampler: Sampler,
+    music: Any,
+    bars: tuple[int, int],
+    num_samples: int,
+    beside: bool,
+    settings: dict[str, Any],
 ) -> list[Filling]:
     """See `Sampler.fill`."""
-    from melodia.midi.replace import replace
-
     score, *_ = open_music(music, sampler.tokenizer)
     table = bar_table(score)
     first, last = _check_bars(bars, table, score.ticks_per_quarter)
@@ -87,14 +97,23 @@ def fill(
         window(score, begin, end)[0] for begin, end in ((0, start), (start, stop), (stop, table.end))
     )
     given = {name: value for name, value in settings.items() if value is not None}
-    settings = {"branches": RECOMMENDED["branches"], "metre": _metre(table, first - 1), **given}
-    if not settings.get("any_program"):
+    settings = {"branches": BRANCHES, "metre": _metre(table, first - 1), **given}
+    goes = None
+    if beside:
+        if "programs" not in settings:
+            raise ConfigError("`beside` needs `programs`: those that are made anew beside the others")
+        goes = settings["programs"] = check_programs(settings["programs"])
+        stays = _part(here, lambda program: program not in goes)
+        here = _part(here, lambda program: program in goes)
+        if _programs(stays):
+            settings["beside"] = stays
+    elif not settings.get("any_program"):
         settings.setdefault("programs", _programs(here) or _programs(score))
     twin, leads = sampler.fork(), bool(_programs(after))
     behind_old = None
     if leads:
         settings["following"] = after
-        if _programs(before) or _programs(here):
+        if _programs(window(score, 0, stop)[0]):
             twin.prime(score, last)
             behind_old = twin.surprise(after)
     if _programs(before):
@@ -104,11 +123,12 @@ def fill(
         settings.setdefault("tempo", _tempo(score, start))
     filled = []
     for made in twin.generate_many(num_samples, bars=last - first + 1, **settings):
-        whole, findings = replace(score, made.score, start, stop)
+        whole, findings = replace(score, made.score, start, stop, goes)
         lines = np.array([start, stop]) * (whole.ticks_per_quarter // score.ticks_per_quarter)
         filled.append(
             Filling(
                 bars=(first, last),
+                programs=goes,
                 score=whole,
                 span=tuple(seconds_of(whole, lines).tolist()),
                 continuation=made,
@@ -161,7 +181,17 @@ def _metre(table: BarTable, bar: int) -> tuple[int, int]:
 
 def _programs(score: ScoreTick) -> tuple[int, ...]:
     """Those that play, -1 for the drums."""
-    return tuple(sorted({-1 if t.is_drum else int(t.program) for t in score.tracks if len(t.notes)}))
+    return tuple(sorted({program_of(track) for track in score.tracks if len(track.notes)}))
+
+
+def _part(score: ScoreTick, plays: Callable[[int], bool]) -> ScoreTick:
+    """A copy with the tracks of some programs only."""
+    part = score.copy()
+    tracks = [track for track in score.tracks if plays(program_of(track))]
+    part.tracks.clear()
+    for track in tracks:
+        part.tracks.append(track)
+    return part
 
 
 def _tempo(score: ScoreTick, tick: int) -> float:

@@ -22,6 +22,7 @@ from melodia.midi.report import Finding
 from melodia.sampler.bias import seed_bias
 from melodia.sampler.classes import TokenClasses
 from melodia.sampler.continuation import Event, TimeMap, event_of
+from melodia.sampler.kept import Kept
 from melodia.sampler.plan import BAR_TOKENS, Plan
 from melodia.sampler.players import rests_of
 from melodia.sampler.recall import NOTHING_HEARD, Memory, Recall, Recollection
@@ -61,6 +62,7 @@ class Lane:
         request: Request,
         cycle: tuple[str, ...] | None = None,
         before: Recollection = NOTHING_HEARD,
+        kept: Kept | None = None,
     ) -> None:
         self.session = session.fork()
         self.request = request
@@ -72,7 +74,7 @@ class Lane:
         if self.programs and state.program not in self.programs:
             state.program = NONE  # one that may not play has to give way before a note begins
         rests = rests_of(session.seed, self.programs, classes.tables.ticks_per_quarter)
-        self.plan = Plan(classes, session.context, request, self.session.grammar, cycle, rests)
+        self.plan = Plan(classes, session.context, request, self.session.grammar, cycle, rests, kept)
         self.count = 0
         self.tokens: list[int] = []
         self.nll: list[float] = []
@@ -92,21 +94,30 @@ class Lane:
         self.plan.go_on(before.script)
         self._noise = Noise(self.random_seed, request.session, classes.vocabulary.size)
         self.session.side.bars_total = self.plan.bars_total
-        self.bias = seed_bias(classes, session.seed, request)
+        self.bias = seed_bias(classes, session.seed, request, None if kept is None else kept.score)
 
     def choose(self, *, compiled: bool = False) -> Choice | None:
         """Draw the next token from the session's logits, in compiled code or not; None if the lane leaves."""
+        grammar = self.session.grammar
+        legal = self.grammar.mask(grammar)
+        choice = self._choose(self.plan.restrict(grammar, legal), compiled)
+        instead = self.plan.overrule(grammar, legal, choice.token)
+        if instead is not None:
+            choice = self._choose(instead, compiled)
+        return None if self.leaves(choice.token) else choice
+
+    def _choose(self, wanted: NDArray[np.bool_], compiled: bool) -> Choice:
+        """Draw among the tokens of a mask."""
         session, request = self.session, self.request
-        legal = self.plan.restrict(session.grammar, self.grammar.mask(session.grammar))
         opinion = None if self.bias is None else self.bias.of(session.grammar.program)
         recent: list[int] = []
         if request.sampling.repetition_penalty != 1.0:
             window = self.recent[-self.sampling.repetition_window :]
             recent = [token for token in window if self.classes.pitch[token]]
         if compiled:
-            choice = engine.choose(
+            return engine.choose(
                 session.logits,
-                legal,
+                wanted,
                 recent,
                 request.sampling,
                 random_seed=self.random_seed,
@@ -114,10 +125,8 @@ class Lane:
                 position=session.fed,
                 opinion=opinion,
             )
-        else:
-            noise = None if request.sampling.greedy else self._noise.at(session.fed)
-            choice = choose(session.logits, legal, recent, request.sampling, noise, opinion)
-        return None if self.leaves(choice.token) else choice
+        noise = None if request.sampling.greedy else self._noise.at(session.fed)
+        return choose(session.logits, wanted, recent, request.sampling, noise, opinion)
 
     def leaves(self, token: int) -> bool:
         """Whether the lane leaves the loop at a token that was drawn: the piece ends, or is to branch."""
@@ -175,6 +184,7 @@ class Lane:
             note._replace(onset=note.onset + self._tail_offset, duration=max(1, note.duration))
             for token in tokens
             for note in self._reader.feed(token)
+            if self.plan.kept is None or note.program not in self.plan.kept.programs
         ]
         self.tempi = [(tick + self._tail_offset, tempo) for tick, tempo in self._reader.tempi]
         self.count += len(tokens)
@@ -231,7 +241,7 @@ class Lane:
         )
 
     def result(self) -> tuple[tuple[NoteEvent, ...], TimeMap]:
-        """The notes in ticks from the origin, by onset, cut at the end; and the map of their time."""
+        """The new notes in ticks from the origin, by onset, cut at the end; and the map of their time."""
         notes = [self._cut(note, self.end) for note in self.notes if note.onset < self.end]
         notes.sort(key=lambda note: (note.onset, note.program if note.program >= 0 else 128, note.pitch))
         return tuple(notes), self._map(self.end)

@@ -166,7 +166,11 @@ class _Bursts:
         loop, plan, state = self._loop, lane.plan, lane.session.grammar
         self._catch_up(lane, i, found)
         if loop.facts["standing"][i] == Standing.ASKS:
-            loop.choose(i, plan.restrict(state, loop.followers[i].mask()))
+            legal = loop.followers[i].mask()
+            loop.choose(i, plan.restrict(state, legal))
+            instead = plan.overrule(state, legal, int(loop.facts["token"][i]))
+            if instead is not None:
+                loop.choose(i, instead)
         token = int(loop.facts["token"][i])
         if token >= 0 and lane.leaves(token):
             return False

@@ -20,6 +20,7 @@ from melodia.grammar.state import NONE
 from melodia.grammar.tables import MICRO_RESOLUTION
 from melodia.sampler.bars import Bars
 from melodia.sampler.classes import TokenClasses
+from melodia.sampler.kept import Kept
 from melodia.sampler.players import Cast
 from melodia.sampler.recall import Recalled
 from melodia.sampler.request import Request
@@ -48,10 +49,12 @@ class Plan(Bars):
         state: where the grammar stands; registers are set.
         cycle: the TimeSig values that write one bar of `request.metre`; None: as before.
         rests: by program, how long each may be silent, in grid ticks; see `melodia.sampler.players`.
+        kept: music that stays beside the new; None for none.
 
     Attributes:
         crowded: bars that were left because they grew to `BAR_TOKENS`.
         recalled: what was played again so far; not kept of endless music.
+        kept: the music that stays beside it.
     """
 
     def __init__(
@@ -62,6 +65,7 @@ class Plan(Bars):
         state: GrammarState,
         cycle: tuple[str, ...] | None = None,
         rests: dict[int, int] | None = None,
+        kept: Kept | None = None,
     ) -> None:
         super().__init__(classes, context, request, cycle)
         self._bar_tokens = 0
@@ -69,6 +73,12 @@ class Plan(Bars):
         self._replays = (0, 0)  # from which tick, and how many bars
         self.recalled: tuple[Recalled, ...] = ()
         self.crowded = 0
+        self.kept = kept
+        self._strangers: tuple[int, ...] = ()  # programs that accompany and have not been heard yet
+        if kept is not None:
+            rests = dict(rests or {})
+            self._strangers = tuple(p for p in request.programs or () if p not in rests)
+            rests |= dict.fromkeys(self._strangers, 0)
         programs = context.programs if request.programs is None else request.programs
         self._unseeded = state.notes == 0
         finds = programs is None and not request.any_program
@@ -89,17 +99,24 @@ class Plan(Bars):
     def restrict(self, s: GrammarState, legal: Mask) -> Mask:
         """Narrow what the grammar allows (bool [V]) to what the plan wants; at least one token is left."""
         wanted = self._wanted(s, legal)
+        if self.kept is not None and (token := self.kept.due(s, legal)) is not None:
+            return _only(token, legal)
         if self._script:
             token, classes = self._script[-1], self.classes
             allowed = wanted if classes.bar[token] or classes.metre[token] else legal
             if allowed[token]:
-                only = np.zeros_like(legal)
-                only[token] = True
-                return only
+                return _only(token, legal)
             self._script = []
         if wanted.any():
             return wanted
         return legal
+
+    def overrule(self, s: GrammarState, legal: Mask, token: int) -> Mask | None:
+        """A mask of the one token that must come in place of one that was chosen; None where the choice stands."""
+        if self.kept is None or self._begins(s):
+            return None
+        instead = self.kept.overrule(s, legal, token)
+        return None if instead is None or instead == token else _only(instead, legal)
 
     def replay(self, s: GrammarState, tokens: Sequence[int]) -> None:
         """Let exactly these tokens come, and behind them a bar; what follows a token that may not come is free.
@@ -148,6 +165,7 @@ class Plan(Bars):
             or (self._unseeded and not s.notes)
             or not self._cast.settled
             or self._script
+            or self.kept is not None
         ):
             return None
         exclude, late = [], self._late(s, start, end)
@@ -214,6 +232,7 @@ class Plan(Bars):
         twin._script = list(self._script) if len(self._script) == 1 else []
         twin.times = self.times.fork()
         twin._cast = copy(self._cast)
+        twin.kept = None if self.kept is None else self.kept.fork()
         return twin
 
     def after(self, s: GrammarState, token: int, count: int, tempi: Sequence[tuple[int, float]] = ()) -> None:
@@ -226,6 +245,8 @@ class Plan(Bars):
             tempi: (grid tick, quarter notes a minute) that the token set.
         """
         classes = self.classes
+        if self.kept is not None:
+            self.kept.after()
         if self._script:
             self._script.pop()
             if len(self._script) == 1 and self._replays[1] and not self.request.endless:
@@ -296,9 +317,7 @@ class Plan(Bars):
         if metres.tokens:
             token = metres.token_at(s.bar_start)
             if wanted[token]:
-                wanted[:] = False
-                wanted[token] = True
-                return wanted
+                return _only(token, wanted)
             if metres.pieces > 1:
                 wanted &= ~classes.inner_metre
             if not s.has_bars:
@@ -307,7 +326,7 @@ class Plan(Bars):
                     wanted &= ~((classes.moves > 0) & (s.now + classes.moves * s.unit > s.bar_end))
         if not s.has_bars and s.now < join:
             return self._shifts_to_join(s, wanted)
-        if self._unseeded and s.tempo == NONE and s.notes == 0:
+        if self._begins(s):
             prelude = classes.prelude(wanted, self.request.tempo)
             if prelude is not None:
                 wanted = prelude
@@ -329,6 +348,8 @@ class Plan(Bars):
                 wanted &= ~(classes.inner_shift & (s.now + classes.moves * s.unit >= self.end(s)))
         if not self._may_end(self._bar):
             wanted[classes.vocabulary.eos] = False
+        if self.kept is not None:
+            self.kept.narrow(s, wanted)
         return wanted
 
     def _may_end(self, bar: int) -> bool:
@@ -336,6 +357,10 @@ class Plan(Bars):
         if self.last is not None and bar >= self.last:
             return self.request.following is None
         return self.request.may_end and self.first is not None and bar >= self.first
+
+    def _begins(self, s: GrammarState) -> bool:
+        """Whether music from nothing has not said its tempo yet."""
+        return self._unseeded and s.tempo == NONE and s.notes == 0
 
     def _passes_no_bar(self, s: GrammarState, index: int) -> bool:
         """Whether no time shift may pass a whole bar: it would be silent, and the first must not be."""
@@ -377,7 +402,8 @@ class Plan(Bars):
         if not s.has_bars or start <= self.context.join:
             self._cast.leave_bar()
             return
-        heard = {program: int(row.max()) for program, row in s.rows.items()}
+        heard = dict.fromkeys(self._strangers, -_NEVER)
+        heard |= {program: int(row.max()) for program, row in s.rows.items()}
         if self._cast.enter_bar(heard, start, s.bar_length) and self.bar_at(s)[2] == s.bar_end:
             s.require_note_in_bar = 1
 
@@ -399,3 +425,10 @@ class Plan(Bars):
             if self.last is not None or self.request.may_end:
                 asked = self.first if self.request.may_end else self.last
                 s.min_bars = asked + 1 if self.classes.has_metres and asked is not None else 0
+
+
+def _only(token: int, legal: Mask) -> Mask:
+    """A mask like this one that leaves a single token."""
+    only = np.zeros_like(legal)
+    only[token] = True
+    return only

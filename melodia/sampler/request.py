@@ -53,6 +53,9 @@ class Request:
             bars are tokens, and tokens no byte pairs; elsewhere nothing comes again.
         following: music that comes behind the new bars, in any form that a seed has: they lead there instead of
             closing; see `melodia.sampler.following`. Needs branches.
+        beside: music that sounds at the same time, from the join on, in any form that a seed has. It stays, and is no
+            part of what comes out: new notes, of `programs` that do not play in it, accompany it; see
+            `melodia.sampler.kept`. Only with REMI, without byte pairs.
         may_end: let the model end the piece before its length is reached, after one bar at the earliest.
         silent_bars: allow bars in which nothing sounds. The first bar is never empty.
 
@@ -82,6 +85,7 @@ class Request:
     branches: int = 1
     recall: float = 0.0
     following: Any = None
+    beside: Any = None
     may_end: bool = False
     silent_bars: bool = False
 
@@ -112,6 +116,13 @@ class Request:
             raise ConfigError(
                 "`following` needs `branches`, of which those are kept that lead there (received 1); give 2 or more"
             )
+        if self.beside is not None:
+            if self.programs is None:
+                raise ConfigError("`beside` needs `programs`: those that accompany it")
+            if self.recall:
+                raise ConfigError(
+                    "`recall` plays bars again, which do not go with music `beside`; leave it out"
+                )
         if self.metre is not None:
             self._keep("metre", check_metre(self.metre))
             if self.metre_changes:

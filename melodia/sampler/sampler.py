@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from melodia.checks import listener, whole_number
+from melodia.checks import listener, truth_value, whole_number
 from melodia.decode import SamplingConfig
 from melodia.errors import CheckpointError, ConfigError, TokenizerError
 from melodia.grammar import Constraints, Grammar
@@ -29,6 +29,7 @@ from melodia.sampler.continuation import Continuation
 from melodia.sampler.feeding import Reader, feed_from_start, feed_rest
 from melodia.sampler.filling import Filling, fill
 from melodia.sampler.following import Following
+from melodia.sampler.kept import Kept
 from melodia.sampler.lane import Lane
 from melodia.sampler.loading import check_device, open_checkpoint
 from melodia.sampler.loop import Loop
@@ -366,7 +367,13 @@ class Sampler:
         return Stream(self._loop([lane]), lane)
 
     def fill(
-        self, music: Any, bars: tuple[int, int], *, num_samples: int = 1, **settings: Any
+        self,
+        music: Any,
+        bars: tuple[int, int],
+        *,
+        num_samples: int = 1,
+        beside: bool = False,
+        **settings: Any,
     ) -> list[Filling]:
         """Make some bars of a piece anew, from what stands before them and towards what comes behind.
 
@@ -377,13 +384,15 @@ class Sampler:
             music: in any form that a seed has.
             bars: the first and the last one, counted from 1.
             num_samples: in how many ways.
-            settings: as in `generate`, but the length; `branches` (4) is how many times every two bars are played, the
+            beside: only `programs` are made anew there; what others play stays and is accompanied. They may be some
+                that the piece does not have yet.
+            settings: as in `generate`, but the length; `branches` (8) is how many times every two bars are played, the
                 last two eight times as often: those are kept that lead to what comes behind, see `Request`.
 
         Raises:
             ConfigError: no such bars, or they change the metre; else as in `prime` and `generate`.
         """
-        return fill(self, music, bars, num_samples, settings)
+        return fill(self, music, bars, num_samples, truth_value("beside", beside), settings)
 
     def surprise(self, music: Any, *, state: Session | None = None) -> float:
         """How little the model expects music behind the session: -log probability of a token, in nats.
@@ -448,8 +457,9 @@ class Sampler:
         metres = () if request.metre_changes else (*context.cycle, *cycle)
         fresh = start.grammar.tempo == NONE and start.grammar.notes == 0
         programs = request.programs or (None if request.any_program else context.programs)
+        kept = Kept.of(request, self._classes, self.tokenizer, context.join, start.seed)
         constraints = Constraints(
-            programs=programs,
+            programs=programs if kept is None else (*(programs or ()), *kept.programs),
             pitch_range=request.pitch_range,
             time_signatures=tuple(sorted(set(metres))) or None,
             allow_metre_changes=request.metre_changes or bool(metres),
@@ -458,7 +468,7 @@ class Sampler:
             max_polyphony=request.max_polyphony,
             allow_eos=not request.endless,
         )
-        return Lane(start, self._classes, self._grammar(constraints), request, cycle, before)
+        return Lane(start, self._classes, self._grammar(constraints), request, cycle, before, kept)
 
     def _before(self, start: Session, request: Request) -> Recollection:
         """What may come again of the music before: of the tokens that were fed, or as good as these.

@@ -30,11 +30,13 @@ class Piece:
         score: its notes.
         title: of the picture.
         new: where new notes begin and end in it, in seconds, or go on to its end (None); None where all are new.
+        programs: whose notes there are new, -1 for the drums; None: all.
     """
 
     score: ScoreTick
     title: str
     new: tuple[float, float | None] | None = None
+    programs: tuple[int, ...] | None = None
 
 
 def names_folder(out: str | os.PathLike[str]) -> bool:
@@ -147,7 +149,15 @@ def _plot(midi: pretty_midi.PrettyMIDI, path: Path, piece: Piece, force: bool) -
     from melodia.render import plot_pianoroll
 
     begin, end = piece.new or (None, None)
-    plot_pianoroll(midi, path, split_at=begin, split_end=end, title=piece.title, force=force)
+    plot_pianoroll(
+        midi,
+        path,
+        split_at=begin,
+        split_end=end,
+        new_programs=piece.programs,
+        title=piece.title,
+        force=force,
+    )
     return path
 
 
