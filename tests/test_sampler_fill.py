@@ -74,6 +74,10 @@ def test_a_rest_before_the_bars() -> None:
     piece = make_seed([(onset + 8, length, pitch, 0) for onset, length, pitch, _ in scale(4)])
     (filling,) = tiny_sampler().fill(piece, (2, 3), random_seed=2)
     check(filling, piece, 4, 12)
+    (filling,) = tiny_sampler().fill(piece, (1, 2), random_seed=2)
+    check(filling, piece, 0, 8)
+    assert filling.surprise_before is None
+    assert "nats a token" in filling.lines()[1]
 
 
 def test_other_programs_on_request() -> None:

@@ -45,7 +45,7 @@ class Filling:
         notes_before: how many notes stood there.
         surprise: -log probability of a token of the two bars behind, after the new ones, in nats; None where nothing
             comes behind.
-        surprise_before: the same after the bars that stood there.
+        surprise_before: the same after the bars that stood there; None, too, where nothing was played up to there.
         findings: what was cut.
     """
 
@@ -73,9 +73,10 @@ class Filling:
         new = self.continuation.report
         lines = [f"{bars} made anew: {counted(new.notes, 'note')} in place of {self.notes_before}"]
         if self.surprise is not None:
+            old = self.surprise_before
             lines.append(
-                f"what comes behind surprises the model by {self.surprise:.2f} nats a token; behind what stood there "
-                f"by {self.surprise_before:.2f}"
+                f"what comes behind surprises the model by {self.surprise:.2f} nats a token"
+                + ("" if old is None else f"; behind what stood there by {old:.2f}")
             )
         return [*lines, *new.lines(), *(str(finding) for finding in self.findings)]
 
