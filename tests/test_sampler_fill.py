@@ -80,6 +80,14 @@ def test_a_rest_before_the_bars() -> None:
     assert "nats a token" in filling.lines()[1]
 
 
+def test_rests_behind_the_bars() -> None:
+    """What follows is read up to its first notes."""
+    piece = make_seed([note for note in scale(12) if not 16 <= note[0] < 32])
+    (filling,) = tiny_sampler().fill(piece, (3, 4), random_seed=2)
+    check(filling, piece, 8, 16)
+    assert filling.surprise is not None
+
+
 def test_other_programs_on_request() -> None:
     piece = make_seed(scale(6))
     (filling,) = tiny_sampler().fill(piece, (3, 4), programs=(40,), random_seed=1)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from melodia.tokenizer import Tokenizer
 
 AHEAD_BARS = 2
-"""So many bars behind the new ones are read."""
+"""So many bars behind the new ones are read, and those before in which nothing begins."""
 
 TEXTURE_BARS = 8
 """So many say what the music there is like."""
@@ -47,11 +47,15 @@ class Following:
     """
 
     def __init__(self, reader: Reader, music: Any, tokenizer: Tokenizer) -> None:
-        from melodia.midi import cut_score
+        from melodia.midi import bar_table, cut_score
 
         score, *_ = open_music(music, tokenizer)
-        self.score, _ = cut_score(score, bars=TEXTURE_BARS)
-        self.ids = tokenizer.encode(cut_score(score, bars=AHEAD_BARS)[0]).ids
+        first = min(
+            (track.notes.numpy()["time"].min() for track in score.tracks if len(track.notes)), default=0
+        )
+        rest = bar_table(score).index(int(first))
+        self.score, _ = cut_score(score, bars=rest + TEXTURE_BARS)
+        self.ids = tokenizer.encode(cut_score(score, bars=rest + AHEAD_BARS)[0]).ids
         self._reader = reader
 
     def surprise(self, session: Session, join: int) -> float:
