@@ -150,11 +150,17 @@ class BlockParts {
         return scale;
     }
 
-    // int8: the vectors of row v that came in, `padded` numbers apart.
+    // The vectors of row v that came in as floats, `padded` numbers apart, in the form of the weights.
     MELODIA_DEVICE void encode_states(int v, int vectors, int size, int padded) const {
         for (int k = 0; k < vectors; ++k) {
-            const float scale = encode(raw(v) + k * padded, size, state_row(v) + k * padded);
-            if (lane() == 0) scales(k)[v] = scale;
+            const float* x = raw(v) + k * padded;
+            if constexpr (kInt8) {
+                const float scale = encode(x, size, state_row(v) + k * padded);
+                if (lane() == 0) scales(k)[v] = scale;
+            } else if constexpr (!kFloat) {
+                for (int i = static_cast<int>(lane()); i < size; i += 32)
+                    reinterpret_cast<W*>(state_row(v))[k * padded + i] = from_float<W>(x[i]);
+            }
         }
     }
 

@@ -8,6 +8,7 @@
 #include "cuda/decode_block.h"
 #include "cuda/decode_kernel.h"
 #include "cuda/decode_reader.h"
+#include "cuda/decode_sampler.h"
 
 namespace melodia::cuda::decode {
 
@@ -33,11 +34,20 @@ class ComputeBlock : BlockParts<W> {
 
     MELODIA_DEVICE void run() {
         start();
+        const bool samples =
+            a.joint && a.phase_begin == 0 && block() < static_cast<unsigned>(a.samplers);
         for (int step = a.step_begin; step < a.step_end; ++step) {
+            if (samples && !sample(a, base, step, step + 1)) return;
             for (int s = 0; s < a.net.stages; ++s) {
                 if (s + 1 < a.phase_begin || s + 1 >= a.phase_end) continue;
-                for (int g = 0; g < groups_of(a); ++g)
-                    if ((s == 0 && !begin(step, g)) || !stage(step, s, g)) return;
+                if (s == 0 && !begin(step)) return;
+                if (s == 0 && !whole_or(kRest)) continue;
+                if (s == 0 && a.net.folded) {
+                    first_level(step);
+                } else {
+                    for (int g = 0; g < groups_of(a); ++g)
+                        if (!stage(step, s, g)) return;
+                }
             }
             if (a.phase_begin <= 1 && !any_goes_on(step)) break;
         }
@@ -49,8 +59,8 @@ class ComputeBlock : BlockParts<W> {
     using Parts::a, Parts::base, Parts::unit, Parts::units, Parts::kFloat, Parts::kInt8;
     using Parts::add_row, Parts::add_tables, Parts::embedded, Parts::encode_states, Parts::flag;
     using Parts::floats, Parts::going, Parts::goes_on, Parts::hand_in, Parts::inputs, Parts::normalise;
-    using Parts::own, Parts::own_share, Parts::raw, Parts::sessions, Parts::sides, Parts::step_cell;
-    using Parts::take, Parts::tokens;
+    using Parts::own, Parts::own_share, Parts::raw, Parts::sessions, Parts::sides, Parts::state_row;
+    using Parts::step_cell, Parts::take, Parts::tokens;
 
     // ---- What stands where
 
@@ -162,79 +172,82 @@ class ComputeBlock : BlockParts<W> {
         if (a.net.reader.levels > 0) end_reader<W>(a, base);
     }
 
-    // ---- A stage for a group of sessions; false: somebody gave up
+    // ---- What comes before the first stage; false: somebody gave up
 
+    MELODIA_DEVICE bool begin(int step) {
+        if (whole_or(kCommands) && !commands(step)) return false;
+        if (a.net.reader.levels == 0) return true;
+        for (int g = 0; g < groups_of(a); ++g)
+            if (going(step, g) != 0 && !read_blocks<W>(a, base, step, g)) return false;
+        MELODIA_SYNC("decode: read");
+        return true;
+    }
+    MELODIA_DEVICE bool whole_or(Part part) const { return a.part == kWhole || a.part == part; }
+
+    // Of all sessions at once, since each word takes a way to L2 and back.
+    MELODIA_DEVICE bool commands(int step) {
+        uint32_t* now = tokens(step);
+        const uint64_t* words = words_of(a, step, 0);
+        receive(
+            channel_of(a, step), a.B, 1 + a.net.S, flag(),
+            [&](int b, int j) -> const uint64_t* {
+                if (step == 0 || goes_on(step - 1, b)) return words + (b * a.net.words + j);
+                if (j == 0) now[b] = kEnd;
+                return nullptr;
+            },
+            [&](int b, int j, uint32_t number) { (j == 0 ? now[b] : sides(b)[j - 1]) = number; });
+        // Before the barrier: behind it a fast warp may already wait for the next stage, and give up.
+        return MELODIA_ALL("decode: commands", *flag() != 0);
+    }
+
+    // ---- A stage
+
+    // The first where tables stand for its input: all sessions at once, since nothing is multiplied.
+    MELODIA_DEVICE void first_level(int step) const {
+        const Stage& stage = a.net.stage[0];
+        const Sums<W> none(floats(a.layout.sums), &stage.cell[0].input, nullptr);
+        advance(step, stage, 0, a.B, channel_of(a, step), none, states(0), false);
+        announce(a, 0, 0, groups_of(a));
+    }
+
+    // For a group of sessions; false: somebody gave up.
     MELODIA_DEVICE bool stage(int step, int s, int g) {
         const Stage& stage = a.net.stage[s];
         const int n = sessions(g), first = g * kGroup;
         const uint32_t live = going(step, g);
-        if (live == 0 || (s == 0 && !whole_or(kRest))) return true;
+        if (live == 0) return true;
 
-        const bool comes_in = s > 0 || !a.net.folded;
         Vectors x = states(0);
-        if (comes_in) {
-            if (s == 0) {
-                embed(step, g, live);
-            } else if (!receive_from(step, s, g, live)) {
-                return false;
-            }
-            MELODIA_SYNC("decode: received");
-            if (*flag() == 0) return false;
-            if (kInt8 || stage.mixes()) {
-                for (int v = static_cast<int>(warp()); v < n; v += static_cast<int>(warps())) {
-                    if (kInt8 && stage.shadow >= 0)
-                        encode_states(v, stage.vectors, a.net.H, a.layout.padded_h);
-                    mix(stage, first + v, v);
-                }
-                x = inputs(0, 0);
-                MELODIA_SYNC("decode: mixed");
-            }
+        if (s == 0) {
+            embed(step, g, live);
+        } else if (!receive_from(step, s, g, live)) {
+            return false;
         }
-        const int counter = a.B + s * groups_of(a) + g;
-        const Channel out = s + 1 < a.net.stages ? channel_of(a, step, counter, a.net.blocks)
-                                                 : logits_channel_of(a, step, counter);
+        MELODIA_SYNC("decode: received");
+        if (*flag() == 0) return false;
+        if (kInt8 || stage.mixes()) {
+            for (int v = static_cast<int>(warp()); v < n; v += static_cast<int>(warps())) {
+                if ((kInt8 || a.plain) && stage.shadow >= 0)
+                    encode_states(v, stage.vectors, a.net.H, a.layout.padded_h);
+                mix(stage, first + v, v);
+            }
+            x = inputs(0, 0);
+            MELODIA_SYNC("decode: mixed");
+        }
+        const Channel out = s + 1 < a.net.stages ? channel_of(a, step) : logits_channel_of(a, step);
         const bool cells = stage.kind == kCells;
         Sums<W> sums(floats(a.layout.sums), cells ? &stage.cell[0].input : &stage.product,
                      stage.cells == 2 ? &stage.cell[1].input : nullptr);
-        if (comes_in) {
-            sums.make(base, x, x, n);
-            MELODIA_SYNC("decode: sums ready");
-        }
+        sums.make(base, x, x, n);
+        MELODIA_SYNC("decode: sums ready");
         if (cells) {
-            advance(step, stage, g, live, out, sums, x, comes_in);
+            advance(step, stage, first, n, out, sums, x, true);
         } else {
             project(step, stage, g, live, out, sums, x);
         }
-        announce(out);
+        announce(a, s, g, 1);
         if (stage.shadow >= 0) recur(a.net.stage[stage.shadow], g);
         return true;
-    }
-
-    // What comes before the first stage.
-    MELODIA_DEVICE bool begin(int step, int g) {
-        if (whole_or(kCommands) && !commands(step, g)) return false;
-        return a.net.reader.levels == 0 || going(step, g) == 0 || read_blocks<W>(a, base, step, g);
-    }
-    MELODIA_DEVICE bool whole_or(Part part) const { return a.part == kWhole || a.part == part; }
-
-    MELODIA_DEVICE bool commands(int step, int g) {
-        const int n = sessions(g), first = g * kGroup;
-        const uint32_t live = step == 0 ? ~uint32_t{0} : going(step - 1, g);
-        for (int v = 0; v < n; ++v)
-            if (live >> v & 1) await(channel_of(a, step, first + v, 1), flag());
-        uint32_t* now = tokens(step) + first;
-        const uint64_t* words = words_of(a, step, first);
-        const int each = static_cast<int>(a.net.words);
-        receive(
-            channel_of(a, step, 0, 1), n, 1 + a.net.S, flag(),
-            [&](int v, int j) -> const uint64_t* {
-                if (live >> v & 1) return words + (v * each + j);
-                if (j == 0) now[v] = kEnd;
-                return nullptr;
-            },
-            [&](int v, int j, uint32_t number) { (j == 0 ? now[v] : sides(first + v)[j - 1]) = number; });
-        // Before the barrier: behind it a fast warp may already wait for the next stage, and give up.
-        return MELODIA_ALL("decode: commands", *flag() != 0);
     }
 
     // The sum of the embeddings. live: which sessions go on.
@@ -246,19 +259,34 @@ class ComputeBlock : BlockParts<W> {
     }
 
     MELODIA_DEVICE bool receive_from(int step, int s, int g, uint32_t live) {
+        const Stage& from = a.net.stage[s - 1];
         const int vectors = a.net.stage[s].vectors, size = a.net.stage[s].size;
+        if (a.plain) {
+            if (!await(a, step, s - 1, g, flag())) return false;
+            ask(from, g, live);
+            MELODIA_ORDER("decode: rows copied", wait_copies<0>());
+            return true;
+        }
         const int each = static_cast<int>(a.net.words);
-        const Channel in = channel_of(a, step, a.B + (s - 1) * groups_of(a) + g, a.net.blocks);
-        const uint64_t* words = words_of(a, step, g * kGroup) + a.net.stage[s - 1].words;
-        await(in, flag());
-        if (a.counted && *flag() == 0) return false;
+        const uint64_t* words = words_of(a, step, g * kGroup) + from.words;
         receive(
-            in, sessions(g), vectors * size, flag(),
+            channel_of(a, step), sessions(g), vectors * size, flag(),
             [&](int v, int j) { return live >> v & 1 ? words + (v * each + j) : nullptr; },
             [&](int v, int j, uint32_t number) {  // the second of two vectors has a place of its own
                 take(v, j < size ? j : a.layout.padded_h + j - size, float_of(number));
             });
         return true;
+    }
+
+    // For the rows of a group's sessions, which stand as they are wanted, padding included.
+    MELODIA_DEVICE void ask(const Stage& from, int g, uint32_t live) const {
+        for (Walk at(sessions(g), from.row_bytes / 16); at.there(); at.next()) {
+            if (!(live >> at.row & 1)) continue;
+            unsigned char* to =
+                from.rounded ? state_row(at.row) : reinterpret_cast<unsigned char*>(raw(at.row));
+            copy_async(to + 16 * at.k, row_of(a, from, g * kGroup + at.row) + 16 * at.k);
+        }
+        commit_copies();
     }
 
     // ---- By one warp
@@ -291,12 +319,27 @@ class ComputeBlock : BlockParts<W> {
 
     // ---- What a block's own rows come to
 
-    MELODIA_DEVICE void advance(int step, const Stage& stage, int g, uint32_t live, const Channel& out,
+    // Number j of vector k that a session's stage makes.
+    MELODIA_DEVICE void hand_on(const Channel& out, int step, const Stage& stage, int b, int k, int j,
+                                float x) const {
+        if (!a.plain) {
+            post(out, words_of(a, step, b) + stage.words + k * a.net.H + j, bits_of(x));
+            return;
+        }
+        unsigned char* row = row_of(a, stage, b);
+        const int at = k * a.layout.padded_h + j;
+        if (stage.rounded)
+            store_data(reinterpret_cast<Bf16*>(row) + at, from_float<Bf16>(x));
+        else
+            store_data(reinterpret_cast<float*>(row) + at, x);
+    }
+
+    // Of sessions first .. first + n - 1; comes_in: sums were made, else tables stand for them.
+    MELODIA_DEVICE void advance(int step, const Stage& stage, int first, int n, const Channel& out,
                                 const Sums<W>& sums, const Vectors& x, bool comes_in) const {
-        for (Walk at(sessions(g), a.net.units); at.there(); at.next()) {
-            const int v = at.row, u = at.k, b = g * kGroup + v, j = unit + u;
-            if (u >= units || !(live >> v & 1)) continue;
-            uint64_t* words = words_of(a, step, b) + stage.words;
+        for (Walk at(n, a.net.units); at.there(); at.next()) {
+            const int v = at.row, u = at.k, b = first + v, j = unit + u;
+            if (u >= units || !goes_on(step, b)) continue;
             for (int k = 0; k < stage.cells; ++k) {
                 const CellPart& cell = stage.cell[k];
                 float gate[4];
@@ -312,7 +355,7 @@ class ComputeBlock : BlockParts<W> {
                 if (cell.context.tiles > 0) add_row(gate, own_share(k, b) + 4 * u);
                 float* h = own_h(cell.slot, b) + u;
                 step_cell(cell, j, gate, own_sums(cell.slot, b) + 4 * u, h, own_c(cell.slot, b) + u);
-                post(out, words + k * a.net.H + j, bits_of(*h));
+                hand_on(out, step, stage, b, k, j, *h);
             }
         }
     }
@@ -330,7 +373,7 @@ class ComputeBlock : BlockParts<W> {
                 const float lstm = own_h(pair.cell[0].slot, b)[row], gru = own_h(pair.cell[1].slot, b)[row];
                 sum = gru + 1.0f / (1.0f + exponential(-sum)) * (lstm - gru);
             }
-            post(out, words_of(a, step, b) + stage.words + j, bits_of(sum));
+            hand_on(out, step, stage, b, 0, j, sum);
         }
     }
 

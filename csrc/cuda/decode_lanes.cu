@@ -7,20 +7,54 @@
 
 namespace melodia::cuda::decode {
 
+namespace {
+
+// Which exchange, predicted (NOTES_decode.md, 2): a word takes a block 0.27 ns on its way in, a row next to
+// nothing, but a row's counter two more ways to L2 in each stage, 0.75 us, as long as 2800 words.
+// taken_in: numbers of a session that a block takes in, in all stages.
+constexpr bool plain_pays(int64_t B, int64_t taken_in, int64_t stages) {
+    return B * taken_in >= 2800 * stages;
+}
+static_assert(plain_pays(8, 3072, 3) && !plain_pays(1, 3072, 3), "LSTM 1024 beside GRU 1024");
+static_assert(plain_pays(64, 1024, 3) && !plain_pays(8, 1024, 3), "LSTM 512, GRU 512");
+
+// Whether compute blocks are to sample, predicted in half microseconds: of a session 1 us comes before the next
+// step, 2.5 us behind its command. A block that samples only does these while others compute.
+// room: processors without compute blocks.
+constexpr bool joint_pays(int64_t B, int64_t room, int64_t blocks) {
+    return room < 1 || 2 * parts(B, room) > 7 * parts(B, blocks);
+}
+static_assert(joint_pays(64, 4, 128) && !joint_pays(8, 4, 128) && !joint_pays(64, 68, 64), "as predicted");
+
+Way way_of(const Decoder& decoder, int64_t B) {
+    const Network& net = decoder.net;
+    const Options& o = decoder.options;
+    const int64_t taken_in = net.words - 1 - net.S - net.V;  // logits go to those who sample, each to one
+    const int64_t room = decoder.device.processors - net.blocks;
+    Way way;
+    way.plain = o.counted != 0 ? o.counted > 0 : plain_pays(B, taken_in, net.stages);
+    way.joint = o.samplers != 0 ? o.samplers < 0 : joint_pays(B, room, net.blocks);
+    const int64_t most = way.joint ? net.blocks : std::max<int64_t>(1, room);
+    way.samplers = std::min({B, most, o.samplers > 0 ? o.samplers : most});
+    return way;
+}
+
+}  // namespace
+
 Lanes::Lanes(Decoder& decoder, int64_t count)
     : decoder_(decoder), B_(count), stages_(decoder.stages), readers_(decoder.readers) {
     if (count < 1 || count > 4096) throw std::invalid_argument("sessions must be 1 to 4096");
     const Network& net = decoder.net;
     if (decoder.options.threads > 0) threads_ = static_cast<int>(decoder.options.threads);
-    const int64_t room = std::max<int64_t>(1, decoder.device.processors - net.blocks);
-    const int64_t most = decoder.options.samplers > 0 ? decoder.options.samplers : room;
-    args_.samplers = static_cast<int32_t>(std::min({B_, room, most}));
-    args_.layout = decoder.layout_of(B_, args_.samplers, false, stages_, readers_, args_.own_layout);
+    const Way way = way_of(decoder, B_);
+    args_.plain = way.plain;
+    args_.joint = way.joint;
+    args_.samplers = static_cast<int32_t>(way.samplers);
+    args_.layout = decoder.layout_of(B_, way, stages_, readers_, args_.own_layout);
     shared_bytes_ = std::max(args_.layout.compute_bytes, args_.layout.sampler_bytes);
     args_.net = net;
     args_.net.stage = device_stages_.upload(stages_.data(), static_cast<int64_t>(stages_.size()));
     args_.B = static_cast<int32_t>(B_);
-    args_.counted = decoder.options.counted != 0;
     const Reader& reader = net.reader;
     const int64_t groups = parts(B_, kGroup);
     // A wait is for a token, which takes microseconds; but other work may have the processors for a while,
@@ -30,8 +64,9 @@ Lanes::Lanes(Decoder& decoder, int64_t count)
     args_.limit_ns =
         1000 * static_cast<uint64_t>(decoder.options.limit_us > 0 ? decoder.options.limit_us : limit);
     args_.edges = decoder.edges;
-    counters_.of<uint32_t>(B_ + (net.stages + 1) * groups + 1);
+    counters_.of<uint32_t>(net.stages * groups + 1);
     words_.of<uint64_t>(2 * B_ * net.words);
+    if (args_.plain) args_.rows = rows_.of<unsigned char>(B_ * net.row_bytes);
     if (reader.levels > 0) {
         args_.net.reader.level =
             device_readers_.upload(readers_.data(), static_cast<int64_t>(readers_.size()));
@@ -182,9 +217,9 @@ bool Lanes::together(const Args& a) {
             return failed(failure);
         at_once_ = blocks;
     }
-    if (at_once_ < a.net.blocks + a.samplers)
+    if (at_once_ < blocks_of(a))
         return failed("the device holds " + std::to_string(at_once_) + " blocks at once of " +
-                      std::to_string(a.net.blocks + a.samplers));
+                      std::to_string(blocks_of(a)));
     if (const char* failure = start(weights, a, threads_, shared_bytes_, Together::grid, nullptr))
         return failed(failure);
     uint32_t gave_up = 0;

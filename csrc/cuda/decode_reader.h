@@ -79,7 +79,7 @@ class ReaderBlock : BlockParts<W> {
             for (int t = 0; t <= L; ++t)
                 if (!advance(step, g, l, t, L)) return false;
         if (L > 0 && !summarise(step, g)) return false;
-        keep(step, g, L);
+        keep(step, g);
         return true;
     }
 
@@ -154,13 +154,6 @@ class ReaderBlock : BlockParts<W> {
     }
     MELODIA_DEVICE Vectors states(int way) const { return Parts::states(way, a.layout.padded_e); }
     MELODIA_DEVICE Vectors inputs(int way) const { return Parts::inputs(way, a.layout.padded_x); }
-    // What is posted in step t of a level counts from the launch's beginning; L steps of the longest.
-    MELODIA_DEVICE Channel channel(int step, int g, int level, int t, int L) const {
-        Channel c = channel_of(a, step, a.B + a.net.stages * groups_of(a) + g, a.net.blocks);
-        const uint32_t posts = *number(a.own_layout.posts, g) + static_cast<uint32_t>(level * L + t);
-        c.target = posts * static_cast<uint32_t>(a.net.blocks);  // when all have posted the steps before
-        return c;
-    }
 
     // f(forward cell, slot, session, local unit, its place in the states)
     template <class F>
@@ -200,14 +193,12 @@ class ReaderBlock : BlockParts<W> {
     MELODIA_DEVICE bool advance(int step, int g, int level, int t, int L) const {
         const ReaderLevel& part = reader.level[level];
         const int n = sessions(g), E = reader.E;
-        const Channel out = channel(step, g, level, t, L);
+        const Channel out = channel_of(a, step);
         const bool tables = level == 0 && a.net.folded;
         const Sums<W> sums = input_sums(part);
         Sums<W> inside(floats(a.layout.shadow_sums), &part.cell[0].recurrent, &part.cell[1].recurrent);
         if (!tables && t < L && !take_inputs(g, level, t, out)) return false;
         if (t > 0) {
-            await(out, flag());
-            if (a.counted && *flag() == 0) return false;
             receive(
                 out, n, 2 * E, flag(),
                 [&](int v, int j) {
@@ -251,7 +242,6 @@ class ReaderBlock : BlockParts<W> {
                 post(out, words(b, level, t) + way * E + j, bits_of(*h));
             }
         });
-        if (t < L) announce(out);
         return true;
     }
 
@@ -336,7 +326,7 @@ class ReaderBlock : BlockParts<W> {
     // The forward direction's last numbers and the backward one's, which it has made of the first token.
     MELODIA_DEVICE bool summarise(int step, int g) const {
         const int E = reader.E;
-        gather(g, reader.levels, -1, channel(step, g, 0, 0, 0));
+        gather(g, reader.levels, -1, channel_of(a, step));
         MELODIA_SYNC("decode reader: last received");
         if (*flag() == 0) return false;
         for (int v = static_cast<int>(warp()); v < sessions(g); v += static_cast<int>(warps())) {
@@ -377,7 +367,7 @@ class ReaderBlock : BlockParts<W> {
     }
 
     // The tokens wait, each in its own session.
-    MELODIA_DEVICE void keep(int step, int g, int L) const {
+    MELODIA_DEVICE void keep(int step, int g) const {
         for (int v = static_cast<int>(thread()); v < sessions(g); v += static_cast<int>(threads())) {
             const int b = g * kGroup + v;
             if (!goes_on(step, b)) continue;
@@ -391,7 +381,6 @@ class ReaderBlock : BlockParts<W> {
             for (int k = 0; k < a.net.S; ++k) row[1 + k] = sides(b)[k];
             ++count;
         }
-        if (thread() == 0) *number(a.own_layout.posts, g) += static_cast<uint32_t>(reader.levels * L);
     }
 };
 
