@@ -53,6 +53,26 @@ def test_rows_of_odd_sizes(library: ctypes.CDLL, H: int, weights: str) -> None:
         check_plain(library, kind, weights, 3, B, H, V, **ROWS)
 
 
+@pytest.mark.parametrize("weights", ["fp32", "bf16", "int8"])
+@pytest.mark.parametrize(
+    ("name", "B"), [("parallel-gated", 17), ("sequential-deep", 35), ("bilstm-gru-deep", 18)]
+)
+def test_groups_of_every_width(library: ctypes.CDLL, name: str, B: int, weights: str) -> None:
+    """8, 16 or 32 sessions pass a stage together: the same bits as eight by words."""
+    ints, floats, sizes = emulation.described(name, weights)
+    configure(library, schedule=B, shared_bytes=200 << 10)
+    tokens, sides = emulation.random_input(sizes, 9, B)
+    found = []
+    for way in (WORDS | {"group": 8}, ROWS | {"group": 8}, ROWS | {"group": 16}, ROWS):
+        packed = cuda.CudaEngine(ints, floats, library=library, options=emulation.options(**way))
+        lanes = engine.Lanes(packed, B)
+        found.append([lanes.advance(tokens, sides), *(lanes.read(lane) for lane in range(B))])
+        assert packed.facts()["stalls"] == 0, packed.fallback()
+    for other in found[1:]:
+        assert all(np.array_equal(*pair) for pair in zip(found[0], other, strict=True))
+    configure(library)
+
+
 @pytest.mark.parametrize(
     "changed",
     [ROWS, WORDS, ROWS | JOINT, WORDS | JOINT, ROWS | JOINT | {"apart": 1}, ROWS | {"launch_steps": 2}],

@@ -66,7 +66,7 @@ class BlockParts {
     MELODIA_DEVICE unsigned char* input_row(int v) const {
         return base + a.layout.inputs + v * a.layout.inputs_stride;
     }
-    MELODIA_DEVICE float* scales(int which) const { return floats(a.layout.scales) + which * kGroup; }
+    MELODIA_DEVICE float* scales(int which) const { return floats(a.layout.scales) + which * kMostGroup; }
     // Two vectors of each session; the second begins behind `padded` numbers.
     MELODIA_DEVICE Vectors states(int vector, int padded) const {
         return {state_row(0) + vector * padded * Form<W>::kBytes, a.layout.states_stride, scales(vector)};
@@ -74,15 +74,17 @@ class BlockParts {
     MELODIA_DEVICE Vectors inputs(int vector, int padded) const {
         return {input_row(0) + vector * padded * Form<W>::kBytes, a.layout.inputs_stride, scales(2 + vector)};
     }
-    MELODIA_DEVICE int sessions(int g) const { return a.B - g * kGroup < kGroup ? a.B - g * kGroup : kGroup; }
+    MELODIA_DEVICE Sums<W> sums_at(int offset, const Matrix* first, const Matrix* second) const {
+        return {floats(offset), a.layout.sums_stride, first, second};
+    }
+    MELODIA_DEVICE int sessions(int g) const {
+        return a.B - g * a.group < a.group ? a.B - g * a.group : a.group;
+    }
     MELODIA_DEVICE bool goes_on(int step, int b) const { return tokens(step)[b] != kEnd; }
-    // A bit for each session of a group: whether it goes on.
+    // A bit for each session of a group: whether it goes on. By whole warps.
     MELODIA_DEVICE uint32_t going(int step, int g) const {
-        uint32_t bits = 0;
-        MELODIA_UNROLL
-        for (int v = 0; v < kGroup; ++v)
-            bits |= uint32_t{v < sessions(g) && goes_on(step, g * kGroup + v)} << v;
-        return bits;
+        const auto v = static_cast<int>(lane());
+        return warp_ballot(v < sessions(g) && goes_on(step, g * a.group + v));
     }
 
     // A number that comes in, at a place of row v.

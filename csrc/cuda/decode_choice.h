@@ -1,9 +1,9 @@
 // What a block chooses of a session's logits, and what it says of the choice (decode_sampler.h).
 //
 // The contract is that of csrc/sampling.h by another way: candidates stand at their ids, what is filtered out
-// becomes -infinity, and thresholds are found bit by bit. Sums of top-p are whole numbers, so that their order
-// does not matter. exp and log of two libraries may differ in their last bit; a choice differs only where two
-// scores, or a sum and its limit, are as close as that.
+// becomes -infinity, and thresholds are found bit by bit. Sums of top-p are whole numbers, so that their
+// order does not matter. exp and log of two libraries may differ in their last bit; a choice differs only
+// where two scores, or a sum and its limit, are as close as that.
 #pragma once
 
 #include "cuda/decode_mask.h"

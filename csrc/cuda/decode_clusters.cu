@@ -66,6 +66,7 @@ const char* Clusters::run(const Args& whole, int weights) {
         a.plain = 0;
         a.samplers = 1;
         a.joint = 0;
+        a.group = kLeastGroup;
         a.B = static_cast<int32_t>(std::min(each_, whole.B - first));
         a.layout = layout_;
         a.own_layout = own_;

@@ -34,8 +34,7 @@ class ComputeBlock : BlockParts<W> {
 
     MELODIA_DEVICE void run() {
         start();
-        const bool samples =
-            a.joint && a.phase_begin == 0 && block() < static_cast<unsigned>(a.samplers);
+        const bool samples = a.joint && a.phase_begin == 0 && block() < static_cast<unsigned>(a.samplers);
         for (int step = a.step_begin; step < a.step_end; ++step) {
             if (samples && !sample(a, base, step, step + 1)) return;
             for (int s = 0; s < a.net.stages; ++s) {
@@ -60,7 +59,7 @@ class ComputeBlock : BlockParts<W> {
     using Parts::add_row, Parts::add_tables, Parts::embedded, Parts::encode_states, Parts::flag;
     using Parts::floats, Parts::going, Parts::goes_on, Parts::hand_in, Parts::inputs, Parts::normalise;
     using Parts::own, Parts::own_share, Parts::raw, Parts::sessions, Parts::sides, Parts::state_row;
-    using Parts::step_cell, Parts::take, Parts::tokens;
+    using Parts::step_cell, Parts::sums_at, Parts::take, Parts::tokens;
 
     // ---- What stands where
 
@@ -129,7 +128,7 @@ class ComputeBlock : BlockParts<W> {
                 for (int i = static_cast<int>(thread()); i < n * stage.cells * a.net.H; i += count) {
                     const int v = i / (stage.cells * a.net.H), k = i / a.net.H % stage.cells, j = i % a.net.H;
                     take(v, k * a.layout.padded_h + j,
-                         a.state_in[(g * kGroup + v) * a.net.state_size + stage.cell[k].state + j]);
+                         a.state_in[(g * a.group + v) * a.net.state_size + stage.cell[k].state + j]);
                 }
                 MELODIA_SYNC("decode: states read");
                 if (kInt8) {
@@ -205,7 +204,7 @@ class ComputeBlock : BlockParts<W> {
     // The first where tables stand for its input: all sessions at once, since nothing is multiplied.
     MELODIA_DEVICE void first_level(int step) const {
         const Stage& stage = a.net.stage[0];
-        const Sums<W> none(floats(a.layout.sums), &stage.cell[0].input, nullptr);
+        const Sums<W> none = sums_at(a.layout.sums, &stage.cell[0].input, nullptr);
         advance(step, stage, 0, a.B, channel_of(a, step), none, states(0), false);
         announce(a, 0, 0, groups_of(a));
     }
@@ -213,7 +212,7 @@ class ComputeBlock : BlockParts<W> {
     // For a group of sessions; false: somebody gave up.
     MELODIA_DEVICE bool stage(int step, int s, int g) {
         const Stage& stage = a.net.stage[s];
-        const int n = sessions(g), first = g * kGroup;
+        const int n = sessions(g), first = g * a.group;
         const uint32_t live = going(step, g);
         if (live == 0) return true;
 
@@ -236,8 +235,8 @@ class ComputeBlock : BlockParts<W> {
         }
         const Channel out = s + 1 < a.net.stages ? channel_of(a, step) : logits_channel_of(a, step);
         const bool cells = stage.kind == kCells;
-        Sums<W> sums(floats(a.layout.sums), cells ? &stage.cell[0].input : &stage.product,
-                     stage.cells == 2 ? &stage.cell[1].input : nullptr);
+        Sums<W> sums = sums_at(a.layout.sums, cells ? &stage.cell[0].input : &stage.product,
+                               stage.cells == 2 ? &stage.cell[1].input : nullptr);
         sums.make(base, x, x, n);
         MELODIA_SYNC("decode: sums ready");
         if (cells) {
@@ -253,7 +252,7 @@ class ComputeBlock : BlockParts<W> {
     // The sum of the embeddings. live: which sessions go on.
     MELODIA_DEVICE void embed(int step, int g, uint32_t live) const {
         for (Walk at(sessions(g), a.net.D); at.there(); at.next()) {
-            const int b = g * kGroup + at.row;
+            const int b = g * a.group + at.row;
             if (live >> at.row & 1) take(at.row, at.k, embedded(tokens(step)[b], sides(b), at.k));
         }
     }
@@ -268,7 +267,7 @@ class ComputeBlock : BlockParts<W> {
             return true;
         }
         const int each = static_cast<int>(a.net.words);
-        const uint64_t* words = words_of(a, step, g * kGroup) + from.words;
+        const uint64_t* words = words_of(a, step, g * a.group) + from.words;
         receive(
             channel_of(a, step), sessions(g), vectors * size, flag(),
             [&](int v, int j) { return live >> v & 1 ? words + (v * each + j) : nullptr; },
@@ -280,11 +279,14 @@ class ComputeBlock : BlockParts<W> {
 
     // For the rows of a group's sessions, which stand as they are wanted, padding included.
     MELODIA_DEVICE void ask(const Stage& from, int g, uint32_t live) const {
-        for (Walk at(sessions(g), from.row_bytes / 16); at.there(); at.next()) {
-            if (!(live >> at.row & 1)) continue;
-            unsigned char* to =
-                from.rounded ? state_row(at.row) : reinterpret_cast<unsigned char*>(raw(at.row));
-            copy_async(to + 16 * at.k, row_of(a, from, g * kGroup + at.row) + 16 * at.k);
+        const unsigned char* rows = row_of(a, from, g * a.group);
+        unsigned char* to = from.rounded ? state_row(0) : reinterpret_cast<unsigned char*>(raw(0));
+        const int stride = from.rounded ? a.layout.states_stride : 4 * a.layout.raw_stride;
+        const int each = from.row_bytes;
+        for (int v = static_cast<int>(warp()); v < sessions(g); v += static_cast<int>(warps())) {
+            if (!(live >> v & 1)) continue;
+            for (int i = static_cast<int>(lane()) * 16; i < each; i += 32 * 16)
+                copy_async(to + v * stride + i, rows + v * each + i);
         }
         commit_copies();
     }
@@ -364,7 +366,7 @@ class ComputeBlock : BlockParts<W> {
                                 const Sums<W>& sums, const Vectors& x) const {
         const int begin = static_cast<int>(block()) * stage.share;
         for (Walk at(sessions(g), stage.share); at.there(); at.next()) {
-            const int v = at.row, row = at.k, b = g * kGroup + v, j = begin + row;
+            const int v = at.row, row = at.k, b = g * a.group + v, j = begin + row;
             if (j >= stage.rows || !(live >> v & 1)) continue;
             float sum = stage.bias == nullptr ? 0.0f : stage.bias[j];
             sum += sums.get(0, row, v, x);
@@ -381,7 +383,7 @@ class ComputeBlock : BlockParts<W> {
     MELODIA_DEVICE void recur(const Stage& stage, int g) const {
         const int n = sessions(g);
         const Matrix* second = stage.cells == 2 ? &stage.cell[1].recurrent : nullptr;
-        Sums<W> sums(floats(a.layout.shadow_sums), &stage.cell[0].recurrent, second);
+        Sums<W> sums = sums_at(a.layout.shadow_sums, &stage.cell[0].recurrent, second);
         const Vectors x0 = states(0), x1 = states(1);
         sums.make(base, x0, x1, n);
         MELODIA_SYNC("decode: shadow ready");
@@ -389,7 +391,7 @@ class ComputeBlock : BlockParts<W> {
             const int v = at.row, u = at.k;
             for (int k = 0; u < units && k < stage.cells; ++k) {
                 const CellPart& cell = stage.cell[k];
-                float* to = own_sums(cell.slot, g * kGroup + v) + 4 * u;
+                float* to = own_sums(cell.slot, g * a.group + v) + 4 * u;
                 for (int q = 0; q < cell.gates; ++q)
                     to[q] = sums.get(k, u * cell.gates + q, v, k == 0 ? x0 : x1);
             }

@@ -287,7 +287,7 @@ Decoder::Decoder(const int64_t* ints, int64_t int_count, const float* floats, in
 
 Layout Decoder::layout_of(int64_t B, const Way& way, std::vector<Stage>& of,
                           std::vector<ReaderLevel>& readers_of, Own& own) const {
-    const int64_t H = net.H, padded = up(H, 32), group = std::min<int64_t>(B, kGroup), U = net.units;
+    const int64_t H = net.H, padded = up(H, 32), group = std::min(B, way.group), U = net.units;
     const int64_t warps = warps_of(options);
     const int64_t bytes = plan.weights == engine::Weights::fp32   ? 4
                           : plan.weights == engine::Weights::bf16 ? 2
@@ -361,10 +361,12 @@ Layout Decoder::layout_of(int64_t B, const Way& way, std::vector<Stage>& of,
     }
     l.raw_stride /= 4;  // floats
     l.y_stride /= 4;
-    l.scales = take(4 * kGroup * 4);
-    const int64_t sums = std::max(tiles, warps) * 16 * (kGroup + 1) * 4;
+    l.scales = take(4 * kMostGroup * 4);
+    l.sums_stride = static_cast<int32_t>((group <= 8 ? 8 : group <= 16 ? 16 : 32) + 1);  // Tile<Bf16>
+    const int64_t sums = std::max(tiles, warps) * 16 * l.sums_stride * 4;
     l.sums = take(sums);
-    l.shadow_sums = take(sums);
+    // One place for both where a barrier comes between them: behind what is posted in rows.
+    l.shadow_sums = way.plain && reader.levels == 0 ? l.sums : take(sums);
     l.own = take(own.size * 4);
     l.flag = take(16);
     l.sampler = way.joint ? take(kSamplerBytes) : l.words;

@@ -30,6 +30,7 @@ struct Options {
     int64_t limit_us = 0;      // how long a block waits for another
     int64_t streamed = 0;      // 1: no weights in shared memory
     int64_t cluster = 0;       // blocks of a cluster, one of them to choose; 0: no clusters
+    int64_t group = 0;         // sessions that pass a stage together at most: 8, 16 or 32
 };
 
 // Throws std::runtime_error with the sentence that comes from the device.
@@ -67,10 +68,11 @@ class Memory {
 
 // How the blocks of a launch work together.
 struct Way {
-    bool cluster = false;  // words stand in shared memory
-    bool plain = false;    // numbers travel in rows
-    bool joint = false;    // compute blocks sample
-    int64_t samplers = 1;  // blocks that sample
+    bool cluster = false;         // words stand in shared memory
+    bool plain = false;           // numbers travel in rows
+    bool joint = false;           // compute blocks sample
+    int64_t samplers = 1;         // blocks that sample
+    int64_t group = kLeastGroup;  // sessions that pass a stage together
 };
 
 class Decoder {

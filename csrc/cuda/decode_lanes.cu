@@ -18,13 +18,38 @@ constexpr bool plain_pays(int64_t B, int64_t taken_in, int64_t stages) {
 static_assert(plain_pays(8, 3072, 3) && !plain_pays(1, 3072, 3), "LSTM 1024 beside GRU 1024");
 static_assert(plain_pays(64, 1024, 3) && !plain_pays(8, 1024, 3), "LSTM 512, GRU 512");
 
-// Whether compute blocks are to sample, predicted in half microseconds: of a session 1 us comes before the next
-// step, 2.5 us behind its command. A block that samples only does these while others compute.
-// room: processors without compute blocks.
+// Whether compute blocks are to sample, predicted in half microseconds: of a session 1 us comes before the
+// next step, 2.5 us behind its command. A block that samples only does these while others compute. room:
+// processors without compute blocks.
 constexpr bool joint_pays(int64_t B, int64_t room, int64_t blocks) {
     return room < 1 || 2 * parts(B, room) > 7 * parts(B, blocks);
 }
 static_assert(joint_pays(64, 4, 128) && !joint_pays(8, 4, 128) && !joint_pays(64, 68, 64), "as predicted");
+
+// Clocks of a step that depend on how many sessions pass a stage together, predicted: each pass reads
+// weights, 64 bytes a clock from L2, 128 from shared memory, and a group costs 2600 clocks, 1.5 us, in a
+// stage that it comes into, for barriers and ways to L2.
+int64_t clocks_of(const Decoder& decoder, int64_t B, const Way& way) {
+    std::vector<Stage> stages = decoder.stages;
+    std::vector<ReaderLevel> readers = decoder.readers;
+    Own own{};
+    try {
+        (void)decoder.layout_of(B, way, stages, readers, own);
+    } catch (const std::invalid_argument&) {
+        return INT64_MAX;
+    }
+    int64_t reading = 0;
+    const auto read = [&](const Matrix& m) {
+        reading += int64_t{m.tiles} * m.chunks * kChunkBytes / (m.resident < 0 ? 64 : 128);
+    };
+    for (const Stage& s : stages) {
+        read(s.product);
+        for (const CellPart& cell : s.cell) read(cell.input), read(cell.recurrent);
+    }
+    const int64_t groups = parts(B, way.group), into = decoder.net.stages - decoder.net.folded;
+    const bool once = decoder.plan.weights == engine::Weights::bf16;  // else for eight vectors each (Tile)
+    return (once ? groups : parts(B, kLeastGroup)) * reading + groups * into * 2600;
+}
 
 Way way_of(const Decoder& decoder, int64_t B) {
     const Network& net = decoder.net;
@@ -36,6 +61,14 @@ Way way_of(const Decoder& decoder, int64_t B) {
     way.joint = o.samplers != 0 ? o.samplers < 0 : joint_pays(B, room, net.blocks);
     const int64_t most = way.joint ? net.blocks : std::max<int64_t>(1, room);
     way.samplers = std::min({B, most, o.samplers > 0 ? o.samplers : most});
+    int64_t least = INT64_MAX;
+    for (int64_t group = kLeastGroup; group <= kMostGroup && group < 2 * B; group *= 2) {
+        if (o.group > 0 && group > o.group) break;
+        Way wider = way;
+        wider.group = group;
+        const int64_t clocks = clocks_of(decoder, B, wider);
+        if (clocks < least) way.group = group, least = clocks;
+    }
     return way;
 }
 
@@ -55,8 +88,9 @@ Lanes::Lanes(Decoder& decoder, int64_t count)
     args_.net = net;
     args_.net.stage = device_stages_.upload(stages_.data(), static_cast<int64_t>(stages_.size()));
     args_.B = static_cast<int32_t>(B_);
+    args_.group = static_cast<int32_t>(way.group);
     const Reader& reader = net.reader;
-    const int64_t groups = parts(B_, kGroup);
+    const int64_t groups = parts(B_, way.group);
     // A wait is for a token, which takes microseconds; but other work may have the processors for a while,
     // and one thread may walk through thousands of byte pairs. Readings of all groups may come in front: 10
     // us for each step.
@@ -105,9 +139,9 @@ void Lanes::advance(int64_t T, const int32_t* tokens, const int32_t* sides, floa
     for (int64_t r = 0; r < T * B_ * S; ++r)
         if (sides[r] < 0 || sides[r] >= plan.side_sizes[r % S])
             throw std::invalid_argument("side input " + std::to_string(r % S) + " is outside its limits");
-    const int64_t groups = parts(B_, kGroup);  // a launch is to take milliseconds
+    const int64_t eights = parts(B_, kLeastGroup);  // a launch is to take milliseconds
     const int64_t most = decoder_.options.launch_steps > 0 ? decoder_.options.launch_steps
-                                                           : std::max<int64_t>(1, 1024 / groups);
+                                                           : std::max<int64_t>(1, 1024 / eights);
     for (int64_t t = 0, n; t < T; t += n) {
         n = std::min(most, T - t);
         Job job;

@@ -3,11 +3,11 @@
 // A token passes through the stages of the network one after the other: the cells of a level, the projection
 // that joins a pair, the head's projection, the head. In a stage every compute block makes the numbers of the
 // rows that it owns, for all sessions, and posts them; in the next stage every block takes all of them in.
-// Sampler blocks, or compute blocks beside their other work, take in the logits, choose, and post the commands
-// of the next step. A compute block owns hidden units with all their gates in all levels, and an equal share
-// of the rows of projections and head. Where an
-// encoder reads finished blocks of music (engine/blocks.cpp), that is done before the first stage
-// (decode_reader.h), and a block owns units of the encoder, too.
+// Sampler blocks, or compute blocks beside their other work, take in the logits, choose, and post the
+// commands of the next step. A compute block owns hidden units with all their gates in all levels, and an
+// equal share of the rows of projections and head. Where an encoder reads finished blocks of music
+// (engine/blocks.cpp), that is done before the first stage (decode_reader.h), and a block owns units of the
+// encoder, too.
 //
 // Letters: B sessions, V vocabulary, S side inputs, D embedding, H hidden, E units of the encoder in each
 // direction, U units of a block.
@@ -19,7 +19,8 @@
 
 namespace melodia::cuda::decode {
 
-constexpr int kGroup = 8;  // sessions that pass a stage together: the width of a product on tensor cores
+constexpr int kLeastGroup = 8;  // sessions that pass a stage together: the width of a product on tensor cores
+constexpr int kMostGroup = 32;  // a bit each
 constexpr int kMaxSides = 16;
 constexpr int kChunkBytes = 512;         // of weights: 16 rows, 16 bytes for each lane of a warp
 constexpr int kSamplerBytes = 768;       // of shared memory: two boxes for sums over the block, and a flag
@@ -103,9 +104,10 @@ struct Layout {
     int32_t states, inputs;                // numbers in the form of the weights
     int32_t states_stride, inputs_stride;  // bytes of a row
     int32_t raw_stride, y_stride;          // floats of a row
-    int32_t scales;                        // [4][kGroup] of states and inputs, two vectors each
-    int32_t sums, shadow_sums;             // [shares x rows][kGroup + 1]
-    int32_t own;                           // what a block keeps of its sessions, see Own
+    int32_t scales;                        // [4][kMostGroup] of states and inputs, two vectors each
+    int32_t sums, shadow_sums;             // [shares x rows][sums_stride], which is odd
+    int32_t sums_stride;
+    int32_t own;  // what a block keeps of its sessions, see Own
     int32_t flag;
     int32_t weights;             // resident matrices
     int32_t sampler;             // what a block that samples adds up with: kSamplerBytes
@@ -196,7 +198,7 @@ struct Args {
     Layout layout;
     Own own_layout;
     RecordLayout record;
-    int32_t B;
+    int32_t B, group;                // sessions, and how many pass a stage together
     int32_t samplers;                // blocks that sample: block k has sessions k, k + samplers, ...
     int32_t joint;                   // they are the first compute blocks, not blocks behind those
     int32_t steps;                   // tokens at most
@@ -230,7 +232,7 @@ struct Args {
     double *nll, *entropy;
 };
 
-MELODIA_DEVICE int groups_of(const Args& a) { return (a.B + kGroup - 1) / kGroup; }
+MELODIA_DEVICE int groups_of(const Args& a) { return (a.B + a.group - 1) / a.group; }
 
 // A thread's way through `rows` rows of `width` numbers, from number `first` on, `step` numbers on each time.
 // Rows are few, so they are counted off: a division by a number known only here takes longer.

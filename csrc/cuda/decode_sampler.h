@@ -66,7 +66,7 @@ class SamplerBlock : Choice {
         const int last = a.net.stages - 1;
         const Stage& head = a.net.stage[last];
         if (a.plain) {
-            if (!await(a, step, last, b / kGroup, flag_)) return false;
+            if (!await(a, step, last, b / a.group, flag_)) return false;
             const auto* from = reinterpret_cast<const Words*>(row_of(a, head, b));
             for (int i = me(); 4 * i < a.net.V; i += count()) {
                 const Words four = load_data(from + i);

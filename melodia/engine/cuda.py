@@ -44,6 +44,7 @@ class Options(ctypes.Structure):
             "limit_us",
             "streamed",
             "cluster",
+            "group",
         )
     ]
 
