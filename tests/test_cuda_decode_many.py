@@ -22,6 +22,7 @@ pytestmark = [
 ROWS: dict[str, Any] = {"counted": 1}
 WORDS: dict[str, Any] = {"counted": -1}
 JOINT: dict[str, Any] = {"samplers": -1}
+EIGHT: dict[str, Any] = {"group": 8}
 
 
 @pytest.mark.parametrize("weights", ["fp32", "bf16", "int8"])
@@ -58,12 +59,12 @@ def test_rows_of_odd_sizes(library: ctypes.CDLL, H: int, weights: str) -> None:
     ("name", "B"), [("parallel-gated", 17), ("sequential-deep", 35), ("bilstm-gru-deep", 18)]
 )
 def test_groups_of_every_width(library: ctypes.CDLL, name: str, B: int, weights: str) -> None:
-    """8, 16 or 32 sessions pass a stage together: the same bits as eight by words."""
+    """8, 16 or 32 sessions pass a stage together, their rows asked for ahead or not: the bits of eight by words."""
     ints, floats, sizes = emulation.described(name, weights)
     configure(library, schedule=B, shared_bytes=200 << 10)
     tokens, sides = emulation.random_input(sizes, 9, B)
     found = []
-    for way in (WORDS | {"group": 8}, ROWS | {"group": 8}, ROWS | {"group": 16}, ROWS):
+    for way in (WORDS | EIGHT, ROWS | EIGHT, ROWS | EIGHT | {"ahead": -1}, ROWS | {"group": 16}, ROWS):
         packed = cuda.CudaEngine(ints, floats, library=library, options=emulation.options(**way))
         lanes = engine.Lanes(packed, B)
         found.append([lanes.advance(tokens, sides), *(lanes.read(lane) for lane in range(B))])
@@ -127,7 +128,7 @@ def test_compute_blocks_that_sample(library: ctypes.CDLL, schedule: int, changed
 @pytest.mark.parametrize("changed", [ROWS, WORDS], ids=str)
 @pytest.mark.parametrize("schedule", [1, 2, 3])
 def test_blocks_that_give_up(library: ctypes.CDLL, schedule: int, changed: dict[str, Any]) -> None:
-    """One of two has 15 sessions, those of the other have ended; it waits, and may not: stage by stage it is the same."""
+    """One of two has 15 sessions, the other's have ended; it waits, and may not: stage by stage it is the same."""
     configure(library, schedule=schedule)
     found = []
     for limit_us in (0, 1):

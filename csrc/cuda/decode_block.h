@@ -38,6 +38,7 @@ class BlockParts {
     const Args& a;
     unsigned char* base;
     int unit, units;  // the first of its units of `size`, how many there are
+    int turn = 0;     // which of two places the states of the present group have
 
     MELODIA_DEVICE BlockParts(const Args& args, unsigned char* shared, int size, int each)
         : a(args), base(shared) {
@@ -59,9 +60,12 @@ class BlockParts {
         return own(a.own_layout.share) + (k * a.B + b) * a.net.units * 4;
     }
     MELODIA_DEVICE int* flag() const { return reinterpret_cast<int*>(base + a.layout.flag); }
-    MELODIA_DEVICE float* raw(int v) const { return floats(a.layout.raw) + v * a.layout.raw_stride; }
     MELODIA_DEVICE unsigned char* state_row(int v) const {
-        return base + a.layout.states + v * a.layout.states_stride;
+        return base + a.layout.states + turn * a.layout.states_turn + v * a.layout.states_stride;
+    }
+    MELODIA_DEVICE float* raw(int v) const {
+        if constexpr (kFloat) return reinterpret_cast<float*>(state_row(v));
+        return floats(a.layout.raw) + v * a.layout.raw_stride;
     }
     MELODIA_DEVICE unsigned char* input_row(int v) const {
         return base + a.layout.inputs + v * a.layout.inputs_stride;

@@ -63,7 +63,7 @@ const char* Clusters::run(const Args& whole, int weights) {
         const int64_t first = static_cast<int64_t>(k) * each_;
         Args a = whole;
         a.cluster = 1;
-        a.plain = 0;
+        a.plain = a.ahead = 0;
         a.samplers = 1;
         a.joint = 0;
         a.group = kLeastGroup;

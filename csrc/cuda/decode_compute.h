@@ -59,7 +59,9 @@ class ComputeBlock : BlockParts<W> {
     using Parts::add_row, Parts::add_tables, Parts::embedded, Parts::encode_states, Parts::flag;
     using Parts::floats, Parts::going, Parts::goes_on, Parts::hand_in, Parts::inputs, Parts::normalise;
     using Parts::own, Parts::own_share, Parts::raw, Parts::sessions, Parts::sides, Parts::state_row;
-    using Parts::step_cell, Parts::sums_at, Parts::take, Parts::tokens;
+    using Parts::step_cell, Parts::sums_at, Parts::take, Parts::tokens, Parts::turn;
+
+    bool asked = false;  // for what comes in next
 
     // ---- What stands where
 
@@ -216,7 +218,6 @@ class ComputeBlock : BlockParts<W> {
         const uint32_t live = going(step, g);
         if (live == 0) return true;
 
-        Vectors x = states(0);
         if (s == 0) {
             embed(step, g, live);
         } else if (!receive_from(step, s, g, live)) {
@@ -224,6 +225,7 @@ class ComputeBlock : BlockParts<W> {
         }
         MELODIA_SYNC("decode: received");
         if (*flag() == 0) return false;
+        Vectors x = states(0);
         if (kInt8 || stage.mixes()) {
             for (int v = static_cast<int>(warp()); v < n; v += static_cast<int>(warps())) {
                 if ((kInt8 || a.plain) && stage.shadow >= 0)
@@ -237,8 +239,11 @@ class ComputeBlock : BlockParts<W> {
         const bool cells = stage.kind == kCells;
         Sums<W> sums = sums_at(a.layout.sums, cells ? &stage.cell[0].input : &stage.product,
                                stage.cells == 2 ? &stage.cell[1].input : nullptr);
+        const Ahead ahead = look_ahead(step, s, g);
         sums.make(base, x, x, n);
+        ask_soon(ahead, step);
         MELODIA_SYNC("decode: sums ready");
+        if (ahead.live != 0) ask_ahead(ahead);
         if (cells) {
             advance(step, stage, first, n, out, sums, x, true);
         } else {
@@ -261,8 +266,10 @@ class ComputeBlock : BlockParts<W> {
         const Stage& from = a.net.stage[s - 1];
         const int vectors = a.net.stage[s].vectors, size = a.net.stage[s].size;
         if (a.plain) {
-            if (!await(a, step, s - 1, g, flag())) return false;
-            ask(from, g, live);
+            if (!asked && !await(a, step, s - 1, g, flag())) return false;
+            if (!asked) ask(from, g, live);
+            asked = false;
+            turn ^= 1;
             MELODIA_ORDER("decode: rows copied", wait_copies<0>());
             return true;
         }
@@ -280,8 +287,10 @@ class ComputeBlock : BlockParts<W> {
     // For the rows of a group's sessions, which stand as they are wanted, padding included.
     MELODIA_DEVICE void ask(const Stage& from, int g, uint32_t live) const {
         const unsigned char* rows = row_of(a, from, g * a.group);
-        unsigned char* to = from.rounded ? state_row(0) : reinterpret_cast<unsigned char*>(raw(0));
-        const int stride = from.rounded ? a.layout.states_stride : 4 * a.layout.raw_stride;
+        unsigned char* to = reinterpret_cast<unsigned char*>(raw(0));
+        int stride = 4 * a.layout.raw_stride;
+        if (from.rounded) to = state_row(0), stride = a.layout.states_stride;
+        if (from.rounded || kFloat) to += (turn ? -1 : 1) * a.layout.states_turn;
         const int each = from.row_bytes;
         for (int v = static_cast<int>(warp()); v < sessions(g); v += static_cast<int>(warps())) {
             if (!(live >> v & 1)) continue;
@@ -289,6 +298,35 @@ class ComputeBlock : BlockParts<W> {
                 copy_async(to + v * stride + i, rows + v * each + i);
         }
         commit_copies();
+    }
+
+    // ---- Ahead: what comes in next is asked for as soon as raw rows are free, if it is there by then. A
+    // look at its counter is on the way during the products, and nobody waits for it.
+
+    struct Ahead {
+        int stage, g;    // which posted it, of which group
+        uint32_t live;   // 0: nothing is asked for
+        uint32_t count;  // of the first thread
+    };
+    MELODIA_DEVICE Ahead look_ahead(int step, int s, int g) const {
+        const bool here = g + 1 < groups_of(a);
+        const int next = here ? s : s + 1, group = here ? g + 1 : 0;
+        Ahead ahead = {next - 1, group, 0, 0};
+        if (!a.ahead || next >= a.net.stages || next + 1 >= a.phase_end) return ahead;
+        ahead.live = going(step, group);
+        if (thread() == 0) ahead.count = load_relaxed(counter_of(a, ahead.stage, group));
+        return ahead;
+    }
+    // Before the barrier that everybody asks behind.
+    MELODIA_DEVICE void ask_soon(const Ahead& ahead, int step) const {
+        if (ahead.live == 0 || thread() != 0) return;
+        flag()[1] = all_counted(a, step, ahead.count);
+        MELODIA_ORDER("decode ahead: acquire", fence_acquire());
+    }
+    MELODIA_DEVICE void ask_ahead(const Ahead& ahead) {
+        if (!flag()[1]) return;
+        ask(a.net.stage[ahead.stage], ahead.g, ahead.live);
+        asked = true;
     }
 
     // ---- By one warp

@@ -346,7 +346,9 @@ Layout Decoder::layout_of(int64_t B, const Way& way, std::vector<Stage>& of,
     l.padded_x = static_cast<int32_t>(padded_x);
     l.states_stride = static_cast<int32_t>(in * bytes + 16);  // rows begin in different banks
     l.inputs_stride = static_cast<int32_t>(input * bytes + 16);
-    l.states = take(group * l.states_stride);
+    // A whole number's rows come in as floats, which are free sooner.
+    if (way.ahead && bytes > 1) l.states_turn = static_cast<int32_t>(up(group * l.states_stride, 128));
+    l.states = take(l.states_turn + group * l.states_stride);
     if (net.raw) l.inputs = take(group * l.inputs_stride);
     l.raw = l.states;
     l.raw_stride = l.states_stride;

@@ -31,6 +31,7 @@ struct Options {
     int64_t streamed = 0;      // 1: no weights in shared memory
     int64_t cluster = 0;       // blocks of a cluster, one of them to choose; 0: no clusters
     int64_t group = 0;         // sessions that pass a stage together at most: 8, 16 or 32
+    int64_t ahead = 0;         // -1: no rows are asked for ahead
 };
 
 // Throws std::runtime_error with the sentence that comes from the device.
@@ -73,6 +74,7 @@ struct Way {
     bool joint = false;           // compute blocks sample
     int64_t samplers = 1;         // blocks that sample
     int64_t group = kLeastGroup;  // sessions that pass a stage together
+    bool ahead = false;           // rows of the next group are asked for while the present one is worked on
 };
 
 class Decoder {

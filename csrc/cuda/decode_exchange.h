@@ -150,14 +150,18 @@ MELODIA_DEVICE void announce(const Args& a, int stage, int first, int groups) {
     }
 }
 
+MELODIA_DEVICE bool all_counted(const Args& a, int step, uint32_t count) {
+    const uint32_t target = uint32_t(step + 1) * static_cast<uint32_t>(a.net.blocks);
+    return MELODIA_EPOCH("decode exchange: count", count >= target, true);
+}
+
 // By all threads of a block, until all blocks have announced a stage's numbers of a group; false, with *flag
 // = 0: somebody gave up.
 MELODIA_DEVICE bool await(const Args& a, int step, int stage, int g, int* flag) {
     if (thread() == 0) {
-        const uint32_t target = uint32_t(step + 1) * static_cast<uint32_t>(a.net.blocks);
         const uint32_t* counter = counter_of(a, stage, g);
         Spin spin(a.gave_up, a.limit_ns);
-        while (MELODIA_EPOCH("decode exchange: count", load_relaxed(counter) < target, false)) {
+        while (!all_counted(a, step, load_relaxed(counter))) {
             if (spin.again()) continue;
             *flag = 0;
             break;

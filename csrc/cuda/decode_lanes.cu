@@ -28,7 +28,7 @@ static_assert(joint_pays(64, 4, 128) && !joint_pays(8, 4, 128) && !joint_pays(64
 
 // Clocks of a step that depend on how many sessions pass a stage together, predicted: each pass reads
 // weights, 64 bytes a clock from L2, 128 from shared memory, and a group costs 2600 clocks, 1.5 us, in a
-// stage that it comes into, for barriers and ways to L2.
+// stage that it comes into, for barriers and ways to L2; 1200 where its rows are asked for ahead.
 int64_t clocks_of(const Decoder& decoder, int64_t B, const Way& way) {
     std::vector<Stage> stages = decoder.stages;
     std::vector<ReaderLevel> readers = decoder.readers;
@@ -48,7 +48,7 @@ int64_t clocks_of(const Decoder& decoder, int64_t B, const Way& way) {
     }
     const int64_t groups = parts(B, way.group), into = decoder.net.stages - decoder.net.folded;
     const bool once = decoder.plan.weights == engine::Weights::bf16;  // else for eight vectors each (Tile)
-    return (once ? groups : parts(B, kLeastGroup)) * reading + groups * into * 2600;
+    return (once ? groups : parts(B, kLeastGroup)) * reading + groups * into * (way.ahead ? 1200 : 2600);
 }
 
 Way way_of(const Decoder& decoder, int64_t B) {
@@ -61,15 +61,19 @@ Way way_of(const Decoder& decoder, int64_t B) {
     way.joint = o.samplers != 0 ? o.samplers < 0 : joint_pays(B, room, net.blocks);
     const int64_t most = way.joint ? net.blocks : std::max<int64_t>(1, room);
     way.samplers = std::min({B, most, o.samplers > 0 ? o.samplers : most});
+    Way best = way;
     int64_t least = INT64_MAX;
     for (int64_t group = kLeastGroup; group <= kMostGroup && group < 2 * B; group *= 2) {
         if (o.group > 0 && group > o.group) break;
-        Way wider = way;
-        wider.group = group;
-        const int64_t clocks = clocks_of(decoder, B, wider);
-        if (clocks < least) way.group = group, least = clocks;
+        for (const bool ahead : {false, true}) {
+            if (ahead && (!way.plain || group >= B || o.ahead < 0)) continue;
+            way.group = group;
+            way.ahead = ahead;
+            const int64_t clocks = clocks_of(decoder, B, way);
+            if (clocks < least) best = way, least = clocks;
+        }
     }
-    return way;
+    return best;
 }
 
 }  // namespace
@@ -81,6 +85,7 @@ Lanes::Lanes(Decoder& decoder, int64_t count)
     if (decoder.options.threads > 0) threads_ = static_cast<int>(decoder.options.threads);
     const Way way = way_of(decoder, B_);
     args_.plain = way.plain;
+    args_.ahead = way.ahead;
     args_.joint = way.joint;
     args_.samplers = static_cast<int32_t>(way.samplers);
     args_.layout = decoder.layout_of(B_, way, stages_, readers_, args_.own_layout);

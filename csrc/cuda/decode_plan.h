@@ -103,9 +103,10 @@ struct Layout {
     int32_t raw, y;                        // floats [group][raw_stride], [group][y_stride]; -1: not needed
     int32_t states, inputs;                // numbers in the form of the weights
     int32_t states_stride, inputs_stride;  // bytes of a row
-    int32_t raw_stride, y_stride;          // floats of a row
-    int32_t scales;                        // [4][kMostGroup] of states and inputs, two vectors each
-    int32_t sums, shadow_sums;             // [shares x rows][sums_stride], which is odd
+    int32_t states_turn;           // how far the rows of the group behind stand from these; 0: there are none
+    int32_t raw_stride, y_stride;  // floats of a row
+    int32_t scales;                // [4][kMostGroup] of states and inputs, two vectors each
+    int32_t sums, shadow_sums;     // [shares x rows][sums_stride], which is odd
     int32_t sums_stride;
     int32_t own;  // what a block keeps of its sessions, see Own
     int32_t flag;
@@ -206,8 +207,9 @@ struct Args {
     int32_t phase_begin, phase_end;  // 0: sampler; 1 + s: stage s
     int32_t part, reader_level, reader_step;  // a Part, and which step of the encoder
     int32_t first, last;                      // the state comes in, goes out; else it is kept in `kept`
-    int32_t plain;                            // numbers travel in rows, by counters; commands in words
-    int32_t cluster;                          // the launch is one cluster, and words travel in shared memory
+    int32_t ahead;    // a group's rows are asked for while the one before is worked on
+    int32_t plain;    // numbers travel in rows, by counters; commands in words
+    int32_t cluster;  // the launch is one cluster, and words travel in shared memory
     uint32_t epoch;
     uint64_t limit_ns;
     uint32_t* gave_up;

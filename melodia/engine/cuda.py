@@ -45,6 +45,7 @@ class Options(ctypes.Structure):
             "streamed",
             "cluster",
             "group",
+            "ahead",
         )
     ]
 
