@@ -61,7 +61,7 @@ class ComputeBlock : BlockParts<W> {
     using Parts::own, Parts::own_share, Parts::raw, Parts::sessions, Parts::sides, Parts::state_row;
     using Parts::step_cell, Parts::sums_at, Parts::take, Parts::tokens, Parts::turn;
 
-    bool asked = false;  // for what comes in next
+    enum { kUnknown, kThere, kAsked } next = kUnknown;  // what is known of the rows that come in next
 
     // ---- What stands where
 
@@ -241,9 +241,9 @@ class ComputeBlock : BlockParts<W> {
                                stage.cells == 2 ? &stage.cell[1].input : nullptr);
         const Ahead ahead = look_ahead(step, s, g);
         sums.make(base, x, x, n);
-        ask_soon(ahead, step);
+        note(ahead, step);
         MELODIA_SYNC("decode: sums ready");
-        if (ahead.live != 0) ask_ahead(ahead);
+        if (ahead.live != 0 && flag()[1]) ask_ahead(ahead);
         if (cells) {
             advance(step, stage, first, n, out, sums, x, true);
         } else {
@@ -266,9 +266,9 @@ class ComputeBlock : BlockParts<W> {
         const Stage& from = a.net.stage[s - 1];
         const int vectors = a.net.stage[s].vectors, size = a.net.stage[s].size;
         if (a.plain) {
-            if (!asked && !await(a, step, s - 1, g, flag())) return false;
-            if (!asked) ask(from, g, live);
-            asked = false;
+            if (next == kUnknown && !await(a, step, s - 1, g, flag())) return false;
+            if (next != kAsked) ask(from, g, live);
+            next = kUnknown;
             turn ^= 1;
             MELODIA_ORDER("decode: rows copied", wait_copies<0>());
             return true;
@@ -300,33 +300,33 @@ class ComputeBlock : BlockParts<W> {
         commit_copies();
     }
 
-    // ---- Ahead: what comes in next is asked for as soon as raw rows are free, if it is there by then. A
-    // look at its counter is on the way during the products, and nobody waits for it.
+    // ---- Ahead: a look at the counter of what comes in next is on the way during the products, and nobody
+    // waits for it. What is there by then need not be waited for later, and is asked for as soon as raw rows
+    // are free if states have room.
 
     struct Ahead {
         int stage, g;    // which posted it, of which group
-        uint32_t live;   // 0: nothing is asked for
+        uint32_t live;   // 0: there is nothing to look at, as where it is the same group again
         uint32_t count;  // of the first thread
     };
     MELODIA_DEVICE Ahead look_ahead(int step, int s, int g) const {
         const bool here = g + 1 < groups_of(a);
-        const int next = here ? s : s + 1, group = here ? g + 1 : 0;
-        Ahead ahead = {next - 1, group, 0, 0};
-        if (!a.ahead || next >= a.net.stages || next + 1 >= a.phase_end) return ahead;
+        const int after = here ? s : s + 1, group = here ? g + 1 : 0;
+        Ahead ahead = {after - 1, group, 0, 0};
+        if (!a.plain || group == g || after >= a.net.stages || after + 1 >= a.phase_end) return ahead;
         ahead.live = going(step, group);
         if (thread() == 0) ahead.count = load_relaxed(counter_of(a, ahead.stage, group));
         return ahead;
     }
-    // Before the barrier that everybody asks behind.
-    MELODIA_DEVICE void ask_soon(const Ahead& ahead, int step) const {
+    // Before the barrier behind which everybody knows.
+    MELODIA_DEVICE void note(const Ahead& ahead, int step) const {
         if (ahead.live == 0 || thread() != 0) return;
         flag()[1] = all_counted(a, step, ahead.count);
-        MELODIA_ORDER("decode ahead: acquire", fence_acquire());
+        if (flag()[1]) MELODIA_ORDER("decode ahead: acquire", fence_acquire());
     }
     MELODIA_DEVICE void ask_ahead(const Ahead& ahead) {
-        if (!flag()[1]) return;
-        ask(a.net.stage[ahead.stage], ahead.g, ahead.live);
-        asked = true;
+        next = a.ahead ? kAsked : kThere;
+        if (a.ahead) ask(a.net.stage[ahead.stage], ahead.g, ahead.live);
     }
 
     // ---- By one warp

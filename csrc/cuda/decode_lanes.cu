@@ -28,7 +28,8 @@ static_assert(joint_pays(64, 4, 128) && !joint_pays(8, 4, 128) && !joint_pays(64
 
 // Clocks of a step that depend on how many sessions pass a stage together, predicted: each pass reads
 // weights, 64 bytes a clock from L2, 128 from shared memory, and a group costs 2600 clocks, 1.5 us, in a
-// stage that it comes into, for barriers and ways to L2; 1200 where its rows are asked for ahead.
+// stage that it comes into, for barriers and ways to L2; 1800 if there are others, whose counters are looked
+// at ahead; 1200 where rows are asked for ahead.
 int64_t clocks_of(const Decoder& decoder, int64_t B, const Way& way) {
     std::vector<Stage> stages = decoder.stages;
     std::vector<ReaderLevel> readers = decoder.readers;
@@ -48,7 +49,8 @@ int64_t clocks_of(const Decoder& decoder, int64_t B, const Way& way) {
     }
     const int64_t groups = parts(B, way.group), into = decoder.net.stages - decoder.net.folded;
     const bool once = decoder.plan.weights == engine::Weights::bf16;  // else for eight vectors each (Tile)
-    return (once ? groups : parts(B, kLeastGroup)) * reading + groups * into * (way.ahead ? 1200 : 2600);
+    const int64_t each = way.ahead ? 1200 : groups > 1 ? 1800 : 2600;
+    return (once ? groups : parts(B, kLeastGroup)) * reading + groups * into * each;
 }
 
 Way way_of(const Decoder& decoder, int64_t B) {
