@@ -68,6 +68,7 @@ const char* Clusters::run(const Args& whole, int weights) {
         a.joint = 0;
         a.group = kLeastGroup;
         a.B = static_cast<int32_t>(std::min(each_, whole.B - first));
+        a.groups = static_cast<int32_t>(parts(a.B, kLeastGroup));
         a.layout = layout_;
         a.own_layout = own_;
         a.net.stage = stages_.of<Stage>(1);

@@ -44,7 +44,7 @@ class ComputeBlock : BlockParts<W> {
                 if (s == 0 && a.net.folded) {
                     first_level(step);
                 } else {
-                    for (int g = 0; g < groups_of(a); ++g)
+                    for (int g = 0; g < a.groups; ++g)
                         if (!stage(step, s, g)) return;
                 }
             }
@@ -76,7 +76,7 @@ class ComputeBlock : BlockParts<W> {
     }
     MELODIA_DEVICE Vectors states(int vector) const { return Parts::states(vector, a.layout.padded_h); }
     MELODIA_DEVICE bool any_goes_on(int step) const {
-        for (int g = 0; g < groups_of(a); ++g)
+        for (int g = 0; g < a.groups; ++g)
             if (going(step, g) != 0) return true;
         return false;
     }
@@ -125,7 +125,7 @@ class ComputeBlock : BlockParts<W> {
         MELODIA_SYNC("decode: started");
         for (int s = 0; a.first && s < a.net.stages; ++s) {
             const Stage& stage = a.net.stage[s];
-            for (int g = 0; stage.kind == kCells && g < groups_of(a); ++g) {
+            for (int g = 0; stage.kind == kCells && g < a.groups; ++g) {
                 const int n = sessions(g);
                 for (int i = static_cast<int>(thread()); i < n * stage.cells * a.net.H; i += count) {
                     const int v = i / (stage.cells * a.net.H), k = i / a.net.H % stage.cells, j = i % a.net.H;
@@ -178,7 +178,7 @@ class ComputeBlock : BlockParts<W> {
     MELODIA_DEVICE bool begin(int step) {
         if (whole_or(kCommands) && !commands(step)) return false;
         if (a.net.reader.levels == 0) return true;
-        for (int g = 0; g < groups_of(a); ++g)
+        for (int g = 0; g < a.groups; ++g)
             if (going(step, g) != 0 && !read_blocks<W>(a, base, step, g)) return false;
         MELODIA_SYNC("decode: read");
         return true;
@@ -208,7 +208,7 @@ class ComputeBlock : BlockParts<W> {
         const Stage& stage = a.net.stage[0];
         const Sums<W> none = sums_at(a.layout.sums, &stage.cell[0].input, nullptr);
         advance(step, stage, 0, a.B, channel_of(a, step), none, states(0), false);
-        announce(a, 0, 0, groups_of(a));
+        announce(a, 0, 0, a.groups);
     }
 
     // For a group of sessions; false: somebody gave up.
@@ -310,7 +310,7 @@ class ComputeBlock : BlockParts<W> {
         uint32_t count;  // of the first thread
     };
     MELODIA_DEVICE Ahead look_ahead(int step, int s, int g) const {
-        const bool here = g + 1 < groups_of(a);
+        const bool here = g + 1 < a.groups;
         const int after = here ? s : s + 1, group = here ? g + 1 : 0;
         Ahead ahead = {after - 1, group, 0, 0};
         if (!a.plain || group == g || after >= a.net.stages || after + 1 >= a.phase_end) return ahead;

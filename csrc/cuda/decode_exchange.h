@@ -137,7 +137,7 @@ MELODIA_DEVICE unsigned char* row_of(const Args& a, const Stage& stage, int sess
     return a.rows + stage.row * a.B + int64_t{session} * stage.row_bytes;
 }
 MELODIA_DEVICE uint32_t* counter_of(const Args& a, int stage, int g) {
-    return a.counters + stage * groups_of(a) + g;
+    return a.counters + stage * a.groups + g;
 }
 
 // By all threads of a block, after it posted a stage's numbers of some groups.

@@ -95,9 +95,10 @@ Lanes::Lanes(Decoder& decoder, int64_t count)
     args_.net = net;
     args_.net.stage = device_stages_.upload(stages_.data(), static_cast<int64_t>(stages_.size()));
     args_.B = static_cast<int32_t>(B_);
-    args_.group = static_cast<int32_t>(way.group);
-    const Reader& reader = net.reader;
     const int64_t groups = parts(B_, way.group);
+    args_.group = static_cast<int32_t>(way.group);
+    args_.groups = static_cast<int32_t>(groups);
+    const Reader& reader = net.reader;
     // A wait is for a token, which takes microseconds; but other work may have the processors for a while,
     // and one thread may walk through thousands of byte pairs. Readings of all groups may come in front: 10
     // us for each step.

@@ -199,7 +199,7 @@ struct Args {
     Layout layout;
     Own own_layout;
     RecordLayout record;
-    int32_t B, group;                // sessions, and how many pass a stage together
+    int32_t B, group, groups;        // sessions, how many pass a stage together, and how often that makes
     int32_t samplers;                // blocks that sample: block k has sessions k, k + samplers, ...
     int32_t joint;                   // they are the first compute blocks, not blocks behind those
     int32_t steps;                   // tokens at most
@@ -233,8 +233,6 @@ struct Args {
     int32_t* tokens;                     // [B][steps]
     double *nll, *entropy;
 };
-
-MELODIA_DEVICE int groups_of(const Args& a) { return (a.B + a.group - 1) / a.group; }
 
 // A thread's way through `rows` rows of `width` numbers, from number `first` on, `step` numbers on each time.
 // Rows are few, so they are counted off: a division by a number known only here takes longer.

@@ -45,7 +45,7 @@ class ReaderBlock : BlockParts<W> {
                 *number(a.own_layout.read, b) = static_cast<uint32_t>(from[2 * E]);
             }
         }
-        for (int g = 0; g < groups_of(a); ++g) {
+        for (int g = 0; g < a.groups; ++g) {
             const int n = sessions(g);
             for (int l = 0; l < reader.levels; ++l) {
                 const CellPart& cell = reader.level[l].cell[0];
