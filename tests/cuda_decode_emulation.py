@@ -428,6 +428,7 @@ def checks(library: ctypes.CDLL) -> Iterator[Any]:
         yield lambda: check_lanes(library, "parallel-sum", "bf16", 4, 9, counted=1)
         yield lambda: check_lanes(library, "bilstm-gru-deep", "int8", 20, 2)
         yield lambda: check_lanes(library, "bigru-lstm", "fp32", 20, 3, counted=1)
+        yield lambda: check_lanes(library, "bilstm-gru", "fp32", 20, 9, group=8)  # two groups read
         yield lambda: check_lanes(library, "bigru-lstm-deep", "bf16", 20, 2, blocks=3)
     for schedule in range(8, 200):  # a buffer that is written too early shows in one of fifty
         configure(library, schedule=schedule)
@@ -444,6 +445,9 @@ def checks(library: ctypes.CDLL) -> Iterator[Any]:
         yield lambda: check_loop(library, 1, 2, SamplingConfig(top_k=5), grain=1e6)
         yield lambda: check_loop(library, 1, 2, SamplingConfig(top_p=0.3), grain=1e6)
         yield lambda: check_loop(library, 2, 3, counted=1)
+        yield lambda: check_lanes(library, "parallel", "bf16", 5, 25, counted=1, group=8)
+        yield lambda: check_loop(library, 3, 3, FILTERS, samplers=-1)
+        yield lambda: check_loop(library, 9, 3, counted=1, samplers=-1)
 
 
 def verdict(path: str) -> str:

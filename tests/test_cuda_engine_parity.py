@@ -34,7 +34,8 @@ needs_engine = pytest.mark.skipif(
     cuda.reason() is not None or engine.reason() is not None, reason=f"no engine: {cuda.reason()}"
 )
 needs_kernels = pytest.mark.skipif(cuda_kernels.reason() is not None, reason=cuda_kernels.describe())
-WAYS = [{}, {"counted": 1}, {"apart": 1}, {"streamed": 1}, {"launch_steps": 1}, {"least_units": 6}]
+ROWS = {"counted": 1, "samplers": -1}  # as for many sessions
+WAYS = [{}, ROWS, {"apart": 1}, {"streamed": 1}, {"launch_steps": 1}, {"least_units": 6}]
 ENCODERS = [None, "lstm", "gru"]
 NO_ROOM = ("clusters need compute capability 9.0", "the device has no room for a cluster of so many blocks")
 
@@ -90,7 +91,17 @@ def test_large_models(library: ctypes.CDLL, kind: str, weights: str, B: int) -> 
 
 
 @needs_engine
-@pytest.mark.parametrize(("B", "changed"), [(1, {}), (64, {}), (1, {"cluster": 16}), (9, {"cluster": 16})])
+@pytest.mark.parametrize(
+    ("B", "changed"),
+    [
+        (1, {}),
+        (64, {}),
+        (64, {"samplers": 4, "group": 8}),
+        (64, {"counted": -1}),
+        (1, {"cluster": 16}),
+        (9, {"cluster": 16}),
+    ],
+)
 def test_tokens_of_large_models(library: ctypes.CDLL, B: int, changed: dict[str, int]) -> None:
     fell_back = check_streams(library, "sequential", 512, B, 24, **changed)
     if "cluster" in changed and fell_back in NO_ROOM:

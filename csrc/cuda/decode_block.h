@@ -38,6 +38,7 @@ class BlockParts {
     const Args& a;
     unsigned char* base;
     int unit, units;  // the first of its units of `size`, how many there are
+    int turn = 0;     // which of two places the states of the present group have
 
     MELODIA_DEVICE BlockParts(const Args& args, unsigned char* shared, int size, int each)
         : a(args), base(shared) {
@@ -59,14 +60,17 @@ class BlockParts {
         return own(a.own_layout.share) + (k * a.B + b) * a.net.units * 4;
     }
     MELODIA_DEVICE int* flag() const { return reinterpret_cast<int*>(base + a.layout.flag); }
-    MELODIA_DEVICE float* raw(int v) const { return floats(a.layout.raw) + v * a.layout.raw_stride; }
     MELODIA_DEVICE unsigned char* state_row(int v) const {
-        return base + a.layout.states + v * a.layout.states_stride;
+        return base + a.layout.states + turn * a.layout.states_turn + v * a.layout.states_stride;
+    }
+    MELODIA_DEVICE float* raw(int v) const {
+        if constexpr (kFloat) return reinterpret_cast<float*>(state_row(v));
+        return floats(a.layout.raw) + v * a.layout.raw_stride;
     }
     MELODIA_DEVICE unsigned char* input_row(int v) const {
         return base + a.layout.inputs + v * a.layout.inputs_stride;
     }
-    MELODIA_DEVICE float* scales(int which) const { return floats(a.layout.scales) + which * kGroup; }
+    MELODIA_DEVICE float* scales(int which) const { return floats(a.layout.scales) + which * kMostGroup; }
     // Two vectors of each session; the second begins behind `padded` numbers.
     MELODIA_DEVICE Vectors states(int vector, int padded) const {
         return {state_row(0) + vector * padded * Form<W>::kBytes, a.layout.states_stride, scales(vector)};
@@ -74,15 +78,17 @@ class BlockParts {
     MELODIA_DEVICE Vectors inputs(int vector, int padded) const {
         return {input_row(0) + vector * padded * Form<W>::kBytes, a.layout.inputs_stride, scales(2 + vector)};
     }
-    MELODIA_DEVICE int sessions(int g) const { return a.B - g * kGroup < kGroup ? a.B - g * kGroup : kGroup; }
+    MELODIA_DEVICE Sums<W> sums_at(int offset, const Matrix* first, const Matrix* second) const {
+        return {floats(offset), a.layout.sums_stride, first, second};
+    }
+    MELODIA_DEVICE int sessions(int g) const {
+        return a.B - g * a.group < a.group ? a.B - g * a.group : a.group;
+    }
     MELODIA_DEVICE bool goes_on(int step, int b) const { return tokens(step)[b] != kEnd; }
-    // A bit for each session of a group: whether it goes on.
+    // A bit for each session of a group: whether it goes on. By whole warps.
     MELODIA_DEVICE uint32_t going(int step, int g) const {
-        uint32_t bits = 0;
-        MELODIA_UNROLL
-        for (int v = 0; v < kGroup; ++v)
-            bits |= uint32_t{v < sessions(g) && goes_on(step, g * kGroup + v)} << v;
-        return bits;
+        const auto v = static_cast<int>(lane());
+        return warp_ballot(v < sessions(g) && goes_on(step, g * a.group + v));
     }
 
     // A number that comes in, at a place of row v.
@@ -150,11 +156,17 @@ class BlockParts {
         return scale;
     }
 
-    // int8: the vectors of row v that came in, `padded` numbers apart.
+    // The vectors of row v that came in as floats, `padded` numbers apart, in the form of the weights.
     MELODIA_DEVICE void encode_states(int v, int vectors, int size, int padded) const {
         for (int k = 0; k < vectors; ++k) {
-            const float scale = encode(raw(v) + k * padded, size, state_row(v) + k * padded);
-            if (lane() == 0) scales(k)[v] = scale;
+            const float* x = raw(v) + k * padded;
+            if constexpr (kInt8) {
+                const float scale = encode(x, size, state_row(v) + k * padded);
+                if (lane() == 0) scales(k)[v] = scale;
+            } else if constexpr (!kFloat) {
+                for (int i = static_cast<int>(lane()); i < size; i += 32)
+                    reinterpret_cast<W*>(state_row(v))[k * padded + i] = from_float<W>(x[i]);
+            }
         }
     }
 

@@ -25,12 +25,14 @@ const char* Clusters::plan(const Decoder& decoder, int64_t sessions) {
     if (decoder.device.capability < 90) return "clusters need compute capability 9.0";
     if (net.reader.levels > 0) return "clusters have no room for a bidirectional model's encoder";
     if (blocks > kMostBlocks) return "a cluster has 16 blocks at most";
+    Way way;
+    way.cluster = true;
     std::vector<Stage> stages;
     std::vector<ReaderLevel> readers;
     const auto lay_out = [&](int64_t each) {  // whether so many sessions fit
         stages = decoder.stages;
         try {
-            layout_ = decoder.layout_of(each, 1, true, stages, readers, own_);
+            layout_ = decoder.layout_of(each, way, stages, readers, own_);
         } catch (const std::invalid_argument&) {
             return false;
         }
@@ -61,9 +63,12 @@ const char* Clusters::run(const Args& whole, int weights) {
         const int64_t first = static_cast<int64_t>(k) * each_;
         Args a = whole;
         a.cluster = 1;
-        a.counted = 0;
+        a.plain = a.ahead = 0;
         a.samplers = 1;
+        a.joint = 0;
+        a.group = kLeastGroup;
         a.B = static_cast<int32_t>(std::min(each_, whole.B - first));
+        a.groups = static_cast<int32_t>(parts(a.B, kLeastGroup));
         a.layout = layout_;
         a.own_layout = own_;
         a.net.stage = stages_.of<Stage>(1);

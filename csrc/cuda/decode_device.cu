@@ -189,8 +189,7 @@ Decoder::Decoder(const int64_t* ints, int64_t int_count, const float* floats, in
             incoming.norm_bias = blob.copy(level.norm.bias, H);
             incoming.norm_eps = level.norm.eps;
         }
-        net.raw = net.raw || incoming.adds || incoming.residual || incoming.keeps ||
-                  incoming.norm_weight != nullptr;
+        net.raw = net.raw || incoming.mixes();
     }
     int64_t width = H;
     if (plan.head_projection.count > 0) {
@@ -216,6 +215,14 @@ Decoder::Decoder(const int64_t* ints, int64_t int_count, const float* floats, in
     stage.bias = blob.copy(plan.head_bias, V);
     add(stage);
     net.stages = static_cast<int32_t>(stages.size());
+    for (size_t s = 0; s < stages.size(); ++s) {
+        const Stage* next = s + 1 < stages.size() ? &stages[s + 1] : nullptr;
+        const int64_t numbers = next == nullptr ? V : (next->vectors - 1) * padded + up(next->size, 32);
+        stages[s].rounded = plan.weights == engine::Weights::bf16 && next != nullptr && !next->mixes();
+        stages[s].row_bytes = static_cast<int32_t>(up(numbers * (stages[s].rounded ? 2 : 4), 16));
+        stages[s].row = net.row_bytes;
+        net.row_bytes += stages[s].row_bytes;
+    }
     if (const engine::Encoder& encoder = plan.encoder; encoder.reads()) {
         Reader& reader = net.reader;
         reader.levels = static_cast<int32_t>(encoder.levels.size());
@@ -278,9 +285,9 @@ Decoder::Decoder(const int64_t* ints, int64_t int_count, const float* floats, in
     rebase(edges, base);
 }
 
-Layout Decoder::layout_of(int64_t B, int64_t samplers, bool cluster, std::vector<Stage>& of,
+Layout Decoder::layout_of(int64_t B, const Way& way, std::vector<Stage>& of,
                           std::vector<ReaderLevel>& readers_of, Own& own) const {
-    const int64_t H = net.H, padded = up(H, 32), group = std::min<int64_t>(B, kGroup), U = net.units;
+    const int64_t H = net.H, padded = up(H, 32), group = std::min(B, way.group), U = net.units;
     const int64_t warps = warps_of(options);
     const int64_t bytes = plan.weights == engine::Weights::fp32   ? 4
                           : plan.weights == engine::Weights::bf16 ? 2
@@ -320,8 +327,7 @@ Layout Decoder::layout_of(int64_t B, int64_t samplers, bool cluster, std::vector
         own.waiting = own.share + of[0].cells * 4 * own.c;
         own.read = own.waiting + static_cast<int32_t>(B);
         own.length = own.read + static_cast<int32_t>(B);
-        own.posts = own.length + static_cast<int32_t>(B);
-        own.size = own.posts + static_cast<int32_t>(parts(B, kGroup));
+        own.size = own.length + static_cast<int32_t>(B);
     }
 
     Layout l{};
@@ -331,7 +337,7 @@ Layout Decoder::layout_of(int64_t B, int64_t samplers, bool cluster, std::vector
         at = up(at + size, 128);
         return static_cast<int32_t>(from);
     };
-    if (cluster) {
+    if (way.cluster) {
         (void)take(2 * B * net.words * static_cast<int64_t>(sizeof(uint64_t)));
         l.words = static_cast<int32_t>(at);
     }
@@ -340,8 +346,10 @@ Layout Decoder::layout_of(int64_t B, int64_t samplers, bool cluster, std::vector
     l.padded_x = static_cast<int32_t>(padded_x);
     l.states_stride = static_cast<int32_t>(in * bytes + 16);  // rows begin in different banks
     l.inputs_stride = static_cast<int32_t>(input * bytes + 16);
-    l.states = take(group * l.states_stride);
-    l.inputs = take(group * l.inputs_stride);
+    // A whole number's rows come in as floats, which are free sooner.
+    if (way.ahead && bytes > 1) l.states_turn = static_cast<int32_t>(up(group * l.states_stride, 128));
+    l.states = take(l.states_turn + group * l.states_stride);
+    if (net.raw) l.inputs = take(group * l.inputs_stride);
     l.raw = l.states;
     l.raw_stride = l.states_stride;
     l.y = -1;
@@ -355,12 +363,15 @@ Layout Decoder::layout_of(int64_t B, int64_t samplers, bool cluster, std::vector
     }
     l.raw_stride /= 4;  // floats
     l.y_stride /= 4;
-    l.scales = take(4 * kGroup * 4);
-    const int64_t sums = std::max(tiles, warps) * 16 * (kGroup + 1) * 4;
+    l.scales = take(4 * kMostGroup * 4);
+    l.sums_stride = static_cast<int32_t>((group <= 8 ? 8 : group <= 16 ? 16 : 32) + 1);  // Tile<Bf16>
+    const int64_t sums = std::max(tiles, warps) * 16 * l.sums_stride * 4;
     l.sums = take(sums);
-    l.shadow_sums = take(sums);
+    // One place for both where a barrier comes between them: behind what is posted in rows.
+    l.shadow_sums = way.plain && reader.levels == 0 ? l.sums : take(sums);
     l.own = take(own.size * 4);
     l.flag = take(16);
+    l.sampler = way.joint ? take(kSamplerBytes) : l.words;
     l.weights = static_cast<int32_t>(at);
     // What a token waits for first, then what is made in the shadow.
     const int64_t space = options.streamed ? 0 : device.shared_bytes;
@@ -379,11 +390,12 @@ Layout Decoder::layout_of(int64_t B, int64_t samplers, bool cluster, std::vector
         for (CellPart& cell : level.cell) keep(cell.recurrent), keep(cell.input);
     for (CellPart& cell : of[0].cell) keep(cell.context);
     l.compute_bytes = static_cast<int32_t>(at);
-    l.sampler_bytes = l.words + 768;
-    if (B <= samplers && l.sampler_bytes + 12 * int64_t{net.V} <= device.shared_bytes) {
-        l.sampler_in_shared = 1;
-        l.sampler_bytes += 12 * net.V;
-    }
+    l.sampler_bytes = l.sampler + kSamplerBytes;
+    l.choices = way.joint ? l.compute_bytes : l.sampler_bytes;
+    if (B <= way.samplers && l.choices + 12 * int64_t{net.V} <= device.shared_bytes)
+        l.sampler_bytes = l.choices + 12 * net.V;
+    else
+        l.choices = -1;
     if (l.weights > device.shared_bytes)
         throw std::invalid_argument("so many sessions do not fit into the shared memory of this device (" +
                                     std::to_string(device.shared_bytes) + " bytes); take fewer at once");

@@ -23,13 +23,15 @@ struct Options {
     int64_t threads = 0;       // of a block
     int64_t least_units = 0;   // of a block
     int64_t blocks = 0;        // compute blocks at most
-    int64_t samplers = 0;      // sampler blocks at most
-    int64_t counted = 0;       // 1: exchange by counters
+    int64_t samplers = 0;      // sampler blocks at most; -1: none, compute blocks sample
+    int64_t counted = 0;       // 1: exchange in rows, by counters; -1: in words
     int64_t apart = 0;         // 1: every stage is a launch of its own
     int64_t launch_steps = 0;  // tokens of a launch at most
     int64_t limit_us = 0;      // how long a block waits for another
     int64_t streamed = 0;      // 1: no weights in shared memory
     int64_t cluster = 0;       // blocks of a cluster, one of them to choose; 0: no clusters
+    int64_t group = 0;         // sessions that pass a stage together at most: 8, 16 or 32
+    int64_t ahead = 0;         // -1: no rows are asked for ahead
 };
 
 // Throws std::runtime_error with the sentence that comes from the device.
@@ -65,6 +67,16 @@ class Memory {
     int64_t size_ = 0;
 };
 
+// How the blocks of a launch work together.
+struct Way {
+    bool cluster = false;         // words stand in shared memory
+    bool plain = false;           // numbers travel in rows
+    bool joint = false;           // compute blocks sample
+    int64_t samplers = 1;         // blocks that sample
+    int64_t group = kLeastGroup;  // sessions that pass a stage together
+    bool ahead = false;           // rows of the next group are asked for while the present one is worked on
+};
+
 class Decoder {
   public:
     Decoder(const int64_t* ints, int64_t int_count, const float* floats, int64_t float_count,
@@ -82,9 +94,9 @@ class Decoder {
     std::string fallback;   // why the last was
 
     // For B sessions: where things stand, which matrices stay in shared memory; stages and readers are
-    // changed. cluster: words stand there, too.
-    Layout layout_of(int64_t B, int64_t samplers, bool cluster, std::vector<Stage>& stages,
-                     std::vector<ReaderLevel>& readers, Own& own) const;
+    // changed.
+    Layout layout_of(int64_t B, const Way& way, std::vector<Stage>& stages, std::vector<ReaderLevel>& readers,
+                     Own& own) const;
 };
 
 // What `Lanes::run` is to do: choose (records) or take what is given.
@@ -138,8 +150,8 @@ class Lanes {
     std::unique_ptr<Clusters> clusters_;  // null: none are wanted
     uint32_t epoch_ = 1;
     std::vector<float> state_, logits_;
-    Memory device_stages_, words_, counters_, state_in_, state_out_, kept_, below_, scratch_, device_logits_,
-        all_logits_, given_, given_sides_, tokens_, nll_, entropy_;
+    Memory device_stages_, words_, rows_, counters_, state_in_, state_out_, kept_, below_, scratch_,
+        device_logits_, all_logits_, given_, given_sides_, tokens_, nll_, entropy_;
     Memory device_readers_, reader_words_, waiting_, summaries_, lengths_;
 };
 

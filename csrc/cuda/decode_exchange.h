@@ -1,22 +1,28 @@
 // How the blocks of a decode launch hand numbers to each other, step after step.
 //
-// In words (the default): a number travels as {number, epoch} in 8 bytes that arrive whole, and a reader
+// In words, for few sessions: a number travels as {number, epoch} in 8 bytes that arrive whole, and a reader
 // polls the word itself. Two buffers by the parity of the epoch: a block that still reads step t keeps
-// everybody from step t + 2, because the logits of t + 1 need its units. Epochs only grow.
-// In a cluster the words of all blocks stand in the shared memory of each: a number is stored to all that
-// wait for it, and read at home. By counters (the reference): plain stores, then one is added to a counter
-// that the readers wait for.
+// everybody from step t + 2, because the logits of t + 1 need its units. Epochs only grow. In a cluster the
+// words of all blocks stand in the shared memory of each: a number is stored to all that wait for it, and
+// read at home.
+//
+// In rows, for many sessions: the numbers of a session stand side by side, in the form in which they are
+// wanted, with zeros where a reader's rows have padding; a block that has posted its own adds one to a
+// counter of stage and group, and whoever finds all blocks counted copies whole rows, 16 bytes at a time. One
+// buffer will do: a block takes everything of step t in before it announces its logits of step t, every block
+// announces them, even without a row of the head, and nobody writes into a row again before the command of
+// step t + 1, which a sampler makes of logits that all have announced and that it has taken in itself.
+//
+// Commands travel in words always, and so does what an encoder reads (decode_reader.h).
 #pragma once
 
 #include "cuda/decode_plan.h"
 
 namespace melodia::cuda::decode {
 
+// What words of a step are posted and looked at with.
 struct Channel {
-    uint32_t* counter;
-    uint32_t epoch;   // of the step
-    uint32_t target;  // what the counter shows when all have announced
-    bool counted;
+    uint32_t epoch;
     uint32_t* gave_up;
     uint64_t limit_ns;
     uint32_t first_rank, last_rank;  // a cluster's blocks that take the numbers in; 0, 0: no cluster
@@ -45,29 +51,21 @@ MELODIA_DEVICE void close_words(const Args& a) {
     if (a.cluster) MELODIA_ORDER("decode cluster: all done", sync_cluster());
 }
 
-MELODIA_DEVICE Channel channel_of(const Args& a, int step, int counter, int blocks) {
-    return {a.counters + counter,
-            a.epoch + uint32_t(step),
-            uint32_t(step + 1) * uint32_t(blocks),
-            a.counted != 0,
-            a.gave_up,
-            a.limit_ns,
-            0,
+MELODIA_DEVICE Channel channel_of(const Args& a, int step) {
+    return {a.epoch + uint32_t(step), a.gave_up, a.limit_ns, 0,
             a.cluster ? static_cast<uint32_t>(a.net.blocks) : 0};
 }
 
 // The last stage's, which the sampler takes in.
-MELODIA_DEVICE Channel logits_channel_of(const Args& a, int step, int counter) {
-    Channel c = channel_of(a, step, counter, a.net.blocks);
+MELODIA_DEVICE Channel logits_channel_of(const Args& a, int step) {
+    Channel c = channel_of(a, step);
     if (a.cluster) c.first_rank = c.last_rank++;
     return c;
 }
 
 MELODIA_DEVICE void post(const Channel& c, uint64_t* word, uint32_t number) {
     const uint64_t whole = uint64_t{c.epoch} << 32 | number;
-    if (c.counted) {
-        store_data(word, whole);
-    } else if (c.clustered()) {
+    if (c.clustered()) {
         for (uint32_t rank = c.first_rank; rank < c.last_rank; ++rank) store_to_cluster(word, rank, whole);
     } else {
         store_relaxed(word, whole);
@@ -76,35 +74,8 @@ MELODIA_DEVICE void post(const Channel& c, uint64_t* word, uint32_t number) {
 
 // {number, epoch}; that of the step where the number is certainly there.
 MELODIA_DEVICE uint64_t look(const Channel& c, const uint64_t* word) {
-    const uint64_t there = uint64_t{c.epoch} << 32;
-    if (word == nullptr) return there;
-    if (c.counted) return there | static_cast<uint32_t>(load_data(word));
+    if (word == nullptr) return uint64_t{c.epoch} << 32;
     return c.clustered() ? load_from_cluster(word) : load_relaxed(word);
-}
-
-// By all threads of a block, after it posted.
-MELODIA_DEVICE void announce(const Channel& c) {
-    if (!c.counted) return;
-    MELODIA_SYNC("decode exchange: posted");
-    if (thread() == 0) {
-        MELODIA_ORDER("decode exchange: release", fence_release());
-        add_relaxed(c.counter, 1u);
-    }
-}
-
-// By all threads of a block, before it receives.
-MELODIA_DEVICE void await(const Channel& c, int* flag) {
-    if (!c.counted) return;
-    if (thread() == 0) {
-        Spin spin(c.gave_up, c.limit_ns);
-        while (MELODIA_EPOCH("decode exchange: count", load_relaxed(c.counter) < c.target, false)) {
-            if (spin.again()) continue;
-            *flag = 0;
-            break;
-        }
-        MELODIA_ORDER("decode exchange: acquire", fence_acquire());
-    }
-    MELODIA_SYNC("decode exchange: all posted");
 }
 
 // value(row, k, number) for the numbers k < width of each row, of the words word(row, k); those that are null
@@ -158,6 +129,47 @@ MELODIA_DEVICE void receive(const Channel& c, int width, int* flag, Word word, V
     receive(
         c, 1, width, flag, [&](int, int k) { return word(k); },
         [&](int, int k, uint32_t number) { value(k, number); });
+}
+
+// ---- In rows
+
+MELODIA_DEVICE unsigned char* row_of(const Args& a, const Stage& stage, int session) {
+    return a.rows + stage.row * a.B + int64_t{session} * stage.row_bytes;
+}
+MELODIA_DEVICE uint32_t* counter_of(const Args& a, int stage, int g) {
+    return a.counters + stage * a.groups + g;
+}
+
+// By all threads of a block, after it posted a stage's numbers of some groups.
+MELODIA_DEVICE void announce(const Args& a, int stage, int first, int groups) {
+    if (!a.plain) return;
+    MELODIA_SYNC("decode exchange: posted");
+    if (thread() == 0) {
+        MELODIA_ORDER("decode exchange: release", fence_release());
+        for (int g = first; g < first + groups; ++g) add_relaxed(counter_of(a, stage, g), 1u);
+    }
+}
+
+MELODIA_DEVICE bool all_counted(const Args& a, int step, uint32_t count) {
+    const uint32_t target = uint32_t(step + 1) * static_cast<uint32_t>(a.net.blocks);
+    return MELODIA_EPOCH("decode exchange: count", count >= target, true);
+}
+
+// By all threads of a block, until all blocks have announced a stage's numbers of a group; false, with *flag
+// = 0: somebody gave up.
+MELODIA_DEVICE bool await(const Args& a, int step, int stage, int g, int* flag) {
+    if (thread() == 0) {
+        const uint32_t* counter = counter_of(a, stage, g);
+        Spin spin(a.gave_up, a.limit_ns);
+        while (!all_counted(a, step, load_relaxed(counter))) {
+            if (spin.again()) continue;
+            *flag = 0;
+            break;
+        }
+        MELODIA_ORDER("decode exchange: acquire", fence_acquire());
+    }
+    MELODIA_SYNC("decode exchange: all posted");
+    return *flag != 0;
 }
 
 }  // namespace melodia::cuda::decode

@@ -24,8 +24,8 @@ const char* clusters_at_once(int weights, int64_t blocks, int threads, int64_t s
 
 const char* start(int weights, const Args& args, int threads, int64_t shared_bytes, Together together,
                   Stream stream) {
-    const Shape shape = {static_cast<unsigned>(args.net.blocks + args.samplers),
-                         static_cast<unsigned>(threads), static_cast<size_t>(shared_bytes), together};
+    const Shape shape = {static_cast<unsigned>(blocks_of(args)), static_cast<unsigned>(threads),
+                         static_cast<size_t>(shared_bytes), together};
     return launch("decode", kernel_with(weights), shape, stream, args);
 }
 

@@ -24,6 +24,7 @@ Kernel kernel_of<Bf16>();
 template <>
 Kernel kernel_of<Int8>();
 
+inline int64_t blocks_of(const Args& a) { return a.net.blocks + (a.joint ? 0 : a.samplers); }
 const char* blocks_at_once(int weights, int threads, int64_t shared_bytes, int64_t* blocks);
 const char* clusters_at_once(int weights, int64_t blocks, int threads, int64_t shared_bytes,
                              int64_t* clusters);

@@ -7,22 +7,98 @@
 
 namespace melodia::cuda::decode {
 
+namespace {
+
+// Which exchange, predicted (NOTES_decode.md, 2): a word takes a block 0.27 ns on its way in, a row next to
+// nothing, but a row's counter two more ways to L2 in each stage, 0.75 us, as long as 2800 words.
+// taken_in: numbers of a session that a block takes in, in all stages.
+constexpr bool plain_pays(int64_t B, int64_t taken_in, int64_t stages) {
+    return B * taken_in >= 2800 * stages;
+}
+static_assert(plain_pays(8, 3072, 3) && !plain_pays(1, 3072, 3), "LSTM 1024 beside GRU 1024");
+static_assert(plain_pays(64, 1024, 3) && !plain_pays(8, 1024, 3), "LSTM 512, GRU 512");
+
+// Whether compute blocks are to sample, predicted in half microseconds: of a session 1 us comes before the
+// next step, 2.5 us behind its command. A block that samples only does these while others compute. room:
+// processors without compute blocks.
+constexpr bool joint_pays(int64_t B, int64_t room, int64_t blocks) {
+    return room < 1 || 2 * parts(B, room) > 7 * parts(B, blocks);
+}
+static_assert(joint_pays(64, 4, 128) && !joint_pays(8, 4, 128) && !joint_pays(64, 68, 64), "as predicted");
+
+// Clocks of a step that depend on how many sessions pass a stage together, predicted: each pass reads
+// weights, 64 bytes a clock from L2, 128 from shared memory, and a group costs 2600 clocks, 1.5 us, in a
+// stage that it comes into, for barriers and ways to L2; 1800 if there are others, whose counters are looked
+// at ahead; 1200 where rows are asked for ahead.
+int64_t clocks_of(const Decoder& decoder, int64_t B, const Way& way) {
+    std::vector<Stage> stages = decoder.stages;
+    std::vector<ReaderLevel> readers = decoder.readers;
+    Own own{};
+    try {
+        (void)decoder.layout_of(B, way, stages, readers, own);
+    } catch (const std::invalid_argument&) {
+        return INT64_MAX;
+    }
+    int64_t reading = 0;
+    const auto read = [&](const Matrix& m) {
+        reading += int64_t{m.tiles} * m.chunks * kChunkBytes / (m.resident < 0 ? 64 : 128);
+    };
+    for (const Stage& s : stages) {
+        read(s.product);
+        for (const CellPart& cell : s.cell) read(cell.input), read(cell.recurrent);
+    }
+    const int64_t groups = parts(B, way.group), into = decoder.net.stages - decoder.net.folded;
+    const bool once = decoder.plan.weights == engine::Weights::bf16;  // else for eight vectors each (Tile)
+    const int64_t each = way.ahead ? 1200 : groups > 1 ? 1800 : 2600;
+    return (once ? groups : parts(B, kLeastGroup)) * reading + groups * into * each;
+}
+
+Way way_of(const Decoder& decoder, int64_t B) {
+    const Network& net = decoder.net;
+    const Options& o = decoder.options;
+    const int64_t taken_in = net.words - 1 - net.S - net.V;  // logits go to those who sample, each to one
+    const int64_t room = decoder.device.processors - net.blocks;
+    Way way;
+    way.plain = o.counted != 0 ? o.counted > 0 : plain_pays(B, taken_in, net.stages);
+    way.joint = o.samplers != 0 ? o.samplers < 0 : joint_pays(B, room, net.blocks);
+    const int64_t most = way.joint ? net.blocks : std::max<int64_t>(1, room);
+    way.samplers = std::min({B, most, o.samplers > 0 ? o.samplers : most});
+    Way best = way;
+    int64_t least = INT64_MAX;
+    for (int64_t group = kLeastGroup; group <= kMostGroup && group < 2 * B; group *= 2) {
+        if (o.group > 0 && group > o.group) break;
+        for (const bool ahead : {false, true}) {
+            if (ahead && (!way.plain || group >= B || o.ahead < 0)) continue;
+            way.group = group;
+            way.ahead = ahead;
+            const int64_t clocks = clocks_of(decoder, B, way);
+            if (clocks < least) best = way, least = clocks;
+        }
+    }
+    return best;
+}
+
+}  // namespace
+
 Lanes::Lanes(Decoder& decoder, int64_t count)
     : decoder_(decoder), B_(count), stages_(decoder.stages), readers_(decoder.readers) {
     if (count < 1 || count > 4096) throw std::invalid_argument("sessions must be 1 to 4096");
     const Network& net = decoder.net;
     if (decoder.options.threads > 0) threads_ = static_cast<int>(decoder.options.threads);
-    const int64_t room = std::max<int64_t>(1, decoder.device.processors - net.blocks);
-    const int64_t most = decoder.options.samplers > 0 ? decoder.options.samplers : room;
-    args_.samplers = static_cast<int32_t>(std::min({B_, room, most}));
-    args_.layout = decoder.layout_of(B_, args_.samplers, false, stages_, readers_, args_.own_layout);
+    const Way way = way_of(decoder, B_);
+    args_.plain = way.plain;
+    args_.ahead = way.ahead;
+    args_.joint = way.joint;
+    args_.samplers = static_cast<int32_t>(way.samplers);
+    args_.layout = decoder.layout_of(B_, way, stages_, readers_, args_.own_layout);
     shared_bytes_ = std::max(args_.layout.compute_bytes, args_.layout.sampler_bytes);
     args_.net = net;
     args_.net.stage = device_stages_.upload(stages_.data(), static_cast<int64_t>(stages_.size()));
     args_.B = static_cast<int32_t>(B_);
-    args_.counted = decoder.options.counted != 0;
+    const int64_t groups = parts(B_, way.group);
+    args_.group = static_cast<int32_t>(way.group);
+    args_.groups = static_cast<int32_t>(groups);
     const Reader& reader = net.reader;
-    const int64_t groups = parts(B_, kGroup);
     // A wait is for a token, which takes microseconds; but other work may have the processors for a while,
     // and one thread may walk through thousands of byte pairs. Readings of all groups may come in front: 10
     // us for each step.
@@ -30,8 +106,9 @@ Lanes::Lanes(Decoder& decoder, int64_t count)
     args_.limit_ns =
         1000 * static_cast<uint64_t>(decoder.options.limit_us > 0 ? decoder.options.limit_us : limit);
     args_.edges = decoder.edges;
-    counters_.of<uint32_t>(B_ + (net.stages + 1) * groups + 1);
+    counters_.of<uint32_t>(net.stages * groups + 1);
     words_.of<uint64_t>(2 * B_ * net.words);
+    if (args_.plain) args_.rows = rows_.of<unsigned char>(B_ * net.row_bytes);
     if (reader.levels > 0) {
         args_.net.reader.level =
             device_readers_.upload(readers_.data(), static_cast<int64_t>(readers_.size()));
@@ -70,9 +147,9 @@ void Lanes::advance(int64_t T, const int32_t* tokens, const int32_t* sides, floa
     for (int64_t r = 0; r < T * B_ * S; ++r)
         if (sides[r] < 0 || sides[r] >= plan.side_sizes[r % S])
             throw std::invalid_argument("side input " + std::to_string(r % S) + " is outside its limits");
-    const int64_t groups = parts(B_, kGroup);  // a launch is to take milliseconds
+    const int64_t eights = parts(B_, kLeastGroup);  // a launch is to take milliseconds
     const int64_t most = decoder_.options.launch_steps > 0 ? decoder_.options.launch_steps
-                                                           : std::max<int64_t>(1, 1024 / groups);
+                                                           : std::max<int64_t>(1, 1024 / eights);
     for (int64_t t = 0, n; t < T; t += n) {
         n = std::min(most, T - t);
         Job job;
@@ -182,9 +259,9 @@ bool Lanes::together(const Args& a) {
             return failed(failure);
         at_once_ = blocks;
     }
-    if (at_once_ < a.net.blocks + a.samplers)
+    if (at_once_ < blocks_of(a))
         return failed("the device holds " + std::to_string(at_once_) + " blocks at once of " +
-                      std::to_string(a.net.blocks + a.samplers));
+                      std::to_string(blocks_of(a)));
     if (const char* failure = start(weights, a, threads_, shared_bytes_, Together::grid, nullptr))
         return failed(failure);
     uint32_t gave_up = 0;

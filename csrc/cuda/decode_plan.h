@@ -3,10 +3,11 @@
 // A token passes through the stages of the network one after the other: the cells of a level, the projection
 // that joins a pair, the head's projection, the head. In a stage every compute block makes the numbers of the
 // rows that it owns, for all sessions, and posts them; in the next stage every block takes all of them in.
-// Sampler blocks take in the logits, choose, and post the commands of the next step. A block owns hidden
-// units with all their gates in all levels, and an equal share of the rows of projections and head. Where an
-// encoder reads finished blocks of music (engine/blocks.cpp), that is done before the first stage
-// (decode_reader.h), and a block owns units of the encoder, too.
+// Sampler blocks, or compute blocks beside their other work, take in the logits, choose, and post the
+// commands of the next step. A compute block owns hidden units with all their gates in all levels, and an
+// equal share of the rows of projections and head. Where an encoder reads finished blocks of music
+// (engine/blocks.cpp), that is done before the first stage (decode_reader.h), and a block owns units of the
+// encoder, too.
 //
 // Letters: B sessions, V vocabulary, S side inputs, D embedding, H hidden, E units of the encoder in each
 // direction, U units of a block.
@@ -18,9 +19,11 @@
 
 namespace melodia::cuda::decode {
 
-constexpr int kGroup = 8;  // sessions that pass a stage together: the width of a product on tensor cores
+constexpr int kLeastGroup = 8;  // sessions that pass a stage together: the width of a product on tensor cores
+constexpr int kMostGroup = 32;  // a bit each
 constexpr int kMaxSides = 16;
 constexpr int kChunkBytes = 512;         // of weights: 16 rows, 16 bytes for each lane of a warp
+constexpr int kSamplerBytes = 768;       // of shared memory: two boxes for sums over the block, and a flag
 constexpr uint32_t kEnd = ~uint32_t{0};  // the command that ends a session
 
 enum class Standing : int64_t { ready, chosen, taken, stopped, asks, nothing, nan };  // as in engine/voices.h
@@ -68,9 +71,13 @@ struct Stage {
     int32_t
         shadow;     // the stage whose cells' states come in, so that their recurrent products can be made; -1
     int32_t level;  // of what comes in
-    int64_t words;  // where its numbers begin, for one session [rows]
+    int64_t words;  // where its numbers begin in the words of a session [rows]
+    // In rows: how many bytes a session's has, where they begin (bytes of all sessions' rows before, for one
+    // session), and whether its numbers are rounded to the form of the weights.
+    int32_t row_bytes, rounded;
+    int64_t row;
 
-    MELODIA_DEVICE bool mixes() const { return adds || residual || keeps || norm_weight != nullptr; }
+    __host__ __device__ bool mixes() const { return adds || residual || keeps || norm_weight != nullptr; }
 };
 
 // A level of the encoder, and the norm of what it makes: [2E], or null.
@@ -96,15 +103,18 @@ struct Layout {
     int32_t raw, y;                        // floats [group][raw_stride], [group][y_stride]; -1: not needed
     int32_t states, inputs;                // numbers in the form of the weights
     int32_t states_stride, inputs_stride;  // bytes of a row
-    int32_t raw_stride, y_stride;          // floats of a row
-    int32_t scales;                        // [4][kGroup] of states and inputs, two vectors each
-    int32_t sums, shadow_sums;             // [shares x rows][kGroup + 1]
-    int32_t own;                           // what a block keeps of its sessions, see Own
+    int32_t states_turn;           // how far the rows of the group behind stand from these; 0: there are none
+    int32_t raw_stride, y_stride;  // floats of a row
+    int32_t scales;                // [4][kMostGroup] of states and inputs, two vectors each
+    int32_t sums, shadow_sums;     // [shares x rows][sums_stride], which is odd
+    int32_t sums_stride;
+    int32_t own;  // what a block keeps of its sessions, see Own
     int32_t flag;
     int32_t weights;             // resident matrices
+    int32_t sampler;             // what a block that samples adds up with: kSamplerBytes
+    int32_t choices;             // masses [V] and candidates [V] of its session; -1: in scratch memory
     int32_t compute_bytes;       // of a compute block
-    int32_t sampler_bytes;       // of a sampler block
-    int32_t sampler_in_shared;   // candidates and masses stand there, too
+    int32_t sampler_bytes;       // of a block that samples only
     int32_t padded_h;            // H rounded up to 32: where the second of two vectors begins
     int32_t padded_e, padded_x;  // E, and the greater of 2E and D: likewise in the encoder
 };
@@ -113,12 +123,12 @@ struct Layout {
 // the tokens of this step and of the one before [2][B], kEnd where a session has ended, and side inputs
 // [B][S]. With an encoder: the same for each of its cells and its units; the summary's share of the bottom's
 // gates, for each cell [B][U][4]; for each session how many tokens wait, how many blocks of music were read,
-// and how long the one is that is read in this step; for each group how often it has posted in readings.
+// and how long the one is that is read in this step.
 struct Own {
     int32_t slot, c, sums;  // numbers of a cell; where c and the sums begin in it
     int32_t tokens, sides;
     int32_t reader, reader_slot, reader_c, reader_sums;
-    int32_t share, waiting, read, length, posts;
+    int32_t share, waiting, read, length;
     int32_t size;
 };
 
@@ -132,6 +142,7 @@ struct Network {
     const float* embeddings[1 + kMaxSides];  // not folded: [rows][D]
     int64_t state_size;                      // floats of a session: h, then c of an LSTM, for each cell
     int64_t words;                           // of a session, all stages and the command
+    int64_t row_bytes;                       // of a session, all stages
 };
 
 // The tables of one grammar in device memory.
@@ -188,19 +199,23 @@ struct Args {
     Layout layout;
     Own own_layout;
     RecordLayout record;
-    int32_t B, samplers;
+    int32_t B, group, groups;        // sessions, how many pass a stage together, and how often that makes
+    int32_t samplers;                // blocks that sample: block k has sessions k, k + samplers, ...
+    int32_t joint;                   // they are the first compute blocks, not blocks behind those
     int32_t steps;                   // tokens at most
     int32_t step_begin, step_end;    // of this launch; step_end may be steps + 1: the end is commanded there
     int32_t phase_begin, phase_end;  // 0: sampler; 1 + s: stage s
     int32_t part, reader_level, reader_step;  // a Part, and which step of the encoder
     int32_t first, last;                      // the state comes in, goes out; else it is kept in `kept`
-    int32_t counted;                          // exchange by counters, not in words
-    int32_t cluster;                          // the launch is one cluster, and words travel in shared memory
+    int32_t ahead;    // a group's rows are asked for while the one before is worked on
+    int32_t plain;    // numbers travel in rows, by counters; commands in words
+    int32_t cluster;  // the launch is one cluster, and words travel in shared memory
     uint32_t epoch;
     uint64_t limit_ns;
     uint32_t* gave_up;
     uint64_t* words;         // [2][B][net.words]
-    uint32_t* counters;      // commands [B], then [stages][groups], then the encoder's [groups]
+    unsigned char* rows;     // stage after stage [B][row_bytes]
+    uint32_t* counters;      // [stages][groups]
     uint64_t* reader_words;  // [B][levels][block_max][2E]
     uint32_t* waiting;       // [blocks][B][block_max][1 + S]: each block's own copy of the tokens that wait
     float* summaries;        // [B][2E], of the first block
@@ -218,8 +233,6 @@ struct Args {
     int32_t* tokens;                     // [B][steps]
     double *nll, *entropy;
 };
-
-MELODIA_DEVICE int groups_of(const Args& a) { return (a.B + kGroup - 1) / kGroup; }
 
 // A thread's way through `rows` rows of `width` numbers, from number `first` on, `step` numbers on each time.
 // Rows are few, so they are counted off: a division by a number known only here takes longer.

@@ -1,4 +1,4 @@
-// The products of a stage: rows of weights with up to eight vectors, on the warps of a block.
+// The products of a stage: rows of weights with the vectors of a group, on the warps of a block.
 //
 // Weights stand in chunks of 512 bytes, 16 for each lane, so that a warp reads them in one go from shared
 // memory without bank conflicts or from L2 in whole lines:
@@ -28,8 +28,6 @@ struct Form<Int8> {
     static constexpr int kBytes = 1, kColumns = 32;
 };
 
-constexpr int kSumsStride = kGroup + 1;
-
 MELODIA_DEVICE Words load_weights(const unsigned char* p, bool global) {
 #if defined(MELODIA_EMULATOR)
     (void)global;
@@ -44,16 +42,18 @@ MELODIA_DEVICE Words load_weights(const unsigned char* p, bool global) {
 #endif
 }
 
-// sums[row][vector] of one tile over `chunks` chunks; weights: the lane's first 16 bytes; x: the first column
-// of the first vector, rows `stride` bytes apart.
+// sums[row][vector] of one tile over `chunks` chunks, rows `apart` sums apart; weights: the lane's first 16
+// bytes; x: the first column of the first of n vectors, rows `stride` bytes apart. kVectors: of a call at
+// most, for which weights are read once.
 template <class W, bool kGlobal>
 struct Tile;
 
 template <bool kGlobal>
 struct Tile<float, kGlobal> {
+    static constexpr int kVectors = 8;
     template <int N>
     MELODIA_DEVICE static void run_for(const unsigned char* weights, int chunks, const unsigned char* x,
-                                       int stride, int n, float* sums) {
+                                       int stride, int n, float* sums, int apart) {
         const int row = static_cast<int>(lane()) % 16, half = static_cast<int>(lane()) / 16;
         float acc[N] = {};
         x += half * 16;
@@ -71,50 +71,68 @@ struct Tile<float, kGlobal> {
         for (int v = 0; v < N; ++v) {
             if (v >= n) break;
             acc[v] += shuffle_xor(acc[v], 16);
-            if (half == 0) sums[row * kSumsStride + v] = acc[v];
+            if (half == 0) sums[row * apart + v] = acc[v];
         }
     }
     MELODIA_DEVICE static void run(const unsigned char* weights, int chunks, const unsigned char* x,
-                                   int stride, int n, float* sums) {
+                                   int stride, int n, float* sums, int apart) {
         if (n == 1)
-            run_for<1>(weights, chunks, x, stride, n, sums);
+            run_for<1>(weights, chunks, x, stride, n, sums, apart);
         else
-            run_for<kGroup>(weights, chunks, x, stride, n, sums);
+            run_for<kVectors>(weights, chunks, x, stride, n, sums, apart);
     }
 };
 
 template <bool kGlobal>
 struct Tile<Bf16, kGlobal> {
-    MELODIA_DEVICE static void run(const unsigned char* weights, int chunks, const unsigned char* x,
-                                   int stride, int n, float* sums) {
+    static constexpr int kVectors = kMostGroup;
+    template <int N>  // products of eight vectors each, side by side
+    MELODIA_DEVICE static void run_for(const unsigned char* weights, int chunks, const unsigned char* x,
+                                       int stride, int n, float* sums, int apart) {
         const int g = static_cast<int>(lane()) / 4, q = static_cast<int>(lane()) % 4;
-        float c[4] = {};
+        float c[N][4] = {};
         x += g * stride + q * 4;
         for (int k = 0; k < chunks; ++k, weights += kChunkBytes, x += 32) {
             const Words w = load_weights(weights, kGlobal);
-            uint32_t b[2] = {0, 0};
-            if (g < n) {
-                b[0] = *reinterpret_cast<const uint32_t*>(x);
-                b[1] = *reinterpret_cast<const uint32_t*>(x + 16);
+            MELODIA_UNROLL
+            for (int v = 0; v < N; ++v) {
+                uint32_t b[2] = {0, 0};
+                if (8 * v + g < n) {
+                    b[0] = *reinterpret_cast<const uint32_t*>(x + 8 * v * stride);
+                    b[1] = *reinterpret_cast<const uint32_t*>(x + 8 * v * stride + 16);
+                }
+                multiply_16x8x16<Bf16>(c[v], w.x, b);
             }
-            multiply_16x8x16<Bf16>(c, w.x, b);
         }
         MELODIA_UNROLL
-        for (int j = 0; j < 4; ++j) sums[(g + j / 2 * 8) * kSumsStride + 2 * q + j % 2] = c[j];
+        for (int v = 0; v < N; ++v) {
+            MELODIA_UNROLL
+            for (int j = 0; j < 4; ++j) sums[(g + j / 2 * 8) * apart + 8 * v + 2 * q + j % 2] = c[v][j];
+        }
+    }
+    MELODIA_DEVICE static void run(const unsigned char* weights, int chunks, const unsigned char* x,
+                                   int stride, int n, float* sums, int apart) {
+        if (n <= 8)
+            run_for<1>(weights, chunks, x, stride, n, sums, apart);
+        else if (n <= 16)
+            run_for<2>(weights, chunks, x, stride, n, sums, apart);
+        else
+            run_for<4>(weights, chunks, x, stride, n, sums, apart);
     }
 };
 
 template <bool kGlobal>
 struct Tile<Int8, kGlobal> {
+    static constexpr int kVectors = 8;
     MELODIA_DEVICE static void run(const unsigned char* weights, int chunks, const unsigned char* x,
-                                   int stride, int n, float* sums) {
+                                   int stride, int n, float* sums, int apart) {
         const int row = static_cast<int>(lane()) % 16, half = static_cast<int>(lane()) / 16;
-        int32_t acc[kGroup] = {};
+        int32_t acc[kVectors] = {};
         x += half * 16;
         for (int k = 0; k < chunks; ++k, weights += kChunkBytes, x += 32) {
             const Words w = load_weights(weights, kGlobal);
             MELODIA_UNROLL
-            for (int v = 0; v < kGroup; ++v) {
+            for (int v = 0; v < kVectors; ++v) {
                 if (v >= n) break;
                 const Words y = *reinterpret_cast<const Words*>(x + v * stride);
                 MELODIA_UNROLL
@@ -122,10 +140,10 @@ struct Tile<Int8, kGlobal> {
             }
         }
         MELODIA_UNROLL
-        for (int v = 0; v < kGroup; ++v) {
+        for (int v = 0; v < kVectors; ++v) {
             if (v >= n) break;
             acc[v] += shuffle_xor(acc[v], 16);
-            if (half == 0) sums[row * kSumsStride + v] = static_cast<float>(acc[v]);
+            if (half == 0) sums[row * apart + v] = static_cast<float>(acc[v]);
         }
     }
 };
@@ -141,8 +159,9 @@ struct Vectors {
 template <class W>
 class Sums {
   public:
-    MELODIA_DEVICE Sums(float* sums, const Matrix* first, const Matrix* second)
+    MELODIA_DEVICE Sums(float* sums, int apart, const Matrix* first, const Matrix* second)
         : sums_(sums),
+          apart_(apart),
           first_(first),
           second_(second),
           tiles_(first->tiles + (second == nullptr ? 0 : second->tiles)),
@@ -154,7 +173,7 @@ class Sums {
              item.next()) {
             int tile = item.k;
             const int share = item.row;
-            float* to = sums_ + (share * tiles_ + tile) * 16 * kSumsStride;
+            float* to = sums_ + (share * tiles_ + tile) * 16 * apart_;
             const bool second = tile >= first_->tiles;
             const Matrix& m = second ? *second_ : *first_;
             if (second) tile -= first_->tiles;
@@ -163,11 +182,14 @@ class Sums {
             const Vectors& v = second ? x1 : x0;
             const unsigned char* x = v.data + begin * Form<W>::kColumns * Form<W>::kBytes;
             const int64_t at = (int64_t{tile} * m.chunks + begin) * kChunkBytes + lane() * 16;
-            if (m.resident >= 0) {
-                Tile<W, false>::run(shared + m.resident + at, end - begin, x, v.stride, n, to);
-            } else {
-                const int64_t mine = int64_t{block()} * m.tiles * m.chunks * kChunkBytes;
-                Tile<W, true>::run(m.data + mine + at, end - begin, x, v.stride, n, to);
+            const int64_t mine = int64_t{block()} * m.tiles * m.chunks * kChunkBytes;
+            for (int done = 0; done < n; done += kVectors, x += kVectors * v.stride) {
+                const int now = n - done < kVectors ? n - done : kVectors;
+                if (m.resident >= 0)
+                    Tile<W, false>::run(shared + m.resident + at, end - begin, x, v.stride, now, to + done,
+                                        apart_);
+                else
+                    Tile<W, true>::run(m.data + mine + at, end - begin, x, v.stride, now, to + done, apart_);
             }
         }
     }
@@ -177,7 +199,7 @@ class Sums {
         const int whole = matrix * first_->tiles * 16 + row;
         float sum = 0.0f;
         for (int share = 0; share < shares_; ++share)
-            sum += sums_[(share * tiles_ * 16 + whole) * kSumsStride + v];
+            sum += sums_[(share * tiles_ * 16 + whole) * apart_ + v];
         if constexpr (same_type<W, Int8>::value) {
             const Matrix& m = matrix ? *second_ : *first_;
             sum *= m.scale[int64_t{block()} * m.tiles * 16 + row] * x.scale[v];
@@ -186,7 +208,10 @@ class Sums {
     }
 
   private:
+    static constexpr int kVectors = Tile<W, true>::kVectors;
+
     float* sums_;
+    int apart_;
     const Matrix *first_, *second_;
     int tiles_, shares_;
 };

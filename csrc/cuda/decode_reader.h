@@ -45,23 +45,23 @@ class ReaderBlock : BlockParts<W> {
                 *number(a.own_layout.read, b) = static_cast<uint32_t>(from[2 * E]);
             }
         }
-        for (int g = 0; g < groups_of(a); ++g) {
+        for (int g = 0; g < a.groups; ++g) {
             const int n = sessions(g);
             for (int l = 0; l < reader.levels; ++l) {
                 const CellPart& cell = reader.level[l].cell[0];
                 for (Walk at(n, E); at.there(); at.next())
                     take(at.row, at.k,
-                         a.state_in[(g * kGroup + at.row) * a.net.state_size + cell.state + at.k]);
+                         a.state_in[(g * a.group + at.row) * a.net.state_size + cell.state + at.k]);
                 MELODIA_SYNC("decode reader: states read");
                 encode_all(g, 1);
-                Sums<W> inside(floats(a.layout.shadow_sums), &cell.recurrent, nullptr);
+                Sums<W> inside = sums_at(a.layout.shadow_sums, &cell.recurrent, nullptr);
                 const Vectors x = states(0);
                 inside.make(base, x, x, n);
                 MELODIA_SYNC("decode reader: first sums ready");
                 each_of(g, [&](int b, int v, int u) { carry(cell, l, b, u, inside, v, x); });
             }
             for (int v = static_cast<int>(warp()); v < n; v += static_cast<int>(warps())) {
-                const float* from = state_of(a.state_in, g * kGroup + v);
+                const float* from = state_of(a.state_in, g * a.group + v);
                 hand_in(from[2 * E] > 0.0f ? from : reader.start, 2 * E, v, 0, a.layout.padded_x);
             }
             share(g, true);
@@ -79,7 +79,7 @@ class ReaderBlock : BlockParts<W> {
             for (int t = 0; t <= L; ++t)
                 if (!advance(step, g, l, t, L)) return false;
         if (L > 0 && !summarise(step, g)) return false;
-        keep(step, g, L);
+        keep(step, g);
         return true;
     }
 
@@ -113,7 +113,8 @@ class ReaderBlock : BlockParts<W> {
     using Parts::a, Parts::base, Parts::unit, Parts::units, Parts::kInt8;
     using Parts::add_tables, Parts::embedded, Parts::encode_states, Parts::flag, Parts::floats;
     using Parts::goes_on, Parts::hand_in, Parts::normalise, Parts::own, Parts::own_share, Parts::own_words;
-    using Parts::raw, Parts::sessions, Parts::sides, Parts::step_cell, Parts::take, Parts::tokens;
+    using Parts::raw, Parts::sessions, Parts::sides, Parts::step_cell, Parts::sums_at, Parts::take,
+        Parts::tokens;
 
     const Reader& reader;
 
@@ -134,7 +135,7 @@ class ReaderBlock : BlockParts<W> {
     MELODIA_DEVICE int longest(int g) const {
         int most = 0;
         for (int v = 0; v < sessions(g); ++v) {
-            const int length = length_of(g * kGroup + v);
+            const int length = length_of(g * a.group + v);
             most = length > most ? length : most;
         }
         return most;
@@ -154,13 +155,6 @@ class ReaderBlock : BlockParts<W> {
     }
     MELODIA_DEVICE Vectors states(int way) const { return Parts::states(way, a.layout.padded_e); }
     MELODIA_DEVICE Vectors inputs(int way) const { return Parts::inputs(way, a.layout.padded_x); }
-    // What is posted in step t of a level counts from the launch's beginning; L steps of the longest.
-    MELODIA_DEVICE Channel channel(int step, int g, int level, int t, int L) const {
-        Channel c = channel_of(a, step, a.B + a.net.stages * groups_of(a) + g, a.net.blocks);
-        const uint32_t posts = *number(a.own_layout.posts, g) + static_cast<uint32_t>(level * L + t);
-        c.target = posts * static_cast<uint32_t>(a.net.blocks);  // when all have posted the steps before
-        return c;
-    }
 
     // f(forward cell, slot, session, local unit, its place in the states)
     template <class F>
@@ -177,7 +171,7 @@ class ReaderBlock : BlockParts<W> {
     template <class F>
     MELODIA_DEVICE void each_of(int g, F f) const {
         for (Walk at(sessions(g), reader.units); at.there(); at.next())
-            if (at.k < units) f(g * kGroup + at.row, at.row, at.k);
+            if (at.k < units) f(g * a.group + at.row, at.row, at.k);
     }
 
     // ---- The steps of a reading
@@ -185,7 +179,7 @@ class ReaderBlock : BlockParts<W> {
     // Whose blocks of music the tokens finish.
     MELODIA_DEVICE void listen(int step, int g) const {
         for (int v = static_cast<int>(thread()); v < sessions(g); v += static_cast<int>(threads())) {
-            const int b = g * kGroup + v;
+            const int b = g * a.group + v;
             const auto count = static_cast<int>(*number(a.own_layout.waiting, b));
             const bool ends = goes_on(step, b) && count > 0 &&
                               (count == reader.block_max ||
@@ -200,18 +194,16 @@ class ReaderBlock : BlockParts<W> {
     MELODIA_DEVICE bool advance(int step, int g, int level, int t, int L) const {
         const ReaderLevel& part = reader.level[level];
         const int n = sessions(g), E = reader.E;
-        const Channel out = channel(step, g, level, t, L);
+        const Channel out = channel_of(a, step);
         const bool tables = level == 0 && a.net.folded;
         const Sums<W> sums = input_sums(part);
-        Sums<W> inside(floats(a.layout.shadow_sums), &part.cell[0].recurrent, &part.cell[1].recurrent);
+        Sums<W> inside = sums_at(a.layout.shadow_sums, &part.cell[0].recurrent, &part.cell[1].recurrent);
         if (!tables && t < L && !take_inputs(g, level, t, out)) return false;
         if (t > 0) {
-            await(out, flag());
-            if (a.counted && *flag() == 0) return false;
             receive(
                 out, n, 2 * E, flag(),
                 [&](int v, int j) {
-                    const int b = g * kGroup + v;
+                    const int b = g * a.group + v;
                     return t <= length_of(b) ? words(b, level, t - 1) + j : nullptr;
                 },
                 [&](int v, int j, uint32_t x) {
@@ -251,12 +243,11 @@ class ReaderBlock : BlockParts<W> {
                 post(out, words(b, level, t) + way * E + j, bits_of(*h));
             }
         });
-        if (t < L) announce(out);
         return true;
     }
 
     MELODIA_DEVICE Sums<W> input_sums(const ReaderLevel& part) const {
-        return {floats(a.layout.sums), &part.cell[0].input, &part.cell[1].input};
+        return sums_at(a.layout.sums, &part.cell[0].input, &part.cell[1].input);
     }
 
     // The products of a level's input at place t and at the one as far from the end.
@@ -266,7 +257,8 @@ class ReaderBlock : BlockParts<W> {
             gather(g, level, t, in);
         } else {
             for (Walk at(n, 2 * D); at.there(); at.next()) {
-                const int b = g * kGroup + at.row, length = length_of(b), way = at.k >= D, j = at.k - way * D;
+                const int b = g * a.group + at.row, length = length_of(b), way = at.k >= D,
+                          j = at.k - way * D;
                 if (t >= length) continue;
                 const uint32_t* row = waiting(b, way == 0 ? t : length - 1 - t);
                 raw(at.row)[way * a.layout.padded_x + j] = embedded(row[0], row + 1, j);
@@ -277,7 +269,7 @@ class ReaderBlock : BlockParts<W> {
         for (int i = static_cast<int>(warp()); i < 2 * n; i += static_cast<int>(warps())) {
             const int v = i / 2, way = i % 2;
             float* x = raw(v) + way * a.layout.padded_x;
-            if (t >= length_of(g * kGroup + v)) continue;
+            if (t >= length_of(g * a.group + v)) continue;
             if (level > 0) finish(x, level - 1);
             hand_in(x, level > 0 ? 2 * reader.E : D, v, way, a.layout.padded_x);
         }
@@ -294,7 +286,7 @@ class ReaderBlock : BlockParts<W> {
             receive(
                 in, sessions(g), 2 * wide, flag(),
                 [&](int v, int k) -> const uint64_t* {
-                    const int b = g * kGroup + v, way = k >= wide, j = k - way * wide;
+                    const int b = g * a.group + v, way = k >= wide, j = k - way * wide;
                     const int length = length_of(b), near = t < 0 ? length - 1 : t;
                     if (near >= length || length == 0) return nullptr;
                     // Each direction made it in the step that is as far from its own beginning.
@@ -336,11 +328,11 @@ class ReaderBlock : BlockParts<W> {
     // The forward direction's last numbers and the backward one's, which it has made of the first token.
     MELODIA_DEVICE bool summarise(int step, int g) const {
         const int E = reader.E;
-        gather(g, reader.levels, -1, channel(step, g, 0, 0, 0));
+        gather(g, reader.levels, -1, channel_of(a, step));
         MELODIA_SYNC("decode reader: last received");
         if (*flag() == 0) return false;
         for (int v = static_cast<int>(warp()); v < sessions(g); v += static_cast<int>(warps())) {
-            const int b = g * kGroup + v;
+            const int b = g * a.group + v;
             if (length_of(b) == 0) continue;
             float *x = raw(v), *first = x + a.layout.padded_x;
             finish(x, reader.levels - 1);
@@ -362,12 +354,12 @@ class ReaderBlock : BlockParts<W> {
         const Stage& bottom = a.net.stage[0];
         const int n = sessions(g);
         const Vectors x = inputs(0);
-        Sums<W> sums(floats(a.layout.sums), &bottom.cell[0].context,
-                     bottom.cells == 2 ? &bottom.cell[1].context : nullptr);
+        Sums<W> sums = sums_at(a.layout.sums, &bottom.cell[0].context,
+                               bottom.cells == 2 ? &bottom.cell[1].context : nullptr);
         sums.make(base, x, x, n);
         MELODIA_SYNC("decode reader: share ready");
         for (Walk at(n, a.net.units); at.there(); at.next()) {
-            const int v = at.row, u = at.k, b = g * kGroup + v;
+            const int v = at.row, u = at.k, b = g * a.group + v;
             if (!all && length_of(b) == 0) continue;
             for (int k = 0; k < bottom.cells; ++k) {
                 const int gates = bottom.cell[k].gates;
@@ -377,9 +369,9 @@ class ReaderBlock : BlockParts<W> {
     }
 
     // The tokens wait, each in its own session.
-    MELODIA_DEVICE void keep(int step, int g, int L) const {
+    MELODIA_DEVICE void keep(int step, int g) const {
         for (int v = static_cast<int>(thread()); v < sessions(g); v += static_cast<int>(threads())) {
-            const int b = g * kGroup + v;
+            const int b = g * a.group + v;
             if (!goes_on(step, b)) continue;
             uint32_t& count = *number(a.own_layout.waiting, b);
             if (length_of(b) > 0) {
@@ -391,7 +383,6 @@ class ReaderBlock : BlockParts<W> {
             for (int k = 0; k < a.net.S; ++k) row[1 + k] = sides(b)[k];
             ++count;
         }
-        if (thread() == 0) *number(a.own_layout.posts, g) += static_cast<uint32_t>(reader.levels * L);
     }
 };
 

@@ -44,6 +44,8 @@ class Options(ctypes.Structure):
             "limit_us",
             "streamed",
             "cluster",
+            "group",
+            "ahead",
         )
     ]
 
