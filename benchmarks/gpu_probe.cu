@@ -34,6 +34,23 @@ MELODIA_DEVICE void sync_grid() {
 #endif
 }
 
+// As rows are announced and waited for (cuda/decode_exchange.h).
+MELODIA_DEVICE void sync_counter(const ExchangeArgs& a, uint32_t epoch, int* flag) {
+    sync_block("probe: posted");
+    if (thread() == 0) {
+        fence_release();
+        add_relaxed(a.counter, 1u);
+        Spin spin(a.gave_up, kLimit);
+        while (load_relaxed(a.counter) < epoch * blocks()) {
+            if (spin.again()) continue;
+            *flag = 0;
+            break;
+        }
+        fence_acquire();
+    }
+    sync_block("probe: all posted");
+}
+
 // In every step block k makes its share of `numbers` numbers, which depend on the sum of all numbers of the
 // step before, and takes all of them in. kAlone: a block makes and sums all of them by itself, what a step
 // costs without neighbours.
@@ -55,21 +72,20 @@ __global__ void __launch_bounds__(kThreads, 1) exchange(const ExchangeArgs a) {
     for (int step = 0; step < a.steps; ++step) {
         const uint32_t epoch = uint32_t(step) + 1;
         uint64_t* words = (cluster || a.way == kAlone ? near : a.words) + (epoch & 1) * a.numbers;
-        const Channel c = {
-            a.counter, epoch, epoch * blocks(),      a.way == kGrid || a.way == kCounter, a.gave_up,
-            kLimit,    0,     cluster ? blocks() : 0};
+        const Channel c = {epoch, a.gave_up, kLimit, 0, cluster ? blocks() : 0};
         const auto number = [&](int i) { return (sum + uint32_t(i)) % kModulus; };
         uint32_t part = 0;
         if (a.way == kAlone) {
             for (int i = me; i < a.numbers; i += count) part += number(i);
+        } else if (a.way == kGrid || a.way == kCounter) {
+            for (int i = begin + me; i < end; i += count) store_data(words + i, uint64_t{number(i)});
+            if (a.way == kGrid)
+                sync_grid();
+            else
+                sync_counter(a, epoch, flag);
+            for (int i = me; i < a.numbers; i += count) part += static_cast<uint32_t>(load_data(words + i));
         } else {
             for (int i = begin + me; i < end; i += count) post(c, words + i, number(i));
-            if (a.way == kGrid) {
-                sync_grid();
-            } else {
-                announce(c);
-                await(c, flag);
-            }
             receive(
                 c, a.numbers, flag, [&](int i) { return words + i; }, [&](int, uint32_t x) { part += x; });
         }

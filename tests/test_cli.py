@@ -228,7 +228,7 @@ def test_no_folder_and_no_seed_is_written_over(
     Path("link.mid").symlink_to("seed.mid")
     for out in ("seed.mid", "o/../seed", "link.mid", str(tmp_path / "seed.mid")):
         assert main(["generate", "--seed", "seed.mid", "--out", out, "--force"]) == 1
-        assert "is the seed itself" in capsys.readouterr().err
+        assert "is the file that is read" in capsys.readouterr().err
     assert Path("seed.mid").read_bytes() == seed.read_bytes()
 
 

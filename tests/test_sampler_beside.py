@@ -162,18 +162,24 @@ def test_what_cannot_be() -> None:
     with pytest.raises(ConfigError, match="`beside` needs `programs`"):
         sampler.fill(tune, (1, 2), beside=True)
     with pytest.raises(ConfigError, match="`programs` 40 play in the music `beside`"):
-        sampler.generate(bars=2, beside=tune, programs=(0, 40))
+        sampler.generate(bars=2, beside=tune, programs=(0, 40), metre=(4, 4), tempo=100)
     with pytest.raises(ConfigError, match="`recall` plays bars again"):
         sampler.generate(bars=2, beside=tune, programs=(0,), recall=0.5)
     with pytest.raises(ConfigError, match="`beside` must be True or False"):
         sampler.fill(tune, (1, 2), beside="yes")  # type: ignore[arg-type]
     for scheme in ("TSD", "PerTok"):
         with pytest.raises(ConfigError, match="tokens are REMI's"):
-            tiny_sampler(scheme).generate(bars=2, beside=tune, programs=(0,))
+            tiny_sampler(scheme).generate(bars=2, beside=tune, programs=(0,), metre=(4, 4), tempo=100)
     ids = [Tokenizer().encode(tune).ids]
     pairs = Tokenizer().train_bpe(ids, size=Tokenizer().vocabulary.size + 4)
     with pytest.raises(ConfigError, match="without byte pairs"):
-        tiny_sampler(tokenizer=pairs).generate(bars=2, beside=tune, programs=(0,))
+        tiny_sampler(tokenizer=pairs).generate(bars=2, beside=tune, programs=(0,), metre=(4, 4), tempo=100)
+    for name, value in (("pitch_range", (60, 84)), ("max_polyphony", 3)):
+        with pytest.raises(ConfigError, match=f"`{name}` would forbid"):
+            sampler.generate(bars=2, beside=tune, programs=(0,), **{name: value})
+    for said, missing in (({}, "metre"), ({"metre": (4, 4)}, "tempo")):
+        with pytest.raises(ConfigError, match=f"behind no seed `beside` needs `{missing}`"):
+            sampler.generate(bars=2, beside=tune, programs=(0,), **said)
 
 
 def test_the_command(samples_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

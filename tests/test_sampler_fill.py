@@ -12,8 +12,11 @@ from sampler_helpers import make_seed, notes_of, scale, tiny_sampler
 from melodia.__main__ import main
 from melodia.cli.fill import bar_numbers
 from melodia.errors import ConfigError
-from melodia.midi import bar_table, read_score
+from melodia.midi import bar_table, read_score, window
 from melodia.sampler import Filling, Sampler, branching
+from melodia.sampler.feeding import feed_more
+from melodia.sampler.filling import GIVEN
+from melodia.sampler.following import Following
 
 SCHEMES = ["REMI", "TSD", "Structured", "MIDILike", "PerTok"]
 
@@ -78,6 +81,64 @@ def test_a_rest_before_the_bars() -> None:
     check(filling, piece, 0, 8)
     assert filling.surprise_before is None
     assert "nats a token" in filling.lines()[1]
+
+
+def test_an_upbeat_as_a_short_bar_before_the_bars() -> None:
+    """A bar that a new metre cuts short is no bar to complete."""
+    from symusic.core import TimeSignatureTick
+
+    piece = make_seed(scale(8))
+    piece.time_signatures.append(TimeSignatureTick(480 * 6, 3, 4))
+    for random_seed in range(3):
+        (filling,) = tiny_sampler().fill(piece, (3, 4), random_seed=random_seed)
+        check(filling, piece, 6, 12)
+    piece.time_signatures[1].time = 480 * 6 + 7
+    with pytest.raises(ConfigError, match="between two 32nds"):
+        tiny_sampler().fill(piece, (3, 4))
+
+
+def test_notes_that_come_a_little_early_belong_to_their_bar() -> None:
+    piece = make_seed([(onset - 0.02, length, pitch, 0) for onset, length, pitch, _ in scale(7)[1:]])
+    (filling,) = tiny_sampler().fill(piece, (3, 4), random_seed=1)
+    before, after = notes_of(piece), notes_of(filling.score)
+    assert [note for note in after if note[1] >= 15.9] == [note for note in before if note[1] >= 15.9]
+    assert not [note for note in after if 7.9 < note[1] < 8], "no stub of the old downbeat"
+    early = make_seed([(3.99, 1, 60, 0), *scale(6)[5:]])
+    assert tiny_sampler().fill(early, (2, 3), random_seed=1)[0].continuation.report.bars == 2
+
+
+def test_what_begins_in_the_bars_is_nothing_behind_them() -> None:
+    """A note that rings on beyond the bars goes, and nobody leads to it."""
+    piece = make_seed([*scale(4)[:12], (12, 4.5, 48, 0)])
+    (filling,) = tiny_sampler().fill(piece, (4, 4), random_seed=1)
+    assert filling.surprise is None
+    ringing = make_seed([*scale(8, program=40), (6, 4, 50, 48)])
+    (filling,) = tiny_sampler().fill(ringing, (3, 3), random_seed=1)
+    assert filling.notes_before == 4
+    assert 48 not in filling.continuation.report.programs
+
+
+def test_rests_before_what_follows_are_read() -> None:
+    sampler = tiny_sampler()
+    piece = make_seed([note for note in scale(8) if not 8 <= note[0] < 16])
+    (filling,) = sampler.fill(piece, (3, 4), random_seed=1)
+    sampler.prime(piece, seed_bars=2)
+    index = sampler.vocabulary.index
+    rests = [index["Bar_None"], index["TimeSig_4/4"]] * 2
+    music = window(piece, 16 * 480, 32 * 480)[0]
+    following = Following(sampler._reader(), music, sampler.tokenizer)
+    session, _ = feed_more(sampler._reader(), sampler.state, np.array(rests, np.int32))
+    assert filling.surprise_before == pytest.approx(
+        (feed_more(sampler._reader(), session, following.ids)[1] * len(following.ids)
+         + feed_more(sampler._reader(), sampler.state, np.array(rests, np.int32))[1] * 4)
+        / (len(following.ids) + 4), rel=1e-5,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", GIVEN)
+def test_what_the_piece_says(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"`{name}` is the piece's own"):
+        tiny_sampler().fill(make_seed(scale(6)), (2, 3), **{name: 1})
 
 
 def test_rests_behind_the_bars() -> None:
@@ -198,7 +259,7 @@ def test_the_command(samples_dir: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert main(["fill", str(tmp_path / "none.mid"), "--bars", "1"]) == 1
     assert main([*arguments, "--num-samples", "2"]) == 1, "files that are there stay"
     assert main(["fill", str(song), "--bars", "1", "--out", str(song), "--force"]) == 1
-    assert "is the seed itself" in capsys.readouterr().err
+    assert "is the file that is read" in capsys.readouterr().err
 
 
 def test_a_sampler_of_arrays_fills_too(samples_dir: Path) -> None:

@@ -12,7 +12,13 @@ from melodia.midi.report import Finding, Findings
 
 
 def replace(
-    score: ScoreTick, new: ScoreTick, start: int, stop: int, programs: Collection[int] | None = None
+    score: ScoreTick,
+    new: ScoreTick,
+    start: int,
+    stop: int,
+    programs: Collection[int] | None = None,
+    *,
+    early: int = 0,
 ) -> tuple[ScoreTick, list[Finding]]:
     """Put new music in place of what begins between two ticks. All else stays as it is.
 
@@ -25,6 +31,7 @@ def replace(
         new: what stands there then; its tick 0 comes to lie at `start`, and it ends at `stop` at the latest.
         start, stop: in ticks of the score.
         programs: only what these play goes, -1 for the drums; None: what any plays.
+        early: a note that begins so many ticks before `start` or `stop`, at most, is meant to begin there.
 
     Returns:
         a new score at the score's resolution, or at a multiple of it on which the new notes lie; and what was cut.
@@ -33,14 +40,14 @@ def replace(
     findings = Findings()
     scale = resolution // score.ticks_per_quarter
     result = score.copy() if scale == 1 else score.resample(resolution, 1)
-    start, stop = start * scale, stop * scale
+    start, stop, early = start * scale, stop * scale, early * scale
     new = new.resample(resolution, 1)
     for track in result.tracks:
         if programs is None or program_of(track) in programs:
-            _clear(track, start, stop, findings)
+            _clear(track, start, stop, early, findings)
     centres = [_mean_pitch(track) for track in result.tracks]
     for track in new.tracks:
-        _spread(track, result, centres, start)
+        _spread(track, result, centres, start, stop - early)
     return result, findings.to_list()
 
 
@@ -49,14 +56,14 @@ def program_of(track: TrackTick) -> int:
     return -1 if track.is_drum else int(track.program)
 
 
-def _clear(track: TrackTick, start: int, stop: int, findings: Findings) -> None:
+def _clear(track: TrackTick, start: int, stop: int, early: int, findings: Findings) -> None:
     """Remove what begins in between, and end there what begins before (in place)."""
     columns = track.notes.numpy()
     begin = columns["time"].astype(np.int64)
-    across = (begin < start) & (begin + columns["duration"] > start)
+    across = (begin < start - early) & (begin + columns["duration"] > start)
     columns["duration"][across] = (start - begin[across]).astype(columns["duration"].dtype)
     findings.add("repaired", "notes that sound into the new bars shortened", int(across.sum()))
-    kept = (begin < start) | (begin >= stop)
+    kept = (begin < start - early) | (begin >= stop - early)
     set_notes(track, {name: values[kept] for name, values in columns.items()})
     for number in PEDALS:
         pedal = _rested([(c.time, c.value) for c in track.controls if c.number == number], start, stop)
@@ -87,14 +94,18 @@ def _mean_pitch(track: TrackTick) -> float | None:
     return float(track.notes.numpy()["pitch"].mean()) if len(track.notes) else None
 
 
-def _spread(track: TrackTick, result: ScoreTick, centres: list[float | None], start: int) -> None:
-    """Give the notes of a track to those of the score that play its program (in place)."""
+def _spread(track: TrackTick, result: ScoreTick, centres: list[float | None], start: int, early: int) -> None:
+    """Give the notes of a track to those of the score that play its program (in place).
+
+    They end where one of theirs with the same pitch begins from `early` on.
+    """
     homes = [k for k, other in enumerate(result.tracks) if program_of(other) == program_of(track)]
     playing = [index for index in homes if centres[index] is not None]
     homes = playing or homes[:1]
     if not homes:
         homes = [len(result.tracks)]
         result.tracks.append(TrackTick(track.name, track.program, track.is_drum))
+        centres.append(None)
     columns = track.notes.numpy()
     columns["time"] = columns["time"] + np.int32(start)
     nearest = np.zeros(len(columns["time"]), np.int64)
@@ -104,4 +115,8 @@ def _spread(track: TrackTick, result: ScoreTick, centres: list[float | None], st
     for place, index in enumerate(homes):
         home, mine = result.tracks[index], nearest == place
         old = home.notes.numpy()
+        for pitch, tick in zip(old["pitch"].tolist(), old["time"].tolist(), strict=True):
+            if early <= tick:
+                same = mine & (columns["pitch"] == pitch) & (columns["time"] + columns["duration"] > tick)
+                columns["duration"][same] = np.maximum(1, tick - columns["time"][same])
         set_notes(home, {name: np.concatenate((old[name], columns[name][mine])) for name in old})

@@ -10,9 +10,6 @@ import numpy as np
 
 from melodia.checks import whole_number
 from melodia.errors import ConfigError
-from melodia.midi import Finding, bar_table, seconds_of, window
-from melodia.midi.convert import tempi_of
-from melodia.midi.replace import program_of, replace
 from melodia.sampler.continuation import Continuation
 from melodia.sampler.report import counted
 from melodia.sampler.request import check_programs
@@ -22,8 +19,14 @@ if TYPE_CHECKING:
     import pretty_midi
     from symusic.core import ScoreTick
 
-    from melodia.midi import BarTable
+    from melodia.midi import BarTable, Finding
     from melodia.sampler.sampler import Sampler
+
+GIVEN = (
+    *("seconds", "tokens", "endless", "may_end", "state", "following"),
+    *("metre", "metre_changes", "tempo", "tempo_changes"),
+)
+"""What a caller of `generate` may ask for and the piece says here."""
 
 BRANCHES = 8
 """So many times every two bars are played unless told otherwise, and the last two eight times as often."""
@@ -46,7 +49,7 @@ class Filling:
         surprise: -log probability of a token of the two bars behind, after the new ones, in nats; None where nothing
             comes behind.
         surprise_before: the same after the bars that stood there; None, too, where nothing was played up to there.
-        findings: what was cut.
+        findings: what reading did not carry or repaired, and what was cut.
     """
 
     bars: tuple[int, int]
@@ -60,6 +63,12 @@ class Filling:
     findings: list[Finding]
 
     @property
+    def where(self) -> str:
+        """The new bars in words."""
+        first, last = self.bars
+        return f"bar {first}" if first == last else f"bars {first} to {last}"
+
+    @property
     def midi(self) -> pretty_midi.PrettyMIDI:
         """The whole piece."""
         from melodia.midi import to_pretty_midi
@@ -68,17 +77,18 @@ class Filling:
 
     def lines(self) -> list[str]:
         """The report as lines of text."""
-        first, last = self.bars
-        bars = f"bar {first}" if first == last else f"bars {first} to {last}"
-        new = self.continuation.report
-        lines = [f"{bars} made anew: {counted(new.notes, 'note')} in place of {self.notes_before}"]
+        new, (begin, end) = self.continuation.report, self.span
+        lines = [
+            f"{self.where} made anew, {end - begin:.1f} s from {begin:.1f} s on: {counted(new.notes, 'note')} in place "
+            f"of {self.notes_before}, {counted(new.tokens, 'token')}"
+        ]
         if self.surprise is not None:
             old = self.surprise_before
             lines.append(
                 f"what comes behind surprises the model by {self.surprise:.2f} nats a token"
                 + ("" if old is None else f"; behind what stood there by {old:.2f}")
             )
-        return [*lines, *new.lines(), *(str(finding) for finding in self.findings)]
+        return [*lines, *new.lines()[1:], *(str(finding) for finding in self.findings)]
 
 
 def fill(
@@ -90,42 +100,56 @@ def fill(
     settings: dict[str, Any],
 ) -> list[Filling]:
     """See `Sampler.fill`."""
-    score, *_ = open_music(music, sampler.tokenizer)
-    table = bar_table(score)
-    first, last = _check_bars(bars, table, score.ticks_per_quarter)
+    from melodia.midi import bar_table, seconds_of, window
+    from melodia.midi.replace import replace
+
+    settings = {name: value for name, value in settings.items() if value is not None}
+    for name in GIVEN:
+        if name in settings:
+            raise ConfigError(f"`{name}` is the piece's own where bars of it are filled; leave it out")
+    score, _, found, _ = open_music(music, sampler.tokenizer)
+    if not _programs(score):
+        raise ConfigError("there are no notes between which bars could be filled; give music with notes")
+    table, quarter = bar_table(score), score.ticks_per_quarter
+    first, last = _check_bars(bars, table, quarter)
     start, stop = table.line(first - 1), table.line(last)
-    before, here, after = (
-        window(score, begin, end)[0] for begin, end in ((0, start), (start, stop), (stop, table.end))
+    early = quarter // (2 * sampler.tokenizer.config.positions_per_beat)  # as the grid rounds
+    before, here, behind = (
+        _begun(score, begin - early, end - early)
+        for begin, end in ((0, start), (start, stop), (stop, table.end + quarter))
     )
-    given = {name: value for name, value in settings.items() if value is not None}
-    settings = {"branches": BRANCHES, "metre": _metre(table, first - 1), **given}
+    heard = [*_programs(before), *_programs(here)]
+    after = window(behind, stop, table.end)[0]
+    settings = {"branches": BRANCHES, "metre": _metre(table, first - 1), **settings}
     goes = None
     if beside:
         if "programs" not in settings:
             raise ConfigError("`beside` needs `programs`: those that are made anew beside the others")
         goes = settings["programs"] = check_programs(settings["programs"])
-        stays = _part(here, lambda program: program not in goes)
+        stays = _part(window(score, start, stop)[0], lambda program: program not in goes)
         here = _part(here, lambda program: program in goes)
         if _programs(stays):
             settings["beside"] = stays
     elif not settings.get("any_program"):
         settings.setdefault("programs", _programs(here) or _programs(score))
     twin, leads = sampler.fork(), bool(_programs(after))
+    seed = _with_whole_bar(score, table, first - 2)
     behind_old = None
     if leads:
         settings["following"] = after
-        if _programs(window(score, 0, stop)[0]):
-            twin.prime(score, last)
+        if heard:
+            twin.prime(seed, last)
             behind_old = twin.surprise(after)
     if _programs(before):
-        twin.prime(score, first - 1)
+        twin.prime(seed, first - 1)
     else:
         twin.prime(None)
-        settings.setdefault("tempo", _tempo(score, start))
+        settings["tempo"] = _tempo(score, start)
     filled = []
     for made in twin.generate_many(num_samples, bars=last - first + 1, **settings):
-        whole, findings = replace(score, made.score, start, stop, goes)
-        lines = np.array([start, stop]) * (whole.ticks_per_quarter // score.ticks_per_quarter)
+        assert not made.report.completed
+        whole, cut = replace(score, made.score, start, stop, goes, early=early)
+        lines = np.array([start, stop]) * (whole.ticks_per_quarter // quarter)
         filled.append(
             Filling(
                 bars=(first, last),
@@ -136,7 +160,7 @@ def fill(
                 notes_before=sum(len(track.notes) for track in here.tracks),
                 surprise=twin.surprise(after, state=made.state) if leads else None,
                 surprise_before=behind_old,
-                findings=findings,
+                findings=[*found, *cut],
             )
         )
     return filled
@@ -154,8 +178,7 @@ def _check_bars(bars: object, table: BarTable, ticks_per_quarter: int) -> tuple[
         first, last = 1, 0
     if not first <= last <= len(table):
         raise ConfigError(
-            f"`bars` must be the first and the last bar to fill, within 1 and {len(table)}, such as (1, {len(table)}) "
-            f"(received {bars!r})"
+            f"`bars` must be the first and the last bar to fill, within 1 and {len(table)} (received {bars!r})"
         )
     if last - first >= MOST_BARS:
         raise ConfigError(
@@ -167,13 +190,41 @@ def _check_bars(bars: object, table: BarTable, ticks_per_quarter: int) -> tuple[
                 f"the metre changes at bar {bar + 1}, and `bars` are filled in one metre; fill {first} to {bar} and "
                 f"{bar + 1} to {last} one after the other"
             )
-    top, bottom = _metre(table, first - 1)
-    ticks = table.line(last) - table.line(last - 1)
-    if ticks * bottom != 4 * ticks_per_quarter * top:
-        raise ConfigError(
-            f"bar {last} is cut short by a new metre, and only whole `bars` are filled; leave it"
-        )
+    for bar in range(first - 1, last):
+        if not _is_whole(table, bar, ticks_per_quarter):
+            raise ConfigError(
+                f"bar {bar + 1} is cut short by a new metre, and only whole `bars` are filled; leave it"
+            )
     return first, last
+
+
+def _is_whole(table: BarTable, bar: int, ticks_per_quarter: int) -> bool:
+    top, bottom = _metre(table, bar)
+    return (table.line(bar + 1) - table.line(bar)) * bottom == 4 * ticks_per_quarter * top
+
+
+def _with_whole_bar(score: ScoreTick, table: BarTable, bar: int) -> ScoreTick:
+    """The score, or a copy in which a bar that a new metre cuts short, such as an upbeat, has a metre of its own.
+
+    Else the seed's last bar would be completed first.
+    """
+    from symusic.core import TimeSignatureTick
+
+    quarter = score.ticks_per_quarter
+    if bar < 0 or _is_whole(table, bar, quarter):
+        return score
+    start, ticks = table.line(bar), table.line(bar + 1) - table.line(bar)
+    for bottom in (4, 8, 16, 32):
+        top, rest = divmod(ticks * bottom, 4 * quarter)
+        if not rest and 1 <= top <= 64:
+            copy = score.copy()
+            others = [metre for metre in score.time_signatures if metre.time != start]
+            own = TimeSignatureTick(start, top, bottom)
+            copy.time_signatures = type(copy.time_signatures)(sorted([*others, own], key=lambda m: m.time))
+            return copy
+    raise ConfigError(
+        f"bar {bar + 1} is cut short by a new metre between two 32nds, so that no `bars` can follow it; begin later"
+    )
 
 
 def _metre(table: BarTable, bar: int) -> tuple[int, int]:
@@ -182,11 +233,27 @@ def _metre(table: BarTable, bar: int) -> tuple[int, int]:
 
 def _programs(score: ScoreTick) -> tuple[int, ...]:
     """Those that play, -1 for the drums."""
+    from melodia.midi.replace import program_of
+
     return tuple(sorted({program_of(track) for track in score.tracks if len(track.notes)}))
+
+
+def _begun(score: ScoreTick, first: int, last: int) -> ScoreTick:
+    """A copy with the notes only that begin between two ticks."""
+    from melodia.midi.join import set_notes
+
+    part = score.copy()
+    for track in part.tracks:
+        columns = track.notes.numpy()
+        inside = (columns["time"] >= first) & (columns["time"] < last)
+        set_notes(track, {name: values[inside] for name, values in columns.items()})
+    return part
 
 
 def _part(score: ScoreTick, plays: Callable[[int], bool]) -> ScoreTick:
     """A copy with the tracks of some programs only."""
+    from melodia.midi.replace import program_of
+
     part = score.copy()
     tracks = [track for track in score.tracks if plays(program_of(track))]
     part.tracks.clear()
@@ -197,4 +264,6 @@ def _part(score: ScoreTick, plays: Callable[[int], bool]) -> ScoreTick:
 
 def _tempo(score: ScoreTick, tick: int) -> float:
     """Quarter notes a minute in force at a tick."""
+    from melodia.midi.convert import tempi_of
+
     return [60e6 / mspq for time, mspq in tempi_of(score) if time <= tick][-1]

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from melodia.grammar.state import NONE
 from melodia.sampler.feeding import Reader, feed_more
 from melodia.sampler.seed import open_music
 from melodia.sampler.session import Session, shifts_over
@@ -65,8 +66,10 @@ class Following:
             session: where the music before stands.
             join: the bar line behind that music, in grid ticks.
         """
-        state, ids = session.grammar, self.ids
-        if not state.has_bars:
-            shifts = shifts_over(self._reader.vocabulary, (join - state.now) // state.unit)
-            ids = np.concatenate([np.array(shifts, np.int32), ids])
-        return feed_more(self._reader, session, ids)[1]
+        state, vocabulary = session.grammar, self._reader.vocabulary
+        if state.has_bars:  # rests before it have said nothing yet
+            bar = [vocabulary.index["Bar_None"], *([] if state.metre == NONE else [state.metre])]
+            rest = bar * max(0, (join - state.bar_end) // state.bar_length) if state.bar >= 0 else []
+        else:
+            rest = shifts_over(vocabulary, (join - state.now) // state.unit)
+        return feed_more(self._reader, session, np.array([*rest, *self.ids], np.int32))[1]

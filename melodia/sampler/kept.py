@@ -25,6 +25,7 @@ from melodia.notes import notes_of_score
 from melodia.sampler.classes import TokenClasses
 from melodia.sampler.request import Request
 from melodia.sampler.seed import open_music
+from melodia.sampler.session import Session
 
 if TYPE_CHECKING:
     from symusic.core import ScoreTick
@@ -103,25 +104,22 @@ class Kept:
         self._orders[classes.program_of == -1] = _order(-1)
 
     @classmethod
-    def of(
-        cls,
-        request: Request,
-        classes: TokenClasses,
-        tokenizer: Tokenizer,
-        join: int,
-        seed: ScoreTick | None,
-    ) -> Kept | None:
-        """What stays beside the music that was asked for, behind a seed; None where nothing does.
+    def of(cls, request: Request, classes: TokenClasses, tokenizer: Tokenizer, start: Session) -> Kept | None:
+        """What stays beside the music that was asked for behind a session; None where nothing does.
 
         Raises:
-            ConfigError: some of the programs that were asked for play in it.
+            ConfigError: some of the programs that were asked for play in it; or nothing says the metre or the tempo.
             MidiError, TokenizerError: as for a seed.
         """
         if request.beside is None:
             return None
+        for name in ("metre", "tempo"):
+            if getattr(request, name) is None and getattr(start.context, name) is None:
+                raise ConfigError(f"behind no seed `beside` needs `{name}`; give that of the music beside")
         score, *_ = open_music(request.beside, tokenizer)
         programs = request.programs or ()
-        kept = cls(classes, score, tokenizer.encode(score).ids, join, programs, soloists(seed, programs))
+        ids = tokenizer.encode(score).ids
+        kept = cls(classes, score, ids, start.context.join, programs, soloists(start.seed, programs))
         both = sorted(kept.programs.intersection(programs))
         if both:
             raise ConfigError(

@@ -73,7 +73,8 @@ class Lane:
         state.release(self.programs, request.pitch_range)
         if self.programs and state.program not in self.programs:
             state.program = NONE  # one that may not play has to give way before a note begins
-        rests = rests_of(session.seed, self.programs, classes.tables.ticks_per_quarter)
+        quarter = classes.tables.ticks_per_quarter
+        rests = rests_of(session.seed, self.programs, quarter, alone=kept is not None)
         self.plan = Plan(classes, session.context, request, self.session.grammar, cycle, rests, kept)
         self.count = 0
         self.tokens: list[int] = []

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from pathlib import Path
 
 import melodia
 from melodia.checks import file_path
 from melodia.errors import BackendError, CheckpointError, ConfigError
+from melodia.model.network import Network
 from melodia.model.stored import TOKENIZER, StoredCheckpoint, read_checkpoint
 from melodia.sampler.runner import engine_obstacle
 from melodia.tokenizer import Tokenizer
+from melodia.vocabulary import Vocabulary
 
 
 def open_checkpoint(path: str | os.PathLike[str] | None) -> tuple[StoredCheckpoint, Tokenizer]:
@@ -27,6 +31,16 @@ def open_checkpoint(path: str | os.PathLike[str] | None) -> tuple[StoredCheckpoi
             f"{folder}: its tokenizer and its vocabulary differ; its files come from different checkpoints"
         )
     return checkpoint, tokenizer
+
+
+def fingerprint_of(network: Network, vocabulary: Vocabulary) -> str:
+    """What tells a model and its vocabulary from others: a hash that samples every weight tensor."""
+    digest = hashlib.sha256(vocabulary.fingerprint.encode())
+    digest.update(json.dumps(network.config.to_dict(), sort_keys=True).encode())
+    for tensor in network.tensors.values():
+        flat = tensor.reshape(-1)
+        digest.update(flat[:: max(1, flat.size // 256)].tobytes())
+    return digest.hexdigest()[:32]
 
 
 def check_device(device: str, backend: str = "auto") -> str:

@@ -169,7 +169,7 @@ class Cast:
 
 
 def rests_of(
-    seed: ScoreTick | None, programs: Collection[int] | None, ticks_per_quarter: int
+    seed: ScoreTick | None, programs: Collection[int] | None, ticks_per_quarter: int, *, alone: bool = False
 ) -> dict[int, int]:
     """The longest rest between two notes of each program that plays at the seed's end, in grid ticks.
 
@@ -179,7 +179,7 @@ def rests_of(
         ticks_per_quarter: of the grid.
 
     Returns:
-        by program; empty where fewer than two play.
+        by program; empty where fewer than two play, unless `alone`.
     """
     if seed is None:
         return {}
@@ -200,4 +200,4 @@ def rests_of(
         if heard[-1] >= end - RECENT_QUARTERS * quarter:
             longest = max(0, int((start[1:] - heard[:-1]).max(initial=0)))
             found[program] = longest * ticks_per_quarter // quarter
-    return found if len(found) > 1 else {}
+    return found if alone or len(found) > 1 else {}

@@ -54,8 +54,9 @@ class Request:
         following: music that comes behind the new bars, in any form that a seed has: they lead there instead of
             closing; see `melodia.sampler.following`. Needs branches.
         beside: music that sounds at the same time, from the join on, in any form that a seed has. It stays, and is no
-            part of what comes out: new notes, of `programs` that do not play in it, accompany it; see
-            `melodia.sampler.kept`. Only with REMI, without byte pairs.
+            part of the music that comes out, but of its tokens: new notes, of `programs` that do not play in it,
+            accompany it; see `melodia.sampler.kept`. Only with REMI, without byte pairs. Behind no seed `metre` and
+            `tempo` must be given, those of that music.
         may_end: let the model end the piece before its length is reached, after one bar at the earliest.
         silent_bars: allow bars in which nothing sounds. The first bar is never empty.
 
@@ -114,7 +115,8 @@ class Request:
             )
         if self.following is not None and self.branches == 1:
             raise ConfigError(
-                "`following` needs `branches`, of which those are kept that lead there (received 1); give 2 or more"
+                "`following` needs `branches`, of which those are kept that lead there (received 1); give 2 or more, "
+                "and for streams, which have none, leave it out"
             )
         if self.beside is not None:
             if self.programs is None:
@@ -123,6 +125,9 @@ class Request:
                 raise ConfigError(
                     "`recall` plays bars again, which do not go with music `beside`; leave it out"
                 )
+            for name in ("pitch_range", "max_polyphony"):
+                if getattr(self, name) is not None:
+                    raise ConfigError(f"`{name}` would forbid notes of the music `beside`, too; leave it out")
         if self.metre is not None:
             self._keep("metre", check_metre(self.metre))
             if self.metre_changes:

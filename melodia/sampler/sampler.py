@@ -5,8 +5,6 @@ Letters: B lanes, T time, N tokens, V vocabulary, S side inputs.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import time
 from dataclasses import replace
@@ -31,7 +29,7 @@ from melodia.sampler.filling import Filling, fill
 from melodia.sampler.following import Following
 from melodia.sampler.kept import Kept
 from melodia.sampler.lane import Lane
-from melodia.sampler.loading import check_device, open_checkpoint
+from melodia.sampler.loading import check_device, fingerprint_of, open_checkpoint
 from melodia.sampler.loop import Loop
 from melodia.sampler.plan import TokenClasses
 from melodia.sampler.progress import Teller, Told
@@ -275,8 +273,8 @@ class Sampler:
             session: 0 to 2**32 - 1; other streams of one random seed.
             state: continue this session instead of the sampler's own.
             wishes: `progress`, as in `generate_many`, and fields of `melodia.sampler.Request`: programs, any_program,
-                metre, metre_changes, tempo, tempo_changes, pitch_range, max_polyphony, pitch_bias, branches, following,
-                may_end, silent_bars, and `sampling`, a SamplingConfig in place of the separate settings.
+                metre, metre_changes, tempo, tempo_changes, pitch_range, max_polyphony, pitch_bias, branches, recall,
+                following, beside, may_end, silent_bars, and `sampling`, a SamplingConfig in place of the settings.
 
         Raises:
             ConfigError, GrammarError: a value lies outside its limits, or values contradict each other.
@@ -324,8 +322,9 @@ class Sampler:
         start = state if state is not None else self.state
         began = time.perf_counter()
         before = self._before(start, request)
+        kept = Kept.of(request, self._classes, self.tokenizer, start)
         lanes = [
-            self._lane(start, replace(request, session=request.session + k), before)
+            self._lane(start, replace(request, session=request.session + k), before, kept)
             for k in range(num_samples)
         ]
         run = partial(self._run, teller=None if progress is None else Teller(progress))
@@ -363,7 +362,8 @@ class Sampler:
                 f"{request.branches}); use `generate`"
             )
         start = state if state is not None else self.state
-        lane = self._lane(start, request, self._before(start, request))
+        kept = Kept.of(request, self._classes, self.tokenizer, start)
+        lane = self._lane(start, request, self._before(start, request), kept)
         return Stream(self._loop([lane]), lane)
 
     def fill(
@@ -386,8 +386,8 @@ class Sampler:
             num_samples: in how many ways.
             beside: only `programs` are made anew there; what others play stays and is accompanied. They may be some
                 that the piece does not have yet.
-            settings: as in `generate`, but the length; `branches` (8) is how many times every two bars are played, the
-                last two eight times as often: those are kept that lead to what comes behind, see `Request`.
+            settings: as in `generate`, but length, metre and tempo, which are the piece's; `branches` (8) is how many
+                times every two bars are played, the last two eight times as often, see `Request`.
 
         Raises:
             ConfigError: no such bars, or they change the metre; else as in `prime` and `generate`.
@@ -398,7 +398,7 @@ class Sampler:
         """How little the model expects music behind the session: -log probability of a token, in nats.
 
         Args:
-            music: in any form that a seed has; its first two bars count.
+            music: in any form that a seed has; its first two bars with notes count, and rests before them.
             state: behind this session instead of the sampler's own.
 
         Raises:
@@ -419,13 +419,7 @@ class Sampler:
 
     @cached_property
     def _fingerprint(self) -> str:
-        """What tells this model and vocabulary from others: a hash that samples every weight tensor."""
-        digest = hashlib.sha256(self.vocabulary.fingerprint.encode())
-        digest.update(json.dumps(self.config.to_dict(), sort_keys=True).encode())
-        for tensor in self._runner.network.tensors.values():
-            flat = tensor.reshape(-1)
-            digest.update(flat[:: max(1, flat.size // 256)].tobytes())
-        return digest.hexdigest()[:32]
+        return fingerprint_of(self._runner.network, self.vocabulary)
 
     def _check_session(self, session: object) -> None:
         if not isinstance(session, Session):
@@ -452,12 +446,18 @@ class Sampler:
         """The TimeSig values that write one of the new bars."""
         return start.context.cycle if request.metre is None else cycle_of(request.metre, self.tokenizer)
 
-    def _lane(self, start: Session, request: Request, before: Recollection = NOTHING_HEARD) -> Lane:
+    def _lane(
+        self,
+        start: Session,
+        request: Request,
+        before: Recollection = NOTHING_HEARD,
+        kept: Kept | None = None,
+    ) -> Lane:
         context, cycle = start.context, self._cycle(start, request)
         metres = () if request.metre_changes else (*context.cycle, *cycle)
         fresh = start.grammar.tempo == NONE and start.grammar.notes == 0
         programs = request.programs or (None if request.any_program else context.programs)
-        kept = Kept.of(request, self._classes, self.tokenizer, context.join, start.seed)
+        kept = None if kept is None else kept.fork()
         constraints = Constraints(
             programs=programs if kept is None else (*(programs or ()), *kept.programs),
             pitch_range=request.pitch_range,

@@ -106,7 +106,7 @@ def check_writable(paths: Sequence[Path], seed: Path | None, *, plot: bool, audi
         if path.is_dir():
             raise MidiError(f"{name}: is a directory; give a file name")
         if seed is not None and seed.exists() and path.exists() and seed.samefile(path):
-            raise MidiError(f"{name}: is the seed itself, which is not replaced; choose another `out`")
+            raise MidiError(f"{name}: is the file that is read, which is not replaced; choose another `out`")
         if os.path.lexists(path) and not force:
             raise MidiError(taken(path, "`out`"))
         if not path.parent.is_dir():
