@@ -344,7 +344,8 @@ void bind_loop(py::module_& module, py::class_<BoundLanes, std::shared_ptr<Bound
              "Go on until a lane needs its caller; why it came back. A flag, int32 [1], ends it when it is "
              "not "
              "0. Raises GrammarError where registers that were written to are wrong.")
-        .def("choose", &choose, "lane"_a, "legal"_a, "Draw a token of bool [V] for a lane that asks or has stopped.")
+        .def("choose", &choose, "lane"_a, "legal"_a,
+             "Draw a token of bool [V] for a lane that asks or has stopped.")
         .def(
             "take",
             [](BoundLoop& self, int64_t lane) {
