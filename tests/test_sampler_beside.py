@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sampler_helpers import make_seed, notes_of, scale, tiny_sampler
@@ -113,6 +114,23 @@ def test_new_programs_are_asked_for() -> None:
         bars=4, beside=make_seed(TUNE), programs=(73,), metre=(4, 4), tempo=90, random_seed=1
     )
     assert min(event.onset_beats for event in made.events) < 8
+
+
+def test_nobody_rests_longer_than_a_bar_and_as_before() -> None:
+    """Notes that stay make no bar full."""
+    sampler = tiny_sampler()
+    with torch.no_grad():  # a model that would rather not play
+        sampler.model.head.bias[list(sampler.vocabulary.ids_of("Program"))] -= 4.0
+        sampler.model.head.bias[list(sampler.vocabulary.ids_of("Bar"))] += 6.0
+    sampler = Sampler(sampler.model, sampler.tokenizer)
+    sampler.prime(None)
+    made = sampler.generate(
+        bars=12, beside=make_seed(scale(12)), programs=(73,), metre=(4, 4), tempo=90, random_seed=1
+    )
+    spans = sorted((event.onset_beats, event.onset_beats + event.duration_beats) for event in made.events)
+    ends = np.maximum.accumulate([0.0, *(end for _, end in spans)])
+    rests = [onset - end for (onset, _), end in zip([*spans, (48.0, 48.0)], ends, strict=True)]
+    assert max(rests) < 12, "asked for in the bar behind the first silent one"
 
 
 def test_soloists() -> None:

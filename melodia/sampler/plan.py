@@ -350,6 +350,8 @@ class Plan(Bars):
             wanted[classes.vocabulary.eos] = False
         if self.kept is not None:
             self.kept.narrow(s, wanted)
+            if not self._cast.settled and (stays := wanted & ~classes.bar).any():
+                wanted = stays  # whoever is asked for plays in this bar: notes that stay do not count
         return wanted
 
     def _may_end(self, bar: int) -> bool:
