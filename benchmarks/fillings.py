@@ -73,7 +73,7 @@ def fillings(sampler: Sampler, score: Any, times: int, random_seed: int) -> dict
     """The figures of the bars that were there ("real"), that were drawn once ("one draw"), and that were filled."""
     lines = bar_table(score)
     start, stop = lines.line(BARS[0] - 1), lines.line(BARS[1])
-    wishes = {name: value for name, value in RECOMMENDED.items() if name != "recall"}
+    wishes = {name: RECOMMENDED[name] for name in ("temperature", "top_p", "pitch_bias")}
     found: dict[str, list[dict[str, float]]] = {"one draw": [], "filled": []}
     for filling in sampler.fill(score, BARS, num_samples=times, random_seed=random_seed, **wishes):
         scale = filling.score.ticks_per_quarter // score.ticks_per_quarter
@@ -81,7 +81,6 @@ def fillings(sampler: Sampler, score: Any, times: int, random_seed: int) -> dict
         found["real"] = [fit(score, start, stop, filling.surprise_before)]
     twin, behind = sampler.fork(), window(score, stop, lines.end)[0]
     twin.prime(score, seed_bars=BARS[0] - 1)
-    wishes["branches"] = 1
     for made in twin.generate_many(
         times, bars=BARS[1] - BARS[0] + 1, random_seed=random_seed, programs=None, **wishes
     ):
