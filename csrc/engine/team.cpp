@@ -17,7 +17,7 @@ using std::chrono::microseconds;
 constexpr microseconds kSleepAfter{300};  // a mate without work
 constexpr microseconds kStall{60};        // a mate is waited for so long,
 constexpr int kTiles = 3;                 // or, if that is longer, as long as so many tiles take
-constexpr microseconds kShortest{10'000}, kLongest{1'000'000};
+constexpr microseconds kShortest{10'000}, kLongest{250'000};
 constexpr int kUseless = 96;  // phases without a mate
 
 inline void pause() {
@@ -167,7 +167,7 @@ void Team::wait(int64_t tiles, int64_t done, Clock::time_point begin) {
 void Team::shed() {
     useless_ = 0;
     const Clock::time_point now = Clock::now();
-    if (now - calm_since_ > 4 * alone_for_) alone_for_ = std::max(kShortest, alone_for_ / 4);
+    if (now - calm_since_ > alone_for_) alone_for_ = kShortest;  // worth it, on the whole
     stalled_ = true;
     stalls_.fetch_add(1, std::memory_order_relaxed);
     alone_until_ = now + alone_for_;

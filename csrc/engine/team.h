@@ -3,7 +3,8 @@
 // The caller takes part. Each thread has a range of the tiles, the same one every time (its weights stay in
 // its core's cache), and takes from the others' ranges when its own is empty. Waiting threads spin, then
 // sleep. A mate that holds a tile and does not run (the machine is busy with something else) costs the caller
-// one wait; after it the caller works alone for a while that grows with every such wait, from 10 ms to 1 s.
+// one wait; after it the caller works alone for a while, 10 ms, that doubles where the next such wait comes
+// as soon again, up to 250 ms.
 #pragma once
 
 #include <atomic>
