@@ -25,7 +25,7 @@ from melodia.cli.choice import (
 )
 from melodia.cli.generate import program_numbers
 from melodia.cli.output import tell
-from melodia.decode.config import RECOMMENDED
+from melodia.decode.config import FILL_BRANCHES, RECOMMENDED
 
 
 def bar_numbers(text: str) -> tuple[int, int]:
@@ -59,7 +59,7 @@ def fill(
         "0 (not at all) to 1.",
     ),
     branches: int = typer.Option(
-        8,
+        FILL_BRANCHES,
         min=2,
         max=64,
         help="Play every two bars so many times, the last two eight times as often, and keep what fits and leads to "

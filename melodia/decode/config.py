@@ -19,6 +19,9 @@ Stronger filters make music sink: the notes of a chord are written upwards, and 
 The bias keeps the key (`melodia.sampler.bias`), the branches keep the texture and close (`melodia.sampler.branching`),
 as many bars come again as in real music (`melodia.sampler.recall`). A stream has no `branches`."""
 
+FILL_BRANCHES = 8
+"""`branches` of `melodia fill` and `Sampler.fill`, which make few bars, unless told otherwise."""
+
 FILTERS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 """The settings of the choice that the command line has, too."""
 

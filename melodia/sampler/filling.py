@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from melodia.checks import whole_number
+from melodia.decode.config import FILL_BRANCHES
 from melodia.errors import ConfigError
 from melodia.sampler.continuation import Continuation
 from melodia.sampler.report import counted
@@ -27,9 +28,6 @@ GIVEN = (
     *("metre", "metre_changes", "tempo", "tempo_changes"),
 )
 """What a caller of `generate` may ask for and the piece says here."""
-
-BRANCHES = 8
-"""So many times every two bars are played unless told otherwise, and the last two eight times as often."""
 
 MOST_BARS = 64
 """So many bars are filled at once: of more than a few, what stands before and behind says nothing."""
@@ -120,7 +118,7 @@ def fill(
     )
     heard = [*_programs(before), *_programs(here)]
     after = window(behind, stop, table.end)[0]
-    settings = {"branches": BRANCHES, "metre": _metre(table, first - 1), **settings}
+    settings = {"branches": FILL_BRANCHES, "metre": _metre(table, first - 1), **settings}
     goes = None
     if beside:
         if "programs" not in settings:
