@@ -36,6 +36,16 @@ class Notes:
         return Notes(self.onset[chosen], self.end[chosen], self.pitch[chosen], self.program[chosen])
 
 
+def program_of(track: Any) -> int:
+    """The program of a symusic track, -1 for the drums."""
+    return -1 if track.is_drum else int(track.program)
+
+
+def programs_of(score: Any) -> tuple[int, ...]:
+    """The programs that play in a symusic score, ascending, -1 for the drums."""
+    return tuple(sorted({program_of(track) for track in score.tracks if len(track.notes)}))
+
+
 def notes_of_events(events: Iterable[Sequence[int]]) -> Notes:
     """The notes of events such as `melodia.grammar.NoteEvent`: onset, duration, program, pitch, ..."""
     table = np.array([event[:4] for event in events], dtype=np.int64).reshape(-1, 4)
@@ -52,7 +62,7 @@ def notes_of_score(score: Any) -> Notes:
             onset,
             onset + notes["duration"],
             notes["pitch"].astype(np.int64),
-            np.full(len(onset), -1 if track.is_drum else int(track.program), dtype=np.int64),
+            np.full(len(onset), program_of(track), dtype=np.int64),
         )
         for column, value in zip(columns, values, strict=True):
             column.append(value)

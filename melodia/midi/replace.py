@@ -9,6 +9,7 @@ from symusic.core import ControlChangeTick, PitchBendTick, ScoreTick, TrackTick
 
 from melodia.midi.join import PEDALS, common_resolution, set_notes
 from melodia.midi.report import Finding, Findings
+from melodia.notes import program_of
 
 
 def replace(
@@ -49,11 +50,6 @@ def replace(
     for track in new.tracks:
         _spread(track, result, centres, start, stop - early)
     return result, findings.to_list()
-
-
-def program_of(track: TrackTick) -> int:
-    """The program of a track, -1 for the drums."""
-    return -1 if track.is_drum else int(track.program)
 
 
 def _clear(track: TrackTick, start: int, stop: int, early: int, findings: Findings) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 from melodia.checks import whole_number
 from melodia.decode.config import FILL_BRANCHES
 from melodia.errors import ConfigError
+from melodia.notes import program_of, programs_of
 from melodia.sampler.continuation import Continuation
 from melodia.sampler.report import counted
 from melodia.sampler.request import check_programs
@@ -106,7 +107,7 @@ def fill(
         if name in settings:
             raise ConfigError(f"`{name}` is the piece's own where bars of it are filled; leave it out")
     score, _, found, _ = open_music(music, sampler.tokenizer)
-    if not _programs(score):
+    if not programs_of(score):
         raise ConfigError("there are no notes between which bars could be filled; give music with notes")
     table, quarter = bar_table(score), score.ticks_per_quarter
     first, last = _check_bars(bars, table, quarter)
@@ -116,7 +117,7 @@ def fill(
         _begun(score, begin - early, end - early)
         for begin, end in ((0, start), (start, stop), (stop, table.end + quarter))
     )
-    heard = [*_programs(before), *_programs(here)]
+    heard = [*programs_of(before), *programs_of(here)]
     after = window(behind, stop, table.end)[0]
     settings = {"branches": FILL_BRANCHES, "metre": _metre(table, first - 1), **settings}
     goes = None
@@ -126,11 +127,11 @@ def fill(
         goes = settings["programs"] = check_programs(settings["programs"])
         stays = _part(window(score, start, stop)[0], lambda program: program not in goes)
         here = _part(here, lambda program: program in goes)
-        if _programs(stays):
+        if programs_of(stays):
             settings["beside"] = stays
     elif not settings.get("any_program"):
-        settings.setdefault("programs", _programs(here) or _programs(score))
-    twin, leads = sampler.fork(), bool(_programs(after))
+        settings.setdefault("programs", programs_of(here) or programs_of(score))
+    twin, leads = sampler.fork(), bool(programs_of(after))
     seed = _with_whole_bar(score, table, first - 2)
     behind_old = None
     if leads:
@@ -138,7 +139,7 @@ def fill(
         if heard:
             twin.prime(seed, last)
             behind_old = twin.surprise(after)
-    if _programs(before):
+    if programs_of(before):
         twin.prime(seed, first - 1)
     else:
         twin.prime(None)
@@ -229,13 +230,6 @@ def _metre(table: BarTable, bar: int) -> tuple[int, int]:
     return int(table.numerators[bar]), int(table.denominators[bar])
 
 
-def _programs(score: ScoreTick) -> tuple[int, ...]:
-    """Those that play, -1 for the drums."""
-    from melodia.midi.replace import program_of
-
-    return tuple(sorted({program_of(track) for track in score.tracks if len(track.notes)}))
-
-
 def _begun(score: ScoreTick, first: int, last: int) -> ScoreTick:
     """A copy with the notes only that begin between two ticks."""
     from melodia.midi.join import set_notes
@@ -250,8 +244,6 @@ def _begun(score: ScoreTick, first: int, last: int) -> ScoreTick:
 
 def _part(score: ScoreTick, plays: Callable[[int], bool]) -> ScoreTick:
     """A copy with the tracks of some programs only."""
-    from melodia.midi.replace import program_of
-
     part = score.copy()
     tracks = [track for track in score.tracks if plays(program_of(track))]
     part.tracks.clear()

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from melodia.engine.rules import Bits, pack
 from melodia.grammar.state import NONE
+from melodia.notes import program_of
 from melodia.sampler.classes import TokenClasses
 
 if TYPE_CHECKING:
@@ -185,7 +186,7 @@ def rests_of(
         return {}
     spans: dict[int, list[tuple[int, int]]] = {}
     for track in seed.tracks:
-        program = -1 if track.is_drum else int(track.program)
+        program = program_of(track)
         if len(track.notes) and (programs is None or program in programs):
             notes = track.notes.numpy()
             starts, lengths = notes["time"].tolist(), notes["duration"].tolist()

@@ -14,6 +14,7 @@ from melodia.checks import real_number, whole_number
 from melodia.errors import ConfigError, TokenizerError
 from melodia.grammar import Grammar, TokenReader
 from melodia.midi.report import Finding
+from melodia.notes import programs_of
 from melodia.sampler.session import Context, half_described
 from melodia.tokenizer import Tokenizer
 from melodia.vocabulary import Vocabulary
@@ -225,7 +226,6 @@ def _context(
             Finding("note", f"tempo at the join {tempo:.4g}: it prevails in the seed's last {TEMPO_BARS} bars",
                     detail=f"the seed itself ends at {at_end:.4g}")
         )  # fmt: skip
-    programs = {-1 if track.is_drum else int(track.program) for track in score.tracks if len(track.notes)}
     return Context(
         source=name,
         join=join,
@@ -235,7 +235,7 @@ def _context(
         cycle=cycle,
         anchor=origin,
         tempo=tempo,
-        programs=tuple(sorted(programs)),
+        programs=programs_of(score),
     )
 
 
