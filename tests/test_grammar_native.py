@@ -25,6 +25,7 @@ LIMITS = {
     "none": None,
     "piano": Constraints(programs=(0,)),
     "crowded": Constraints(programs=(0, -1), pitch_range=(60, 62), time_signatures=("3/4", "6/8")),
+    "pentatonic": Constraints(programs=(0, 3), pitch_classes=(1, 3, 6, 8, 10), pitch_range=(40, 90)),
     "one pitch": Constraints(programs=(40,), pitch_range=(60, 60)),
     "one voice": Constraints(programs=(5,), pitch_range=(60, 61), max_polyphony=1),
     "two voices": Constraints(programs=(0, 1), max_polyphony=2, allow_metre_changes=False),
@@ -129,6 +130,7 @@ def test_byte_pairs(scheme: str) -> None:
     width=st.integers(1, 30),
     polyphony=st.none() | st.integers(1, 4),
     bars=st.none() | st.integers(1, 5),
+    classes=st.none() | st.sets(st.integers(0, 11), min_size=1),
     switches=st.tuples(st.booleans(), st.booleans(), st.booleans()),
     seed=st.integers(0, 1 << 20),
 )
@@ -139,12 +141,14 @@ def test_any_constraints(
     width: int,
     polyphony: int | None,
     bars: int | None,
+    classes: set[int] | None,
     switches: tuple[bool, bool, bool],
     seed: int,
 ) -> None:
     limits = Constraints(
         programs=programs,
         pitch_range=(low, low + width),
+        pitch_classes=None if classes is None else tuple(classes),
         max_polyphony=polyphony,
         max_bars=bars,
         allow_metre_changes=switches[0],

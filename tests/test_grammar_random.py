@@ -14,6 +14,7 @@ LIMITS = {
     "none": None,
     "piano": Constraints(programs=(0,)),
     "crowded": Constraints(programs=(0, -1), pitch_range=(60, 62), time_signatures=("3/4", "6/8")),
+    "pentatonic": Constraints(programs=(0, 3), pitch_classes=(1, 3, 6, 8, 10), pitch_range=(40, 90)),
     "one pitch": Constraints(programs=(40,), pitch_range=(60, 60)),
     "one voice": Constraints(programs=(5,), pitch_range=(60, 61), max_polyphony=1),
     "two voices": Constraints(programs=(0, 1), max_polyphony=2, allow_metre_changes=False),

@@ -17,6 +17,20 @@ TopP = Annotated[
 ]
 MinP = Annotated[float | None, typer.Option(help="Keep tokens at least this share of the likeliest one.")]
 RepetitionPenalty = Annotated[float, typer.Option(help="Above 1, recent tokens become less likely.")]
+ScaleName = Annotated[
+    str | None,
+    typer.Option(
+        "--scale", metavar="SCALE", help="No pitch outside this scale, such as 'D minor' or 'G dorian'."
+    ),
+]
+Chords = Annotated[
+    str | None,
+    typer.Option(
+        metavar="CHORDS",
+        help="Chords that the new bars follow, one a bar, such as 'Am F C G', or with bar lines, 'Dm | Gm A7 | Dm'; "
+        "they begin again behind the last.",
+    ),
+]
 RandomSeed = Annotated[int | None, typer.Option(help="Number that makes the result repeatable.")]
 ModelFolder = Annotated[
     Path | None, typer.Option("--model", metavar="DIR", help="A checkpoint made by `melodia train`.")

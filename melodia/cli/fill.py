@@ -10,6 +10,7 @@ import typer
 from melodia.cli.choice import (
     Audio,
     Backend,
+    Chords,
     Device,
     Force,
     MinP,
@@ -17,6 +18,7 @@ from melodia.cli.choice import (
     Plot,
     RandomSeed,
     RepetitionPenalty,
+    ScaleName,
     Temperature,
     TopK,
     TopP,
@@ -76,6 +78,8 @@ def fill(
         metavar="P,P",
         help="General MIDI programs that may play, 0 (piano) to 127, and drums (those that play in these bars now).",
     ),
+    scale: ScaleName = None,
+    chords: Chords = None,
     random_seed: RandomSeed = None,
     model: ModelFolder = None,
     out: str | None = typer.Option(  # no Path, which forgets a slash at the end
@@ -111,6 +115,8 @@ def fill(
             branches=branches,
             beside=beside,
             programs=None if programs is None else program_numbers(programs),
+            scale=scale,
+            chords=chords,
             random_seed=random_seed,
             plot=plot,
             audio=audio,

@@ -9,6 +9,7 @@ import typer
 from melodia.cli.choice import (
     Audio,
     Backend,
+    Chords,
     Device,
     Force,
     MinP,
@@ -16,6 +17,7 @@ from melodia.cli.choice import (
     Plot,
     RandomSeed,
     RepetitionPenalty,
+    ScaleName,
     Temperature,
     TopK,
     TopP,
@@ -92,6 +94,8 @@ def generate(
     tempo: float | None = typer.Option(
         None, help="Quarter notes a minute (the seed's; without one, the model's choice)."
     ),
+    scale: ScaleName = None,
+    chords: Chords = None,
     random_seed: RandomSeed = None,
     continuation_only: bool = typer.Option(
         False, "--continuation-only", help="Write the new music without the seed."
@@ -160,6 +164,8 @@ def generate(
             programs=None if programs is None else program_numbers(programs),
             metre=metre,
             tempo=tempo,
+            scale=scale,
+            chords=chords,
             random_seed=random_seed,
             continuation_only=continuation_only,
             plot=plot,

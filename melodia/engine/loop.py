@@ -122,6 +122,7 @@ class TokenLoop:
         self.followers = [Follower(of, self._native.follower(lane)) for lane, of in enumerate(rules)]
         self._all_facts: NDArray[np.void] = self._native.facts
         self.facts = self._all_facts
+        self._biases: list[Bias | None] = [None] * len(rules)
         for lane, start in enumerate(starts):
             self._begin(lane, start)
 
@@ -142,12 +143,21 @@ class TokenLoop:
             start.fed,
             start.recent,
         )
-        if start.bias is not None:
-            rows = start.bias.rows
-            if rows.shape[1:] != logits.shape:
-                raise ValueError(f"a bias must be [R, {len(logits)}] (received {list(rows.shape)})")
-            members = pack(start.bias.members)
-            self._native.set_bias(lane, rows, start.bias.row_of, members, start.bias.exponent)
+        self.set_bias(lane, start.bias)
+
+    def set_bias(self, lane: int, bias: Bias | None) -> None:
+        """What is pooled with the logits of a lane's choices from now on; None: what was before, if anything.
+
+        Raises:
+            ValueError: it belongs to another vocabulary.
+        """
+        if bias is None or bias is self._biases[lane]:
+            return
+        V = self._native.logits(lane).shape
+        if bias.rows.shape[1:] != V:
+            raise ValueError(f"a bias must be [R, {V[0]}] (received {list(bias.rows.shape)})")
+        self._native.set_bias(lane, bias.rows, bias.row_of, pack(bias.members), bias.exponent)
+        self._biases[lane] = bias
 
     def set_terms(
         self, lane: int, terms: Terms | None, *, pause: bool = False, bars_total: int | None = None
@@ -218,4 +228,5 @@ class TokenLoop:
         self._native.keep(lanes.native, kept)
         self.lanes = lanes
         self.followers = [self.followers[i] for i in kept]
+        self._biases = [self._biases[i] for i in kept]
         self.facts = self._all_facts[: len(kept)]

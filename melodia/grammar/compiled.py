@@ -96,6 +96,7 @@ class Compiled:
                     f"no token for the time signature {unknown[0]}; there are {', '.join(sorted(known))}"
                 )
         low, high = limits.pitch_range or (0, 127)
+        pitch_classes = range(12) if limits.pitch_classes is None else limits.pitch_classes
         allowed = np.ones(vocabulary.size, dtype=bool)
         for i, (op, value) in enumerate(zip(tables.ops, tables.values, strict=True)):
             if op in (Op.PAD, Op.BOS, Op.BPE):
@@ -111,7 +112,8 @@ class Compiled:
             elif op == Op.PROGRAM and programs is not None:
                 allowed[i] = value in programs
             elif op in (Op.PITCH, Op.NOTE_OFF):
-                allowed[i] = low <= value <= high and (programs is None or any(p >= 0 for p in programs))
+                melodic = programs is None or any(p >= 0 for p in programs)
+                allowed[i] = melodic and low <= value <= high and value % 12 in pitch_classes
             elif op in (Op.DRUM, Op.DRUM_OFF):
                 allowed[i] = programs is None or -1 in programs
         return allowed

@@ -16,6 +16,7 @@ class Constraints:
         programs: General MIDI programs that may play (0 to 127, -1 for the drums); None for all.
         pitch_range: lowest and highest pitch of melodic notes, both allowed; None for all. Drums are not
             concerned.
+        pitch_classes: the pitch classes of melodic notes, 0 (C) to 11 (B); None for all.
         time_signatures: metres that may be written, such as ("3/4", "6/8"); None for all.
         allow_metre_changes: whether the metre may change once there is one.
         allow_tempo_changes: whether Tempo tokens may come once there has been one; with `allow_tempo` False
@@ -36,6 +37,7 @@ class Constraints:
 
     programs: tuple[int, ...] | None = None
     pitch_range: tuple[int, int] | None = None
+    pitch_classes: tuple[int, ...] | None = None
     time_signatures: tuple[str, ...] | None = None
     allow_metre_changes: bool = True
     allow_tempo: bool = True
@@ -56,6 +58,12 @@ class Constraints:
             _require(
                 0 <= low <= high <= 127,
                 f"pitch_range must be lowest and highest within 0 and 127 (received {self.pitch_range})",
+            )
+        if self.pitch_classes is not None:
+            object.__setattr__(self, "pitch_classes", tuple(sorted(set(self.pitch_classes))))
+            _require(
+                bool(self.pitch_classes) and set(self.pitch_classes) <= set(range(12)),
+                f"pitch_classes must be numbers within 0 and 11, at least one (received {self.pitch_classes})",
             )
         if self.time_signatures is not None:
             object.__setattr__(self, "time_signatures", _names(self.time_signatures))

@@ -8,6 +8,7 @@ from __future__ import annotations
 from math import ceil
 
 from melodia.grammar import GrammarState
+from melodia.progression import BarGrid
 from melodia.sampler.classes import TokenClasses
 from melodia.sampler.metres import Metres
 from melodia.sampler.request import Request
@@ -66,6 +67,13 @@ class Bars:
         index = (s.now - self.context.origin) // length
         start = self.context.origin + index * length
         return index, start, start + length
+
+    def grid(self, s: GrammarState) -> BarGrid | None:
+        """Where the new full bars lie, if the metre does not change; None until the first one is known."""
+        if self.first is None:
+            return None
+        metre = self.request.metre or self.context.metre or self.classes.tables.metres.get(s.metre)
+        return BarGrid(self._line, self._length, 4 if metre is None else metre[0])
 
     @property
     def pieces(self) -> int:

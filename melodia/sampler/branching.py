@@ -44,6 +44,12 @@ SURPRISE = 8.0
 Four times as much, or sixteen times, lowers what follows by 0.02 and 0.03 nats a token (41 held-out pieces, four bars
 filled twice), at the price of textures, and of pitch classes that are less alike on both sides of the join."""
 
+CHORDS = 4.0
+"""The weight of the share of the time that belongs to the chords that were asked for beside a distance of textures."""
+
+CHORD_BASSES = 1.0
+"""The same of the share of the chords that begin over their bass."""
+
 _TRIADS = ((0, 4, 7), (0, 3, 7))  # above the tonic: major, minor
 
 
@@ -86,7 +92,8 @@ class Judge:
         """
         if replay := lane.recalls():
             return [lane.branch(lane.request.random_seed, replay)]
-        count = lane.request.branches if self.around or lane.plan.closes else 1
+        chooses = self.around or lane.plan.closes or lane.plan.progression is not None
+        count = lane.request.branches if chooses else 1
         if count > 1 and lane.plan.closes:
             count *= CLOSING
         return [lane.branch((lane.request.random_seed + k * _APART) % 2**64) for k in range(count)]
@@ -102,22 +109,27 @@ class Judge:
     def fitness(self, branch: Lane) -> float:
         """How well the last stretch of a branch fits; only the order of such numbers means anything.
 
-        The distance of its texture from those around is taken off. Where the piece ends its `closure` is added; where
-        other music follows, how much that surprises is taken off.
+        The distance of its texture from those around is taken off; how well it keeps to the requested chords is added.
+        Where the piece ends its `closure` is added, in the key of the last requested chord, or of the requested scale;
+        where other music follows, how much that surprises is taken off.
         """
         fitness = 0.0
         quarter = branch.classes.tables.ticks_per_quarter
+        notes = notes_of_events(branch.notes[branch.before :])
         if self.around:
-            notes = notes_of_events(branch.notes[branch.before :])
             texture = texture_of(notes, quarter, *branch.stretch)
             if texture is None:
                 fitness -= SILENT
             else:
                 fitness -= sum(texture.distance(other) for other in self.around) / len(self.around)
+        if (kept := branch.plan.keeps_chords(branch.session.grammar, notes)) is not None:
+            fitness += CHORDS * kept[0] + CHORD_BASSES * kept[1]
         if branch.ended and self.following is not None:
             fitness -= SURPRISE * self.following.surprise(branch.session, branch.end)
         elif branch.ended:
-            key = key_of(notes_of_events(branch.notes)) if self.key is None else self.key
+            key = branch.plan.asked_key(branch.session.grammar, branch.end)
+            if key is None:
+                key = key_of(notes_of_events(branch.notes)) if self.key is None else self.key
             fitness += CLOSURE * closure(branch.result()[0], quarter, key)
         return fitness
 

@@ -103,6 +103,10 @@ class TokenClasses:
             self._bits[names] = pack(np.logical_or.reduce([getattr(self, name) for name in names]))
         return self._bits[names]
 
+    def positions_from(self, value: int) -> Bits:
+        """The Position tokens of this value and above, as a mask of words [W]."""
+        return pack(self.position & (np.array(self.tables.values) >= value))
+
     def other_programs(self, programs: Collection[int]) -> NDArray[np.bool_]:
         """The tokens that lead to a program which is none of these, bool [V]."""
         others = (self.program_of != NONE) & ~np.isin(self.program_of, list(programs))

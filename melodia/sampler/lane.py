@@ -14,18 +14,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from melodia import engine
-from melodia.decode import Choice, Noise, SamplingConfig, choose
+from melodia.decode import Bias, Choice, Noise, SamplingConfig, choose
 from melodia.grammar import Grammar, NoteEvent
 from melodia.grammar.state import NONE
 from melodia.grammar.tables import MICRO_RESOLUTION
 from melodia.midi.report import Finding
 from melodia.sampler.bias import seed_bias
+from melodia.sampler.chord_bias import ChordBias
 from melodia.sampler.classes import TokenClasses
 from melodia.sampler.continuation import Event, TimeMap, event_of
 from melodia.sampler.kept import Kept
 from melodia.sampler.plan import BAR_TOKENS, Plan
 from melodia.sampler.players import rests_of
-from melodia.sampler.recall import NOTHING_HEARD, Memory, Recall, Recollection
+from melodia.sampler.recall import LAGS, NOTHING_HEARD, Memory, Recall, Recollection
 from melodia.sampler.request import Request
 from melodia.sampler.session import Session, Tail, half_described, tail_at
 
@@ -70,11 +71,13 @@ class Lane:
         self.classes = classes
         self.programs = request.programs or (None if request.any_program else session.context.programs)
         state = self.session.grammar
-        state.release(self.programs, request.pitch_range)
+        state.release(self.programs, request.pitch_range, request.scale and request.scale.classes)
         if self.programs and state.program not in self.programs:
             state.program = NONE  # one that may not play has to give way before a note begins
         quarter = classes.tables.ticks_per_quarter
         rests = rests_of(session.seed, self.programs, quarter, alone=kept is not None)
+        self._bias = seed_bias(classes, session.seed, request, None if kept is None else kept.score)
+        self._chord_bias = None if request.chords is None else ChordBias(classes, self._bias, session.seed)
         self.plan = Plan(classes, session.context, request, self.session.grammar, cycle, rests, kept)
         self.count = 0
         self.tokens: list[int] = []
@@ -95,7 +98,6 @@ class Lane:
         self.plan.go_on(before.script)
         self._noise = Noise(self.random_seed, request.session, classes.vocabulary.size)
         self.session.side.bars_total = self.plan.bars_total
-        self.bias = seed_bias(classes, session.seed, request, None if kept is None else kept.score)
 
     def choose(self, *, compiled: bool = False) -> Choice | None:
         """Draw the next token from the session's logits, in compiled code or not; None if the lane leaves."""
@@ -107,10 +109,18 @@ class Lane:
             choice = self._choose(instead, compiled)
         return None if self.leaves(choice.token) else choice
 
+    @property
+    def bias(self) -> Bias | None:
+        """What is pooled with the logits at the present place."""
+        if self._chord_bias is None:
+            return self._bias
+        return self._chord_bias.under(self.plan.chord(self.session.grammar))
+
     def _choose(self, wanted: NDArray[np.bool_], compiled: bool) -> Choice:
         """Draw among the tokens of a mask."""
         session, request = self.session, self.request
-        opinion = None if self.bias is None else self.bias.of(session.grammar.program)
+        bias = self.bias
+        opinion = None if bias is None else bias.of(session.grammar.program)
         recent: list[int] = []
         if request.sampling.repetition_penalty != 1.0:
             window = self.recent[-self.sampling.repetition_window :]
@@ -151,7 +161,8 @@ class Lane:
         bars = 0 if self.plan.closes else self.plan.stretch_bars(state)
         if not bars:
             return ()
-        self.recall, tokens = self.recall.next(self.memory, bars, state.program)
+        lags = [lag for lag in LAGS if self.plan.knows_chords_of(state, lag)]
+        self.recall, tokens = self.recall.next(self.memory, bars, state.program, lags)
         return tokens
 
     def branch(self, random_seed: int, replay: Sequence[int] = ()) -> Lane:

@@ -177,6 +177,7 @@ class _Bursts:
         loop.take(i)
         self._read(lane, i, found)
         plan.after(state, token, lane.count, lane.tempi)
+        loop.set_bias(i, lane.bias)
         loop.set_terms(i, plan.steady(state, lane.count), pause=self._pause, bars_total=plan.bars_total)
         return True
 

@@ -18,6 +18,9 @@ from melodia.engine.rules import Bits, pack
 from melodia.grammar import GrammarState
 from melodia.grammar.state import NONE
 from melodia.grammar.tables import MICRO_RESOLUTION
+from melodia.harmony import Chord
+from melodia.notes import Notes
+from melodia.progression import Progression
 from melodia.sampler.bars import Bars
 from melodia.sampler.classes import TokenClasses
 from melodia.sampler.kept import Kept
@@ -55,6 +58,7 @@ class Plan(Bars):
         crowded: bars that were left because they grew to `BAR_TOKENS`.
         recalled: what was played again so far; not kept of endless music.
         kept: the music that stays beside it.
+        progression: the chords that the new bars follow; None where none were asked for.
     """
 
     def __init__(
@@ -74,6 +78,7 @@ class Plan(Bars):
         self.recalled: tuple[Recalled, ...] = ()
         self.crowded = 0
         self.kept = kept
+        self.progression = None if request.chords is None else Progression(request.chords)
         self._strangers: tuple[int, ...] = ()  # programs that accompany and have not been heard yet
         if kept is not None:
             rests = dict(rests or {})
@@ -154,6 +159,7 @@ class Plan(Bars):
         if self.last is None and self.request.tokens is not None:
             room = min(room, self.request.tokens - 1 - count)
         index, start, end = self.bar_at(s)
+        change = self._chord_change(s)
         if (
             room <= 0
             or self.first is None
@@ -166,6 +172,7 @@ class Plan(Bars):
             or not self._cast.settled
             or self._script
             or self.kept is not None
+            or (change is not None and self.classes.vocabulary.expansions)
         ):
             return None
         exclude, late = [], self._late(s, start, end)
@@ -183,14 +190,17 @@ class Plan(Bars):
         for more in (self._cast.others, None if faster is None else pack(faster)):
             if more is not None:
                 excluded = more if excluded is None else excluded | more
+        stop = classes.bits("begins_bar", "inner_bar", "metre", "inner_metre", "tempo", "inner_tempo", "eos")
+        stop_tick = FAR if s.has_bars else end if self.last is None else min(end, self.end(s))
+        if change is not None:
+            stop_tick = min(stop_tick, change)
+            stop = stop | classes.positions_from(-(-(change - s.bar_start) // s.unit))
         return Terms(
             tokens=room,
             exclude=excluded,
             late=tuple(late),
-            stop=classes.bits(
-                "begins_bar", "inner_bar", "metre", "inner_metre", "tempo", "inner_tempo", "eos"
-            ),
-            stop_tick=FAR if s.has_bars else end if self.last is None else min(end, self.end(s)),
+            stop=stop,
+            stop_tick=stop_tick,
         )
 
     def _late(self, s: GrammarState, start: int, end: int) -> list[tuple[Bits, int]]:
@@ -208,6 +218,35 @@ class Plan(Bars):
         if self.last is not None and self._bar >= self.last:
             late.append((classes.bits("inner_shift"), self.end(s)))
         return late
+
+    def chord(self, s: GrammarState) -> Chord | None:
+        """The chord that holds at the present place; None where there is none."""
+        grid = None if self.progression is None else self.grid(s)
+        return None if self.progression is None or grid is None else self.progression.chord(s.now, grid)
+
+    def _chord_change(self, s: GrammarState) -> int | None:
+        """The tick inside the present bar at which another chord begins to hold; None where none does."""
+        grid = None if self.progression is None else self.grid(s)
+        return None if self.progression is None or grid is None else self.progression.change(s.now, grid)
+
+    def keeps_chords(self, s: GrammarState, notes: Notes) -> tuple[float, float] | None:
+        """How well notes, in grid ticks, keep to the chords, as `Progression.kept` says; None where there are none."""
+        grid = None if self.progression is None else self.grid(s)
+        return None if self.progression is None or grid is None else self.progression.kept(notes, grid)
+
+    def asked_key(self, s: GrammarState, end: int) -> int | None:
+        """The key, as in `melodia.key_finding`, in which music that ends at a tick was asked to close; None: in any."""
+        grid = None if self.progression is None else self.grid(s)
+        last = None if self.progression is None or grid is None else self.progression.chord(end - 1, grid)
+        asked = last or self.request.scale
+        return None if asked is None else asked.key
+
+    def knows_chords_of(self, s: GrammarState, lag: int) -> bool:
+        """Whether the bars that came so many before those that begin at the end of this one had their chords."""
+        grid = None if self.progression is None else self.grid(s)
+        if self.progression is None or grid is None:
+            return self.progression is None
+        return self.progression.same_again(lag) and grid.place(s.now)[0] + 1 >= lag
 
     def passed(self, count: int) -> None:
         """Take note of tokens that came under the terms of `steady`."""

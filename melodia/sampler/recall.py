@@ -10,7 +10,7 @@ again asks for more.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -296,13 +296,16 @@ class Recall:
         length = sum(lag.begins / (1 - lag.goes_on) for lag in LAGS.values()) / rows
         return self.share / (self.share + (1 - self.share) * length)
 
-    def next(self, memory: Memory, bars: int, program: int) -> tuple[Recall, tuple[int, ...]]:
+    def next(
+        self, memory: Memory, bars: int, program: int, allowed: Collection[int] = tuple(LAGS)
+    ) -> tuple[Recall, tuple[int, ...]]:
         """For the next stretch: how it stands behind it, and its tokens; none where it is new.
 
         Args:
             memory: of all that was played.
             bars: of the stretch.
             program: that plays now.
+            allowed: the lags from which bars may come again.
         """
         on, begins, place = uniform(self.random_seed, self.session, _DRAWS + self.stretch, 3)[0].tolist()
         after = replace(self, stretch=self.stretch + 1, lag=0)
@@ -312,6 +315,7 @@ class Recall:
             lags = [lag for lag in LAGS if self.stretch or lag > min(LAGS)]
         else:
             return after, ()
+        lags = [lag for lag in lags if lag in allowed]
         tokens = {lag: found for lag in lags if (found := memory.again(lag, bars, program))}
         left = place * sum(LAGS[lag].begins for lag in tokens)
         for lag, found in tokens.items():

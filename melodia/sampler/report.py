@@ -43,6 +43,8 @@ class GenerationReport:
         stretches: how many stretches were chosen from so many.
         closing: how many times the last of them was played.
         recalled: how many bars were played again.
+        chords: the share of the notes' time that belongs to the requested chords, and the share of the chords that
+            begin over their bass; None where none were requested.
         backend: what ran.
         backend_reason: why.
         sampling: the settings of the choice.
@@ -69,6 +71,7 @@ class GenerationReport:
     stretches: int
     closing: int
     recalled: int
+    chords: tuple[float, float] | None
     backend: str
     backend_reason: str
     sampling: SamplingConfig
@@ -96,6 +99,11 @@ class GenerationReport:
             )
         if self.recalled:
             lines.append(f"played again from memory: {counted(self.recalled, 'bar')}")
+        if self.chords is not None:
+            time, bass = self.chords
+            lines.append(
+                f"{time:.0%} of the notes' time belongs to the chords; {bass:.0%} of these begin over their bass"
+            )
         if self.ended == "model":
             lines.append("the model ended the piece before the asked length")
         return lines + [str(finding) for finding in self.findings]

@@ -10,6 +10,7 @@ from melodia.checks import real_number, truth_value, whole_number
 from melodia.decode import SamplingConfig
 from melodia.decode.philox import check_random_seed
 from melodia.errors import ConfigError
+from melodia.harmony import Scale, parse_chords, parse_scale
 
 DEFAULT_BARS = 8
 MOST = {"bars": 100_000, "seconds": 200_000, "tokens": 5_000_000}
@@ -42,6 +43,11 @@ class Request:
         tempo: quarter notes a minute; None: the seed's, or the model's choice without one.
         tempo_changes: let the model change the tempo.
         pitch_range: lowest and highest pitch of melodic notes; None for all.
+        scale: the scale of melodic notes by its name, such as "D minor"; no other pitch comes. None for all.
+        chords: a chord for each of the new full bars, such as "Am F C G", or with bar lines, "Dm | Gm A7 | Dm"; after
+            the last they begin again. Notes lean towards them, and branches that keep to them are chosen: passing notes
+            still come. See `melodia.harmony.parse_chords` and `melodia.sampler.chord_bias`. Not where the metre may
+            change.
         max_polyphony: most notes at once; None for no limit.
         pitch_bias: how strongly new notes keep to the seed's pitch classes, and each program to its range there, 0 (not
             at all) to 1; see `melodia.sampler.bias`.
@@ -50,7 +56,8 @@ class Request:
             with `may_end`.
         recall: how many of the bars come again, 0 (none, but by chance) to 0.9: two at a time are played as 2, 4, 8, 16
             or 32 bars before. A seed in which more or fewer come again shifts it; see `melodia.sampler.recall`. Where
-            bars are tokens, and tokens no byte pairs; elsewhere nothing comes again.
+            bars are tokens, and tokens no byte pairs; elsewhere nothing comes again. With `chords` only new bars do,
+            under the same chords.
         following: music that comes behind the new bars, in any form that a seed has: they lead there instead of
             closing; see `melodia.sampler.following`. Needs branches.
         beside: music that sounds at the same time, from the join on, in any form that a seed has. It stays, and is no
@@ -81,6 +88,8 @@ class Request:
     tempo: float | None = None
     tempo_changes: bool = False
     pitch_range: tuple[int, int] | None = None
+    scale: Any = None
+    chords: Any = None
     max_polyphony: int | None = None
     pitch_bias: float = 0.0
     branches: int = 1
@@ -125,7 +134,7 @@ class Request:
                 raise ConfigError(
                     "`recall` plays bars again, which do not go with music `beside`; leave it out"
                 )
-            for name in ("pitch_range", "max_polyphony"):
+            for name in ("pitch_range", "scale", "max_polyphony"):
                 if getattr(self, name) is not None:
                     raise ConfigError(f"`{name}` would forbid notes of the music `beside`, too; leave it out")
         if self.metre is not None:
@@ -140,11 +149,29 @@ class Request:
                 )
         if self.pitch_range is not None:
             self._keep("pitch_range", check_pitch_range(self.pitch_range))
+        if self.scale is not None and not isinstance(self.scale, Scale):
+            self._keep("scale", parse_scale(self.scale))
+        if self.chords is not None:
+            self._check_chords()
         if self.max_polyphony is not None:
             self._keep("max_polyphony", whole_number("max_polyphony", self.max_polyphony, 1))
 
     def _keep(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
+
+    def _check_chords(self) -> None:
+        bars = parse_chords(self.chords)
+        self._keep("chords", bars)
+        if self.metre_changes:
+            raise ConfigError(
+                "`chords` come by bars of one metre, and `metre_changes` frees it; give one of the two"
+            )
+        for chord in (chord for bar in bars for chord in bar if chord is not None and self.scale is not None):
+            if not chord.classes <= self.scale.classes:
+                raise ConfigError(
+                    f"the chord {chord.name} has notes outside the scale {self.scale.name}; give other `chords`, or no "
+                    "`scale`"
+                )
 
     def _check_length(self) -> None:
         lengths = [name for name in MOST if getattr(self, name) is not None]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from melodia.notes import notes_of_events
 from melodia.sampler.continuation import Continuation
 from melodia.sampler.lane import Lane
 from melodia.sampler.report import GenerationReport, PrimeReport
@@ -55,6 +56,7 @@ def continuations_of(
             stretches=lane.chosen,
             closing=lane.chosen_from,
             recalled=sum(part.bars for part in lane.plan.recalled),
+            chords=lane.plan.keeps_chords(lane.session.grammar, notes_of_events(lane.notes)),
             backend=f"{runner.runs} on {runner.device}",
             backend_reason=runner.why,
             sampling=lane.request.sampling,

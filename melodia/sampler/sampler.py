@@ -273,8 +273,9 @@ class Sampler:
             session: 0 to 2**32 - 1; other streams of one random seed.
             state: continue this session instead of the sampler's own.
             wishes: `progress`, as in `generate_many`, and fields of `melodia.sampler.Request`: programs, any_program,
-                metre, metre_changes, tempo, tempo_changes, pitch_range, max_polyphony, pitch_bias, branches, recall,
-                following, beside, may_end, silent_bars, and `sampling`, a SamplingConfig in place of the settings.
+                metre, metre_changes, tempo, tempo_changes, pitch_range, scale, chords, max_polyphony, pitch_bias,
+                branches, recall, following, beside, may_end, silent_bars, and `sampling`, a SamplingConfig in place of
+                the settings.
 
         Raises:
             ConfigError, GrammarError: a value lies outside its limits, or values contradict each other.
@@ -461,6 +462,7 @@ class Sampler:
         constraints = Constraints(
             programs=programs if kept is None else (*(programs or ()), *kept.programs),
             pitch_range=request.pitch_range,
+            pitch_classes=None if request.scale is None else tuple(request.scale.classes),
             time_signatures=tuple(sorted(set(metres))) or None,
             allow_metre_changes=request.metre_changes or bool(metres),
             allow_tempo=request.tempo_changes or fresh,
