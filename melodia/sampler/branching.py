@@ -44,10 +44,10 @@ SURPRISE = 8.0
 Four times as much, or sixteen times, lowers what follows by 0.02 and 0.03 nats a token (41 held-out pieces, four bars
 filled twice), at the price of textures, and of pitch classes that are less alike on both sides of the join."""
 
-CHORDS = 4.0
+CHORDS = 2.0
 """The weight of the share of the time that belongs to the chords that were asked for beside a distance of textures."""
 
-CHORD_BASSES = 1.0
+CHORD_BASSES = 2.0
 """The same of the share of the chords that begin over their bass."""
 
 _TRIADS = ((0, 4, 7), (0, 3, 7))  # above the tonic: major, minor

@@ -3,8 +3,8 @@
 A chord is evidence of what is played while it holds. Let h(x) be 1 for a pitch of the chord and exp(-`FOREIGN`) for any
 other, times exp(-`FOREIGN_BASS`) for a pitch in the bass's register that is not the chord's bass. A pitch then gets a
 probability in proportion to p(x) h(x), where p is what it has without the chord: Bayes' rule, for notes that tell of
-the chord independently of each other. It is taken relative to the mean of h over the seed's pitches, so that about as many
-notes come as without.
+the chord independently of each other. It is taken relative to the mean of h over the seed's pitches, those of the
+bass's register and the others apart, so that about as many notes come in each as without.
 
 The rest is done by choosing among branches: how much of the sounding time belongs to the chords, and whether each chord
 begins over its bass, counts beside the texture.
@@ -29,8 +29,12 @@ from melodia.sampler.texture import texture_of
 if TYPE_CHECKING:
     from symusic.core import ScoreTick
 
-FOREIGN = 2.0
-"""How strongly pitches that are not of the chord are held back, in nats."""
+FOREIGN = 1.0
+"""How strongly pitches that are not of the chord are held back, in nats.
+
+Of 18 held-out pieces, 45 % of the notes' time belongs to chords that nobody asked for; with 0.8 nats 74 %, with 1.2
+82 %, with 2.0 92 %. But stronger chords repeat their notes: 18, 22 and 27 % of the top notes stay where they are, 13 %
+in the pieces themselves, where 74 % of a bar's notes belong to the triad that suits it best."""
 
 FOREIGN_BASS = 2.0
 """The same of pitches in the bass's register that are not the chord's bass."""
@@ -69,9 +73,12 @@ class ChordBias:
     def _with(self, chord: Chord) -> Bias:
         held_back = np.where(np.isin(_PITCHES % OCTAVE, sorted(chord.classes)), 0.0, -FOREIGN)
         is_bass = chord.bass == _PITCHES % OCTAVE
-        held_back[(self._bass >= _PITCHES) & ~is_bass] -= FOREIGN_BASS
-        heard = self._heard + SMOOTHING * (not self._heard.any())
-        held_back -= np.log((heard * np.exp(held_back)).sum() / heard.sum())
+        low = self._bass >= _PITCHES
+        held_back[low & ~is_bass] -= FOREIGN_BASS
+        heard = self._heard + SMOOTHING / 128
+        for register in (low, ~low):
+            mean = np.average(np.exp(held_back), weights=heard * register) if register.any() else 1.0
+            held_back[register] -= np.log(mean)
         token, _, pitch = self._classes.begun
         row = np.bincount(token, held_back[pitch], minlength=self._classes.vocabulary.size)
         return replace(self._base, rows=self._base.rows + row.astype(np.float32))
@@ -86,10 +93,11 @@ def _no_bias(classes: TokenClasses) -> Bias:
 
 
 def bass_of(seed: ScoreTick | None) -> float:
-    """Up to which pitch the bass plays: where the seed's outer voices lie far apart, the mean of the lower one."""
+    """Up to which pitch the bass plays: where the seed's outer voices lie far apart, the lower third between them."""
     if seed is None:
         return BASS
     whole = texture_of(notes_of_score(seed), seed.ticks_per_quarter, 0, seed.end())
     if whole is None or whole.top is None or whole.bottom is None:
         return BASS
-    return whole.bottom if whole.top - whole.bottom >= OCTAVE else -1
+    apart = whole.top - whole.bottom
+    return whole.bottom + apart / 3 if apart >= OCTAVE else -1
