@@ -230,6 +230,17 @@ def test_join_lifts_pedals_and_ends_bends():
     ]
 
 
+def test_a_pedal_and_a_bend_that_begin_at_the_join_are_dropped():
+    seed = make((0, QUARTERS[:4]))
+    for number, value in ((7, 90), (64, 127)):
+        seed.tracks[0].controls.append(symusic.ControlChange(1920, number, value, ttype="tick"))
+    seed.tracks[0].pitch_bends.append(symusic.PitchBend(1920, 300, ttype="tick"))
+    result, findings = join(seed, make((0, [(0, 10, 60)])), 1920)
+    assert not result.tracks[0].controls
+    assert not result.tracks[0].pitch_bends
+    assert not findings
+
+
 def test_join_at_the_very_start_is_the_continuation():
     result, _ = join(make((0, QUARTERS)), make((0, QUARTERS[:2])), 0)
     assert parts(result) == [(0, QUARTERS[:2])]

@@ -79,6 +79,15 @@ def test_round_trip_is_exact():
     assert midi_bytes(again) == data
 
 
+def test_controllers_of_one_tick_stay_in_their_order():
+    score = rich_score()
+    controls = [(101, 0), (100, 0), (6, 12), (64, 127), (64, 0), (64, 99)]
+    for number, value in controls:
+        score.tracks[0].controls.append(symusic.ControlChange(900, number, value, ttype="tick"))
+    written = mido.MidiFile(file=io.BytesIO(midi_bytes(score))).tracks[1]
+    assert [(m.control, m.value) for m in written if m.type == "control_change"][2:] == controls
+
+
 def test_others_read_what_is_written():
     score = rich_score()
     data = midi_bytes(score)

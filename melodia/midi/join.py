@@ -180,8 +180,9 @@ def join(
 
     The continuation's tick 0 comes to lie at `at_tick`. Its notes go to the seed's first track of the same
     program (the drums to the drums), or to a new track. Seed notes that begin at `at_tick` or later are
-    dropped; those that still sound go on until they end or the continuation strikes their pitch. Pedals are
-    lifted and bends ended at the join. Tempo, metre and key of the seed go on.
+    dropped, and so are its controllers and bends there; notes that still sound go on until they end or the
+    continuation strikes their pitch. Pedals are lifted and bends ended at the join. Tempo, metre and key of the
+    seed go on.
 
     Args:
         seed: what stands before; its resolution is kept.
@@ -240,8 +241,8 @@ def _clear_after(score: ScoreTick, tick: int, findings: Findings) -> None:
         for name in ("controls", "pitch_bends"):
             events = getattr(track, name)
             columns = events.numpy()
-            if len(events) and (columns["time"] > tick).any():
-                kept = columns["time"] <= tick
+            kept = columns["time"] < tick
+            if not kept.all():
                 setattr(track, name, type(events).from_numpy(*(values[kept] for values in columns.values())))
 
 

@@ -144,11 +144,11 @@ def _track(track: TrackTick, channel: int) -> bytes:
     for tick, number, value in zip(
         *(columns[name].tolist() for name in ("time", "number", "value")), strict=True
     ):
-        events.append((tick, _CONTROL, number, bytes([0xB0 | channel, number, value])))
+        events.append((tick, _CONTROL, 0, bytes([0xB0 | channel, number, value])))
     columns = track.pitch_bends.numpy()
     for tick, value in zip(columns["time"].tolist(), columns["value"].tolist(), strict=True):
         value = min(max(value, -8192), 8191) + 8192
-        events.append((tick, _CONTROL, 128, bytes([0xE0 | channel, value & 0x7F, value >> 7])))
+        events.append((tick, _CONTROL, 1, bytes([0xE0 | channel, value & 0x7F, value >> 7])))
     columns = track.notes.numpy()
     names = ("time", "duration", "pitch", "velocity")
     for tick, length, pitch, velocity in zip(*(columns[name].tolist() for name in names), strict=True):
@@ -158,10 +158,10 @@ def _track(track: TrackTick, channel: int) -> bytes:
 
 
 def _encode(events: list[tuple[int, int, int, bytes]]) -> bytes:
-    """Events (tick, order, order, message) as the content of a track chunk."""
+    """Events (tick, order, order, message) as the content of a track chunk; equal ones stay in their order."""
     out = bytearray()
     now = 0
-    for tick, _, _, message in sorted(events):
+    for tick, _, _, message in sorted(events, key=lambda event: event[:3]):
         delta, now = tick - now, tick
         if delta < 0x80:
             out.append(delta)

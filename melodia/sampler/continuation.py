@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from melodia.originality import Index, Originality
 
-_SUSTAIN, _DRUM = 64, -1
+_DRUM = -1
 
 
 @dataclass(frozen=True)
@@ -265,15 +265,4 @@ def join_scores(seed: ScoreTick, notes: tuple[NoteEvent, ...], times: TimeMap) -
     for tick, top, bottom in times.metres:
         if place(tick) > at or not metres or metres[-1] != (top, bottom):
             result.time_signatures.append(TimeSignatureTick(place(tick), top, bottom))
-    for track in result.tracks:
-        _release_pedal(track, at)
     return result
-
-
-def _release_pedal(track: TrackTick, at: int) -> None:
-    """Lift a sustain pedal that the seed leaves down: new notes were not played into it."""
-    from symusic.core import ControlChangeTick
-
-    pedals = [(control.time, control.value) for control in track.controls if control.number == _SUSTAIN]
-    if pedals and max(pedals, key=lambda pedal: pedal[0])[1] >= 64:
-        track.controls.append(ControlChangeTick(max(at, max(pedals)[0]), _SUSTAIN, 0))
