@@ -116,6 +116,20 @@ def test_a_seed_in_two_parts_is_the_seed_at_once(scheme: str) -> None:
     assert tokens_of(sampler) == made
 
 
+def test_more_of_a_seed_may_say_another_density_and_is_never_cut() -> None:
+    sampler = tiny_sampler(sides=("density",))
+    ids = sampler.tokenizer.encode(make_seed(scale(3))).ids
+    second, third = np.flatnonzero(np.isin(ids, sampler.vocabulary.ids_of("Bar")))[1:]
+    sampler.prime(ids[:second], density=2)
+    sampler.prime(ids[second:third], append=True)
+    assert sampler.state.side.density == 2
+    sampler.prime(ids[third:], append=True, density=7)
+    assert sampler.state.side.density == 7
+    for cut in ({"seed_bars": 1}, {"seed_seconds": 1.0}):
+        with pytest.raises(ConfigError, match="`append` takes no"):
+            sampler.prime(ids[third:], append=True, **cut)  # type: ignore[arg-type]
+
+
 def test_the_reported_nll_is_the_models(sampler: Sampler) -> None:
     """The NLL of a continuation is that of feeding seed and continuation as one seed, whatever the filters."""
     sampler = tiny_sampler(sides=("position", "lookback1"))
