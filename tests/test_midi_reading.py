@@ -158,8 +158,12 @@ def test_limits_cut():
 
 
 def test_limits_are_checked():
-    with pytest.raises(ConfigError, match=r"Limits.notes must be at least 1 \(received 0\)"):
+    with pytest.raises(
+        ConfigError, match=r"`Limits.notes` must be a whole number, at least 1 \(received 0\)"
+    ):
         Limits(notes=0)
+    with pytest.raises(ConfigError, match=r"`Limits.size` must be a whole number"):
+        Limits(size="x")
 
 
 def test_silence_keeps_bar_lines():

@@ -399,6 +399,19 @@ class TestFluidSynth:
         monkeypatch.setenv("MELODIA_SOUNDFONT", str(tmp_path / "mine.sf2"))
         assert find_fluidsynth()[1].name == "mine.sf2"
 
+    def test_a_user_without_a_home_folder_has_no_soundfonts_there(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        self.install(tmp_path, monkeypatch, "exit 0")
+        for name in ("MELODIA_SOUNDFONT", "HOME"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)
+        monkeypatch.setattr("melodia.render.audio.SOUNDFONT_FOLDERS", ["~/fonts"])
+        assert find_fluidsynth()[1].name == "TimGM6mb.sf2"
+        monkeypatch.setenv("MELODIA_SOUNDFONT", "~/mine.sf2")
+        with pytest.raises(ConfigError, match=r"~/mine\.sf2, which is no file"):
+            find_fluidsynth()
+
     @pytest.mark.parametrize("script", ["echo broken >&2; exit 3", "exit 0"])
     def test_when_it_fails_pretty_midi_plays_and_says_why(
         self, script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from sampler_helpers import check_continuation, make_seed, notes_of, scale, tiny_sampler, tokenizer_of
 
-from melodia.errors import CheckpointError, ConfigError, MelodiaError
+from melodia.errors import BackendError, CheckpointError, ConfigError, MelodiaError
 from melodia.midi import midi_bytes, to_pretty_midi
 from melodia.model import KINDS
 from melodia.sampler import Event, Sampler, Session, feeding
@@ -198,6 +198,16 @@ def test_music_goes_on_behind_a_continuation(scheme: str) -> None:
     check_continuation(sampler, second, bars=3)
 
 
+def test_a_file_that_appears_while_a_session_is_saved_stays(
+    sampler: Sampler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a").write_text("mine")
+    monkeypatch.setattr("os.path.lexists", lambda path: False)  # as it was a moment ago
+    with pytest.raises(CheckpointError, match="is there already"):
+        sampler.save_state(tmp_path / "a")
+    assert (tmp_path / "a").read_text() == "mine"
+
+
 def test_sessions_of_other_models_and_damaged_files_are_refused(sampler: Sampler, tmp_path: Path) -> None:
     path = sampler.save_state(tmp_path / "a.safetensors")
     with pytest.raises(CheckpointError, match="is there already"):
@@ -300,8 +310,11 @@ def test_bad_seeds_are_refused_and_leave_the_session(sampler: Sampler, tmp_path:
 def test_without_a_model_the_error_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError):
         Sampler.load(tmp_path)
-    with pytest.raises(ConfigError, match="`device`"):
-        sampler_module.check_device("abacus")
+    for device in ("abacus", "meta", "mps", "auto:1", "cuda:x", "cpu:0"):
+        with pytest.raises(ConfigError, match="`device` must be auto, cpu, cuda or cuda:N"):
+            sampler_module.check_device(device)
+    with pytest.raises(BackendError, match="cuda:9999"):
+        sampler_module.check_device("cuda:9999")
 
 
 def test_a_checkpoint_is_loaded(sampler: Sampler, tmp_path: Path) -> None:

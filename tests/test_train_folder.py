@@ -313,7 +313,7 @@ def test_nothing_is_read_where_a_training_would_be_lost(
         ({"encoder": "gru"}, "`encoder` belongs to `kind` bidirectional"),
         ({"side_inputs": ("foo",)}, "`side_inputs` must be some of position, .*received foo"),
         ({"side_inputs": ("density", "density")}, "`side_inputs` must be different"),
-        ({"training": {"threads": 1025}}, "`threads` must be within 1 and 1024"),
+        ({"training": {"threads": 1025}}, "`threads` must be a whole number within 1 and 1024"),
         ({"training": {"precision": "foo"}}, "`precision` must be one of auto, fp32, bf16"),
         ({"training": {"batch_size": 0}}, "within 1 and 1048576 "),
     ],
@@ -356,6 +356,16 @@ def test_a_training_does_not_go_into_its_corpus(
         run(songs[1], songs[1] / ".." / songs[1].name)
     with pytest.raises(ConfigError, match="is the corpus itself"):
         compare_kinds(songs[1], songs[1], kinds=("gru",))
+
+
+def test_a_user_without_a_home_folder_is_asked_for_a_cache(
+    songs: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)
+    with pytest.raises(ConfigError, match="no home folder; set XDG_CACHE_HOME, or give `cache`"):
+        train_folder(songs[0], tmp_path / "out", training=SHORT)
 
 
 def test_a_training_does_not_go_into_a_checkpoint(

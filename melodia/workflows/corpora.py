@@ -19,9 +19,17 @@ if TYPE_CHECKING:
 
 
 def default_cache() -> Path:
-    """Where token shards are kept: melodia's part of the user's cache folder."""
+    """Where token shards are kept: melodia's part of the user's cache folder.
+
+    Raises:
+        ConfigError: the user has none.
+    """
     root = os.environ.get("XDG_CACHE_HOME")
-    return (Path(root) if root else Path.home() / ".cache") / "melodia" / "corpora"
+    try:
+        home = Path(root) if root else Path.home() / ".cache"
+    except RuntimeError:
+        raise ConfigError("there is no home folder; set XDG_CACHE_HOME, or give `cache`") from None
+    return home / "melodia" / "corpora"
 
 
 def corpus_folder(
