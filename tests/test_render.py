@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from melodia.errors import BackendError, ConfigError, MelodiaError, MidiError
+from melodia.notes import bar_lines
 from melodia.render import render_audio
 from melodia.render.audio import find_fluidsynth
 from melodia.render.clock import Clock
@@ -87,6 +88,12 @@ class TestClock:
             (3, 6.0, 3.0, 6),
             (4, 9.0, 3.0, 6),
         ]
+
+    def test_bars_begin_where_those_of_the_score_do(self) -> None:
+        midi = pretty_midi.PrettyMIDI(resolution=25, initial_tempo=120)
+        midi.time_signature_changes = [pretty_midi.TimeSignature(3, 8, 0.0)]
+        lines = bar_lines([(0, 3, 8)], 100, 25)
+        assert [round(25 * bar.start) for bar in Clock(midi).bars(4.0)] == lines[:-1].tolist()
 
     def test_without_a_metre_bars_have_four_quarters(self) -> None:
         assert [bar.start for bar in Clock(tones((60, 0, 4.1))).bars(8.2)] == [0, 4, 8]
