@@ -126,7 +126,7 @@ def build_corpus(
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise CorpusError(f"cannot make {out} ({error.strerror}); choose another folder") from error
+        raise CorpusError(f"cannot make {out} ({error.strerror}); choose another folder (`cache`)") from error
     with _lock(out):
         if not rebuild:
             cached = _cached(out, key, files)
@@ -374,7 +374,7 @@ def _safe(text: str) -> str:
 
 
 def _cannot_write(path: Path, error: OSError) -> CorpusError:
-    return CorpusError(f"cannot write {path} ({error.strerror}); free some space or choose another folder")
+    return CorpusError(f"cannot write {path} ({error.strerror}); free some space or choose another folder (`cache`)")
 
 
 # -- the cache

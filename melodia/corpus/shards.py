@@ -450,5 +450,5 @@ def _write_text(path: Path, text: str) -> None:
 def _cannot_write(folder: Path, error: OSError) -> CorpusError:
     reason = error.strerror or repr(error)
     return CorpusError(
-        f"cannot write the corpus to {folder}: {reason}; free some space or choose another folder"
+        f"cannot write the corpus to {folder}: {reason}; free some space or choose another folder (`cache`)"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,6 +15,7 @@ from melodia.corpus.manifest import MANIFEST, read_manifest
 from melodia.corpus.shards import Corpus
 from melodia.decode.config import RECOMMENDED
 from melodia.errors import ConfigError, MelodiaError
+from melodia.files import write_whole
 from melodia.model.config import ModelConfig
 from melodia.side_inputs import DEFAULTS, NAMES, default_specs
 from melodia.training import Progress, TrainingConfig, TrainingSummary, join, train
@@ -31,6 +33,7 @@ SAMPLES = 3
 SAMPLE_SEED_BARS = 8
 SAMPLE_BARS = 8
 SAMPLE_NAME_BYTES = 100  # of the piece's name in the sample's
+SAMPLES_WRITTEN = "samples.json"  # their names, so that another training knows which are not the user's own
 BLOCK_WITHOUT_BARS = 32  # tokens of a block, for bidirectional models over tokens without bar lines
 
 
@@ -267,7 +270,7 @@ def train_folder(
 
 
 def continue_held_out(corpus: Corpus, summary: TrainingSummary, out: Path) -> tuple[list[Path], list[str]]:
-    """Continue the beginnings of held-out pieces: MIDI and pictures in `out/samples`.
+    """Continue the beginnings of held-out pieces: MIDI and pictures in `out/samples`, in place of former ones.
 
     Returns:
         the files, and remarks on what could not be done.
@@ -279,20 +282,20 @@ def continue_held_out(corpus: Corpus, summary: TrainingSummary, out: Path) -> tu
     pieces = corpus.pieces("valid") if len(corpus.pieces("valid")) else corpus.pieces("train")
     manifest = corpus.folder / MANIFEST
     rows = read_manifest(manifest) if manifest.is_file() else []
-    folder = out / "samples"
-    folder.mkdir(parents=True, exist_ok=True)
+    chosen = [pieces[number * len(pieces) // SAMPLES] for number in range(SAMPLES)]
+    names = []
+    for piece in chosen:
+        stem = Path(rows[piece.row].path).stem if 0 <= piece.row < len(rows) else "piece"
+        name = "".join(letter if letter.isprintable() else "_" for letter in stem)
+        names.append(name.encode()[:SAMPLE_NAME_BYTES].decode(errors="ignore"))
+    files = _fresh_samples(out, names)
     sampler = Sampler.load(summary.checkpoint)
     paths: list[Path] = []
     notes: list[str] = []
-    for number in range(SAMPLES):
-        piece = pieces[number * len(pieces) // SAMPLES]
-        stem = Path(rows[piece.row].path).stem if 0 <= piece.row < len(rows) else "piece"
-        name = "".join(letter if letter.isprintable() else "_" for letter in stem)
-        name = name.encode()[:SAMPLE_NAME_BYTES].decode(errors="ignore")
+    for number, (piece, name, path) in enumerate(zip(chosen, names, files, strict=True)):
         try:
             sampler.prime(piece.tokens, seed_bars=SAMPLE_SEED_BARS)
             continuation = sampler.generate(bars=SAMPLE_BARS, random_seed=number, **RECOMMENDED)
-            path = folder / f"{number + 1}-{name}.mid"
             paths.append(write_midi(continuation.joined_score, path, force=True))
             picture = path.with_suffix(".png")
             plot_pianoroll(
@@ -302,3 +305,24 @@ def continue_held_out(corpus: Corpus, summary: TrainingSummary, out: Path) -> tu
         except MelodiaError as error:
             notes.append(f"no continuation of {name}: {error}")
     return paths, notes
+
+
+def _fresh_samples(out: Path, names: Sequence[str]) -> list[Path]:
+    """The MIDI files of samples that are to be made; those of a training before, and no other files, are removed."""
+    folder, written = out / "samples", out / RESUME / SAMPLES_WRITTEN
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        former = json.loads(written.read_text("utf-8"))
+    except (OSError, ValueError):  # there was none
+        former = []
+    for name in former if isinstance(former, list) else []:
+        if name == Path(str(name)).name:
+            (folder / name).unlink(missing_ok=True)
+    files = [folder / f"{number}-{name}.mid" for number, name in enumerate(names, 1)]
+    written.parent.mkdir(exist_ok=True)
+    write_whole(
+        written,
+        json.dumps([file.name for path in files for file in (path, path.with_suffix(".png"))]),
+        own=True,
+    )
+    return files
