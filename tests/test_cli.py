@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from melodia.errors import MelodiaError
 from melodia.midi import read_score
 from melodia.model.checkpoint import load_checkpoint
 from melodia.render.files import check_target
+from melodia.workflows.fill import fill_files
 from melodia.workflows.generate import generate_files
 
 
@@ -207,6 +209,9 @@ def test_python_names_arguments_and_the_command_line_options(
     out.write_bytes(b"mine")
     with pytest.raises(MelodiaError, match="choose another `out`, or give `force`"):
         generate_files(None, out, model=model)
+    for make in (generate_files, partial(fill_files, bars=(1, 1))):
+        with pytest.raises(MelodiaError, match="is the file that is read"):
+            make(str(out), out=str(out), model=model)
     assert main(["generate", "--model", str(model), "--out", str(out)]) == 1
     assert "choose another --out, or give --force" in capsys.readouterr().err
     page = tmp_path / "page.html"
