@@ -22,7 +22,6 @@ from melodia.checks import whole_number
 from melodia.errors import ConfigError
 from melodia.grammar.tables import Op, Tables, compile_tables
 from melodia.key_finding import FADE, KEYS, NOTE, find_key
-from melodia.transpose import transposition_permutation as transposition_permutation
 from melodia.vocabulary import Vocabulary
 
 NAMES = ("position", "bars_left", "lookback1", "lookback2", "density", "key")

@@ -374,7 +374,9 @@ def _safe(text: str) -> str:
 
 
 def _cannot_write(path: Path, error: OSError) -> CorpusError:
-    return CorpusError(f"cannot write {path} ({error.strerror}); free some space or choose another folder (`cache`)")
+    return CorpusError(
+        f"cannot write {path} ({error.strerror}); free some space or choose another folder (`cache`)"
+    )
 
 
 # -- the cache

@@ -16,6 +16,7 @@ from melodia.midi.limits import Limits
 from melodia.midi.reading import read_score
 from melodia.midi.report import Finding
 from melodia.tokenizer import Tokenizer, TokenizerConfig
+from melodia.wording import counted
 
 HASH_STEPS_PER_QUARTER = 48
 """Two files have the same content if all onsets and lengths agree on this grid."""
@@ -66,7 +67,10 @@ def prepare_file(
         "tune": content_hash(columns, any_pitch=True),
     }
     if report.notes < min_notes:
-        row.update(verdict="skipped", reason=f"only {report.notes} notes (a piece has at least {min_notes})")
+        row.update(
+            verdict="skipped",
+            reason=f"only {counted(report.notes, 'note')} (a piece has at least {min_notes})",
+        )
         return row, nothing
     try:
         ids = tokenizer.encode(score).ids

@@ -10,8 +10,8 @@ A corpus folder holds
 | `train-00000.bin` … | the tokens of one piece after the other, little endian uint16 (or uint32)    |
 | `train.index.npy`   | int64 [P, 7]: a row per piece, the columns of `COLUMNS`                      |
 
-and the same two for `valid`. A piece lies in one file, without BOS and EOS. Every access maps the bytes of
-its piece only and unmaps them when the array is dropped, so memory stays flat however large the corpus is.
+and the same two for `valid`. A piece lies in one file, without BOS and EOS. Every access reads the bytes of
+its piece only, so memory stays flat however large the corpus is.
 Letters: P = number of pieces, N = tokens of a piece, V = size of the vocabulary.
 """
 

@@ -62,7 +62,7 @@ class Clock:
         return self._times[index] + (quarters - self._quarters[index]) / self._rates[index]
 
     def bars(self, end: float) -> list[Bar]:
-        """The bars from the beginning up to `end` (quarter notes), at least one, as of `melodia.notes.bar_stretches`."""
+        """The bars from the beginning up to `end` (quarter notes), at least one; see `melodia.notes.bar_stretches`."""
         found: list[Bar] = []
         for stretch in bar_stretches(self._metres, round(end * self._resolution), self._resolution):
             lines = np.append(stretch.lines(self._resolution), stretch.end) / self._resolution

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, distributed, nn
 
 from melodia.errors import TrainingError
+from melodia.wording import counted
 
 PATIENCE = timedelta(hours=12)
 """How long a process waits for the others: one may be reading a large folder of MIDI files."""
@@ -130,7 +131,7 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if index >= count:
         raise TrainingError(
-            f"this machine has {count} CUDA devices (received {name}); choose `device` cpu or auto"
+            f"this machine has {counted(count, 'CUDA device')} (received {name}); choose `device` cpu or auto"
         )
     return torch.device(kind, index)
 

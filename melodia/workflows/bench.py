@@ -159,9 +159,8 @@ def bench(
 def _check(weights: Sequence[str], threads: Sequence[int], seconds: float, cores: int) -> None:
     odd = [name for name in weights if name not in WEIGHTS]
     if odd or not weights:
-        raise ConfigError(
-            f"`weights` must be some of {', '.join(WEIGHTS)} (received {', '.join(odd) or 'none'})"
-        )
+        received = ", ".join(name or "an empty name" for name in odd) or "none"
+        raise ConfigError(f"`weights` must be some of {', '.join(WEIGHTS)} (received {received})")
     for argument, wanted in (("weights", weights), ("threads", threads)):
         if len(set(wanted)) < len(wanted):
             shown = ", ".join(map(str, wanted))

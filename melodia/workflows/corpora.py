@@ -16,6 +16,7 @@ from melodia.tokenizer import Tokenizer, TokenizerConfig
 
 if TYPE_CHECKING:
     from melodia.training import World
+    from melodia.workflows.train import Reporter
 
 
 def default_cache() -> Path:
@@ -74,7 +75,7 @@ def open_corpus(
     transpositions: Sequence[int] = (),
     workers: int | None = None,
     cache: Path | None = None,
-    reporter: Any = None,
+    reporter: Reporter | None = None,
     world: World | None = None,
 ) -> Corpus:
     """The corpus of a folder: a built one is opened, MIDI files are read (once: the shards are cached).

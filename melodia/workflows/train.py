@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from melodia import kernels
 from melodia.checks import file_path
@@ -23,6 +23,7 @@ from melodia.training.config import BUDGETS, PRECISIONS
 from melodia.training.folder import RESUME, check_folder, holds_state
 from melodia.training.lock import only_training
 from melodia.vocabulary import Vocabulary
+from melodia.wording import counted
 from melodia.workflows.begun import Begun
 from melodia.workflows.corpora import check_apart, is_built, open_corpus
 from melodia.workflows.options import check_model, choose_tokens
@@ -37,18 +38,8 @@ SAMPLES_WRITTEN = "samples.json"  # their names, so that another training knows 
 BLOCK_WITHOUT_BARS = 32  # tokens of a block, for bidirectional models over tokens without bar lines
 
 
-class Reporter(Protocol):
-    """Is told how a corpus is read, and how training goes (`melodia.training.Progress`)."""
-
-    def read(self, done: int, total: int, path: str) -> None:
-        """A file of the corpus has been read."""
-
-    def say(self, text: str) -> None:
-        """A line that stays."""
-
-
-class QuietReporter(Progress):
-    """Says nothing."""
+class Reporter(Progress):
+    """Is told how a corpus is read, and how training goes; override what is of interest."""
 
     def read(self, done: int, total: int, path: str) -> None:
         """A file of the corpus has been read."""
@@ -79,8 +70,8 @@ class TrainedFolder:
             return []
         summary = self.training
         lines = [
-            f"trained {summary.iterations} iterations ({summary.epochs:.2f} epochs) in {summary.seconds:.0f} s, "
-            f"stopped by {summary.stopped}",
+            f"trained {counted(summary.iterations, 'iteration')} ({summary.epochs:.2f} epochs) in "
+            f"{summary.seconds:.0f} s, stopped by {summary.stopped}",
             f"held-out {summary.valid_nats_per_token:.4f} nats/token, {summary.valid_nats_per_note:.3f} nats/note "
             f"at iteration {summary.best_iteration}"
             if math.isfinite(summary.valid_nats_per_token)
@@ -172,7 +163,7 @@ def train_folder(
     workers: int | None = None,
     cache: Path | None = None,
     force: bool = False,
-    progress: Any = None,
+    progress: Reporter | None = None,
 ) -> TrainedFolder:
     """Train a model on a folder of MIDI files and let it continue three pieces that it has not seen.
 
@@ -191,7 +182,7 @@ def train_folder(
         workers: processes that read the corpus.
         cache: where token shards are kept.
         force: begin anew in a folder that holds a checkpoint.
-        progress: is told what happens (`Reporter` and `melodia.training.Progress`).
+        progress: is told what happens.
 
     Raises:
         CorpusError, ConfigError, TrainingError, CheckpointError, BackendError: as the parts raise them.
@@ -200,7 +191,7 @@ def train_folder(
         >>> result = train_folder("my-midi", "my-model", training={"minutes": 5})  # doctest: +SKIP
     """
     folder, out = file_path("folder", folder), file_path("out", out)
-    reporter = progress or QuietReporter()
+    reporter = progress or Reporter()
     given = dict(training or {})
     check_apart(folder, out)
     automatic = given.get("precision") == "auto"
@@ -320,9 +311,6 @@ def _fresh_samples(out: Path, names: Sequence[str]) -> list[Path]:
             (folder / name).unlink(missing_ok=True)
     files = [folder / f"{number}-{name}.mid" for number, name in enumerate(names, 1)]
     written.parent.mkdir(exist_ok=True)
-    write_whole(
-        written,
-        json.dumps([file.name for path in files for file in (path, path.with_suffix(".png"))]),
-        own=True,
-    )
+    pictures = [file.with_suffix(".png") for file in files]
+    write_whole(written, json.dumps([file.name for file in (*files, *pictures)]), own=True)
     return files
