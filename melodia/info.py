@@ -83,7 +83,7 @@ def collect() -> Info:
     >>> collect().backend_runs in ("reference", "native")
     True
     """
-    from melodia import __version__, backends, engine
+    from melodia import __version__, backends, engine, machine
     from melodia.engine import cuda as cuda_engine
 
     cpu, features = _processor()
@@ -96,7 +96,7 @@ def collect() -> Info:
         engine=engine.instruction_set() or f"none: {engine.reason()}",
         cpu=cpu,
         cpu_features=features,
-        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        cores=machine.cores(),
         cuda_engine="loaded" if (why := cuda_engine.reason()) is None else f"none: {why}",
         environment={k: v for k, v in sorted(os.environ.items()) if k.startswith("MELODIA_")},
         **_torch_facts(),

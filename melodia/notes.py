@@ -37,8 +37,13 @@ class Notes:
 
 
 def program_of(track: Any) -> int:
-    """The program of a symusic track, -1 for the drums."""
+    """The program of a symusic track or a PrettyMIDI instrument, -1 for the drums."""
     return -1 if track.is_drum else int(track.program)
+
+
+def voice(program: int) -> int:
+    """Where a program stands among those that sound at one place: ascending, the drums last."""
+    return 128 if program < 0 else program
 
 
 def programs_of(score: Any) -> tuple[int, ...]:

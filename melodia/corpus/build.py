@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -37,6 +36,7 @@ from melodia.corpus.shards import CONSTANT_VELOCITY, Corpus, ShardWriter
 from melodia.corpus.worker import Limits, map_files
 from melodia.errors import ConfigError, CorpusError
 from melodia.files import write_whole
+from melodia.machine import cores
 from melodia.tokenizer import Tokenizer, TokenizerConfig
 from melodia.transpose import transposition_permutation
 from melodia.vocabulary import Vocabulary
@@ -133,7 +133,7 @@ def build_corpus(
             if cached is not None:
                 return replace(cached, wall_seconds=time.monotonic() - started)
         if workers is None:
-            workers = max(1, min(_processors(), len(files) // FILES_PER_WORKER))
+            workers = max(1, min(cores(), len(files) // FILES_PER_WORKER))
         spool = _Spool(out / SPOOL)
         try:
             rows = _read_files(files, config, spool, workers, limits, min_notes, progress)
@@ -148,12 +148,6 @@ def build_corpus(
         _write_build(out, key, files, fingerprint, warnings)
         (out / "rejected.tsv").unlink(missing_ok=True)
     return summarise(out, fingerprint, rows, warnings=warnings, wall_seconds=time.monotonic() - started)
-
-
-def _processors() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 # -- reading

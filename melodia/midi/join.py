@@ -13,6 +13,7 @@ from melodia.errors import ConfigError
 from melodia.midi.bars import BarTable, bar_table
 from melodia.midi.convert import seconds_of
 from melodia.midi.report import Finding, Findings
+from melodia.notes import program_of
 
 __all__ = ["bar_table", "cut_score", "end_on_bar", "join", "window"]
 
@@ -202,13 +203,13 @@ def join(
     result = seed.copy()
     _clear_after(result, at_tick, findings)
     _release(result, at_tick, findings)
-    homes: dict[tuple[bool, int], int] = {}
+    homes: dict[int, int] = {}
     for index, track in enumerate(result.tracks):
-        homes.setdefault((track.is_drum, 0 if track.is_drum else track.program), index)
+        homes.setdefault(program_of(track), index)
     for track in continuation.tracks:
         if not len(track.notes):
             continue
-        key = (track.is_drum, 0 if track.is_drum else track.program)
+        key = program_of(track)
         if key not in homes:
             homes[key] = len(result.tracks)
             result.tracks.append(TrackTick(track.name, track.program, track.is_drum))
@@ -268,7 +269,7 @@ def _append(score: ScoreTick, index: int, track: TrackTick, at_tick: int, findin
     new: _Columns = track.notes.numpy()
     new["time"] = new["time"] + np.int32(at_tick)
     for other in score.tracks:
-        if other.is_drum == home.is_drum and (home.is_drum or other.program == home.program):
+        if program_of(other) == program_of(home):
             _end_at_strikes(other, new, at_tick, findings)
     old: _Columns = home.notes.numpy()
     merged = {name: np.concatenate((old[name], new[name])) for name in old}

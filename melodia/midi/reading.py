@@ -19,6 +19,7 @@ from melodia.midi.repair import pair_notes
 from melodia.midi.report import Findings, ReadReport
 from melodia.midi.smf import SmfEvents, parse_smf
 from melodia.midi.timeline import lay_in_sequence, read_timeline, seconds_at
+from melodia.notes import program_of
 
 if TYPE_CHECKING:
     import pretty_midi
@@ -184,7 +185,7 @@ def _finish(
         notes=score.note_num(),
         bars=bar_count(timeline.metres, timeline.ticks_per_quarter, end),
         seconds=seconds_at(timeline.tempi, timeline.ticks_per_quarter, end),
-        programs=sorted({-1 if track.is_drum else track.program for track in score.tracks}),
+        programs=sorted({program_of(track) for track in score.tracks}),
         tempi=[(tick, 60e6 / tempo) for tick, tempo in timeline.tempi],
         time_signatures=timeline.metres,
         key_signatures=timeline.keys,

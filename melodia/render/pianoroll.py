@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from melodia.errors import ConfigError, MidiError
+from melodia.notes import program_of
 from melodia.render.clock import Bar, Clock
 from melodia.render.files import check_target, fresh_file
 from melodia.wording import clock
@@ -126,7 +127,7 @@ def _collect(
     for instrument in midi.instruments:
         if not instrument.is_drum and instrument.notes and instrument.program not in programs:
             programs.append(instrument.program)
-        joins = new_programs is None or (-1 if instrument.is_drum else instrument.program) in new_programs
+        joins = new_programs is None or program_of(instrument) in new_programs
         group = 0 if instrument.is_drum else programs.index(instrument.program) if instrument.notes else 0
         for note in instrument.notes:
             new = first <= note.start < last and joins

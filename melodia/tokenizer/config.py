@@ -7,6 +7,7 @@ from typing import Any
 
 from melodia.checks import whole_number
 from melodia.errors import ConfigError
+from melodia.grammar.tables import MICRO_RESOLUTION
 
 SCHEMES = ("REMI", "TSD", "MIDILike", "Structured", "PerTok")
 
@@ -22,9 +23,6 @@ TEMPO_RANGE = (20, 280)
 
 MICRO_STEPS = 3
 """PerTok: a note may lie this many eighths of a grid unit before or behind its grid point."""
-
-MICRO_RESOLUTION = 8
-"""PerTok: ticks in a grid unit."""
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from melodia.tokenizer.bpe import Pair, apply_pairs, learn_pairs, with_pairs
 from melodia.tokenizer.config import TokenizerConfig
 from melodia.tokenizer.encoding import Encoder
 from melodia.tokenizer.grid import to_grid
-from melodia.tokenizer.scores import build_score
+from melodia.tokenizer.scores import build_score, columns_of
 from melodia.tokenizer.vocabularies import build_vocabulary
 from melodia.vocabulary import Vocabulary
 
@@ -212,8 +212,9 @@ class Tokenizer:
 
 def score_of(notes: Iterable[NoteEvent], reader: TokenReader) -> ScoreTick:
     """A symusic score of notes and of the tempi and metres that a reader has met."""
-    rows = np.array(list(notes), dtype=np.int64).reshape(-1, len(NoteEvent._fields))
-    columns = {name: rows[:, i] for i, name in enumerate(NoteEvent._fields)}
     return build_score(
-        reader.ticks_per_quarter, columns, reader.tempi or [(0, 120.0)], reader.metres or [(0, 4, 4)]
+        reader.ticks_per_quarter,
+        columns_of(notes),
+        reader.tempi or [(0, 120.0)],
+        reader.metres or [(0, 4, 4)],
     )

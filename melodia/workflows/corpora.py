@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from melodia.corpus.build import build_corpus
-from melodia.corpus.shards import Corpus
+from melodia.corpus.shards import TOTALS, Corpus
 from melodia.errors import ConfigError
 from melodia.tokenizer import Tokenizer, TokenizerConfig
 
@@ -65,7 +65,7 @@ def check_apart(folder: Path, out: Path) -> None:
 
 def is_built(folder: Path) -> bool:
     """Whether the folder is a corpus that `build_corpus` wrote."""
-    return (folder / "corpus.json").is_file()
+    return (folder / TOTALS).is_file()
 
 
 def open_corpus(
