@@ -27,7 +27,7 @@ from melodia.evaluation.continuations import parts_of
 from melodia.evaluation.notes import NoteTable, note_table
 from melodia.evaluation.statistics import estimate_key, pitch_in_scale, polyphony
 from melodia.midi import read_score
-from melodia.notes import Notes, notes_of_score
+from melodia.notes import Notes, notes_of_score, program_of
 from melodia.sampler import Sampler
 from melodia.sampler.recall import FEW_NOTES
 from melodia.sampler.texture import Part, part_of, texture_of
@@ -93,7 +93,7 @@ def texture(score: Any) -> Texture:
         outer_lines(pitched, table.bar_lines[first], table.bar_lines[min(first + WINDOW, table.bars)])
         for first in range(0, table.bars, WINDOW)
     ]
-    programs = [-1 if track.is_drum else int(track.program) for track in score.tracks]
+    programs = [program_of(track) for track in score.tracks]
     counts = dict.fromkeys(programs, 0)
     for track, count in zip(*np.unique(table.track, return_counts=True), strict=True):
         counts[programs[track]] += int(count)
@@ -226,7 +226,7 @@ def recurring(seed: Any, music: Any) -> float:
 def bars_of(score: Any) -> list[frozenset[tuple[int, int, int]]]:
     """The notes of each bar: program, onset in it, pitch."""
     table = note_table(score)
-    programs = [-1 if track.is_drum else int(track.program) for track in score.tracks]
+    programs = [program_of(track) for track in score.tracks]
     bars: list[set[tuple[int, int, int]]] = [set() for _ in range(table.bars)]
     for note, bar in enumerate(table.bar_of_note.tolist()):
         onset = int(table.start[note] - table.bar_lines[bar])

@@ -7,7 +7,7 @@
 // empty. Scans and lookups are float32 or bfloat16 by the type of gates_x, which weight_hh shares; states and
 // biases may be either, are float32 inside, and come back in the type they came in. The gradients of states
 // are float32, and so are cells. The reference with the same names is melodia/kernels/reference.py; fake
-// kernels and autograd are in native_ops.py.
+// kernels are in shapes.py there, and autograd is in gradients.py.
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(melodia, m) {

@@ -3,7 +3,7 @@
     sampler = melodia.Sampler.load("my-model")
     sampler.prime("song.mid")
     continuation = sampler.generate(bars=8, random_seed=7, **melodia.RECOMMENDED)
-    melodia.write_midi(continuation.joined, "continued.mid")
+    melodia.write_midi(continuation.joined_score, "continued.mid")
 
 The names below are loaded when they are first used, so that `import melodia` costs nothing.
 """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import operator
 import os
+import re
 from numbers import Real
 from pathlib import Path
 
@@ -102,6 +103,24 @@ def truth_value(name: str, value: object) -> bool:
     if type(value).__name__ not in ("bool", "bool_", "int") or value not in (0, 1):
         raise ConfigError(f"`{name}` must be True or False (received {value!r})")
     return bool(value)
+
+
+def device_name(name: str, value: object) -> str:
+    """The name of a device to compute on, which need not be there.
+
+    Raises:
+        ConfigError: it is something else.
+
+    >>> device_name("device", "cuda:1")
+    'cuda:1'
+    >>> device_name("device", "meta")
+    Traceback (most recent call last):
+    ...
+    melodia.errors.ConfigError: `device` must be auto, cpu, cuda or cuda:N (received 'meta')
+    """
+    if not isinstance(value, str) or not re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?", value):
+        raise ConfigError(f"`{name}` must be auto, cpu, cuda or cuda:N (received {value!r})")
+    return value
 
 
 def file_path(name: str, value: object) -> Path:

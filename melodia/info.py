@@ -22,7 +22,7 @@ class Info:
         system: operating system and machine.
         packages: version of each package that matters, or None where it is missing.
         backend: what was asked for: "auto", "reference" or "native".
-        backend_runs: what runs float32 calls on the CPU.
+        backend_runs: what runs float32 calls on the CPU; "missing" without torch.
         backend_why: the reason, in a sentence.
         instruction_set: what the native library uses on this processor, or None without it.
         engine: what the compiled decoder uses on this processor, or why there is none.
@@ -30,7 +30,7 @@ class Info:
         cpu: name of the processor.
         cpu_features: instruction sets that matter here and that the processor has.
         cores: processors that this process may use.
-        threads: threads that torch uses for one operator.
+        threads: threads that torch uses for one operator; 0 without torch.
         cuda: names of the CUDA devices that torch sees.
         cuda_engine: whether the decoder runs on a GPU, or why not.
         cuda_kernels: what the CUDA kernels were built with, or why there are none, or why they are not used.
@@ -83,35 +83,46 @@ def collect() -> Info:
     >>> collect().backend_runs in ("reference", "native")
     True
     """
-    import torch
-
-    from melodia import __version__, engine
+    from melodia import __version__, backends, engine, machine
     from melodia.engine import cuda as cuda_engine
-    from melodia.kernels import backend_report, native
-    from melodia.kernels import cuda as kernels_cuda
 
-    report = backend_report()
     cpu, features = _processor()
     return Info(
         melodia=__version__,
         python=platform.python_version(),
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         packages={name: _version(name) for name in _PACKAGES},
-        backend=report.chosen,
-        backend_runs=report.runs,
-        backend_why=report.why,
-        instruction_set=report.instruction_set,
+        backend=backends.chosen(),
         engine=engine.instruction_set() or f"none: {engine.reason()}",
-        native_build=native.build_facts(),
         cpu=cpu,
         cpu_features=features,
-        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
-        threads=torch.get_num_threads(),
-        cuda=[torch.cuda.get_device_name(k) for k in range(torch.cuda.device_count())],
+        cores=machine.cores(),
         cuda_engine="loaded" if (why := cuda_engine.reason()) is None else f"none: {why}",
-        cuda_kernels=kernels_cuda.describe(),
         environment={k: v for k, v in sorted(os.environ.items()) if k.startswith("MELODIA_")},
+        **_torch_facts(),
     )
+
+
+def _torch_facts() -> dict[str, Any]:
+    """What is known only where torch can be imported; generating needs none."""
+    try:
+        import torch
+
+        from melodia.kernels import backend_report, cuda, native
+    except ImportError as error:
+        why = f"torch cannot be imported ({error})"
+        facts = {"backend_runs": "missing", "backend_why": why, "cuda_kernels": f"missing: {why}"}
+        return {**facts, "instruction_set": None, "native_build": {}, "threads": 0, "cuda": []}
+    report = backend_report()
+    return {
+        "backend_runs": report.runs,
+        "backend_why": report.why,
+        "instruction_set": report.instruction_set,
+        "native_build": native.build_facts(),
+        "threads": torch.get_num_threads(),
+        "cuda": [torch.cuda.get_device_name(k) for k in range(torch.cuda.device_count())],
+        "cuda_kernels": cuda.describe(),
+    }
 
 
 def _version(name: str) -> str | None:

@@ -17,8 +17,9 @@ NOTE = 256
 FADE = (15, 16)
 """What is left of the weights a bar later, as a fraction: half of it after 11 bars."""
 
-_MAJOR = (635, 223, 348, 233, 438, 409, 252, 519, 239, 366, 229, 288)
-_MINOR = (633, 268, 352, 538, 260, 353, 254, 475, 398, 269, 334, 317)
+MAJOR = (635, 223, 348, 233, 438, 409, 252, 519, 239, 366, 229, 288)
+MINOR = (633, 268, 352, 538, 260, 353, 254, 475, 398, 269, 334, 317)
+"""Probe-tone ratings of the pitch classes from the tonic on, in hundredths, as in Krumhansl 1990, table 2.1."""
 
 
 def _standardised(profile: Sequence[int]) -> tuple[int, ...]:
@@ -30,7 +31,7 @@ def _standardised(profile: Sequence[int]) -> tuple[int, ...]:
 
 PROFILES: tuple[tuple[int, ...], ...] = tuple(
     tuple(profile[(pitch_class - tonic) % 12] for pitch_class in range(12))
-    for profile in (_standardised(_MAJOR), _standardised(_MINOR))
+    for profile in (_standardised(MAJOR), _standardised(MINOR))
     for tonic in range(12)
 )
 """[24][12]: how well each pitch class fits each key."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,8 +37,13 @@ class Notes:
 
 
 def program_of(track: Any) -> int:
-    """The program of a symusic track, -1 for the drums."""
+    """The program of a symusic track or a PrettyMIDI instrument, -1 for the drums."""
     return -1 if track.is_drum else int(track.program)
+
+
+def voice(program: int) -> int:
+    """Where a program stands among those that sound at one place: ascending, the drums last."""
+    return 128 if program < 0 else program
 
 
 def programs_of(score: Any) -> tuple[int, ...]:
@@ -69,39 +74,76 @@ def notes_of_score(score: Any) -> Notes:
     return Notes(*(np.concatenate(column) if column else np.zeros(0, dtype=np.int64) for column in columns))
 
 
-def bar_lines(signatures: list[tuple[int, int, int]], end: int, resolution: int) -> NDArray[np.int64]:
-    """Where bars start, and where the last one ends [M + 1]; enough bars to hold `end`.
+class Stretch(NamedTuple):
+    """Bars of one metre: `bars` of them from tick `start` on. The last one may be cut; it ends at tick `end`."""
+
+    start: int
+    numerator: int
+    denominator: int
+    bars: int
+    end: int
+
+    def lines(self, resolution: int) -> NDArray[np.int64]:
+        """Where they begin [bars], in ticks of so many a quarter note."""
+        bar = 4 * resolution * self.numerator
+        return self.start + np.arange(self.bars, dtype=np.int64) * bar // self.denominator
+
+
+def metres_from_start(signatures: Iterable[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
+    """Time signatures (tick, numerator, denominator) in order, the first at tick 0: 4/4 holds until there is one.
+
+    Of several at one tick the last holds.
+
+    >>> metres_from_start([(8, 3, 4), (8, 6, 8)])
+    [(0, 4, 4), (8, 6, 8)]
+    """
+    metres = sorted({metre[0]: metre for metre in signatures}.values())
+    if not metres or metres[0][0] > 0:
+        metres.insert(0, (0, 4, 4))
+    return metres
+
+
+def bar_stretches(signatures: Iterable[tuple[int, int, int]], end: int, resolution: int) -> list[Stretch]:
+    """The bars up to a tick, at least one: a new time signature begins a new bar, wherever it stands.
 
     Args:
-        signatures: (tick, numerator, denominator); 4/4 holds until the first. A change inside a bar cuts that
-            bar.
+        signatures: as of `metres_from_start`.
         end: the tick up to which there is music.
         resolution: ticks in a quarter note.
 
     Raises:
-        MidiError: more than 200,000 bars.
+        MidiError: a time signature is none, or there are more than 200,000 bars.
+
+    >>> [stretch.lines(25).tolist() for stretch in bar_stretches([(0, 3, 8)], 80, 25)]
+    [[0, 37, 75]]
+    """
+    metres = metres_from_start(signatures)
+    found: list[Stretch] = []
+    for index, (start, top, bottom) in enumerate(metres):
+        if start >= end and index > 0:
+            break
+        if top < 1 or bottom < 1:
+            raise MidiError(f"a time signature has numbers above 0 (received {top}/{bottom}); correct it")
+        last = index + 1 == len(metres) or metres[index + 1][0] >= end
+        stop = max(end, start + 1) if last else metres[index + 1][0]
+        whole = 4 * resolution * top  # ticks of a bar, times the denominator
+        bars = max(1, -(-(stop - start) * bottom // whole))
+        found.append(Stretch(start, top, bottom, bars, start + bars * whole // bottom if last else stop))
+        if sum(stretch.bars for stretch in found) > MAX_BARS:
+            raise MidiError(f"a piece has at most {MAX_BARS} bars (received more); check the time signatures")
+    return found
+
+
+def bar_lines(signatures: Iterable[tuple[int, int, int]], end: int, resolution: int) -> NDArray[np.int64]:
+    """Where bars start, and where the last one ends [M + 1]; no bars where there is no music.
+
+    Arguments and errors as in `bar_stretches`.
 
     >>> bar_lines([(0, 3, 4), (6, 4, 4)], 12, 2).tolist()
     [0, 6, 14]
     """
-    changes = sorted(signatures)
-    if not changes or changes[0][0] > 0:
-        changes.insert(0, (0, 4, 4))
-    pieces: list[NDArray[np.int64]] = []
-    total = 0
-    last = 0
-    for i, (tick, numerator, denominator) in enumerate(changes):
-        if tick >= end and tick > 0:
-            break
-        length = max(1, round(4 * resolution * numerator / denominator))
-        stop = min(changes[i + 1][0], end) if i + 1 < len(changes) else end
-        count = max(-(-(stop - tick) // length), 0)
-        total += count
-        if total > MAX_BARS:
-            raise MidiError(
-                f"statistics read at most {MAX_BARS} bars (received more); check the time signatures"
-            )
-        pieces.append(tick + length * np.arange(count, dtype=np.int64))
-        last = max(last, tick + length * count) if stop == end else last
-    starts = np.concatenate(pieces) if pieces else np.zeros(0, dtype=np.int64)
-    return np.append(starts, last)
+    if end <= 0:
+        return np.zeros(1, dtype=np.int64)
+    stretches = bar_stretches(signatures, end, resolution)
+    starts = np.concatenate([stretch.lines(resolution) for stretch in stretches])
+    return np.append(starts, stretches[-1].end)

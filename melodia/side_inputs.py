@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from melodia.checks import whole_number
 from melodia.errors import ConfigError
 from melodia.grammar.tables import Op, Tables, compile_tables
 from melodia.key_finding import FADE, KEYS, NOTE, find_key
-from melodia.transpose import transposition_permutation as transposition_permutation
 from melodia.vocabulary import Vocabulary
 
 NAMES = ("position", "bars_left", "lookback1", "lookback2", "density", "key")
@@ -60,10 +60,8 @@ class SideInputSpec:
         if self.name not in NAMES:
             raise ConfigError(f"side input must be one of {', '.join(NAMES)} (received {self.name!r})")
         least = {"density": 9, "key": KEYS + 1}.get(self.name, 2)
-        if self.size < least:
-            raise ConfigError(
-                f"side input {self.name} needs a size of at least {least} (received {self.size})"
-            )
+        limits = f", at least {least} for side input {self.name}"
+        object.__setattr__(self, "size", whole_number("size", self.size, least, limits=limits))
 
 
 def default_specs(vocabulary: Vocabulary, names: Sequence[str] = NAMES) -> tuple[SideInputSpec, ...]:

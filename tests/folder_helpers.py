@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from melodia.training import Step
-from melodia.workflows.train import QuietReporter
+from melodia.workflows.train import Reporter
 
 SHORT = {"iterations": 3, "batch_size": 2, "window": 32, "threads": 1, "device": "cpu"}
 """Settings of a training of a moment."""
 
 
-class Crash(QuietReporter):
+class Crash(Reporter):
     """Ends a training after its second iteration, as a crash would."""
 
     def stepped(self, step: Step) -> None:
@@ -17,7 +17,7 @@ class Crash(QuietReporter):
             raise RuntimeError("crash")
 
 
-class Record(QuietReporter):
+class Record(Reporter):
     """Notes how far reading has come, and warnings."""
 
     def __init__(self) -> None:

@@ -173,6 +173,7 @@ def test_turns_are_shared_out_and_warm_up_is_left_out() -> None:
     [
         ({"weights": ["fp4"]}, "fp4"),
         ({"weights": []}, "none"),
+        ({"weights": ["fp32", ""]}, "an empty name"),
         ({"threads": [0]}, "threads"),
         ({"threads": [100_000]}, "the cores of this process"),
         ({"seconds": 0}, "seconds"),

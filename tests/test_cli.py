@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from melodia.errors import MelodiaError
 from melodia.midi import read_score
 from melodia.model.checkpoint import load_checkpoint
 from melodia.render.files import check_target
+from melodia.workflows.fill import fill_files
 from melodia.workflows.generate import generate_files
 
 
@@ -207,6 +209,9 @@ def test_python_names_arguments_and_the_command_line_options(
     out.write_bytes(b"mine")
     with pytest.raises(MelodiaError, match="choose another `out`, or give `force`"):
         generate_files(None, out, model=model)
+    for make in (generate_files, partial(fill_files, bars=(1, 1))):
+        with pytest.raises(MelodiaError, match="is the file that is read"):
+            make(str(out), out=str(out), model=model)
     assert main(["generate", "--model", str(model), "--out", str(out)]) == 1
     assert "choose another --out, or give --force" in capsys.readouterr().err
     page = tmp_path / "page.html"
@@ -216,7 +221,7 @@ def test_python_names_arguments_and_the_command_line_options(
     assert main(["evaluate", str(tmp_path), "--html", str(page)]) == 1
     assert "give --force to replace it" in capsys.readouterr().err
     assert main(["train", str(tmp_path), "--out", str(tmp_path / "m"), "--batch-size", "0"]) == 2
-    assert "--batch-size must be within 1" in capsys.readouterr().err
+    assert "--batch-size must be a whole number within 1" in capsys.readouterr().err
 
 
 def test_no_folder_and_no_seed_is_written_over(
@@ -299,8 +304,11 @@ def test_a_generation_that_fails_halfway_names_what_it_wrote(
         (["train", "", "--out", "y"], "an argument is empty"),
         (["train", "x", "--out", "y", "--cache", ""], "--cache is empty"),
         (["train", "x", "--out", "y", "--tokenizer", "foo"], "--tokenizer must be one of REMI"),
-        (["train", "x", "--out", "y", "--minutes", "inf"], "--minutes must be above 0 and finite"),
-        (["train", "x", "--out", "y", "--threads", "100000"], "--threads must be within 1 and 1024"),
+        (["train", "x", "--out", "y", "--minutes", "inf"], "--minutes must be finite"),
+        (
+            ["train", "x", "--out", "y", "--threads", "100000"],
+            "--threads must be a whole number within 1 and 1024",
+        ),
         (["evaluate", "x", "--bars", "16"], "--bars needs --generate"),
         (["evaluate", "x", "--top-k", "3"], "--top-k needs --generate"),
         (["evaluate", "x", "--generate", "3", "--pitch-bias", "3"], "--pitch-bias must be within 0 and 1"),
@@ -312,7 +320,7 @@ def test_a_generation_that_fails_halfway_names_what_it_wrote(
         (["generate", "--pitch-bias", "0.3"], "--pitch-bias needs --seed"),
         (["generate", "--tokens", "9", "--branches", "4"], "--branches needs --seed"),
         (["generate", "--metre", "x"], "such as 3/4"),
-        (["generate", "--device", "foo"], "--device must be auto, cpu or cuda"),
+        (["generate", "--device", "foo"], "--device must be auto, cpu, cuda or cuda:N"),
         (["generate", "--num-samples", "100000"], "1<=x<=1000"),
         (["sing"], "sing"),
     ],

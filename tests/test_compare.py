@@ -16,7 +16,7 @@ from melodia.training import Plan, World
 from melodia.training.lock import only_training
 from melodia.training.logs import COLUMNS
 from melodia.workflows.compare import compare_kinds
-from melodia.workflows.train import QuietReporter
+from melodia.workflows.train import Reporter
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def test_an_interrupted_comparison_goes_on_where_it_was(songs: Path, tmp_path: P
         def started(self, plan: Plan) -> None:
             begun_at.append(plan.resumed_at)
 
-    def compare(out: str, progress: QuietReporter, backend: str = "auto", **changes: Any) -> dict[str, float]:
+    def compare(out: str, progress: Reporter, backend: str = "auto", **changes: Any) -> dict[str, float]:
         rows = compare_kinds(
             songs,
             tmp_path / out,

@@ -184,7 +184,9 @@ def test_bar_lines():
     assert bar_lines([(0, 4, 4), (100, 3, 4)], 8, 1).tolist() == [0, 4, 8]
     assert bar_lines([(2, 3, 4)], 5, 1).tolist() == [0, 2, 5]
     assert bar_lines([], 0, 480).tolist() == [0]
-    with pytest.raises(MidiError, match="200000 bars"):
+    assert bar_lines([(0, 3, 8)], 76, 25).tolist() == [0, 37, 75, 112]
+    assert bar_lines([(0, 6, 8), (0, 3, 4), (0, 2, 4)], 4, 1).tolist() == [0, 2, 4]
+    with pytest.raises(MidiError, match="a piece has at most 200000 bars"):
         bar_lines([(0, 1, 128)], 10**9, 480)
 
 

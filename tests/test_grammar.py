@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from grammar_helpers import grammar_of, sample, tokenizer_of
 
-from melodia.errors import GrammarError
+from melodia.errors import ConfigError, GrammarError
 from melodia.grammar import Constraints, Grammar, GrammarState, TokenReader, bar_starts, compile_tables
 from melodia.grammar.state import REGISTERS
 from melodia.grammar.tables import MAX_SILENCE
@@ -318,19 +318,35 @@ def test_what_cannot_be_had_is_waived() -> None:
     ("limits", "message"),
     [
         ({"programs": ()}, "at least one program"),
-        ({"programs": (128,)}, "within 0 and 127"),
         ({"pitch_range": (60, 50)}, "lowest and highest"),
-        ({"pitch_range": (-1, 50)}, "lowest and highest"),
+        ({"pitch_range": (40, 50, 60)}, "lowest and highest"),
         ({"time_signatures": ()}, "at least one metre"),
-        ({"max_polyphony": 0}, "max_polyphony must be at least 1"),
-        ({"min_bars": -1}, "min_bars"),
-        ({"max_bars": 0}, "max_bars"),
         ({"min_bars": 3, "max_bars": 2}, "min_bars must not be above max_bars"),
         ({"max_bars": 2, "allow_eos": False}, "allow_eos"),
     ],
 )
 def test_constraints_that_contradict_themselves(limits: dict[str, Any], message: str) -> None:
     with pytest.raises(GrammarError, match=message):
+        Constraints(**limits)
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        ({"programs": (128,)}, r"`programs\[0\]` must be .* within 0 and 127, or -1"),
+        ({"programs": (0, "a")}, r"`programs\[1\]` must be a whole number"),
+        ({"pitch_range": (-1, 50)}, r"`pitch_range\[0\]` must be .* within 0 and 127"),
+        ({"pitch_range": 5}, "`pitch_range` must be a list of whole numbers"),
+        ({"pitch_classes": (12,)}, "within 0 and 11"),
+        ({"time_signatures": 5}, '`time_signatures` must be metres such as "3/4"'),
+        ({"max_polyphony": 0}, "`max_polyphony` must be a whole number, at least 1"),
+        ({"min_bars": -1}, "`min_bars` must be"),
+        ({"max_bars": 0}, "`max_bars` must be"),
+        ({"allow_eos": "no"}, "`allow_eos` must be True or False"),
+    ],
+)
+def test_constraints_of_the_wrong_kind(limits: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         Constraints(**limits)
 
 

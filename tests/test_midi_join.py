@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_midi_cases import check_sound
 
-from melodia.errors import ConfigError
+from melodia.errors import ConfigError, MidiError
 from melodia.midi import Finding, bar_table, cut_score, end_on_bar, seconds_of, window
 from melodia.midi.join import join
 
@@ -68,6 +68,11 @@ def test_bars_of_changing_metres():
 def test_bars_that_are_no_whole_ticks():
     table = bar_table(make((0, [(0, 20, 60)]), metres=((0, 3, 8),), quarter=1))  # a bar and a half of a tick
     assert table.starts[:6].tolist() == [0, 1, 3, 4, 6, 7]
+
+
+def test_bars_of_no_metre_are_refused():
+    with pytest.raises(MidiError, match="received 0/4"):
+        bar_table(make((0, QUARTERS), metres=((0, 0, 4),)))
 
 
 def test_empty_score_has_a_bar():
@@ -228,6 +233,17 @@ def test_join_lifts_pedals_and_ends_bends():
         Finding("note", "pedals lifted at the join", 1),
         Finding("note", "pitch bends ended at the join", 1),
     ]
+
+
+def test_a_pedal_and_a_bend_that_begin_at_the_join_are_dropped():
+    seed = make((0, QUARTERS[:4]))
+    for number, value in ((7, 90), (64, 127)):
+        seed.tracks[0].controls.append(symusic.ControlChange(1920, number, value, ttype="tick"))
+    seed.tracks[0].pitch_bends.append(symusic.PitchBend(1920, 300, ttype="tick"))
+    result, findings = join(seed, make((0, [(0, 10, 60)])), 1920)
+    assert not result.tracks[0].controls
+    assert not result.tracks[0].pitch_bends
+    assert not findings
 
 
 def test_join_at_the_very_start_is_the_continuation():

@@ -135,6 +135,29 @@ def test_limits_refuse(limit, word):
         assert word in refusal(io.BytesIO(data), limits=Limits(**limit))
 
 
+def test_an_open_file_over_the_limit_is_read_no_further():
+    file = io.BytesIO(bytes(3 << 20))
+    assert "too large for MIDI (more than 1 MiB)" in refusal(file, limits=Limits(size=1 << 20))
+    assert "too large for MIDI (3.0 MiB, limit 1 MiB)" in refusal(
+        file.getvalue(), limits=Limits(size=1 << 20)
+    )
+
+
+def test_a_raw_stream_is_read_to_its_end():
+    class Slow(io.RawIOBase):
+        rest = GOOD
+
+        def readable(self):
+            return True
+
+        def readinto(self, buffer):
+            count = min(7, len(buffer), len(self.rest))
+            buffer[:count], self.rest = self.rest[:count], self.rest[count:]
+            return count
+
+    assert notes_of(read_score(Slow())[0]) == notes_of(read_score(GOOD)[0])
+
+
 def test_limits_are_exact():
     data = smf(
         b"\x00\xff\x01\x00" + TRACK
@@ -158,8 +181,12 @@ def test_limits_cut():
 
 
 def test_limits_are_checked():
-    with pytest.raises(ConfigError, match=r"Limits.notes must be at least 1 \(received 0\)"):
+    with pytest.raises(
+        ConfigError, match=r"`Limits.notes` must be a whole number, at least 1 \(received 0\)"
+    ):
         Limits(notes=0)
+    with pytest.raises(ConfigError, match=r"`Limits.size` must be a whole number"):
+        Limits(size="x")
 
 
 def test_silence_keeps_bar_lines():
@@ -318,6 +345,7 @@ def test_report():
         "  key: G major",
         "  note: no time signature: 4/4 assumed",
     ]
+    assert "  1 note in 1 track, 1 bar, 0:00," in read_score(smf(note() + EOT))[1].lines()[1]
     again = json.loads(json.dumps(report.to_dict()))
     assert again["notes"] == 8
     assert again["findings"][0]["kind"] == "note"

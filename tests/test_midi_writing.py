@@ -79,6 +79,41 @@ def test_round_trip_is_exact():
     assert midi_bytes(again) == data
 
 
+def test_controllers_of_one_tick_stay_in_their_order():
+    score = rich_score()
+    controls = [(101, 0), (100, 0), (6, 12), (64, 127), (64, 0), (64, 99)]
+    for number, value in controls:
+        score.tracks[0].controls.append(symusic.ControlChange(900, number, value, ttype="tick"))
+    written = mido.MidiFile(file=io.BytesIO(midi_bytes(score))).tracks[1]
+    assert [(m.control, m.value) for m in written if m.type == "control_change"][2:] == controls
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda s: s.tracks[0].notes.append(symusic.Note(-5, 9, 60, 64, ttype="tick")), "tick .*received -5"),
+        (
+            lambda s: s.tracks[0].notes.append(symusic.Note(1 << 30, 9, 60, 64, ttype="tick")),
+            "tick .*received 1073",
+        ),
+        (lambda s: s.tracks[0].notes.append(symusic.Note(0, 9, -3, 64, ttype="tick")), "pitch .*received -3"),
+        (lambda s: s.tempos.append(symusic.Tempo(-1, mspq=9, ttype="tick")), "tick .*received -1"),
+        (
+            lambda s: s.tracks[0].controls.append(symusic.ControlChange(0, 200, 1, ttype="tick")),
+            "controller .*200",
+        ),
+        (lambda s: setattr(s.tracks[1], "program", 200), "program .*received 200"),
+        (lambda s: s.time_signatures.append(symusic.TimeSignature(9, 4, 6, ttype="tick")), "received 4/6"),
+        (lambda s: s.time_signatures.append(symusic.TimeSignature(9, 0, 4, ttype="tick")), "received 0/4"),
+    ],
+)
+def test_what_no_file_can_say_is_refused(spoil, message):
+    score = rich_score()
+    spoil(score)
+    with pytest.raises(MidiError, match=message):
+        midi_bytes(score)
+
+
 def test_others_read_what_is_written():
     score = rich_score()
     data = midi_bytes(score)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from melodia.errors import BackendError, ConfigError, MelodiaError, MidiError
+from melodia.notes import bar_lines
 from melodia.render import render_audio
 from melodia.render.audio import find_fluidsynth
 from melodia.render.clock import Clock
@@ -87,6 +88,12 @@ class TestClock:
             (3, 6.0, 3.0, 6),
             (4, 9.0, 3.0, 6),
         ]
+
+    def test_bars_begin_where_those_of_the_score_do(self) -> None:
+        midi = pretty_midi.PrettyMIDI(resolution=25, initial_tempo=120)
+        midi.time_signature_changes = [pretty_midi.TimeSignature(3, 8, 0.0)]
+        lines = bar_lines([(0, 3, 8)], 100, 25)
+        assert [round(25 * bar.start) for bar in Clock(midi).bars(4.0)] == lines[:-1].tolist()
 
     def test_without_a_metre_bars_have_four_quarters(self) -> None:
         assert [bar.start for bar in Clock(tones((60, 0, 4.1))).bars(8.2)] == [0, 4, 8]
@@ -398,6 +405,19 @@ class TestFluidSynth:
         (tmp_path / "mine.sf2").touch()
         monkeypatch.setenv("MELODIA_SOUNDFONT", str(tmp_path / "mine.sf2"))
         assert find_fluidsynth()[1].name == "mine.sf2"
+
+    def test_a_user_without_a_home_folder_has_no_soundfonts_there(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        self.install(tmp_path, monkeypatch, "exit 0")
+        for name in ("MELODIA_SOUNDFONT", "HOME"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)
+        monkeypatch.setattr("melodia.render.audio.SOUNDFONT_FOLDERS", ["~/fonts"])
+        assert find_fluidsynth()[1].name == "TimGM6mb.sf2"
+        monkeypatch.setenv("MELODIA_SOUNDFONT", "~/mine.sf2")
+        with pytest.raises(ConfigError, match=r"~/mine\.sf2, which is no file"):
+            find_fluidsynth()
 
     @pytest.mark.parametrize("script", ["echo broken >&2; exit 3", "exit 0"])
     def test_when_it_fails_pretty_midi_plays_and_says_why(

@@ -128,6 +128,22 @@ for settings in {"backend": "reference"}, {"device": "cuda"}:
     assert said[1].startswith("BackendError `device` 'cuda' needs torch, which cannot be imported")
 
 
+@pytest.mark.parametrize(
+    "command", ["info", "train {folder} --out {out}", "evaluate {folder} --model {folder}"]
+)
+def test_a_command_without_torch_ends_in_words(command: str, folder: Path, tmp_path: Path) -> None:
+    words = command.format(folder=folder, out=tmp_path / "out").split()
+    code = "sys.modules['torch'] = None\nsys.stderr = sys.stdout\n"
+    code += "from melodia.cli import main\nprint(main(sys.argv[1:]))"
+    said = python(PRELUDE + code, *words).splitlines()
+    if command == "info":
+        assert any(line.startswith("backend: missing: torch cannot be imported") for line in said)
+        assert said[-1] == "0"
+    else:
+        assert said[-2].startswith(f"melodia: {words[0]} needs torch, which cannot be imported (")
+        assert said[-1] == "1"
+
+
 def test_without_the_engine_torch_runs(folder: Path, seed: Path, tmp_path: Path) -> None:
     """A model that was read without torch is handed to it; the tokens are the same."""
     code = "from melodia.runtime import Sampler\nsampler = Sampler.load(sys.argv[1], device='cpu')\n"

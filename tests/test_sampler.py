@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from sampler_helpers import check_continuation, make_seed, notes_of, scale, tiny_sampler, tokenizer_of
 
-from melodia.errors import CheckpointError, ConfigError, MelodiaError
+from melodia.errors import BackendError, CheckpointError, ConfigError, MelodiaError
 from melodia.midi import midi_bytes, to_pretty_midi
 from melodia.model import KINDS
 from melodia.sampler import Event, Sampler, Session, feeding
@@ -116,6 +116,20 @@ def test_a_seed_in_two_parts_is_the_seed_at_once(scheme: str) -> None:
     assert tokens_of(sampler) == made
 
 
+def test_more_of_a_seed_may_say_another_density_and_is_never_cut() -> None:
+    sampler = tiny_sampler(sides=("density",))
+    ids = sampler.tokenizer.encode(make_seed(scale(3))).ids
+    second, third = np.flatnonzero(np.isin(ids, sampler.vocabulary.ids_of("Bar")))[1:]
+    sampler.prime(ids[:second], density=2)
+    sampler.prime(ids[second:third], append=True)
+    assert sampler.state.side.density == 2
+    sampler.prime(ids[third:], append=True, density=7)
+    assert sampler.state.side.density == 7
+    for cut in ({"seed_bars": 1}, {"seed_seconds": 1.0}):
+        with pytest.raises(ConfigError, match="`append` takes no"):
+            sampler.prime(ids[third:], append=True, **cut)  # type: ignore[arg-type]
+
+
 def test_the_reported_nll_is_the_models(sampler: Sampler) -> None:
     """The NLL of a continuation is that of feeding seed and continuation as one seed, whatever the filters."""
     sampler = tiny_sampler(sides=("position", "lookback1"))
@@ -182,6 +196,16 @@ def test_music_goes_on_behind_a_continuation(scheme: str) -> None:
     assert max(note[3] for note in notes_of(joined)) <= 6 + 6 + 9
     sampler.state = first.state
     check_continuation(sampler, second, bars=3)
+
+
+def test_a_file_that_appears_while_a_session_is_saved_stays(
+    sampler: Sampler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a").write_text("mine")
+    monkeypatch.setattr("os.path.lexists", lambda path: False)  # as it was a moment ago
+    with pytest.raises(CheckpointError, match="is there already"):
+        sampler.save_state(tmp_path / "a")
+    assert (tmp_path / "a").read_text() == "mine"
 
 
 def test_sessions_of_other_models_and_damaged_files_are_refused(sampler: Sampler, tmp_path: Path) -> None:
@@ -286,8 +310,11 @@ def test_bad_seeds_are_refused_and_leave_the_session(sampler: Sampler, tmp_path:
 def test_without_a_model_the_error_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError):
         Sampler.load(tmp_path)
-    with pytest.raises(ConfigError, match="`device`"):
-        sampler_module.check_device("abacus")
+    for device in ("abacus", "meta", "mps", "auto:1", "cuda:x", "cpu:0"):
+        with pytest.raises(ConfigError, match="`device` must be auto, cpu, cuda or cuda:N"):
+            sampler_module.check_device(device)
+    with pytest.raises(BackendError, match="cuda:9999"):
+        sampler_module.check_device("cuda:9999")
 
 
 def test_a_checkpoint_is_loaded(sampler: Sampler, tmp_path: Path) -> None:

@@ -135,6 +135,15 @@ def test_tempo_metre_programs_and_pedal_of_the_seed_are_kept(sampler: Sampler) -
     assert pedal == [(1.0, 127), (9.0, 0)]
 
 
+def test_a_pedal_that_goes_down_where_the_seed_is_cut_does_not_hold_the_new_music(sampler: Sampler) -> None:
+    seed = make_seed(scale(4))
+    for bar in range(4):
+        seed.tracks[0].controls.append(ControlChangeTick(bar * 4 * seed.ticks_per_quarter, 64, 127))
+    sampler.prime(seed, seed_bars=2)
+    joined, _ = read_score(midi_bytes(sampler.generate(bars=1, random_seed=3).joined_score))
+    assert [(c.time / joined.ticks_per_quarter, c.value) for c in joined.tracks[0].controls][-1] == (8.0, 0)
+
+
 def test_a_slowing_end_does_not_slow_what_follows(sampler: Sampler) -> None:
     seed = make_seed(scale(8), tempo=120)
     for i in range(4):

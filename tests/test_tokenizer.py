@@ -293,11 +293,17 @@ def test_decode_takes_anything_in_the_vocabulary() -> None:
 def test_save_and_load(tmp_path: Path) -> None:
     for scheme in SCHEMES:
         tokenizer = Tokenizer(TokenizerConfig(scheme=scheme, positions_per_beat=24, velocities=8, tempi=30))
-        path = tokenizer.save(tmp_path / "tokenizer.json")
+        path = tokenizer.save(str(tmp_path / "tokenizer.json"), force=scheme != SCHEMES[0])
         again = Tokenizer.load(path)
         assert again.config == tokenizer.config
         assert again.vocabulary == tokenizer.vocabulary
         assert np.array_equal(again.encode(WALTZ).ids, tokenizer.encode(WALTZ).ids)
+        before = path.read_bytes()
+        with pytest.raises(TokenizerError, match="is there already"):
+            Tokenizer().save(path)
+        assert path.read_bytes() == before
+    with pytest.raises(TokenizerError, match="cannot be written"):
+        Tokenizer().save(tmp_path / "nowhere" / "tokenizer.json")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["tokenizer.json"]
 
 
@@ -336,6 +342,9 @@ def test_a_file_that_is_no_json_object(tmp_path: Path, text: str) -> None:
         {"positions_per_beat": 10},
         {"velocities": 0},
         {"velocities": 128},
+        {"velocities": 2.5},
+        {"velocities": "x"},
+        {"positions_per_beat": 12.0},
         {"tempi": 1},
         {"bpe_vocab_size": 0},
         {"bpe_vocab_size": 1 << 16},

@@ -24,8 +24,9 @@ from melodia.training import World
 from melodia.training.lock import only_training
 from melodia.workflows import train as train_module
 from melodia.workflows.compare import compare_kinds
+from melodia.workflows.corpora import open_corpus
 from melodia.workflows.originality import index_checkpoint, open_index
-from melodia.workflows.train import TrainedFolder, train_folder
+from melodia.workflows.train import TrainedFolder, continue_held_out, train_folder
 
 BPE = Tokenizer().vocabulary.size + 20
 
@@ -313,7 +314,7 @@ def test_nothing_is_read_where_a_training_would_be_lost(
         ({"encoder": "gru"}, "`encoder` belongs to `kind` bidirectional"),
         ({"side_inputs": ("foo",)}, "`side_inputs` must be some of position, .*received foo"),
         ({"side_inputs": ("density", "density")}, "`side_inputs` must be different"),
-        ({"training": {"threads": 1025}}, "`threads` must be within 1 and 1024"),
+        ({"training": {"threads": 1025}}, "`threads` must be a whole number within 1 and 1024"),
         ({"training": {"precision": "foo"}}, "`precision` must be one of auto, fp32, bf16"),
         ({"training": {"batch_size": 0}}, "within 1 and 1048576 "),
     ],
@@ -356,6 +357,30 @@ def test_a_training_does_not_go_into_its_corpus(
         run(songs[1], songs[1] / ".." / songs[1].name)
     with pytest.raises(ConfigError, match="is the corpus itself"):
         compare_kinds(songs[1], songs[1], kinds=("gru",))
+
+
+def test_samples_take_the_place_of_those_of_a_former_training_alone(
+    songs: tuple[Path, Path], run: Callable[..., TrainedFolder], tmp_path: Path
+) -> None:
+    summary = run(songs[0], tmp_path, kind="gru", size="tiny", side_inputs=("position",)).training
+    made = []
+    for folder in songs:
+        corpus = open_corpus(folder, workers=0, cache=run.cache)  # type: ignore[attr-defined]
+        made.append({path.name for path in continue_held_out(corpus, summary, tmp_path)[0]})
+        (tmp_path / "samples" / "1-mine.mid").write_text("mine")
+    assert made[0]
+    assert not made[0] & made[1]
+    assert {path.name for path in (tmp_path / "samples").iterdir()} == made[1] | {"1-mine.mid"}
+
+
+def test_a_user_without_a_home_folder_is_asked_for_a_cache(
+    songs: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)
+    with pytest.raises(ConfigError, match="no home folder; set XDG_CACHE_HOME, or give `cache`"):
+        train_folder(songs[0], tmp_path / "out", training=SHORT)
 
 
 def test_a_training_does_not_go_into_a_checkpoint(

@@ -10,6 +10,7 @@ import platform
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -92,19 +93,26 @@ class Record(Progress):
         ({}, "exactly one budget.*received none"),
         ({"epochs": 1, "minutes": 2}, "received epochs, minutes"),
         ({"minutes": 0}, "`minutes` must be above 0"),
-        ({"minutes": math.inf}, "`minutes` must be above 0"),
-        ({"iterations": 1, "batch_size": 0}, "`batch_size` must be within 1"),
+        ({"minutes": math.inf}, "`minutes` must be finite"),
+        ({"iterations": 1, "batch_size": 0}, "`batch_size` must be a whole number within 1"),
         ({"iterations": 1, "learning_rate": -1.0}, "`learning_rate` must be within 0"),
-        ({"iterations": 1, "learning_rate": math.nan}, "`learning_rate` must be within 0"),
-        ({"iterations": 1, "transpose_down": 3}, "`transpose_down` must be within -24 and 0"),
+        ({"iterations": 1, "learning_rate": math.nan}, "`learning_rate` must be finite"),
+        ({"iterations": 1, "transpose_down": 3}, "`transpose_down` must be a whole number within -24 and 0"),
         ({"iterations": 1, "precision": "fp8"}, "`precision` must be one of"),
         ({"iterations": 1, "device": "tpu"}, "`device` must be"),
+        ({"iterations": 1, "device": "auto:1"}, "`device` must be"),
+        ({"iterations": 1, "batch_size": 16.5}, "`batch_size` must be a whole number"),
+        ({"minutes": True}, "`minutes` must be a number"),
+        ({"iterations": 2.5}, "`iterations` must be a whole number"),
+        ({"iterations": 1, "random_seed": 1.5}, "`random_seed` must be a whole number"),
+        ({"iterations": 1, "recompute": "no"}, "`recompute` must be True or False"),
+        ({"iterations": 1, "precision": ["fp32"]}, "`precision` must be one of"),
         ({"iterations": 1, "ema": 1.0}, "`ema` must be within"),
     ],
 )
-def test_configs_that_are_refused(settings: dict[str, float], message: str) -> None:
+def test_configs_that_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        TrainingConfig(**settings)  # type: ignore[arg-type]
+        TrainingConfig(**settings)
 
 
 def test_config_through_json() -> None:
@@ -447,6 +455,7 @@ sys.meta_path.insert(0, Refuse())
 import melodia.training, melodia.corpus, melodia.kernels, melodia.model.checkpoint
 from melodia.training.logs import Logs
 from pathlib import Path
+from typing import Any
 from training_helpers import ENVIRONMENT, small_corpus
 from melodia.model import ModelConfig
 

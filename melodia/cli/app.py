@@ -80,6 +80,12 @@ def run(arguments: Sequence[str] | None = None) -> int:
         where = f"{error.filename}: " if error.filename else ""
         _complain(f"{where}{error.strerror or error}")
         return EXIT_FAILURE
+    except ImportError as error:
+        package = (error.name or "melodia").partition(".")[0]
+        if package == "melodia":
+            raise
+        _complain(f"{command} needs {package}, which cannot be imported ({error}); install it")
+        return EXIT_FAILURE
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise

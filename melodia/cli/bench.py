@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from melodia.cli.output import tell
+from melodia.wording import counted
 
 if TYPE_CHECKING:
     from melodia.workflows.bench import BenchResult
@@ -51,7 +52,7 @@ def _show(result: BenchResult) -> None:
     from melodia.cli.console import LastingConsole
 
     console = LastingConsole(highlight=False)
-    cores = f"{result.cores} core{'s' * (result.cores > 1)}"
+    cores = counted(result.cores, "core")
     engine = f"engine: {result.instruction_set}" if result.instruction_set else "no engine"
     table = Table(
         caption=f"one stream; tokens/s in bursts, p50 and p99 of single tokens; {engine}, {cores}",

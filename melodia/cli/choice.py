@@ -63,3 +63,20 @@ def sampling_of(
         min_p=min_p,
         repetition_penalty=repetition_penalty,
     )
+
+
+def program_numbers(text: str) -> tuple[int, ...]:
+    """Programs as the sampler takes them, from a list such as "0,40,drums".
+
+    >>> program_numbers("0, 40,drums")
+    (0, 40, -1)
+    """
+    numbers = []
+    for part in text.split(","):
+        word = part.strip().lower()
+        if word != "drums" and not (word.isascii() and word.isdigit() and int(word) <= 127):
+            raise typer.BadParameter(
+                f"--programs is a list of numbers within 0 and 127, and drums (received {part.strip()!r})"
+            )
+        numbers.append(-1 if word == "drums" else int(word))
+    return tuple(dict.fromkeys(numbers))

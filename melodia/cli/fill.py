@@ -23,9 +23,9 @@ from melodia.cli.choice import (
     TopK,
     TopP,
     Weights,
+    program_numbers,
     sampling_of,
 )
-from melodia.cli.generate import program_numbers
 from melodia.cli.output import tell
 from melodia.decode.config import FILL_BRANCHES, RECOMMENDED
 

@@ -22,6 +22,7 @@ from melodia.cli.choice import (
     TopK,
     TopP,
     Weights,
+    program_numbers,
     sampling_of,
 )
 from melodia.cli.output import tell
@@ -29,23 +30,6 @@ from melodia.cli.words import is_given
 from melodia.decode.config import RECOMMENDED
 
 _SEED = "The seed: a MIDI file to continue (not a random number; that is --random-seed)."
-
-
-def program_numbers(text: str) -> tuple[int, ...]:
-    """Programs as the sampler takes them, from a list such as "0,40,drums".
-
-    >>> program_numbers("0, 40,drums")
-    (0, 40, -1)
-    """
-    numbers = []
-    for part in text.split(","):
-        word = part.strip().lower()
-        if word != "drums" and not (word.isascii() and word.isdigit() and int(word) <= 127):
-            raise typer.BadParameter(
-                f"--programs is a list of numbers within 0 and 127, and drums (received {part.strip()!r})"
-            )
-        numbers.append(-1 if word == "drums" else int(word))
-    return tuple(dict.fromkeys(numbers))
 
 
 def generate(

@@ -19,35 +19,27 @@ from melodia.cli.console import LastingConsole
 from melodia.cli.words import as_options
 from melodia.measure import number
 from melodia.training.progress import Plan, Step, TrainingSummary, Validation
-from melodia.training.progress import Progress as TrainingProgress
+from melodia.wording import clock, counted
+from melodia.workflows.train import Reporter
 
 PLAIN_INTERVAL = 15.0  # seconds between lines where there is no terminal
 
 
-def clock(seconds: float | None) -> str:
-    """Seconds as "1:02:03" or "2:03".
-
-    >>> clock(123.4), clock(3723), clock(None)
-    ('2:03', '1:02:03', '?')
-    """
-    if seconds is None:
-        return "?"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
-
-
 def duration(seconds: float | None) -> str:
-    """The same with its unit.
+    """Seconds as hours or minutes; None: not known.
 
     >>> duration(90), duration(5400), duration(3599.9)
     ('1:30 minutes', '1:30:00 hours', '1:00:00 hours')
     """
-    shown = clock(seconds)
+    shown = _shown(seconds)
     return f"{shown} {'hours' if shown.count(':') > 1 else 'minutes'}"
 
 
-class ConsoleProgress(TrainingProgress):
+def _shown(seconds: float | None) -> str:
+    return "?" if seconds is None else clock(seconds)
+
+
+class ConsoleProgress(Reporter):
     """Draws what corpus building and training tell. A context manager: the bar goes when it ends.
 
     Args:
@@ -116,19 +108,18 @@ class ConsoleProgress(TrainingProgress):
         """A file of the corpus has been read."""
         self._show("reading", done, total, path[-40:])
         if self._due():
-            self.say(f"reading {done} of {total} files")
+            self.say(f"reading {done} of {counted(total, 'file')}")
 
     # -- training -------------------------------------------------------------------------------------------------
 
     def started(self, plan: Plan) -> None:
         """Say what is about to be trained on what."""
-        budget = f"{plan.iterations} iterations" if plan.iterations else duration(plan.seconds)
+        budget = counted(plan.iterations, "iteration") if plan.iterations else duration(plan.seconds)
         again = f", resumed at iteration {plan.resumed_at}" if plan.resumed_at else ""
         self.say(
-            f"training {plan.parameters:,} parameters on {plan.train_tokens:,} tokens of {plan.train_pieces} pieces "
-            f"({plan.valid_pieces} held out), {budget}, {plan.device}, {plan.precision}"
-            + (f", {plan.processes} processes" if plan.processes > 1 else "")
-            + again
+            f"training {plan.parameters:,} parameters on {plan.train_tokens:,} tokens of "
+            f"{counted(plan.train_pieces, 'piece')} ({plan.valid_pieces} held out), {budget}, {plan.device}, "
+            f"{plan.precision}" + (f", {plan.processes} processes" if plan.processes > 1 else "") + again
         )
 
     def stepped(self, step: Step) -> None:
@@ -136,7 +127,7 @@ class ConsoleProgress(TrainingProgress):
         status = (
             f"epoch {step.epoch:.2f}  {number(step.nats_per_token, 3)} nats/token  "
             f"{number(step.nats_per_note, 2)} nats/note  {number(step.tokens_per_second, 0)} tokens/s  "
-            f"ETA {clock(step.eta)}"
+            f"ETA {_shown(step.eta)}"
         )
         self._show("training", round(1000 * step.fraction), 1000, status)
         if self._due():

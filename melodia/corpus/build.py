@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -37,6 +36,7 @@ from melodia.corpus.shards import CONSTANT_VELOCITY, Corpus, ShardWriter
 from melodia.corpus.worker import Limits, map_files
 from melodia.errors import ConfigError, CorpusError
 from melodia.files import write_whole
+from melodia.machine import cores
 from melodia.tokenizer import Tokenizer, TokenizerConfig
 from melodia.transpose import transposition_permutation
 from melodia.vocabulary import Vocabulary
@@ -126,14 +126,14 @@ def build_corpus(
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise CorpusError(f"cannot make {out} ({error.strerror}); choose another folder") from error
+        raise CorpusError(f"cannot make {out} ({error.strerror}); choose another folder (`cache`)") from error
     with _lock(out):
         if not rebuild:
             cached = _cached(out, key, files)
             if cached is not None:
                 return replace(cached, wall_seconds=time.monotonic() - started)
         if workers is None:
-            workers = max(1, min(_processors(), len(files) // FILES_PER_WORKER))
+            workers = max(1, min(cores(), len(files) // FILES_PER_WORKER))
         spool = _Spool(out / SPOOL)
         try:
             rows = _read_files(files, config, spool, workers, limits, min_notes, progress)
@@ -148,12 +148,6 @@ def build_corpus(
         _write_build(out, key, files, fingerprint, warnings)
         (out / "rejected.tsv").unlink(missing_ok=True)
     return summarise(out, fingerprint, rows, warnings=warnings, wall_seconds=time.monotonic() - started)
-
-
-def _processors() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 # -- reading
@@ -374,7 +368,9 @@ def _safe(text: str) -> str:
 
 
 def _cannot_write(path: Path, error: OSError) -> CorpusError:
-    return CorpusError(f"cannot write {path} ({error.strerror}); free some space or choose another folder")
+    return CorpusError(
+        f"cannot write {path} ({error.strerror}); free some space or choose another folder (`cache`)"
+    )
 
 
 # -- the cache

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from melodia.errors import CorpusError
 from melodia.files import write_whole
+from melodia.wording import counted
 
 VERDICTS = ("used", "repaired", "duplicate", "skipped", "failed")
 """used: as it stood; repaired: used after repair; duplicate: the same notes as another file;
@@ -190,11 +191,11 @@ class CorpusSummary:
         """The summary for a person."""
         files = sum(self.verdicts.values())
         found = ", ".join(f"{self.verdicts[name]:,} {name}" for name in VERDICTS if self.verdicts.get(name))
-        text = [f"{files:,} files: {found}" + (" (from the cache)" if self.cached else "")]
+        text = [f"{counted(files, 'file')}: {found}" + (" (from the cache)" if self.cached else "")]
         for name, split in (("train", self.train), ("valid", self.valid)):
             text.append(
-                f"{name}: {split.pieces:,} pieces, {split.notes:,} notes, {split.bars:,} bars, "
-                f"{split.seconds / 3600:.1f} hours, {split.tokens:,} tokens"
+                f"{name}: {counted(split.pieces, 'piece')}, {counted(split.notes, 'note')}, "
+                f"{counted(split.bars, 'bar')}, {split.seconds / 3600:.1f} hours, {counted(split.tokens, 'token')}"
             )
         text += [f"  {count:,} x {reason}" for reason, count in self.reasons]
         text += [f"warning: {warning}" for warning in self.warnings]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +10,17 @@ import numpy as np
 import symusic
 from numpy.typing import NDArray
 
+from melodia.corpus.worker import Prepare
 from melodia.errors import MidiError, TokenizerError, show_path
 from melodia.midi.limits import Limits
 from melodia.midi.reading import read_score
 from melodia.midi.report import Finding
+from melodia.notes import program_of
 from melodia.tokenizer import Tokenizer, TokenizerConfig
+from melodia.wording import counted
 
 HASH_STEPS_PER_QUARTER = 48
 """Two files have the same content if all onsets and lengths agree on this grid."""
-
-Prepare = Callable[[Path], tuple[dict[str, Any], NDArray[np.int32]]]
 
 
 def preparer(tokenizer: dict[str, Any], min_notes: int) -> Prepare:
@@ -66,7 +66,10 @@ def prepare_file(
         "tune": content_hash(columns, any_pitch=True),
     }
     if report.notes < min_notes:
-        row.update(verdict="skipped", reason=f"only {report.notes} notes (a piece has at least {min_notes})")
+        row.update(
+            verdict="skipped",
+            reason=f"only {counted(report.notes, 'note')} (a piece has at least {min_notes})",
+        )
         return row, nothing
     try:
         ids = tokenizer.encode(score).ids
@@ -110,7 +113,7 @@ def _columns(score: Any) -> NDArray[np.int64]:
         notes = track.notes.numpy()
         onset = np.rint(notes["time"] * scale).astype(np.int64)
         end = np.rint((notes["time"] + notes["duration"]) * scale).astype(np.int64)
-        program = np.full(len(onset), -1 if track.is_drum else track.program, dtype=np.int64)
+        program = np.full(len(onset), program_of(track), dtype=np.int64)
         parts.append(np.stack([onset, end - onset, notes["pitch"], program, notes["velocity"]]))
     return np.concatenate(parts, axis=1) if parts else np.zeros((5, 0), dtype=np.int64)
 

@@ -10,8 +10,8 @@ A corpus folder holds
 | `train-00000.bin` … | the tokens of one piece after the other, little endian uint16 (or uint32)    |
 | `train.index.npy`   | int64 [P, 7]: a row per piece, the columns of `COLUMNS`                      |
 
-and the same two for `valid`. A piece lies in one file, without BOS and EOS. Every access maps the bytes of
-its piece only and unmaps them when the array is dropped, so memory stays flat however large the corpus is.
+and the same two for `valid`. A piece lies in one file, without BOS and EOS. Every access reads the bytes of
+its piece only, so memory stays flat however large the corpus is.
 Letters: P = number of pieces, N = tokens of a piece, V = size of the vocabulary.
 """
 
@@ -37,6 +37,7 @@ from melodia.vocabulary import Vocabulary
 
 FORMAT_VERSION = 1
 SPLITS = ("train", "valid")
+TOTALS, VOCABULARY, TOKENIZER = "corpus.json", "vocabulary.json", "tokenizer.json"
 COLUMNS = ("shard", "offset", "length", "row", "flags", "notes", "bars")
 SHARD_TOKENS = 1 << 25
 CONSTANT_VELOCITY = 1
@@ -160,7 +161,7 @@ class Corpus:
         """
         folder = Path(folder)
         try:
-            summary = json.loads((folder / "corpus.json").read_text("utf-8"))
+            summary = json.loads((folder / TOTALS).read_text("utf-8"))
             if not isinstance(summary, dict) or summary.get("format_version") != FORMAT_VERSION:
                 received = (
                     summary.get("format_version") if isinstance(summary, dict) else type(summary).__name__
@@ -169,7 +170,7 @@ class Corpus:
                     f"{folder}: corpus format {received!r}, this melodia reads {FORMAT_VERSION}; build the "
                     "corpus anew"
                 )
-            vocabulary = Vocabulary.from_dict(json.loads((folder / "vocabulary.json").read_text("utf-8")))
+            vocabulary = Vocabulary.from_dict(json.loads((folder / VOCABULARY).read_text("utf-8")))
             if vocabulary.fingerprint != summary["vocabulary"]:
                 raise CorpusError(
                     f"{folder}: vocabulary.json is not the one the tokens were written with; build anew"
@@ -195,7 +196,7 @@ class Corpus:
     @property
     def tokenizer_json(self) -> str:
         """The tokenizer's file as text, "{}" if the corpus carries none."""
-        path = self.folder / "tokenizer.json"
+        path = self.folder / TOKENIZER
         return path.read_text("utf-8") if path.exists() else "{}"
 
     def verify(self) -> None:
@@ -388,9 +389,9 @@ class ShardWriter:
             "splits": {},
         }
         try:
-            parts = ["vocabulary.json", "tokenizer.json"]
-            _write_text(self.folder / "vocabulary.json.part", json.dumps(self.vocabulary.to_dict()))
-            _write_text(self.folder / "tokenizer.json.part", self.tokenizer_json)
+            parts = [VOCABULARY, TOKENIZER]
+            _write_text(self.folder / f"{VOCABULARY}.part", json.dumps(self.vocabulary.to_dict()))
+            _write_text(self.folder / f"{TOKENIZER}.part", self.tokenizer_json)
             for name, split in self._splits.items():
                 split.close()
                 index = np.array(split.rows, dtype=np.int64).reshape(-1, len(COLUMNS))
@@ -403,14 +404,14 @@ class ShardWriter:
                 columns = {"tokens": _LENGTH, "notes": _NOTES, "bars": _BARS}
                 totals = {key: int(index[:, column].sum()) for key, column in columns.items()}
                 summary["splits"][name] = {"pieces": len(index), **totals, "files": split.files}
-            _write_text(self.folder / "corpus.json.part", json.dumps(summary, indent=1))
-            (self.folder / "corpus.json").unlink(missing_ok=True)
+            _write_text(self.folder / f"{TOTALS}.part", json.dumps(summary, indent=1))
+            (self.folder / TOTALS).unlink(missing_ok=True)
             for name in parts:
                 (self.folder / f"{name}.part").replace(self.folder / name)
             for old in self.folder.glob("*-[0-9][0-9][0-9][0-9][0-9].bin"):
                 if old.name not in parts:
                     old.unlink()
-            (self.folder / "corpus.json.part").replace(self.folder / "corpus.json")
+            (self.folder / f"{TOTALS}.part").replace(self.folder / TOTALS)
         except OSError as error:
             raise _cannot_write(self.folder, error) from error
         return str(summary["fingerprint"])
@@ -450,5 +451,5 @@ def _write_text(path: Path, text: str) -> None:
 def _cannot_write(folder: Path, error: OSError) -> CorpusError:
     reason = error.strerror or repr(error)
     return CorpusError(
-        f"cannot write the corpus to {folder}: {reason}; free some space or choose another folder"
+        f"cannot write the corpus to {folder}: {reason}; free some space or choose another folder (`cache`)"
     )

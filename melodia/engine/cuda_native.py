@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from melodia.engine import native
+from melodia.engine.rules import pack
 from melodia.errors import ConfigError, GrammarError
 
 
@@ -272,9 +273,7 @@ class Loop:
 
     def choose(self, lane: int, legal: NDArray[np.bool_]) -> None:
         """Draw a token for a lane that asks."""
-        bits = np.zeros(-(-len(legal) // 64) * 8, np.uint8)
-        packed = np.packbits(legal, bitorder="little")
-        bits[: len(packed)] = packed
+        bits = pack(legal)
         self._check(self._library.melodia_loop_choose(self._pointer, lane, bits.ctypes.data))
 
     def take(self, lane: int) -> None:

@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 
 from melodia.errors import ConfigError
 from melodia.evaluation.notes import NoteTable, note_table
+from melodia.key_finding import MAJOR, MINOR
 
 NAN = float("nan")
 SCALES = {"major": (0, 2, 4, 5, 7, 9, 11), "minor": (0, 2, 3, 5, 7, 8, 10)}
 NOTE_NAMES = ("C", "C#", "D", "Eb", "E", "F", "F#", "G", "Ab", "A", "Bb", "B")
-# Probe-tone ratings, Krumhansl & Kessler 1982, as printed in Krumhansl 1990, table 2.1.
 KEY_PROFILES = {
-    "major": (6.35, 2.23, 3.48, 2.33, 4.38, 4.09, 2.52, 5.19, 2.39, 3.66, 2.29, 2.88),
-    "minor": (6.33, 2.68, 3.52, 5.38, 2.60, 3.53, 2.54, 4.75, 3.98, 2.69, 3.34, 3.17),
+    mode: tuple(hundredths / 100 for hundredths in profile)
+    for mode, profile in (("major", MAJOR), ("minor", MINOR))
 }
 # Upper edges of duration and onset-interval bins, in quarter notes; between two musical values each.
 RHYTHM_EDGES = (0.0, 0.1, 0.19, 0.29, 0.415, 0.6, 0.9, 1.25, 1.75, 2.5, 3.5, 5.0, np.inf)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from melodia.errors import GrammarError
+from melodia.checks import truth_value, whole_number
+from melodia.errors import ConfigError, GrammarError
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Constraints:
         allow_eos: whether EOS may come; a stream that never ends has False.
 
     Raises:
+        ConfigError: a value is of the wrong kind or outside its limits.
         GrammarError: a limit contradicts itself or another.
 
     >>> Constraints(programs=(0, -1), pitch_range=(48, 84), time_signatures=("3/4",)).max_polyphony is None
@@ -49,43 +51,54 @@ class Constraints:
 
     def __post_init__(self) -> None:
         if self.programs is not None:
-            object.__setattr__(self, "programs", tuple(self.programs))
+            self._numbers("programs", -1, 127, " within 0 and 127, or -1 for the drums")
             _require(bool(self.programs), "programs must name at least one program; give None for all")
-            wrong = [p for p in self.programs if not -1 <= p <= 127]
-            _require(not wrong, f"programs must be within 0 and 127, or -1 for drums (received {wrong})")
         if self.pitch_range is not None:
-            low, high = self.pitch_range
+            self._numbers("pitch_range", 0, 127)
             _require(
-                0 <= low <= high <= 127,
+                len(self.pitch_range) == 2 and self.pitch_range[0] <= self.pitch_range[1],
                 f"pitch_range must be lowest and highest within 0 and 127 (received {self.pitch_range})",
             )
         if self.pitch_classes is not None:
-            object.__setattr__(self, "pitch_classes", tuple(sorted(set(self.pitch_classes))))
-            _require(
-                bool(self.pitch_classes) and set(self.pitch_classes) <= set(range(12)),
-                f"pitch_classes must be numbers within 0 and 11, at least one (received {self.pitch_classes})",
-            )
+            self._numbers("pitch_classes", 0, 11)
+            self._set("pitch_classes", tuple(sorted(set(self.pitch_classes))))
+            _require(bool(self.pitch_classes), "pitch_classes must name at least one; give None for all")
         if self.time_signatures is not None:
-            object.__setattr__(self, "time_signatures", _names(self.time_signatures))
+            self._set("time_signatures", _names(self.time_signatures))
             _require(
                 bool(self.time_signatures), "time_signatures must name at least one metre; give None for all"
             )
-        if self.max_polyphony is not None:
-            _require(
-                self.max_polyphony >= 1, f"max_polyphony must be at least 1 (received {self.max_polyphony})"
-            )
-        _require(self.min_bars >= 0, f"min_bars must be at least 0 (received {self.min_bars})")
+        for name, low in (("max_polyphony", 1), ("min_bars", 0), ("max_bars", 1)):
+            if getattr(self, name) is not None:
+                self._set(name, whole_number(name, getattr(self, name), low))
+        for name in ("allow_metre_changes", "allow_tempo", "allow_tempo_changes", "allow_eos"):
+            self._set(name, truth_value(name, getattr(self, name)))
         if self.max_bars is not None:
-            _require(self.max_bars >= 1, f"max_bars must be at least 1 (received {self.max_bars})")
             _require(
                 self.min_bars <= self.max_bars,
                 f"min_bars must not be above max_bars (received {self.min_bars} and {self.max_bars})",
             )
             _require(self.allow_eos, "max_bars needs allow_eos: nothing else can come behind the last bar")
 
+    def _numbers(self, name: str, low: int, high: int, limits: str = "") -> None:
+        values = getattr(self, name)
+        if isinstance(values, str) or not isinstance(values, Iterable):
+            raise ConfigError(f"`{name}` must be a list of whole numbers (received {values!r})")
+        numbers = [
+            whole_number(f"{name}[{place}]", value, low, high, limits=limits)
+            for place, value in enumerate(values)
+        ]
+        self._set(name, tuple(numbers))
+
+    def _set(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)
+
 
 def _names(metres: Iterable[str]) -> tuple[str, ...]:
-    return (metres,) if isinstance(metres, str) else tuple(metres)
+    names = (metres,) if isinstance(metres, str) else tuple(metres) if isinstance(metres, Iterable) else ()
+    if not all(isinstance(name, str) for name in names) or not isinstance(metres, Iterable):
+        raise ConfigError(f'`time_signatures` must be metres such as "3/4" (received {metres!r})')
+    return names
 
 
 def _require(condition: bool, message: str) -> None:

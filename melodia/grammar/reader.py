@@ -34,7 +34,6 @@ class TokenReader:
         tempi: (tick, quarter notes a minute) so far.
         metres: (tick, numerator, denominator) so far.
         bar_starts: tick of each bar's first line so far.
-        passed_over: tokens that made no sense where they stood.
 
     >>> from melodia.tokenizer import Tokenizer, TokenizerConfig
     >>> vocabulary = Tokenizer(TokenizerConfig()).vocabulary
@@ -48,7 +47,6 @@ class TokenReader:
     tempi: list[tuple[int, float]] = field(default_factory=list)
     metres: list[tuple[int, int, int]] = field(default_factory=list)
     bar_starts: list[int] = field(default_factory=list)
-    passed_over: int = 0
 
     def __post_init__(self) -> None:
         self._tables: Tables = compile_tables(self.vocabulary)
@@ -114,32 +112,25 @@ class TokenReader:
         op, value = tables.ops[token], tables.values[token]
         if op == Op.PITCH or op == Op.DRUM:
             self._pitch = None
-            if self._program is None or (op == Op.DRUM) != (self._program < 0):
-                self.passed_over += 1
-            else:
+            if self._program is not None and (op == Op.DRUM) == (self._program < 0):
                 self._pitch, self._velocity, self._onset = value, None, self._now
         elif op == Op.VELOCITY:
-            if self._pitch is None or self._velocity is not None:
-                self.passed_over += 1
-            elif tables.on_off:
-                self._open.setdefault((self._program or 0, self._pitch), (self._now, value))
-                self._pitch = None
-            else:
-                self._velocity = value
+            if self._pitch is not None and self._velocity is None:
+                if tables.on_off:
+                    self._open.setdefault((self._program or 0, self._pitch), (self._now, value))
+                    self._pitch = None
+                else:
+                    self._velocity = value
         elif op == Op.MICRO:
             self._onset = max(0, self._now + value)
         elif op == Op.DURATION:
             pitch, velocity = self._pitch, self._velocity
             self._pitch = self._velocity = None
-            if pitch is None or velocity is None or self._program is None:
-                self.passed_over += 1
-            else:
+            if pitch is not None and velocity is not None and self._program is not None:
                 return NoteEvent(self._onset, value * self._unit, self._program, pitch, velocity)
         elif op == Op.NOTE_OFF or op == Op.DRUM_OFF:
             found = None if self._program is None else self._open.pop((self._program, value), None)
-            if found is None or found[0] >= self._now:
-                self.passed_over += 1
-            else:
+            if found is not None and found[0] < self._now:
                 return NoteEvent(found[0], self._now - found[0], self._program or 0, value, found[1])
         elif op == Op.PROGRAM:
             self._program = value

@@ -129,11 +129,20 @@ def _compile(scheme: str, tokens: tuple[str, ...], positions_per_beat: int) -> T
     )
 
 
+def units_of(value: str, positions_per_beat: int) -> int:
+    """Grid units of a "beats.parts.parts in a beat" value.
+
+    >>> units_of("1.2.4", 12)
+    18
+    """
+    beats, parts, resolution = map(int, value.split("."))
+    return (beats * resolution + parts) * positions_per_beat // resolution
+
+
 def _operand(op: Op, value: str, positions_per_beat: int) -> int:
     """The number behind a token's type."""
     if op in (Op.DURATION, Op.TIME_SHIFT):
-        beats, parts, resolution = (int(part) for part in value.split("."))
-        return (beats * resolution + parts) * positions_per_beat // resolution
+        return units_of(value, positions_per_beat)
     if op == Op.TEMPO:
         return round(float(value) * 100)
     if op in (Op.POSITION, Op.PROGRAM, Op.PITCH, Op.DRUM, Op.VELOCITY, Op.NOTE_OFF, Op.DRUM_OFF, Op.MICRO):

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from melodia.kernels import native
+from melodia.kernels.amp import LOW_PRECISION
 
 LIBRARY = Path(__file__).with_name("libmelodia_cuda.so")
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -38,16 +39,7 @@ _CHOICES = {
 
 # The arguments that autocast converts, by operator: gates, weights and tables. States and biases stay, which of a
 # list of weights are those that are no matrices.
-_CAST = {
-    "lstm_step": (0, 3),
-    "gru_step": (0, 2),
-    "lstm_scan": (0, 3),
-    "gru_scan": (0, 2),
-    "pair_scan": (0, 1, 5, 7),
-    "wave_scan": (0, 3),
-    "lookup": (1,),
-    "hybrid_step": (0, 2),
-}
+_CAST = LOW_PRECISION | {"lstm_step": (0, 3), "gru_step": (0, 2), "hybrid_step": (0, 2)}
 _IMPLEMENTATIONS = torch.library.Library("melodia", "IMPL")
 
 

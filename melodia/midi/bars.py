@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from symusic.core import ScoreTick
 
+from melodia.notes import bar_stretches, metres_from_start
+
 
 @dataclass(frozen=True)
 class BarTable:
@@ -43,26 +45,7 @@ class BarTable:
 
 def metres_of(score: ScoreTick) -> list[tuple[int, int, int]]:
     """Time signatures as (tick, numerator, denominator), the first at tick 0 (4/4 if there is none)."""
-    metres = sorted({s.time: (s.time, s.numerator, s.denominator) for s in score.time_signatures}.values())
-    if not metres or metres[0][0] > 0:
-        metres.insert(0, (0, 4, 4))
-    return metres
-
-
-def _stretches(
-    metres: list[tuple[int, int, int]], ticks_per_quarter: int, end: int
-) -> list[tuple[int, int, int, int, int]]:
-    """Per metre: start, numerator, denominator, number of bars, end. Only the last bar may be cut."""
-    found = []
-    for index, (start, top, bottom) in enumerate(metres):
-        if start >= end and index > 0:
-            break
-        last = index + 1 == len(metres) or metres[index + 1][0] >= end
-        stop = max(end, start + 1) if last else metres[index + 1][0]
-        whole = 4 * ticks_per_quarter * top  # ticks of a bar, times the denominator
-        bars = max(1, -(-(stop - start) * bottom // whole))
-        found.append((start, top, bottom, bars, start + bars * whole // bottom if last else stop))
-    return found
+    return metres_from_start((s.time, s.numerator, s.denominator) for s in score.time_signatures)
 
 
 def bar_count(metres: list[tuple[int, int, int]], ticks_per_quarter: int, end: int) -> int:
@@ -79,7 +62,7 @@ def bar_count(metres: list[tuple[int, int, int]], ticks_per_quarter: int, end: i
     >>> bar_count([(0, 4, 4), (3840, 3, 4)], 480, 3841)
     3
     """
-    return sum(bars for _, _, _, bars, _ in _stretches(metres, ticks_per_quarter, end))
+    return sum(stretch.bars for stretch in bar_stretches(metres, end, ticks_per_quarter))
 
 
 def bar_line(metres: list[tuple[int, int, int]], ticks_per_quarter: int, bar: int) -> int:
@@ -116,17 +99,16 @@ def bar_table(score: ScoreTick, end: int | None = None) -> BarTable:
 
     Returns:
         the table; it has at least one bar.
+
+    Raises:
+        MidiError: a time signature is none, or there are more than 200,000 bars.
     """
     resolution = score.ticks_per_quarter
-    stretches = _stretches(metres_of(score), resolution, score.end() if end is None else end)
-    starts = [
-        start + np.arange(bars, dtype=np.int64) * (4 * resolution * top) // bottom
-        for start, top, bottom, bars, _ in stretches
-    ]
-    counts = [bars for _, _, _, bars, _ in stretches]
+    stretches = bar_stretches(metres_of(score), score.end() if end is None else end, resolution)
+    counts = [stretch.bars for stretch in stretches]
     return BarTable(
-        starts=np.concatenate(starts),
-        numerators=np.repeat(np.array([top for _, top, _, _, _ in stretches], np.int32), counts),
-        denominators=np.repeat(np.array([bottom for _, _, bottom, _, _ in stretches], np.int32), counts),
-        end=stretches[-1][4],
+        starts=np.concatenate([stretch.lines(resolution) for stretch in stretches]),
+        numerators=np.repeat(np.array([stretch.numerator for stretch in stretches], np.int32), counts),
+        denominators=np.repeat(np.array([stretch.denominator for stretch in stretches], np.int32), counts),
+        end=stretches[-1].end,
     )

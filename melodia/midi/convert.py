@@ -1,4 +1,4 @@
-"""Between scores and `pretty_midi.PrettyMIDI`; the only importer of pretty_midi."""
+"""Between scores and `pretty_midi.PrettyMIDI`."""
 
 from __future__ import annotations
 

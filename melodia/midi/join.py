@@ -13,6 +13,7 @@ from melodia.errors import ConfigError
 from melodia.midi.bars import BarTable, bar_table
 from melodia.midi.convert import seconds_of
 from melodia.midi.report import Finding, Findings
+from melodia.notes import program_of
 
 __all__ = ["bar_table", "cut_score", "end_on_bar", "join", "window"]
 
@@ -180,8 +181,9 @@ def join(
 
     The continuation's tick 0 comes to lie at `at_tick`. Its notes go to the seed's first track of the same
     program (the drums to the drums), or to a new track. Seed notes that begin at `at_tick` or later are
-    dropped; those that still sound go on until they end or the continuation strikes their pitch. Pedals are
-    lifted and bends ended at the join. Tempo, metre and key of the seed go on.
+    dropped, and so are its controllers and bends there; notes that still sound go on until they end or the
+    continuation strikes their pitch. Pedals are lifted and bends ended at the join. Tempo, metre and key of the
+    seed go on.
 
     Args:
         seed: what stands before; its resolution is kept.
@@ -201,13 +203,13 @@ def join(
     result = seed.copy()
     _clear_after(result, at_tick, findings)
     _release(result, at_tick, findings)
-    homes: dict[tuple[bool, int], int] = {}
+    homes: dict[int, int] = {}
     for index, track in enumerate(result.tracks):
-        homes.setdefault((track.is_drum, 0 if track.is_drum else track.program), index)
+        homes.setdefault(program_of(track), index)
     for track in continuation.tracks:
         if not len(track.notes):
             continue
-        key = (track.is_drum, 0 if track.is_drum else track.program)
+        key = program_of(track)
         if key not in homes:
             homes[key] = len(result.tracks)
             result.tracks.append(TrackTick(track.name, track.program, track.is_drum))
@@ -240,8 +242,8 @@ def _clear_after(score: ScoreTick, tick: int, findings: Findings) -> None:
         for name in ("controls", "pitch_bends"):
             events = getattr(track, name)
             columns = events.numpy()
-            if len(events) and (columns["time"] > tick).any():
-                kept = columns["time"] <= tick
+            kept = columns["time"] < tick
+            if not kept.all():
                 setattr(track, name, type(events).from_numpy(*(values[kept] for values in columns.values())))
 
 
@@ -267,7 +269,7 @@ def _append(score: ScoreTick, index: int, track: TrackTick, at_tick: int, findin
     new: _Columns = track.notes.numpy()
     new["time"] = new["time"] + np.int32(at_tick)
     for other in score.tracks:
-        if other.is_drum == home.is_drum and (home.is_drum or other.program == home.program):
+        if program_of(other) == program_of(home):
             _end_at_strikes(other, new, at_tick, findings)
     old: _Columns = home.notes.numpy()
     merged = {name: np.concatenate((old[name], new[name])) for name in old}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from melodia.errors import ConfigError
+from melodia.checks import whole_number
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,5 @@ class Limits:
 
     def __post_init__(self) -> None:
         for entry in fields(self):
-            value = getattr(self, entry.name)
-            if value < 1:
-                raise ConfigError(f"Limits.{entry.name} must be at least 1 (received {value})")
+            value = whole_number(f"Limits.{entry.name}", getattr(self, entry.name), 1)
+            object.__setattr__(self, entry.name, value)

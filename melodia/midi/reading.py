@@ -19,6 +19,7 @@ from melodia.midi.repair import pair_notes
 from melodia.midi.report import Findings, ReadReport
 from melodia.midi.smf import SmfEvents, parse_smf
 from melodia.midi.timeline import lay_in_sequence, read_timeline, seconds_at
+from melodia.notes import program_of
 
 if TYPE_CHECKING:
     import pretty_midi
@@ -53,12 +54,7 @@ def read_score(source: Source, *, limits: Limits | None = None) -> tuple[ScoreTi
         name, data = "<bytes>", bytes(source)
     elif hasattr(source, "read"):
         name = show_path(getattr(source, "name", "<file object>"))
-        try:
-            data = source.read(limits.size + 1)
-        except (OSError, ValueError) as error:  # ValueError: the file is closed
-            raise MidiError(f"{name}: cannot be read ({error}); open the file again") from None
-        if not isinstance(data, bytes):
-            raise MidiError(f"{name}: is open as text; open it in binary mode ('rb')")
+        data = _read_stream(source, name, limits)
     else:
         from melodia.midi.convert import events_of_pretty_midi
 
@@ -96,10 +92,27 @@ def named(path: object, error: MelodiaError) -> str:
 
 def too_large(name: str, size: int, limits: Limits) -> MidiError:
     """The error for a file over the limit of size."""
+    most = f"{limits.size / 2**20:g} MiB"
+    over = (
+        size - limits.size > 0.1 * 2**20
+    )  # else the rounded size says nothing, or only the first bytes were read
+    found = f"{size / 2**20:.1f} MiB, limit {most}" if over else f"more than {most}"
     return MidiError(
-        f"{name}: is too large for MIDI ({size / 2**20:.1f} MiB, limit {limits.size / 2**20:g} MiB); "
-        "split it, or check that it is a MIDI file at all"
+        f"{name}: is too large for MIDI ({found}); split it, or check that it is a MIDI file at all"
     )
+
+
+def _read_stream(source: IO[bytes], name: str, limits: Limits) -> bytes:
+    """What an open file holds, up to one byte more than the limit; a raw one gives less at a time than is there."""
+    data = b""
+    try:
+        while len(data) <= limits.size and (more := source.read(limits.size + 1 - len(data))) != b"":
+            if not isinstance(more, bytes):
+                raise MidiError(f"{name}: is open as text; open it in binary mode ('rb')")
+            data += more
+    except (OSError, ValueError) as error:  # ValueError: the file is closed
+        raise MidiError(f"{name}: cannot be read ({error}); open the file again") from None
+    return data
 
 
 def _read_file(path: str | os.PathLike[str], name: str, limits: Limits) -> bytes:
@@ -172,7 +185,7 @@ def _finish(
         notes=score.note_num(),
         bars=bar_count(timeline.metres, timeline.ticks_per_quarter, end),
         seconds=seconds_at(timeline.tempi, timeline.ticks_per_quarter, end),
-        programs=sorted({-1 if track.is_drum else track.program for track in score.tracks}),
+        programs=sorted({program_of(track) for track in score.tracks}),
         tempi=[(tick, 60e6 / tempo) for tick, tempo in timeline.tempi],
         time_signatures=timeline.metres,
         key_signatures=timeline.keys,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
+
+from melodia.wording import clock, counted
 
 Kind = Literal["repaired", "dropped", "quantised", "not carried", "note"]
 
@@ -59,11 +61,6 @@ class Findings:
             self._counts[key] = 0
             self._details[key] = detail
         self._counts[key] += count
-
-    def extend(self, findings: Iterable[Finding]) -> None:
-        """Add findings that were made elsewhere."""
-        for finding in findings:
-            self.add(finding.kind, finding.what, finding.count, finding.detail)
 
     def __iter__(self) -> Iterator[Finding]:
         return iter(self.to_list())
@@ -123,12 +120,11 @@ class ReadReport:
 
     def lines(self) -> list[str]:
         """The report as lines of text for a person."""
-        minutes, seconds = divmod(round(self.seconds), 60)
         programs = ", ".join("drums" if program < 0 else str(program) for program in self.programs)
         text = [
             self.path,
-            f"  {self.notes:,} notes in {self.tracks} track{'s' * (self.tracks != 1)}, {self.bars:,} bars, "
-            f"{minutes}:{seconds:02d}, {self.ticks_per_quarter} ticks per quarter, format {self.midi_format}",
+            f"  {counted(self.notes, 'note')} in {counted(self.tracks, 'track')}, {counted(self.bars, 'bar')}, "
+            f"{clock(self.seconds)}, {self.ticks_per_quarter} ticks per quarter, format {self.midi_format}",
             f"  programs: {programs}",
             "  tempo: " + _list([f"{tempo:.6g}" for _, tempo in self.tempi]) + " quarters per minute",
             "  metre: " + _list([f"{top}/{bottom}" for _, top, bottom in self.time_signatures]),

@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
+from numpy.typing import NDArray
 from symusic.core import ScoreTick, TrackTick
 
 from melodia.checks import file_path
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     import pretty_midi
 
 _CHANNELS = [channel for channel in range(16) if channel != 9]
+_LAST_TICK = (1 << 28) - 1  # what four bytes of seven bits hold
 _META, _NOTE_OFF, _PROGRAM, _CONTROL, _NOTE_ON = range(5)  # order at one tick
 
 
@@ -89,6 +92,7 @@ def midi_bytes(midi: ScoreTick | pretty_midi.PrettyMIDI) -> bytes:
         raise MidiError(
             f"MIDI is written from a score or a PrettyMIDI, not from {type(midi).__name__}; convert it"
         )
+    _check(midi)
     tracks = [_conductor(midi)]
     tracks += [
         _track(part, channel) for part, channel in zip(midi.tracks, _assign_channels(midi), strict=True)
@@ -104,6 +108,38 @@ def midi_bytes(midi: ScoreTick | pretty_midi.PrettyMIDI) -> bytes:
         + b"".join(value.to_bytes(2, "big") for value in (1, len(tracks), resolution))
     )
     return header + b"".join(b"MTrk" + len(track).to_bytes(4, "big") + track for track in tracks)
+
+
+def _check(score: ScoreTick) -> None:
+    """Raise MidiError for what no MIDI file can say."""
+    for _, top, bottom in metres_of(score):
+        if not 1 <= top <= 255 or bottom < 1 or bottom & (bottom - 1):
+            raise MidiError(
+                f"a MIDI file has metres of 1 to 255 halves, quarters, eighths and so on (received {top}/{bottom}); "
+                "correct the time signatures"
+            )
+    for name in ("tempos", "time_signatures", "key_signatures"):
+        _check_values("tick", np.array([event.time for event in getattr(score, name)]), _LAST_TICK)
+    for track in score.tracks:
+        notes, controls, bends = track.notes.numpy(), track.controls.numpy(), track.pitch_bends.numpy()
+        for columns in (notes, controls, bends):
+            _check_values("tick", columns["time"], _LAST_TICK)
+        _check_values("end of a note", notes["time"].astype(np.int64) + notes["duration"], _LAST_TICK)
+        for what, values in (
+            ("program", np.array([track.program])),
+            ("pitch", notes["pitch"]),
+            ("controller", controls["number"]),
+            ("value of a controller", controls["value"]),
+        ):
+            _check_values(what, values, 127)
+
+
+def _check_values(what: str, values: NDArray[Any], most: int) -> None:
+    wrong = values[(values < 0) | (values > most)]
+    if len(wrong):
+        raise MidiError(
+            f"in a MIDI file a {what} lies within 0 and {most} (received {wrong[0]}); correct the score"
+        )
 
 
 def _assign_channels(score: ScoreTick) -> list[int]:
@@ -144,11 +180,11 @@ def _track(track: TrackTick, channel: int) -> bytes:
     for tick, number, value in zip(
         *(columns[name].tolist() for name in ("time", "number", "value")), strict=True
     ):
-        events.append((tick, _CONTROL, number, bytes([0xB0 | channel, number, value])))
+        events.append((tick, _CONTROL, 0, bytes([0xB0 | channel, number, value])))
     columns = track.pitch_bends.numpy()
     for tick, value in zip(columns["time"].tolist(), columns["value"].tolist(), strict=True):
         value = min(max(value, -8192), 8191) + 8192
-        events.append((tick, _CONTROL, 128, bytes([0xE0 | channel, value & 0x7F, value >> 7])))
+        events.append((tick, _CONTROL, 1, bytes([0xE0 | channel, value & 0x7F, value >> 7])))
     columns = track.notes.numpy()
     names = ("time", "duration", "pitch", "velocity")
     for tick, length, pitch, velocity in zip(*(columns[name].tolist() for name in names), strict=True):
@@ -158,10 +194,10 @@ def _track(track: TrackTick, channel: int) -> bytes:
 
 
 def _encode(events: list[tuple[int, int, int, bytes]]) -> bytes:
-    """Events (tick, order, order, message) as the content of a track chunk."""
+    """Events (tick, order, order, message) as the content of a track chunk; equal ones stay in their order."""
     out = bytearray()
     now = 0
-    for tick, _, _, message in sorted(events):
+    for tick, _, _, message in sorted(events, key=lambda event: event[:3]):
         delta, now = tick - now, tick
         if delta < 0x80:
             out.append(delta)

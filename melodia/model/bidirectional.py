@@ -29,21 +29,6 @@ from melodia.model.state import State
 
 
 @dataclass(frozen=True)
-class Waiting:
-    """The tokens of the unfinished block of each lane.
-
-    Attributes:
-        tokens: [B, block_max] int32, zeros behind the length.
-        side: [B, block_max, S] int32.
-        lengths: [B] int64.
-    """
-
-    tokens: Tensor
-    side: Tensor
-    lengths: Tensor
-
-
-@dataclass(frozen=True)
 class Blocks:
     """Finished blocks, lane after lane.
 

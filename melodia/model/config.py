@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from melodia.checks import real_number, truth_value, whole_number
 from melodia.errors import ConfigError
 from melodia.side_inputs import SideInputSpec
 
@@ -17,6 +18,7 @@ DROPOUTS = {"tiny": 0.1, "small": 0.2, "base": 0.3, "large": 0.4}
 BLOCK_MAX = 256  # tokens, where the config names none; few bars are longer, and longer ones are cut
 
 MAX_VOCABULARY, MAX_HIDDEN, MAX_LAYERS, MAX_SIDE_INPUTS, MAX_BLOCK = 1 << 20, 1 << 14, 64, 16, 1 << 14
+MAX_DROPOUT = 0.999999
 
 
 @dataclass(frozen=True)
@@ -104,9 +106,7 @@ class ModelConfig:
             default("combine", "concat")
         if self.kind == "bidirectional":
             default("encoder", "lstm")
-            default(
-                "encoder_hidden_size", max(1, self.hidden_size // 2) if _is_int(self.hidden_size) else None
-            )
+            default("encoder_hidden_size", max(1, whole_number("hidden_size", self.hidden_size, 1) // 2))
             default("encoder_layers", 1)
             default("block_max", BLOCK_MAX if self.block_length is None else self.block_length)
         object.__setattr__(self, "side_inputs", tuple(_side_input(value) for value in self.side_inputs))
@@ -119,20 +119,17 @@ class ModelConfig:
         return self.kind != "gru", self.kind != "lstm"
 
     def _check_sizes(self) -> None:
-        _check_int("vocab_size", self.vocab_size, 1, MAX_VOCABULARY)
-        _check_int("hidden_size", self.hidden_size, 1, MAX_HIDDEN)
-        _check_int("embedding_size", self.embedding_size, 1, MAX_HIDDEN)
+        self._whole("vocab_size", 1, MAX_VOCABULARY)
+        self._whole("hidden_size", 1, MAX_HIDDEN)
+        self._whole("embedding_size", 1, MAX_HIDDEN)
         for name in ("dropout", "embedding_dropout", "weight_drop"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
-                raise ConfigError(f"{name} must lie in [0, 1) (received {value!r})")
+            object.__setattr__(self, name, real_number(name, getattr(self, name), 0, MAX_DROPOUT))
         for name in ("tie_weights", "residual", "layer_norm"):
-            if not isinstance(getattr(self, name), bool):
-                raise ConfigError(f"{name} must be true or false (received {getattr(self, name)!r})")
+            object.__setattr__(self, name, truth_value(name, getattr(self, name)))
         if len(self.side_inputs) > MAX_SIDE_INPUTS:
             raise ConfigError(f"at most {MAX_SIDE_INPUTS} side inputs (received {len(self.side_inputs)})")
         for spec in self.side_inputs:
-            _check_int(f"the size of side input {spec.name}", spec.size, 1, MAX_VOCABULARY)
+            whole_number("size", spec.size, 1, MAX_VOCABULARY)
         names = [spec.name for spec in self.side_inputs]
         if len(set(names)) < len(names):
             raise ConfigError(f"a side input stands twice: {', '.join(names)}")
@@ -141,7 +138,7 @@ class ModelConfig:
         for cell, present in zip(("lstm", "gru"), self._cells(), strict=True):
             layers = getattr(self, f"{cell}_layers")
             if present:
-                _check_int(f"{cell}_layers of a {self.kind} model", layers, 1, MAX_LAYERS)
+                self._whole(f"{cell}_layers", 1, MAX_LAYERS)
             elif layers != 0:
                 encoder = f" with encoder={self.encoder!r}" if self.encoder else ""
                 raise ConfigError(
@@ -177,23 +174,29 @@ class ModelConfig:
             return
         if self.encoder not in ("lstm", "gru"):
             raise ConfigError(f"`encoder` must be lstm or gru (received {self.encoder!r})")
-        _check_int("encoder_hidden_size", self.encoder_hidden_size, 1, MAX_HIDDEN)
-        _check_int("encoder_layers", self.encoder_layers, 1, MAX_LAYERS)
-        _check_int("block_max", self.block_max, 1, MAX_BLOCK)
+        self._whole("encoder_hidden_size", 1, MAX_HIDDEN)
+        self._whole("encoder_layers", 1, MAX_LAYERS)
+        self._whole("block_max", 1, MAX_BLOCK)
         if bool(self.block_starts) == (self.block_length is not None):
             raise ConfigError(
                 "a bidirectional model needs block_starts (the tokens that begin a block, such as bars) "
                 f"or block_length, and not both (received {self.block_starts!r} and {self.block_length!r})"
             )
         if self.block_length is not None:
-            _check_int("block_length", self.block_length, 1, MAX_BLOCK)
+            self._whole("block_length", 1, MAX_BLOCK)
             if self.block_max != self.block_length:
                 raise ConfigError(
                     "with block_length every block has that length; leave block_max out "
                     f"(received {self.block_length} and {self.block_max})"
                 )
-        for token in self.block_starts:
-            _check_int("a token id of block_starts", token, 0, self.vocab_size - 1)
+        starts = [
+            whole_number(f"block_starts[{place}]", token, 0, self.vocab_size - 1)
+            for place, token in enumerate(self.block_starts)
+        ]
+        object.__setattr__(self, "block_starts", tuple(starts))
+
+    def _whole(self, name: str, low: int, high: int) -> None:
+        object.__setattr__(self, name, whole_number(name, getattr(self, name), low, high))
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready copy; fields that are None are left out."""
@@ -248,15 +251,6 @@ class ModelConfig:
     def blocks(self) -> bool:
         """Whether the model cuts the music into blocks."""
         return self.kind == "bidirectional"
-
-
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _check_int(name: str, value: Any, low: int, high: int) -> None:
-    if not _is_int(value) or not low <= value <= high:
-        raise ConfigError(f"{name} must be a whole number from {low} to {high} (received {value!r})")
 
 
 def _side_input(value: SideInputSpec | tuple[str, int]) -> SideInputSpec:

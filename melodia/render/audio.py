@@ -138,14 +138,14 @@ def find_fluidsynth() -> tuple[str, Path]:
         raise BackendError("the command fluidsynth is not on the PATH; install FluidSynth for better sound")
     named = os.environ.get("MELODIA_SOUNDFONT")
     if named:
-        soundfont = Path(named).expanduser()
+        soundfont = _expanded(named)
         if not soundfont.is_file():
             raise ConfigError(
                 f"MELODIA_SOUNDFONT names {show_path(named)}, which is no file; correct or unset it"
             )
         return command, soundfont.resolve()
     for folder in SOUNDFONT_FOLDERS:
-        place = Path(folder).expanduser()
+        place = _expanded(folder)
         found = sorted(file for file in place.glob("*.sf[23]") if file.is_file()) if place.is_dir() else []
         if found:
             ranks = {name: rank for rank, name in enumerate(PREFERRED_SOUNDFONTS)}
@@ -158,6 +158,11 @@ def find_fluidsynth() -> tuple[str, Path]:
     raise BackendError(
         "no soundfont is in the standard folders; install one or name one in MELODIA_SOUNDFONT"
     )
+
+
+def _expanded(path: str) -> Path:
+    """A path with the user's home folder for ~; as it stands where the user has none."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111  # Path.expanduser raises there
 
 
 def _with_fluidsynth(

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from melodia.notes import bar_stretches
+
 if TYPE_CHECKING:
     import pretty_midi
-
-MAX_BARS = 100_000
 
 
 @dataclass(frozen=True)
@@ -42,12 +43,11 @@ class Clock:
         self._rates = np.maximum(np.asarray(tempi, np.float64), 1e-3) / 60.0  # quarter notes a second
         steps = np.diff(self._times) * self._rates[:-1]
         self._quarters = np.concatenate([[0.0], np.cumsum(steps)]) + self._times[0] * self._rates[0]
+        self._resolution = int(midi.resolution)
         self._metres = [
-            (round(float(self.quarters(change.time)), 4), change.numerator, change.denominator)
-            for change in sorted(midi.time_signature_changes, key=lambda change: change.time)
+            (round(float(self.quarters(m.time)) * self._resolution), m.numerator, m.denominator)
+            for m in midi.time_signature_changes
         ]
-        if not self._metres or self._metres[0][0] > 0:
-            self._metres.insert(0, (0.0, 4, 4))
 
     def quarters(self, seconds: ArrayLike) -> NDArray[np.float64]:
         """Seconds to quarter notes from the beginning."""
@@ -62,18 +62,10 @@ class Clock:
         return self._times[index] + (quarters - self._quarters[index]) / self._rates[index]
 
     def bars(self, end: float) -> list[Bar]:
-        """The bars from the beginning up to `end` (quarter notes), at least one; a new metre begins a new bar."""
+        """The bars from the beginning up to `end` (quarter notes), at least one; see `melodia.notes.bar_stretches`."""
         found: list[Bar] = []
-        for index, (start, numerator, denominator) in enumerate(self._metres):
-            last = index + 1 == len(self._metres)
-            until = end if last else min(end, self._metres[index + 1][0])
-            length = 4.0 * numerator / denominator
-            count = 0
-            while len(found) < MAX_BARS:
-                begin = start + count * length
-                if begin >= until - 1e-3 and (found or not last):
-                    break
-                room = self._metres[index + 1][0] - begin if not last else length
-                found.append(Bar(len(found) + 1, begin, min(length, room), numerator, denominator))
-                count += 1
+        for stretch in bar_stretches(self._metres, round(end * self._resolution), self._resolution):
+            lines = np.append(stretch.lines(self._resolution), stretch.end) / self._resolution
+            for begin, stop in pairwise(lines.tolist()):
+                found.append(Bar(len(found) + 1, begin, stop - begin, stretch.numerator, stretch.denominator))
         return found

@@ -13,8 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from melodia.errors import ConfigError, MidiError
+from melodia.notes import program_of
 from melodia.render.clock import Bar, Clock
 from melodia.render.files import check_target, fresh_file
+from melodia.wording import clock
 
 if TYPE_CHECKING:
     import pretty_midi
@@ -125,7 +127,7 @@ def _collect(
     for instrument in midi.instruments:
         if not instrument.is_drum and instrument.notes and instrument.program not in programs:
             programs.append(instrument.program)
-        joins = new_programs is None or (-1 if instrument.is_drum else instrument.program) in new_programs
+        joins = new_programs is None or program_of(instrument) in new_programs
         group = 0 if instrument.is_drum else programs.index(instrument.program) if instrument.notes else 0
         for note in instrument.notes:
             new = first <= note.start < last and joins
@@ -156,12 +158,6 @@ def _text(text: str) -> str:
 
     known = get_font(findfont(FontProperties(family=FONT))).get_charmap()
     return "".join(c if ord(c) in known else "?" for c in text if c.isprintable())
-
-
-def _clock_text(seconds: float) -> str:
-    """Minutes and seconds, or tenths of a second in short pieces."""
-    minutes, rest = divmod(round(max(seconds, 0.0)), 60)
-    return f"{minutes}:{rest:02d}"
 
 
 class _Page:
@@ -373,7 +369,7 @@ class _Page:
                 figure.text(
                     (self.left + (bar.start - system[0].start) * inch) / self.width,
                     (bottom - 0.05) / self.height,
-                    _clock_text(float(self.clock.seconds(bar.start))),
+                    clock(float(self.clock.seconds(bar.start))),
                     fontsize=6.5, color=FAINT, family=FONT, va="top", ha="left",
                 )  # fmt: skip
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -14,14 +14,13 @@ from melodia.grammar import NoteEvent
 from melodia.sampler.report import GenerationReport
 from melodia.sampler.session import Session
 from melodia.sampler.timeline import Tempi
+from melodia.tokenizer.scores import build_score, columns_of
 
 if TYPE_CHECKING:
     import pretty_midi
-    from symusic.core import ScoreTick, TrackTick
+    from symusic.core import ScoreTick
 
     from melodia.originality import Index, Originality
-
-_SUSTAIN, _DRUM = 64, -1
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,7 @@ class Continuation:
     @cached_property
     def score(self) -> ScoreTick:
         """The new music alone, in grid ticks; time 0 is the bar line at or before the join."""
-        return build_score(self._notes, self._map)
+        return _score_of(self._notes, self._map)
 
     @cached_property
     def midi(self) -> pretty_midi.PrettyMIDI:
@@ -136,7 +135,7 @@ class Continuation:
         """As `joined_score`, which a caller may edit."""
         seed = self._session.seed
         if seed is None:
-            return build_score(self._notes, self._map)
+            return _score_of(self._notes, self._map)
         return join_scores(seed, self._notes, self._map)
 
 
@@ -190,33 +189,9 @@ def event_of(note: NoteEvent, ticks_per_quarter: int, seconds: Callable[[int], f
     )
 
 
-def build_score(notes: tuple[NoteEvent, ...], times: TimeMap) -> ScoreTick:
-    """A symusic score of notes, one track per program, the drums last."""
-    from symusic.core import ScoreTick, TempoTick, TimeSignatureTick
-
-    score = ScoreTick(times.ticks_per_quarter)
-    for program in sorted({note.program for note in notes}, key=lambda p: 128 if p == _DRUM else p):
-        score.tracks.append(_track([note for note in notes if note.program == program], program))
-    for tick, tempo in times.tempi:
-        score.tempos.append(TempoTick(tick, qpm=tempo))
-    for tick, top, bottom in times.metres:
-        score.time_signatures.append(TimeSignatureTick(tick, top, bottom))
-    return score
-
-
-def _track(notes: list[NoteEvent], program: int) -> TrackTick:
-    from symusic.core import TrackTick
-
-    drum = program == _DRUM
-    track = TrackTick("Drums" if drum else "", max(0, program), drum)
-    columns = np.array(sorted(notes, key=lambda n: (n.onset, n.pitch)), dtype=np.int64)
-    track.notes = type(track.notes).from_numpy(
-        columns[:, 0].astype(np.int32),
-        columns[:, 1].astype(np.int32),
-        columns[:, 3].astype(np.int8),
-        columns[:, 4].astype(np.int8),
-    )
-    return track
+def _score_of(notes: Sequence[NoteEvent], times: TimeMap) -> ScoreTick:
+    """A symusic score of notes in grid ticks."""
+    return build_score(times.ticks_per_quarter, columns_of(notes), times.tempi, times.metres)
 
 
 def join_scores(seed: ScoreTick, notes: tuple[NoteEvent, ...], times: TimeMap) -> ScoreTick:
@@ -250,7 +225,7 @@ def join_scores(seed: ScoreTick, notes: tuple[NoteEvent, ...], times: TimeMap) -
     ]
     later = TimeMap(resolution, 0, 0, ((0, times.tempi[0][1]),), ((0, *times.metres[0][1:]),), 0.0)
     at = round(times.seed_join * resolution)
-    result, _ = join(whole, build_score(tuple(moved), later), at, keep_changes=False)
+    result, _ = join(whole, _score_of(moved, later), at, keep_changes=False)
     origin = at - round(times.join * scale)
 
     def place(tick: int) -> int:
@@ -265,15 +240,4 @@ def join_scores(seed: ScoreTick, notes: tuple[NoteEvent, ...], times: TimeMap) -
     for tick, top, bottom in times.metres:
         if place(tick) > at or not metres or metres[-1] != (top, bottom):
             result.time_signatures.append(TimeSignatureTick(place(tick), top, bottom))
-    for track in result.tracks:
-        _release_pedal(track, at)
     return result
-
-
-def _release_pedal(track: TrackTick, at: int) -> None:
-    """Lift a sustain pedal that the seed leaves down: new notes were not played into it."""
-    from symusic.core import ControlChangeTick
-
-    pedals = [(control.time, control.value) for control in track.controls if control.number == _SUSTAIN]
-    if pedals and max(pedals, key=lambda pedal: pedal[0])[1] >= 64:
-        track.controls.append(ControlChangeTick(max(at, max(pedals)[0]), _SUSTAIN, 0))

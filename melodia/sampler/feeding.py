@@ -75,13 +75,23 @@ def feed_from_start(
     return _advance(reader, session, whole, side_inputs(vocabulary, whole, specs, density=density))
 
 
-def feed_rest(reader: Reader, start: Session, seed: Seed) -> tuple[Session, float]:
+def feed_rest(
+    reader: Reader, start: Session, seed: Seed, density: int | None = None
+) -> tuple[Session, float]:
     """Move a session that stands inside a seed on to its end.
+
+    Args:
+        reader: what reads.
+        start: the session.
+        seed: the whole of it.
+        density: from here on; None: as before.
 
     Returns:
         the session, and the mean NLL of the tokens that were fed, in nats.
     """
     session = start.fork()
+    if density is not None:
+        session.side.density = density
     whole = np.concatenate([[reader.vocabulary.bos], seed.ids]).astype(np.int32)
     specs = reader.runner.config.side_inputs
     sides = side_inputs(reader.vocabulary, whole, specs, density=session.side.density)

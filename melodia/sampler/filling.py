@@ -13,9 +13,9 @@ from melodia.decode.config import FILL_BRANCHES
 from melodia.errors import ConfigError
 from melodia.notes import program_of, programs_of
 from melodia.sampler.continuation import Continuation
-from melodia.sampler.report import counted
 from melodia.sampler.request import check_programs
 from melodia.sampler.seed import open_music
+from melodia.wording import counted
 
 if TYPE_CHECKING:
     import pretty_midi

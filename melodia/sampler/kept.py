@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from melodia.errors import ConfigError
 from melodia.grammar import GrammarState, Op, TokenReader
 from melodia.grammar.state import NONE
-from melodia.notes import notes_of_score
+from melodia.notes import notes_of_score, voice
 from melodia.sampler.classes import TokenClasses
 from melodia.sampler.request import Request
 from melodia.sampler.seed import open_music
@@ -101,7 +101,7 @@ class Kept:
         self._all_solo = bool(solo) and set(solo) == set(new)
         self._theirs = np.isin(classes.program_of, sorted(self.programs))
         self._orders = np.where(classes.program_of == NONE, 129, classes.program_of)
-        self._orders[classes.program_of == -1] = _order(-1)
+        self._orders[classes.program_of == -1] = voice(-1)
 
     @classmethod
     def of(cls, request: Request, classes: TokenClasses, tokenizer: Tokenizer, start: Session) -> Kept | None:
@@ -158,7 +158,7 @@ class Kept:
         """
         before = self._notes[self._next - 1] if self._next else None
         if before is not None and before.tick == s.now and s.place >= 0:
-            wanted &= self._orders >= _order(before.program)
+            wanted &= self._orders >= voice(before.program)
         self._narrow_soloists(s, wanted)
         if self._sounds_now(s):
             return
@@ -196,7 +196,7 @@ class Kept:
         note = self._notes[self._next]
         if self._sounds_now(s):
             program = int(classes.program_of[token]) if classes.program_of[token] != NONE else s.program
-            first = program not in self.programs and _order(program) < _order(note.program)
+            first = program not in self.programs and voice(program) < voice(note.program)
             self._told = int(s.program == note.program)  # it need not be named again
             self._owed = not (classes.plays[token] and first) and bool(legal[note.tokens[self._told]])
             if not self._owed:
@@ -241,8 +241,3 @@ def soloists(seed: ScoreTick | None, programs: Collection[int]) -> frozenset[int
         if alone:
             solo.add(program)
     return frozenset(solo)
-
-
-def _order(program: int) -> int:
-    """Where a program stands among the notes of one place: the drums are last."""
-    return program if program >= 0 else 128

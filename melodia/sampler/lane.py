@@ -19,6 +19,7 @@ from melodia.grammar import Grammar, NoteEvent
 from melodia.grammar.state import NONE
 from melodia.grammar.tables import MICRO_RESOLUTION
 from melodia.midi.report import Finding
+from melodia.notes import voice
 from melodia.sampler.bias import seed_bias
 from melodia.sampler.chord_bias import ChordBias
 from melodia.sampler.classes import TokenClasses
@@ -255,7 +256,7 @@ class Lane:
     def result(self) -> tuple[tuple[NoteEvent, ...], TimeMap]:
         """The new notes in ticks from the origin, by onset, cut at the end; and the map of their time."""
         notes = [self._cut(note, self.end) for note in self.notes if note.onset < self.end]
-        notes.sort(key=lambda note: (note.onset, note.program if note.program >= 0 else 128, note.pitch))
+        notes.sort(key=lambda note: (note.onset, voice(note.program), note.pitch))
         return tuple(notes), self._map(self.end)
 
     @property

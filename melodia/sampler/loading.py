@@ -8,8 +8,8 @@ import os
 from pathlib import Path
 
 import melodia
-from melodia.checks import file_path
-from melodia.errors import BackendError, CheckpointError, ConfigError
+from melodia.checks import device_name, file_path
+from melodia.errors import BackendError, CheckpointError
 from melodia.model.network import Network
 from melodia.model.stored import TOKENIZER, StoredCheckpoint, read_checkpoint
 from melodia.sampler.runner import engine_obstacle
@@ -50,8 +50,7 @@ def check_device(device: str, backend: str = "auto") -> str:
         ConfigError: there is no such name.
         BackendError: there is no such device here.
     """
-    if not isinstance(device, str):
-        raise ConfigError(f"`device` must be auto, cpu or cuda (received {device!r})")
+    device = device_name("device", device)
     if device == "cpu" or (device == "auto" and engine_obstacle(backend) is None):
         return "cpu"
     try:
@@ -65,10 +64,7 @@ def check_device(device: str, backend: str = "auto") -> str:
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        chosen = torch.device(device)
-    except RuntimeError as error:
-        raise ConfigError(f"`device` must be auto, cpu or cuda (received {device!r})") from error
-    try:
+        chosen = torch.device(device)  # raises for a number past every device
         torch.empty(1, device=chosen)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]

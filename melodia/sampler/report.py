@@ -7,15 +7,7 @@ from typing import Any
 
 from melodia.decode import SamplingConfig
 from melodia.midi.report import Finding
-
-
-def counted(number: int, what: str) -> str:
-    """A number of things.
-
-    >>> counted(1, "bar"), counted(2, "bar")
-    ('1 bar', '2 bars')
-    """
-    return f"{number} {what}{'s' if number != 1 else ''}"
+from melodia.wording import counted
 
 
 @dataclass(frozen=True)

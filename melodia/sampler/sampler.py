@@ -23,6 +23,7 @@ from melodia.model.config import ModelConfig
 from melodia.model.network import Network
 from melodia.model.stored import StoredCheckpoint
 from melodia.sampler.branching import run_branches
+from melodia.sampler.classes import TokenClasses
 from melodia.sampler.continuation import Continuation
 from melodia.sampler.feeding import Reader, feed_from_start, feed_rest
 from melodia.sampler.filling import Filling, fill
@@ -31,7 +32,6 @@ from melodia.sampler.kept import Kept
 from melodia.sampler.lane import Lane
 from melodia.sampler.loading import check_device, fingerprint_of, open_checkpoint
 from melodia.sampler.loop import Loop
-from melodia.sampler.plan import TokenClasses
 from melodia.sampler.progress import Teller, Told
 from melodia.sampler.recall import NOTHING_HEARD, Recollection, recollect
 from melodia.sampler.report import PrimeReport
@@ -202,7 +202,8 @@ class Sampler:
             seed_bars: use only the first bars of the seed.
             seed_seconds: or only the first seconds, completed to a bar line.
             append: the seed is token ids that go on from the present session.
-            density: notes a bar as a bucket, 1 to 8, for models with that side input; None: not given.
+            density: notes a bar as a bucket, 1 to 8, for models with that side input; None: not given, or with
+                `append` as before.
             progress: is told how many of how many tokens are read, and the word "tokens".
 
         Returns:
@@ -226,11 +227,13 @@ class Sampler:
             report = PrimeReport("", 0, 0, 0.0, 0, nll, 0.0, (0, 0), (), False, time.perf_counter() - began)
         else:
             if append:
-                seed = ids_behind(self.state.ids, seed)
-            read = read_seed(seed, self.tokenizer, seed_bars=seed_bars, seed_seconds=seed_seconds)
-            if append and self._session is not None:
-                self._session, nll = feed_rest(self._reader(progress), self._session, read)
+                if seed_bars is not None or seed_seconds is not None:
+                    raise ConfigError("`append` takes no `seed_bars` and no `seed_seconds`; leave them out")
+                start = self.state
+                read = read_seed(ids_behind(start.ids, seed), self.tokenizer)
+                self._session, nll = feed_rest(self._reader(progress), start, read, density)
             else:
+                read = read_seed(seed, self.tokenizer, seed_bars=seed_bars, seed_seconds=seed_seconds)
                 self._session, nll = feed_from_start(
                     self._reader(progress), read.ids, read.context, read.score, density
                 )

@@ -256,7 +256,9 @@ class Session:
         about["crc32"] = _checksum(about, arrays)
         data = safetensors.numpy.save(arrays, metadata={"melodia": json.dumps(about)})
         try:
-            write_whole(target, data)
+            write_whole(target, data, force=force)
+        except FileExistsError:  # it came a moment ago
+            raise CheckpointError(taken(target)) from None
         except OSError as error:
             raise CheckpointError(
                 f"{target}: cannot be written ({error.strerror or error}); check the folder and the space on the disk"

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from melodia.checks import whole_number
 from melodia.errors import ConfigError
+from melodia.grammar.tables import MICRO_RESOLUTION
 
 SCHEMES = ("REMI", "TSD", "MIDILike", "Structured", "PerTok")
 
@@ -21,9 +23,6 @@ TEMPO_RANGE = (20, 280)
 
 MICRO_STEPS = 3
 """PerTok: a note may lie this many eighths of a grid unit before or behind its grid point."""
-
-MICRO_RESOLUTION = 8
-"""PerTok: ticks in a grid unit."""
 
 
 @dataclass(frozen=True)
@@ -53,14 +52,14 @@ class TokenizerConfig:
             raise ConfigError(f"`scheme` must be one of {', '.join(SCHEMES)} (received {self.scheme!r})")
         if self.positions_per_beat not in (12, 24):
             raise ConfigError(f"positions_per_beat must be 12 or 24 (received {self.positions_per_beat!r})")
-        if not 1 <= self.velocities <= 127:
-            raise ConfigError(f"velocities must be within 1 and 127 (received {self.velocities!r})")
-        if not 2 <= self.tempi <= 256:
-            raise ConfigError(f"tempi must be within 2 and 256 (received {self.tempi!r})")
-        if self.bpe_vocab_size is not None and not 1 <= self.bpe_vocab_size <= 65535:
-            raise ConfigError(
-                f"a byte-pair vocabulary must have 1 to 65535 tokens (received {self.bpe_vocab_size!r})"
-            )
+        self._whole("positions_per_beat", 12, 24)
+        self._whole("velocities", 1, 127)
+        self._whole("tempi", 2, 256)
+        if self.bpe_vocab_size is not None:
+            self._whole("bpe_vocab_size", 1, 65535)
+
+    def _whole(self, name: str, low: int, high: int) -> None:
+        object.__setattr__(self, name, whole_number(name, getattr(self, name), low, high))
 
     @property
     def beat_resolution(self) -> dict[tuple[int, int], int]:

@@ -12,9 +12,11 @@ from bisect import bisect_right
 import numpy as np
 from numpy.typing import NDArray
 
+from melodia.grammar.tables import units_of
+from melodia.notes import voice
 from melodia.tokenizer.config import METRES, TokenizerConfig
-from melodia.tokenizer.grid import GridScore, bar_of, units_of
-from melodia.tokenizer.scores import DRUM_PROGRAM, voice
+from melodia.tokenizer.grid import GridScore, bar_of
+from melodia.tokenizer.scores import DRUM_PROGRAM
 from melodia.tokenizer.vocabularies import duration_values
 from melodia.vocabulary import Vocabulary
 

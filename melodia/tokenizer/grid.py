@@ -16,8 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from melodia.errors import TokenizerError
+from melodia.grammar.tables import MICRO_RESOLUTION, units_of
 from melodia.midi.report import Finding, Findings
-from melodia.tokenizer.config import DRUMS, METRES, MICRO_RESOLUTION, MICRO_STEPS, TokenizerConfig
+from melodia.notes import program_of
+from melodia.tokenizer.config import DRUMS, METRES, MICRO_STEPS, TokenizerConfig
 from melodia.tokenizer.scores import DRUM_PROGRAM
 from melodia.tokenizer.vocabularies import duration_values, tempo_levels, velocity_levels
 
@@ -123,8 +125,7 @@ def _note_columns(score: ScoreTick, scale: float, findings: Findings) -> dict[st
             keep = (pitch >= DRUMS[0]) & (pitch <= DRUMS[1])
             findings.add("dropped", f"drum note outside {DRUMS[0]} to {DRUMS[1]}", int((~keep).sum()))
         onset = soa["time"].astype(np.float64)
-        program = DRUM_PROGRAM if track.is_drum else int(track.program)
-        parts["program"].append(np.full(int(keep.sum()), program, dtype=np.int64))
+        parts["program"].append(np.full(int(keep.sum()), program_of(track), dtype=np.int64))
         parts["onset"].append(onset[keep] * scale)
         parts["end"].append((onset + soa["duration"])[keep] * scale)
         parts["pitch"].append(pitch[keep])
@@ -347,16 +348,6 @@ def _fit_durations(
         fitted = np.where(too_long, table[floor] * unit, fitted)
     findings.add("quantised", "note longer than the longest duration clipped", int((wanted > longest).sum()))
     return fitted.astype(np.int64)
-
-
-def units_of(value: str, positions_per_beat: int) -> int:
-    """Grid units of a "beats.parts.parts in a beat" value.
-
-    >>> units_of("1.2.4", 12)
-    18
-    """
-    beats, parts, resolution = map(int, value.split("."))
-    return (beats * resolution + parts) * positions_per_beat // resolution
 
 
 def _nearest(levels: NDArray[Any], values: NDArray[Any]) -> NDArray[np.int64]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from melodia.grammar.reader import NoteEvent
+from melodia.notes import voice
 
 if TYPE_CHECKING:
     from symusic.core import ScoreTick
@@ -14,9 +17,10 @@ if TYPE_CHECKING:
 DRUM_PROGRAM = -1
 
 
-def voice(program: int) -> int:
-    """Where a program stands among those that sound at one place: ascending, the drums last."""
-    return 128 if program == DRUM_PROGRAM else program
+def columns_of(notes: Iterable[NoteEvent]) -> dict[str, NDArray[np.int64]]:
+    """Notes as columns for `build_score`."""
+    rows = np.array(list(notes), dtype=np.int64).reshape(-1, len(NoteEvent._fields))
+    return {name: rows[:, i] for i, name in enumerate(NoteEvent._fields)}
 
 
 def build_score(

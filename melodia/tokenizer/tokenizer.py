@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,14 +12,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from melodia.checks import file_path
 from melodia.errors import ConfigError, TokenizerError
-from melodia.files import write_whole
+from melodia.files import taken, write_whole
 from melodia.grammar.reader import NoteEvent, TokenReader
 from melodia.tokenizer.bpe import Pair, apply_pairs, learn_pairs, with_pairs
 from melodia.tokenizer.config import TokenizerConfig
 from melodia.tokenizer.encoding import Encoder
 from melodia.tokenizer.grid import to_grid
-from melodia.tokenizer.scores import build_score
+from melodia.tokenizer.scores import build_score, columns_of
 from melodia.tokenizer.vocabularies import build_vocabulary
 from melodia.vocabulary import Vocabulary
 
@@ -173,17 +175,36 @@ class Tokenizer:
             )
         return tokenizer
 
-    def save(self, path: str | Path) -> Path:
-        """Write the tokenizer as JSON, whole or not at all; returns the path."""
-        target = Path(path)
-        write_whole(target, json.dumps(self.to_dict(), separators=(",", ":")))
+    def save(self, path: str | os.PathLike[str], *, force: bool = False) -> Path:
+        """Write the tokenizer as JSON, whole or not at all.
+
+        Args:
+            path: where.
+            force: replace a file that is there.
+
+        Returns:
+            the path.
+
+        Raises:
+            TokenizerError: the file is there already (without `force`), or cannot be written.
+        """
+        target = file_path("path", path)
+        try:
+            write_whole(target, json.dumps(self.to_dict(), separators=(",", ":")), force=force)
+        except FileExistsError:
+            raise TokenizerError(taken(target)) from None
+        except OSError as error:
+            raise TokenizerError(
+                f"{target}: cannot be written ({error.strerror or error}); check the folder and the space on the disk"
+            ) from error
         return target
 
     @classmethod
-    def load(cls, path: str | Path) -> Tokenizer:
+    def load(cls, path: str | os.PathLike[str]) -> Tokenizer:
         """Read a tokenizer that `save` wrote; raises TokenizerError if it cannot be read."""
+        path = file_path("path", path)
         try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
+            data = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise TokenizerError(f"cannot read the tokenizer {path}: {error}") from error
         return cls.from_dict(data, path)
@@ -191,8 +212,9 @@ class Tokenizer:
 
 def score_of(notes: Iterable[NoteEvent], reader: TokenReader) -> ScoreTick:
     """A symusic score of notes and of the tempi and metres that a reader has met."""
-    rows = np.array(list(notes), dtype=np.int64).reshape(-1, len(NoteEvent._fields))
-    columns = {name: rows[:, i] for i, name in enumerate(NoteEvent._fields)}
     return build_score(
-        reader.ticks_per_quarter, columns, reader.tempi or [(0, 120.0)], reader.metres or [(0, 4, 4)]
+        reader.ticks_per_quarter,
+        columns_of(notes),
+        reader.tempi or [(0, 120.0)],
+        reader.metres or [(0, 4, 4)],
     )

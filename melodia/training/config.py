@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, fields
-from numbers import Real
 from typing import Any
 
+from melodia.checks import device_name, real_number, truth_value, whole_number
 from melodia.errors import ConfigError
 
 PRECISIONS = ("fp32", "bf16")
@@ -104,15 +104,17 @@ class TrainingConfig:
                 "give exactly one budget of minutes, epochs and iterations (received "
                 f"{', '.join(given) or 'none'})"
             )
-        value: Any = getattr(self, given[0])
-        if not (_is_number(value) and math.isfinite(value) and value > 0):
-            raise ConfigError(f"`{given[0]}` must be above 0 and finite (received {value})")
+        for name in ("minutes", "epochs"):
+            if getattr(self, name) is not None and not self._real(name) > 0:
+                raise ConfigError(f"`{name}` must be above 0 (received {getattr(self, name)})")
+        if self.iterations is not None:
+            self._whole("iterations", 1)
         for name in ("batch_size", "window"):
-            self._limit(name, 1, 1 << 20)
+            self._whole(name, 1, 1 << 20)
         for name, most in (("eval_every", 1 << 40), ("patience", 1 << 40), ("threads", MOST_THREADS)):
             if getattr(self, name) is not None:
-                self._limit(name, 1, most)
-        self._limit("learning_rate", 0.0, 10.0)
+                self._whole(name, 1, most)
+        self._real("learning_rate", 0, 10)
         for name in (
             "final_learning_rate",
             "warmup",
@@ -122,27 +124,29 @@ class TrainingConfig:
             "hide_bars_left",
             "hide_density",
         ):
-            self._limit(name, 0.0, 1.0)
+            self._real(name, 0, 1)
         for name in ("weight_decay", "gradient_clip", "save_every"):
-            self._limit(name, 0.0, math.inf)
+            self._real(name, 0)
         for name in ("beta1", "beta2", "ema", "label_smoothing"):
-            self._limit(name, 0.0, 0.999999)
-        self._limit("transpose_down", -24, 0)
-        self._limit("transpose_up", 0, 24)
-        self._limit("random_seed", 0, (1 << 63) - 1)
+            self._real(name, 0, 0.999999)
+        self._whole("transpose_down", -24, 0)
+        self._whole("transpose_up", 0, 24)
+        self._whole("random_seed", 0, (1 << 63) - 1)
+        object.__setattr__(self, "recompute", truth_value("recompute", self.recompute))
         if self.precision not in PRECISIONS:
             raise ConfigError(
                 f"`precision` must be one of {', '.join(PRECISIONS)} (received {self.precision!r})"
             )
-        kind, _, number = str(self.device).partition(":")
-        if kind not in ("auto", "cpu", "cuda") or (number and not number.isdigit()):
-            raise ConfigError(f"`device` must be auto, cpu, cuda or cuda:N (received {self.device!r})")
+        device_name("device", self.device)
 
-    def _limit(self, name: str, low: float, high: float) -> None:
-        value: Any = getattr(self, name)
-        if not _is_number(value) or not low <= value <= high:
-            limits = " and ".join(str(end) if isinstance(end, int) else f"{end:g}" for end in (low, high))
-            raise ConfigError(f"`{name}` must be within {limits} (received {value})")
+    def _whole(self, name: str, low: int, high: int | None = None) -> None:
+        object.__setattr__(self, name, whole_number(name, getattr(self, name), low, high))
+
+    def _real(self, name: str, low: float = -math.inf, high: float = math.inf) -> float:
+        value = real_number(name, getattr(self, name), low, high)
+        if not isinstance(getattr(self, name), int):  # which is shown and saved as it was given
+            object.__setattr__(self, name, value)
+        return value
 
     @property
     def budget(self) -> tuple[str, float]:
@@ -176,7 +180,3 @@ class TrainingConfig:
         if unknown:
             raise ConfigError(f"unknown training settings: {', '.join(unknown)}")
         return cls(**data)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, Real)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, distributed, nn
 
 from melodia.errors import TrainingError
+from melodia.wording import counted
 
 PATIENCE = timedelta(hours=12)
 """How long a process waits for the others: one may be reading a large folder of MIDI files."""
@@ -123,15 +124,16 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if not name.startswith("cuda"):
+    kind, _, number = name.partition(":")
+    if kind != "cuda":
         return torch.device(name)
-    device = torch.device(name if ":" in name else f"cuda:{local_rank}")
+    index = int(number) if number else local_rank
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if (device.index or 0) >= count:
+    if index >= count:
         raise TrainingError(
-            f"this machine has {count} CUDA devices (received {name}); choose `device` cpu or auto"
+            f"this machine has {counted(count, 'CUDA device')} (received {name}); choose `device` cpu or auto"
         )
-    return device
+    return torch.device(kind, index)
 
 
 @contextmanager

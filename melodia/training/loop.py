@@ -196,13 +196,14 @@ class _Run:
     def go(self) -> TrainingSummary:
         """Train until the budget is used up, or the validation has stopped improving."""
         self._announce()
-        if self.finished is None:
+        stopped = self.finished
+        if stopped is None:
             if self.learner.iteration == 0:
                 self._save(0.0)
             with Interrupt() as interrupt:
-                self.finished = self._loop(interrupt)
+                stopped = self.finished = self._loop(interrupt)
             self._save(self.saved_at)
-        summary = self._summary()
+        summary = self._summary(stopped)
         self.progress.finished(summary)
         return summary
 
@@ -439,11 +440,11 @@ class _Run:
             self.watch.notes.append(text)
         self.progress.warned(text)
 
-    def _summary(self) -> TrainingSummary:
+    def _summary(self, stopped: str) -> TrainingSummary:
         watch = self.watch
         return TrainingSummary(
             checkpoint=self.out / BEST,
-            stopped=self.finished or "budget",
+            stopped=stopped,
             iterations=self.learner.iteration,
             epochs=self.learner.epoch,
             seconds=self.clock.elapsed(),

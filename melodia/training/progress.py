@@ -97,7 +97,7 @@ class TrainingSummary:
 
     Attributes:
         checkpoint: the folder of the best weights.
-        stopped: "budget", "patience" (no better result for too long) or "interrupted".
+        stopped: "budget" or "patience" (no better result for too long); Ctrl-C raises KeyboardInterrupt.
         iterations: updates made.
         epochs: passes over the training pieces.
         seconds: duration, interruptions not counted.

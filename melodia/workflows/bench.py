@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from melodia import engine
+from melodia import engine, machine
 from melodia.decode.config import RECOMMENDED, SamplingConfig
 from melodia.engine.description import WEIGHTS, describe
 from melodia.engine.loop import Start, Terms, TokenLoop
@@ -124,7 +124,7 @@ def bench(
     >>> {speed.way for speed in result.speeds} <= {"PyTorch", "fp32"}
     True
     """
-    cores = _cores()
+    cores = machine.cores()
     counts = default_threads(cores) if threads is None else list(threads)
     _check(weights, counts, seconds, cores)
     title, network, vocabulary, notes = _network(model)
@@ -159,9 +159,8 @@ def bench(
 def _check(weights: Sequence[str], threads: Sequence[int], seconds: float, cores: int) -> None:
     odd = [name for name in weights if name not in WEIGHTS]
     if odd or not weights:
-        raise ConfigError(
-            f"`weights` must be some of {', '.join(WEIGHTS)} (received {', '.join(odd) or 'none'})"
-        )
+        received = ", ".join(name or "an empty name" for name in odd) or "none"
+        raise ConfigError(f"`weights` must be some of {', '.join(WEIGHTS)} (received {received})")
     for argument, wanted in (("weights", weights), ("threads", threads)):
         if len(set(wanted)) < len(wanted):
             shown = ", ".join(map(str, wanted))
@@ -362,10 +361,3 @@ def _speed(way: str, threads: int, times: _Times) -> Speed:
     p50, p99 = (1e6 * float(np.quantile(times.single, share, method="inverted_cdf")) for share in (0.5, 0.99))
     tokens = BURST * len(times.bursts)
     return Speed(way, threads, len(times.single) + tokens, tokens / sum(times.bursts), p50, p99)
-
-
-def _cores() -> int:
-    """Processors that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

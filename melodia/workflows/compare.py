@@ -29,7 +29,7 @@ from melodia.training import Preparer, TrainingConfig, evaluate, join, train
 from melodia.training.folder import holds_state, obstacle
 from melodia.training.lock import only_training
 from melodia.workflows.corpora import check_apart, open_corpus
-from melodia.workflows.train import QuietReporter, model_settings
+from melodia.workflows.train import Reporter, model_settings
 
 NGRAM_ORDER = 5
 STEP_REPEATS = 200
@@ -99,7 +99,7 @@ def compare_kinds(
     backend: str = "auto",
     cache: Path | None = None,
     force: bool = False,
-    progress: Any = None,
+    progress: Reporter | None = None,
 ) -> Comparison:
     """Train every kind with as many parameters as the LSTM of `size`, and score all on the held-out pieces.
 
@@ -122,7 +122,7 @@ def compare_kinds(
         CorpusError, ConfigError, TrainingError: as the parts raise them.
     """
     _check_wishes(kinds, size)
-    reporter = progress or QuietReporter()
+    reporter = progress or Reporter()
     settings = {name: value for name, value in (training or {}).items() if value is not None}
     if not {"minutes", "epochs", "iterations"} & set(settings):
         settings["epochs"] = 1.0
@@ -263,7 +263,7 @@ class _Run:
             ) from error
 
 
-def _row_of(run: _Run, begun: dict[str, Any] | None, reporter: Any) -> Row:
+def _row_of(run: _Run, begun: dict[str, Any] | None, reporter: Reporter) -> Row:
     """Train one kind, unless it is there already, and measure it."""
     corpus = run.corpus
     if begun is not None and begun["row"] is not None:

@@ -10,18 +10,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from melodia.corpus.build import build_corpus
-from melodia.corpus.shards import Corpus
+from melodia.corpus.shards import TOTALS, Corpus
 from melodia.errors import ConfigError
 from melodia.tokenizer import Tokenizer, TokenizerConfig
 
 if TYPE_CHECKING:
     from melodia.training import World
+    from melodia.workflows.train import Reporter
 
 
 def default_cache() -> Path:
-    """Where token shards are kept: melodia's part of the user's cache folder."""
+    """Where token shards are kept: melodia's part of the user's cache folder.
+
+    Raises:
+        ConfigError: the user has none.
+    """
     root = os.environ.get("XDG_CACHE_HOME")
-    return (Path(root) if root else Path.home() / ".cache") / "melodia" / "corpora"
+    try:
+        home = Path(root) if root else Path.home() / ".cache"
+    except RuntimeError:
+        raise ConfigError("there is no home folder; set XDG_CACHE_HOME, or give `cache`") from None
+    return home / "melodia" / "corpora"
 
 
 def corpus_folder(
@@ -56,7 +65,7 @@ def check_apart(folder: Path, out: Path) -> None:
 
 def is_built(folder: Path) -> bool:
     """Whether the folder is a corpus that `build_corpus` wrote."""
-    return (folder / "corpus.json").is_file()
+    return (folder / TOTALS).is_file()
 
 
 def open_corpus(
@@ -66,7 +75,7 @@ def open_corpus(
     transpositions: Sequence[int] = (),
     workers: int | None = None,
     cache: Path | None = None,
-    reporter: Any = None,
+    reporter: Reporter | None = None,
     world: World | None = None,
 ) -> Corpus:
     """The corpus of a folder: a built one is opened, MIDI files are read (once: the shards are cached).

@@ -6,7 +6,7 @@ import json
 import os
 import platform
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,6 +23,9 @@ from melodia.originality import Index
 from melodia.render.files import check_target, fresh_file
 from melodia.sampler import Request, Sampler
 
+if TYPE_CHECKING:
+    from melodia.workflows.train import Reporter
+
 
 def evaluate_folder(
     folder: Path | str,
@@ -38,7 +41,7 @@ def evaluate_folder(
     random_seed: int = 0,
     device: str = "auto",
     backend: str = "auto",
-    progress: Any = None,
+    progress: Reporter | None = None,
 ) -> Evaluation:
     """Score the pieces of a folder, and on request continue some of them.
 
@@ -52,7 +55,7 @@ def evaluate_folder(
         pitch_bias, branches, recall: of the generation; see `melodia.sampler.Request`.
         random_seed: of the choice of pieces and of the music.
         device, backend: where and with what to compute.
-        progress: is told what happens (`melodia.workflows.train.Reporter`).
+        progress: is told what happens.
 
     Raises:
         CorpusError: no file can be used, or too few are long enough to be continued.

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from melodia.checks import file_path
 from melodia.errors import show_path
 from melodia.sampler import Filling, Sampler
 from melodia.workflows.generate import doubts, originality_notes
@@ -44,7 +45,7 @@ class FilledFiles:
 
 
 def fill_files(
-    music: Path,
+    music: str | os.PathLike[str],
     bars: tuple[int, int],
     out: str | os.PathLike[str] | None = None,
     *,
@@ -74,6 +75,7 @@ def fill_files(
     Raises:
         MelodiaError: whatever cannot be read, generated or written; no file that was there is lost.
     """
+    music = file_path("music", music)
     paths = output_paths(out, f"{music.stem}-filled.mid", num_samples)
     with folder_for(out):
         check_writable(paths, music, plot=plot, audio=audio, force=force)

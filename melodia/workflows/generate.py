@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from melodia.checks import file_path
 from melodia.errors import CheckpointError, ConfigError, MelodiaError, show_path
 from melodia.evaluation.collapse import collapse_report
 from melodia.sampler import Continuation, PrimeReport, Sampler
@@ -60,7 +61,7 @@ def doubts(continuation: Continuation) -> list[str]:
 
 
 def generate_files(
-    seed: Path | None,
+    seed: str | os.PathLike[str] | None,
     out: str | os.PathLike[str] | None = None,
     *,
     model: Path | None = None,
@@ -100,6 +101,7 @@ def generate_files(
         MelodiaError: whatever cannot be read, generated or written; no file that was there is lost, and the message
             names the files that were written before.
     """
+    seed = None if seed is None else file_path("seed", seed)
     paths = output_paths(out, f"{seed.stem}-continued.mid" if seed else "melodia.mid", num_samples)
     with folder_for(out):
         check_writable(paths, seed, plot=plot, audio=audio, force=force)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from melodia.corpus.shards import Corpus
+from melodia.corpus.shards import TOKENIZER, Corpus
 from melodia.errors import ConfigError, TrainingError
 from melodia.model.config import SIZES, ModelConfig
 from melodia.tokenizer import Tokenizer, TokenizerConfig
@@ -79,7 +79,7 @@ def choose_tokens(
         vocabulary = Corpus.open(folder).vocabulary
         there: dict[str, Any] = {"scheme": vocabulary.scheme}
         if asked["bpe"] is not None:
-            there["bpe"] = Tokenizer.load(folder / "tokenizer.json").config.bpe_vocab_size
+            there["bpe"] = Tokenizer.load(folder / TOKENIZER).config.bpe_vocab_size
         refuse_others(asked, there, f"the built corpus {folder}", "give a folder of MIDI files")
         if isinstance(settled, Tokenizer) and settled.vocabulary.fingerprint != vocabulary.fingerprint:
             raise TrainingError(

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from melodia.corpus.shards import Corpus
 from melodia.errors import CheckpointError, ConfigError, MelodiaError, show_path
@@ -22,7 +22,11 @@ from melodia.originality import (
     shared_passages,
 )
 from melodia.tokenizer import Tokenizer
+from melodia.wording import counted
 from melodia.workflows.corpora import open_corpus
+
+if TYPE_CHECKING:
+    from melodia.workflows.train import Reporter
 
 
 @dataclass(frozen=True)
@@ -45,8 +49,8 @@ class IndexReport:
         chance = self.index.chance
         notes, rows, pieces = self.index.notes, len(self.index.line_pieces), self.index.pieces
         lines = [
-            f"originality index: {notes:,} note{'s' * (notes != 1)} in {rows:,} line{'s' * (rows != 1)} of "
-            f"{pieces:,} piece{'s' * (pieces != 1)}, {size / 1e6:.2f} MB",
+            f"originality index: {counted(notes, 'note')} in {counted(rows, 'line')} of {counted(pieces, 'piece')}, "
+            f"{size / 1e6:.2f} MB",
         ]
         if chance is not None:
             lines.append(
@@ -84,7 +88,7 @@ def index_checkpoint(
     *,
     cache: Path | None = None,
     workers: int | None = None,
-    progress: Any = None,
+    progress: Reporter | None = None,
 ) -> IndexReport:
     """Build the originality index of a checkpoint that has none, or another one.
 
@@ -93,7 +97,7 @@ def index_checkpoint(
         folder: the MIDI files that the model was trained on, or their built corpus.
         cache: where token shards are kept.
         workers: processes that read.
-        progress: is told what happens (`melodia.workflows.train.Reporter`).
+        progress: is told what happens.
 
     Raises:
         CheckpointError: there is no checkpoint, or it cannot be written.

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from melodia import kernels
 from melodia.checks import file_path
@@ -14,6 +15,7 @@ from melodia.corpus.manifest import MANIFEST, read_manifest
 from melodia.corpus.shards import Corpus
 from melodia.decode.config import RECOMMENDED
 from melodia.errors import ConfigError, MelodiaError
+from melodia.files import write_whole
 from melodia.model.config import ModelConfig
 from melodia.side_inputs import DEFAULTS, NAMES, default_specs
 from melodia.training import Progress, TrainingConfig, TrainingSummary, join, train
@@ -21,6 +23,7 @@ from melodia.training.config import BUDGETS, PRECISIONS
 from melodia.training.folder import RESUME, check_folder, holds_state
 from melodia.training.lock import only_training
 from melodia.vocabulary import Vocabulary
+from melodia.wording import counted
 from melodia.workflows.begun import Begun
 from melodia.workflows.corpora import check_apart, is_built, open_corpus
 from melodia.workflows.options import check_model, choose_tokens
@@ -31,21 +34,12 @@ SAMPLES = 3
 SAMPLE_SEED_BARS = 8
 SAMPLE_BARS = 8
 SAMPLE_NAME_BYTES = 100  # of the piece's name in the sample's
+SAMPLES_WRITTEN = "samples.json"  # their names, so that another training knows which are not the user's own
 BLOCK_WITHOUT_BARS = 32  # tokens of a block, for bidirectional models over tokens without bar lines
 
 
-class Reporter(Protocol):
-    """Is told how a corpus is read, and how training goes (`melodia.training.Progress`)."""
-
-    def read(self, done: int, total: int, path: str) -> None:
-        """A file of the corpus has been read."""
-
-    def say(self, text: str) -> None:
-        """A line that stays."""
-
-
-class QuietReporter(Progress):
-    """Says nothing."""
+class Reporter(Progress):
+    """Is told how a corpus is read, and how training goes; override what is of interest."""
 
     def read(self, done: int, total: int, path: str) -> None:
         """A file of the corpus has been read."""
@@ -76,8 +70,8 @@ class TrainedFolder:
             return []
         summary = self.training
         lines = [
-            f"trained {summary.iterations} iterations ({summary.epochs:.2f} epochs) in {summary.seconds:.0f} s, "
-            f"stopped by {summary.stopped}",
+            f"trained {counted(summary.iterations, 'iteration')} ({summary.epochs:.2f} epochs) in "
+            f"{summary.seconds:.0f} s, stopped by {summary.stopped}",
             f"held-out {summary.valid_nats_per_token:.4f} nats/token, {summary.valid_nats_per_note:.3f} nats/note "
             f"at iteration {summary.best_iteration}"
             if math.isfinite(summary.valid_nats_per_token)
@@ -169,7 +163,7 @@ def train_folder(
     workers: int | None = None,
     cache: Path | None = None,
     force: bool = False,
-    progress: Any = None,
+    progress: Reporter | None = None,
 ) -> TrainedFolder:
     """Train a model on a folder of MIDI files and let it continue three pieces that it has not seen.
 
@@ -188,7 +182,7 @@ def train_folder(
         workers: processes that read the corpus.
         cache: where token shards are kept.
         force: begin anew in a folder that holds a checkpoint.
-        progress: is told what happens (`Reporter` and `melodia.training.Progress`).
+        progress: is told what happens.
 
     Raises:
         CorpusError, ConfigError, TrainingError, CheckpointError, BackendError: as the parts raise them.
@@ -197,7 +191,7 @@ def train_folder(
         >>> result = train_folder("my-midi", "my-model", training={"minutes": 5})  # doctest: +SKIP
     """
     folder, out = file_path("folder", folder), file_path("out", out)
-    reporter = progress or QuietReporter()
+    reporter = progress or Reporter()
     given = dict(training or {})
     check_apart(folder, out)
     automatic = given.get("precision") == "auto"
@@ -267,7 +261,7 @@ def train_folder(
 
 
 def continue_held_out(corpus: Corpus, summary: TrainingSummary, out: Path) -> tuple[list[Path], list[str]]:
-    """Continue the beginnings of held-out pieces: MIDI and pictures in `out/samples`.
+    """Continue the beginnings of held-out pieces: MIDI and pictures in `out/samples`, in place of former ones.
 
     Returns:
         the files, and remarks on what could not be done.
@@ -279,20 +273,20 @@ def continue_held_out(corpus: Corpus, summary: TrainingSummary, out: Path) -> tu
     pieces = corpus.pieces("valid") if len(corpus.pieces("valid")) else corpus.pieces("train")
     manifest = corpus.folder / MANIFEST
     rows = read_manifest(manifest) if manifest.is_file() else []
-    folder = out / "samples"
-    folder.mkdir(parents=True, exist_ok=True)
+    chosen = [pieces[number * len(pieces) // SAMPLES] for number in range(SAMPLES)]
+    names = []
+    for piece in chosen:
+        stem = Path(rows[piece.row].path).stem if 0 <= piece.row < len(rows) else "piece"
+        name = "".join(letter if letter.isprintable() else "_" for letter in stem)
+        names.append(name.encode()[:SAMPLE_NAME_BYTES].decode(errors="ignore"))
+    files = _fresh_samples(out, names)
     sampler = Sampler.load(summary.checkpoint)
     paths: list[Path] = []
     notes: list[str] = []
-    for number in range(SAMPLES):
-        piece = pieces[number * len(pieces) // SAMPLES]
-        stem = Path(rows[piece.row].path).stem if 0 <= piece.row < len(rows) else "piece"
-        name = "".join(letter if letter.isprintable() else "_" for letter in stem)
-        name = name.encode()[:SAMPLE_NAME_BYTES].decode(errors="ignore")
+    for number, (piece, name, path) in enumerate(zip(chosen, names, files, strict=True)):
         try:
             sampler.prime(piece.tokens, seed_bars=SAMPLE_SEED_BARS)
             continuation = sampler.generate(bars=SAMPLE_BARS, random_seed=number, **RECOMMENDED)
-            path = folder / f"{number + 1}-{name}.mid"
             paths.append(write_midi(continuation.joined_score, path, force=True))
             picture = path.with_suffix(".png")
             plot_pianoroll(
@@ -302,3 +296,21 @@ def continue_held_out(corpus: Corpus, summary: TrainingSummary, out: Path) -> tu
         except MelodiaError as error:
             notes.append(f"no continuation of {name}: {error}")
     return paths, notes
+
+
+def _fresh_samples(out: Path, names: Sequence[str]) -> list[Path]:
+    """The MIDI files of samples that are to be made; those of a training before, and no other files, are removed."""
+    folder, written = out / "samples", out / RESUME / SAMPLES_WRITTEN
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        former = json.loads(written.read_text("utf-8"))
+    except (OSError, ValueError):  # there was none
+        former = []
+    for name in former if isinstance(former, list) else []:
+        if name == Path(str(name)).name:
+            (folder / name).unlink(missing_ok=True)
+    files = [folder / f"{number}-{name}.mid" for number, name in enumerate(names, 1)]
+    written.parent.mkdir(exist_ok=True)
+    pictures = [file.with_suffix(".png") for file in files]
+    write_whole(written, json.dumps([file.name for file in (*files, *pictures)]), own=True)
+    return files
