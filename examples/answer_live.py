@@ -4,7 +4,7 @@
     python examples/answer_live.py                      # lists the ports
     python examples/answer_live.py IN OUT --tempo 100 --bars 4 --click
 
-Your first note begins the first bar; then keep to the tempo. With --click you hear the beats of your bars on channel 10.
+Your first note begins the first bar; then keep to the tempo. --click plays the beats of your bars on channel 10.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import pretty_midi
 from melodia import RECOMMENDED, Sampler
 
 SETTINGS = {**RECOMMENDED, "branches": 1}  # what was heard cannot be taken back
-KEPT_BARS = 16  # of what both played, the answer takes the last ones into account
+KEPT_BARS = 8  # of what both played, the answer takes the last ones into account
 POLL = 0.001  # seconds
 DRUM_CHANNEL, SIDE_STICK = 9, 37
 
@@ -114,6 +114,8 @@ def take_turns(
     clock: Clock,
 ) -> None:
     """Listen and answer, for every number that `rounds` gives; that is the answer's random seed."""
+    sampler.prime(None)
+    next(sampler.stream(bars=1, **SETTINGS))  # what is loaded when it is first needed is there now
     beat = 60 / tempo
     turn = bars * beats * beat
     past: list[pretty_midi.Note] = []
