@@ -1,8 +1,6 @@
 """Continue a song in several ways, each from the same primed state.
 
-    python examples/continue_song.py MODEL SEED.mid OUT_FOLDER
-
-MODEL is a folder that `melodia train` wrote.
+python examples/continue_song.py SEED.mid OUT_FOLDER [--model DIR]
 """
 
 from __future__ import annotations
@@ -17,6 +15,7 @@ WAYS = {
     "plain": RECOMMENDED,
     "careful": {"temperature": 0.8, "min_p": 0.05},
     "in-three": {**RECOMMENDED, "metre": (3, 4)},
+    "under-chords": {**RECOMMENDED, "chords": "Am | F G | C | E7"},
 }
 
 
@@ -25,9 +24,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("model", type=Path)
     parser.add_argument("seed", type=Path)
     parser.add_argument("out", type=Path)
+    parser.add_argument("--model", type=Path, help="a checkpoint; default: the model that comes with melodia")
     arguments = parser.parse_args()
 
     sampler = Sampler.load(arguments.model)

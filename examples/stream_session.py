@@ -1,8 +1,8 @@
 """Music that does not end: hear notes as they are made, save the session, go on from the file later.
 
-    python examples/stream_session.py MODEL SEED.mid SESSION_FILE
+    python examples/stream_session.py SEED.mid SESSION_FILE [--model DIR]
 
-MODEL is a folder that `melodia train` wrote. Run it twice: the second time it goes on where the first one stopped.
+Run it twice: the second time it goes on where the first one stopped.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("model", type=Path)
     parser.add_argument("seed", type=Path)
     parser.add_argument("session", type=Path)
+    parser.add_argument("--model", type=Path, help="a checkpoint; default: the model that comes with melodia")
     arguments = parser.parse_args()
 
     sampler = Sampler.load(arguments.model)
