@@ -38,7 +38,7 @@ def whole_number(
     except TypeError:
         found = None
     if found is None or found < low or (high is not None and found > high):
-        limits = limits or (f", at least {low}" if high is None else f" within {low} and {high}")
+        limits = limits or (f", at least {low}" if high is None else f" between {low} and {high}")
         remedy = remedy and f"; {remedy}"
         raise ConfigError(f"`{name}` must be a whole number{limits} (received {value!r}){remedy}")
     return found
@@ -84,7 +84,7 @@ def real_number(
         raise ConfigError(f"`{name}` must be finite (received {value!r})")
     if not low <= found <= high:
         unit, remedy = unit and f" {unit}", remedy and f"; {remedy}"
-        raise ConfigError(f"`{name}` must be within {low} and {high}{unit} (received {found}){remedy}")
+        raise ConfigError(f"`{name}` must be between {low} and {high}{unit} (received {found}){remedy}")
     return found
 
 
@@ -123,4 +123,4 @@ def file_path(name: str, value: object) -> Path:
 def listener(name: str, value: object) -> None:
     """Raise ConfigError for a listener that cannot be called; None is nobody."""
     if value is not None and not callable(value):
-        raise ConfigError(f"`{name}` must be a function that is called (received {value!r})")
+        raise ConfigError(f"`{name}` must be callable (received {value!r})")

@@ -171,7 +171,7 @@ def parse_chords(chords: str | Sequence[str | Sequence[Chord | None]]) -> Bars:
             raise ConfigError(f"a bar has 1 to {MOST_CHORDS} chords (received {len(names)} in {bar!r})")
         bars.append(tuple(parse_chord(name) for name in names))
     if not any(chord for bar in bars for chord in bar):
-        raise ConfigError(f"there must be a chord, such as 'Am F C G' (received {chords!r})")
+        raise ConfigError(f"give at least one chord, such as 'Am F C G' (received {chords!r})")
     return tuple(bars)
 
 

@@ -403,7 +403,7 @@ def test_a_newer_format_asks_for_an_update(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda config: config.pop("format"), "is not a melodia checkpoint's"),
+        (lambda config: config.pop("format"), "does not belong to a melodia checkpoint"),
         (lambda config: config.update(format_version="1"), "format_version '1'"),
         (lambda config: config.pop("model"), "is damaged"),
         (lambda config: config.update(model=[1]), "is damaged|does not describe a model"),

@@ -281,7 +281,7 @@ def test_refusals(folder: Path, model: Path) -> None:
         evaluate_folder(folder, model, generate=2, seed_bars=400, bars=2)
     with pytest.raises(CorpusError, match="none of the 1 files"):
         evaluate_folder(folder / "broken.mid", model)
-    with pytest.raises(ConfigError, match="`random_seed` must be a whole number within"):
+    with pytest.raises(ConfigError, match="`random_seed` must be a whole number between"):
         evaluate_folder(folder, model, generate=2, random_seed=-1)
     with pytest.raises(ConfigError, match="`bars` must be at least 1"):
         Settings(bars=0)
@@ -305,7 +305,7 @@ def test_the_command(folder: Path, model: Path, tmp_path: Path, capsys: pytest.C
     assert main([*arguments, "--html", str(tmp_path / "x.html")]) == 1
     assert "--force" in capsys.readouterr().err
     assert main([*arguments, "--html", str(tmp_path / "x.txt"), "--force"]) == 1
-    assert "has to end in .html" in capsys.readouterr().err
+    assert "must end in .html" in capsys.readouterr().err
     assert main([*arguments, "--generate", "1"]) == 2
     assert main([*arguments, "--temperature", "-1"]) == 2
     capsys.readouterr()

@@ -121,8 +121,8 @@ def test_errors(tokenizer, folder, tmp_path):
     v = tokenizer.vocabulary
     with pytest.raises(ConfigError, match="one flag a piece"):
         PiecesInMemory([[3]], v, [True, False])
-    with pytest.raises(ConfigError, match="ids must be within"):
+    with pytest.raises(ConfigError, match="ids must be between"):
         PiecesInMemory([[v.size]], v)
     model = Model(ModelConfig(kind="gru", vocab_size=v.size, hidden_size=4))
-    with pytest.raises(ConfigError, match="one number a piece"):
+    with pytest.raises(ConfigError, match="one number per piece"):
         model_likelihood(model, v, [[3]], seconds=[1.0, 2.0])

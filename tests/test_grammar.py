@@ -134,7 +134,7 @@ def test_program_comes_only_to_change() -> None:
 def test_bos_comes_first_and_pad_behind_the_end() -> None:
     walk = Walk(line="BOS Bar TimeSig_3/4")
     assert not {"BOS", "PAD"} & walk.types()
-    with pytest.raises(GrammarError, match="BOS_None may not stand behind TimeSig in bar 1, position 0"):
+    with pytest.raises(GrammarError, match="BOS_None may not follow TimeSig in bar 1, position 0"):
         walk("BOS")
     walk("Position_0 Program_0 Pitch_60 Velocity_63 Duration_1.0.12 EOS")
     assert walk.grammar.ended(walk.state)
@@ -318,7 +318,7 @@ def test_what_cannot_be_had_is_waived() -> None:
     ("limits", "message"),
     [
         ({"programs": ()}, "at least one program"),
-        ({"programs": (128,)}, "within 0 and 127"),
+        ({"programs": (128,)}, "between 0 and 127"),
         ({"pitch_range": (60, 50)}, "lowest and highest"),
         ({"pitch_range": (-1, 50)}, "lowest and highest"),
         ({"time_signatures": ()}, "at least one metre"),
@@ -336,7 +336,7 @@ def test_constraints_that_contradict_themselves(limits: dict[str, Any], message:
 
 def test_constraints_that_no_token_meets() -> None:
     vocabulary = tokenizer_of("REMI").vocabulary
-    with pytest.raises(GrammarError, match="no token for the time signature 17/32; there are"):
+    with pytest.raises(GrammarError, match="no token for the time signature 17/32; known are"):
         Grammar.compile(vocabulary, Constraints(time_signatures=("17/32",)))
     small = Vocabulary(
         "REMI",
@@ -353,7 +353,7 @@ def test_a_vocabulary_that_is_not_melodias() -> None:
     with pytest.raises(GrammarError, match="no grammar for tokens of type 'Strange'"):
         compile_tables(strange)
     mixed = Vocabulary("REMI", ("PAD_None", "BOS_None", "EOS_None", "Pitch_60", "Pitch_62"), {}, 12)
-    with pytest.raises(GrammarError, match="not in a row"):
+    with pytest.raises(GrammarError, match="not consecutive"):
         Grammar.compile(mixed)
 
 

@@ -160,7 +160,7 @@ def test_pretty_midi_is_written(tmp_path):
 def test_nothing_is_overwritten(tmp_path):
     path = tmp_path / "old.mid"
     path.write_bytes(b"old")
-    with pytest.raises(MidiError, match=r"old.mid: is there already; choose another name"):
+    with pytest.raises(MidiError, match=r"old.mid: already exists; choose another name"):
         write_midi(rich_score(), path)
     assert path.read_bytes() == b"old"
     write_midi(rich_score(), path, force=True)

@@ -223,7 +223,7 @@ class TestFiles:
 
     def test_impossible_targets(self, writer, tmp_path: Path) -> None:
         suffix, write = writer
-        with pytest.raises(MelodiaError, match=f"has to end in {suffix}"):
+        with pytest.raises(MelodiaError, match=f"must end in {suffix}"):
             write(tmp_path / "a.txt")
         with pytest.raises(MelodiaError, match="is a directory"):
             write(tmp_path)
@@ -381,7 +381,7 @@ class TestFluidSynth:
     ) -> None:
         self.install(tmp_path, monkeypatch, "exit 0")
         monkeypatch.setenv("MELODIA_SOUNDFONT", str(tmp_path / "none.sf2"))
-        with pytest.raises(ConfigError, match=r"none\.sf2, which is no file"):
+        with pytest.raises(ConfigError, match=r"none\.sf2, which is not a file"):
             render_audio(tones((60, 0, 1)), tmp_path / "a.wav")
 
     def test_soundfonts_are_found_in_the_standard_folders(

@@ -217,7 +217,7 @@ def test_sessions_of_other_models_and_damaged_files_are_refused(sampler: Sampler
     import safetensors.numpy
 
     safetensors.numpy.save_file(arrays, tmp_path / "foreign")
-    with pytest.raises(CheckpointError, match="no saved session"):
+    with pytest.raises(CheckpointError, match="not a saved session"):
         sampler.load_state(tmp_path / "foreign")
 
 

@@ -202,7 +202,7 @@ def test_interrupted_by_hand(
         train(corpus, form(corpus), config, tmp_path, progress=press)
     state = read_state(tmp_path / "resume", "cpu")
     assert state is not None
-    told = any("go on with `resume`" in text for text in press.warnings)
+    told = any("continue with `resume`" in text for text in press.warnings)
     # by the handler's check at the next iteration's start: one more is made
     assert (
         (state.values["iteration"] in (10, 11) and told) if presses == 1 else state.values["iteration"] == 7

@@ -21,18 +21,18 @@ pytestmark = pytest.mark.usefixtures("primed")
 
 CALLS: list[tuple[Callable[[Sampler], Any], str]] = [
     (lambda s: Sampler.load(5), r"`path` must be a path \(received 5\)"),  # type: ignore[arg-type]
-    (lambda s: Sampler.load(device=5), "`device` must be auto, cpu or cuda"),  # type: ignore[arg-type]
-    (lambda s: Sampler.load(device=None), "`device` must be auto, cpu or cuda"),  # type: ignore[arg-type]
+    (lambda s: Sampler.load(device=5), "`device` must be auto, cpu, cuda or cuda:N"),  # type: ignore[arg-type]
+    (lambda s: Sampler.load(device=None), "`device` must be auto, cpu, cuda or cuda:N"),  # type: ignore[arg-type]
     (lambda s: Sampler.load(backend=None), "`backend` must be one of"),  # type: ignore[arg-type]
     (lambda s: Sampler.load(weights=8), "`weights` must be one of"),  # type: ignore[arg-type]
     (lambda s: Sampler("my-model", s.tokenizer), "`model` must be a .*received str.*`Sampler.load` takes"),  # type: ignore[arg-type]
     (lambda s: Sampler(s.model, None), "`tokenizer` must be a melodia.Tokenizer"),  # type: ignore[arg-type]
-    (lambda s: s.prime(5), "int is no source of music"),
+    (lambda s: s.prime(5), "int is not a source of music"),
     (lambda s: s.prime(["a"]), "token ids must be whole numbers"),
     (lambda s: s.prime(memoryview(b"abc")), "is text, not MIDI"),
-    (lambda s: s.prime(None, density="dense"), "`density` must be a whole number within 1 and 8"),  # type: ignore[arg-type]
+    (lambda s: s.prime(None, density="dense"), "`density` must be a whole number between 1 and 8"),  # type: ignore[arg-type]
     (lambda s: s.prime(make_seed(scale(2)), seed_seconds="4"), "`seed_seconds` must be a number"),  # type: ignore[arg-type]
-    (lambda s: s.prime(make_seed(scale(2)), progress=5), "`progress` must be a function"),  # type: ignore[arg-type]
+    (lambda s: s.prime(make_seed(scale(2)), progress=5), "`progress` must be callable"),  # type: ignore[arg-type]
     (lambda s: s.generate(state=5), "`state` must be a melodia.Session, such as `Continuation.state`"),  # type: ignore[arg-type]
     (lambda s: s.stream(state="x"), "`state` must be a melodia.Session"),  # type: ignore[arg-type]
     (lambda s: setattr(s, "state", s.generate(bars=1)), "`state` must be .*received Continuation"),
@@ -43,11 +43,11 @@ CALLS: list[tuple[Callable[[Sampler], Any], str]] = [
     (lambda s: write_midi(make_seed(scale(1)), None), "`path` must be a path"),  # type: ignore[arg-type]
     (lambda s: write_midi(make_seed(scale(1)), ""), "'': is a directory"),
     (lambda s: write_midi("x", "y.mid"), "from a score or a PrettyMIDI, not from str"),  # type: ignore[arg-type]
-    (lambda s: melodia.read_midi(5), "int is no source of music"),  # type: ignore[arg-type]
+    (lambda s: melodia.read_midi(5), "int is not a source of music"),  # type: ignore[arg-type]
     (lambda s: Tokenizer(5), "`config` must be a melodia.TokenizerConfig"),  # type: ignore[arg-type]
     (lambda s: train_folder(5, "out"), "`folder` must be a path"),  # type: ignore[arg-type]
     (lambda s: train_folder(FOLDER, "out", training={"minutes": "x"}), "`minutes` must be above 0"),
-    (lambda s: train_folder(FOLDER, "out", training={"window": "x"}), "`window` must be within"),
+    (lambda s: train_folder(FOLDER, "out", training={"window": "x"}), "`window` must be between"),
     (lambda s: compare_kinds(FOLDER, "out", kinds="gru"), "`kinds` must be a list of .*received 'gru'"),
     (lambda s: compare_kinds(FOLDER, "out", training={"x": 1}), "unknown training settings: x"),
     (lambda s: evaluate_folder(FOLDER, generate="x"), "`generate` must be a whole number"),  # type: ignore[arg-type]

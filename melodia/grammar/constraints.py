@@ -52,18 +52,18 @@ class Constraints:
             object.__setattr__(self, "programs", tuple(self.programs))
             _require(bool(self.programs), "programs must name at least one program; give None for all")
             wrong = [p for p in self.programs if not -1 <= p <= 127]
-            _require(not wrong, f"programs must be within 0 and 127, or -1 for drums (received {wrong})")
+            _require(not wrong, f"programs must be between 0 and 127, or -1 for drums (received {wrong})")
         if self.pitch_range is not None:
             low, high = self.pitch_range
             _require(
                 0 <= low <= high <= 127,
-                f"pitch_range must be lowest and highest within 0 and 127 (received {self.pitch_range})",
+                f"pitch_range must be the lowest and highest pitch, between 0 and 127 (received {self.pitch_range})",
             )
         if self.pitch_classes is not None:
             object.__setattr__(self, "pitch_classes", tuple(sorted(set(self.pitch_classes))))
             _require(
                 bool(self.pitch_classes) and set(self.pitch_classes) <= set(range(12)),
-                f"pitch_classes must be numbers within 0 and 11, at least one (received {self.pitch_classes})",
+                f"pitch_classes must be one or more numbers between 0 and 11 (received {self.pitch_classes})",
             )
         if self.time_signatures is not None:
             object.__setattr__(self, "time_signatures", _names(self.time_signatures))
@@ -81,7 +81,7 @@ class Constraints:
                 self.min_bars <= self.max_bars,
                 f"min_bars must not be above max_bars (received {self.min_bars} and {self.max_bars})",
             )
-            _require(self.allow_eos, "max_bars needs allow_eos: nothing else can come behind the last bar")
+            _require(self.allow_eos, "max_bars needs allow_eos: nothing else can follow the last bar")
 
 
 def _names(metres: Iterable[str]) -> tuple[str, ...]:

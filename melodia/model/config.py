@@ -125,7 +125,7 @@ class ModelConfig:
         for name in ("dropout", "embedding_dropout", "weight_drop"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
-                raise ConfigError(f"{name} must lie in [0, 1) (received {value!r})")
+                raise ConfigError(f"{name} must be in [0, 1) (received {value!r})")
         for name in ("tie_weights", "residual", "layer_norm"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name} must be true or false (received {getattr(self, name)!r})")
@@ -135,7 +135,7 @@ class ModelConfig:
             _check_int(f"the size of side input {spec.name}", spec.size, 1, MAX_VOCABULARY)
         names = [spec.name for spec in self.side_inputs]
         if len(set(names)) < len(names):
-            raise ConfigError(f"a side input stands twice: {', '.join(names)}")
+            raise ConfigError(f"a side input is given twice: {', '.join(names)}")
 
     def _check_layers(self) -> None:
         for cell, present in zip(("lstm", "gru"), self._cells(), strict=True):

@@ -3,8 +3,8 @@
 A chord is evidence of what is played while it holds. Let h(x) be 1 for a pitch of the chord and exp(-`FOREIGN`) for any
 other, times exp(-`FOREIGN_BASS`) for a pitch in the bass's register that is not the chord's bass. A pitch then gets a
 probability in proportion to p(x) h(x), where p is what it has without the chord: Bayes' rule, for notes that tell of
-the chord independently of each other. It is taken relative to the mean of h over the seed's pitches, so that about as many
-notes come as without.
+the chord independently of each other. It is taken relative to the mean of h over the seed's pitches, so that about as
+many notes come as without.
 
 The rest is done by choosing among branches: how much of the sounding time belongs to the chords, and whether each chord
 begins over its bass, counts beside the texture.

@@ -51,7 +51,7 @@ def check_device(device: str, backend: str = "auto") -> str:
         BackendError: there is no such device here.
     """
     if not isinstance(device, str):
-        raise ConfigError(f"`device` must be auto, cpu or cuda (received {device!r})")
+        raise ConfigError(f"`device` must be auto, cpu, cuda or cuda:N (received {device!r})")
     if device == "cpu" or (device == "auto" and engine_obstacle(backend) is None):
         return "cpu"
     try:
@@ -67,7 +67,7 @@ def check_device(device: str, backend: str = "auto") -> str:
     try:
         chosen = torch.device(device)
     except RuntimeError as error:
-        raise ConfigError(f"`device` must be auto, cpu or cuda (received {device!r})") from error
+        raise ConfigError(f"`device` must be auto, cpu, cuda or cuda:N (received {device!r})") from error
     try:
         torch.empty(1, device=chosen)
     except (RuntimeError, AssertionError) as error:
@@ -90,6 +90,6 @@ def bundled_model() -> Path:
     folder = bundled_folder()
     if not folder.is_dir():
         raise CheckpointError(
-            "this melodia comes without a model; train one with `melodia train FOLDER --out DIR` and name it"
+            "this installation comes without a model; train one with `melodia train FOLDER --out DIR` and name it"
         )
     return folder

@@ -54,9 +54,9 @@ class TokenizerConfig:
         if self.positions_per_beat not in (12, 24):
             raise ConfigError(f"positions_per_beat must be 12 or 24 (received {self.positions_per_beat!r})")
         if not 1 <= self.velocities <= 127:
-            raise ConfigError(f"velocities must be within 1 and 127 (received {self.velocities!r})")
+            raise ConfigError(f"velocities must be between 1 and 127 (received {self.velocities!r})")
         if not 2 <= self.tempi <= 256:
-            raise ConfigError(f"tempi must be within 2 and 256 (received {self.tempi!r})")
+            raise ConfigError(f"tempi must be between 2 and 256 (received {self.tempi!r})")
         if self.bpe_vocab_size is not None and not 1 <= self.bpe_vocab_size <= 65535:
             raise ConfigError(
                 f"a byte-pair vocabulary must have 1 to 65535 tokens (received {self.bpe_vocab_size!r})"

@@ -142,7 +142,7 @@ class TrainingConfig:
         value: Any = getattr(self, name)
         if not _is_number(value) or not low <= value <= high:
             limits = " and ".join(str(end) if isinstance(end, int) else f"{end:g}" for end in (low, high))
-            raise ConfigError(f"`{name}` must be within {limits} (received {value})")
+            raise ConfigError(f"`{name}` must be between {limits} (received {value})")
 
     @property
     def budget(self) -> tuple[str, float]:

@@ -144,7 +144,7 @@ def bench(
         notes.append(f"the engine cannot run: {obstacle}")
     if hasattr(os, "getloadavg") and os.getloadavg()[0] > 0.5:
         notes.append(
-            f"the machine has other work (load {os.getloadavg()[0]:.1f}): figures may be better without it"
+            f"the machine is busy (load {os.getloadavg()[0]:.1f}): figures may be better when it is idle"
         )
     with _torch_threads_kept():
         found = _measure([way for _, _, way in ways], seconds)
@@ -160,16 +160,16 @@ def _check(weights: Sequence[str], threads: Sequence[int], seconds: float, cores
     odd = [name for name in weights if name not in WEIGHTS]
     if odd or not weights:
         raise ConfigError(
-            f"`weights` must be some of {', '.join(WEIGHTS)} (received {', '.join(odd) or 'none'})"
+            f"`weights` must be one or more of {', '.join(WEIGHTS)} (received {', '.join(odd) or 'none'})"
         )
     for argument, wanted in (("weights", weights), ("threads", threads)):
         if len(set(wanted)) < len(wanted):
             shown = ", ".join(map(str, wanted))
-            raise ConfigError(f"`{argument}` must be different from each other (received {shown})")
+            raise ConfigError(f"`{argument}` must not repeat values (received {shown})")
     if not threads or min(threads) < 1 or max(threads) > cores:
         shown = ", ".join(map(str, threads)) or "none"
         raise ConfigError(
-            f"`threads` must be from 1 to {cores}, the cores of this process (received {shown})"
+            f"`threads` must be between 1 and {cores}, the cores of this process (received {shown})"
         )
     if not (math.isfinite(seconds) and 0 < seconds <= 3600):
         raise ConfigError(f"`seconds` must be > 0 and at most 3600 (received {seconds})")
