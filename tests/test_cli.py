@@ -196,7 +196,7 @@ def test_a_link_to_nothing_is_there_already(
     out = tmp_path / "new.mid"
     out.symlink_to(tmp_path / "gone.mid")
     assert main(["generate", "--bars", "1", "--out", str(out)]) == 1
-    assert "is there already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
     assert out.is_symlink()
 
 
@@ -305,9 +305,9 @@ def test_a_generation_that_fails_halfway_names_what_it_wrote(
         (["evaluate", "x", "--top-k", "3"], "--top-k needs --generate"),
         (["evaluate", "x", "--generate", "3", "--pitch-bias", "3"], "--pitch-bias must be between 0 and 1"),
         (["originality", "x.mid", "--model", "y", "--cache", "z"], "--cache needs --index"),
-        (["bench", "--weights", "fp32,fp32"], "--weights must be different"),
-        (["bench", "--threads", "1,1"], "--threads must be different"),
-        (["compare", "x", "--out", "y", "--kinds", "gru, gru"], "--kinds must be different"),
+        (["bench", "--weights", "fp32,fp32"], "--weights must not repeat values"),
+        (["bench", "--threads", "1,1"], "--threads must not repeat values"),
+        (["compare", "x", "--out", "y", "--kinds", "gru, gru"], "--kinds must not repeat values"),
         (["generate", "--continuation-only"], "needs --seed"),
         (["generate", "--pitch-bias", "0.3"], "--pitch-bias needs --seed"),
         (["generate", "--tokens", "9", "--branches", "4"], "--branches needs --seed"),

@@ -119,7 +119,7 @@ def test_errors(tokenizer, folder, tmp_path):
     with pytest.raises(CorpusError, match="no MIDI files"):
         encode_files(tmp_path, tokenizer)
     v = tokenizer.vocabulary
-    with pytest.raises(ConfigError, match="one flag a piece"):
+    with pytest.raises(ConfigError, match="one flag per piece"):
         PiecesInMemory([[3]], v, [True, False])
     with pytest.raises(ConfigError, match="ids must be between"):
         PiecesInMemory([[v.size]], v)

@@ -214,7 +214,7 @@ class TestFiles:
         suffix, write = writer
         target = tmp_path / f"a{suffix}"
         target.write_bytes(b"old")
-        with pytest.raises(MelodiaError, match="is there already"):
+        with pytest.raises(MelodiaError, match="already exists"):
             write(target)
         assert target.read_bytes() == b"old"
         write(target, force=True)

@@ -186,7 +186,7 @@ def test_music_goes_on_behind_a_continuation(scheme: str) -> None:
 
 def test_sessions_of_other_models_and_damaged_files_are_refused(sampler: Sampler, tmp_path: Path) -> None:
     path = sampler.save_state(tmp_path / "a.safetensors")
-    with pytest.raises(CheckpointError, match="is there already"):
+    with pytest.raises(CheckpointError, match="already exists"):
         sampler.save_state(path)
     sampler.save_state(path, force=True)
     other = tiny_sampler(kind="gru")

@@ -168,7 +168,8 @@ def comparison_table(made: Generated) -> Table:
         tuple(rows),
         f"{len(made.pairs)} pieces: {made.settings['bars']} generated bars after {seeds} seed bars, compared with the "
         "bars that really follow. * the difference is not 0. Overlap (1 is best) and Kullback-Leibler divergence "
-        "(0 is best) as in MGEval; the last column is the yardstick: the seed bars, which are real, against the real bars.",
+        "(0 is best) as in MGEval; the last column is the yardstick: the seed bars, which are real, against the real "
+        "bars.",
     )
 
 
