@@ -124,7 +124,7 @@ def parse_chord(name: str) -> Chord | None:
         qualities = ", ".join(each for each in QUALITIES if each.isascii() and each)
         raise ConfigError(
             f"no chord is called {name!r}; a chord is a root, A to G with # or b, then nothing (major) or one of "
-            f"{qualities}, then perhaps its bass, such as C, F#m7 or Am/E; N.C. stands for none"
+            f"{qualities}, then optionally its bass, such as C, F#m7 or Am/E; N.C. stands for none"
         )
     root = _pitch_class(found[1], found[2])
     bass = _pitch_class(found[4], found[5]) if found[4] else root

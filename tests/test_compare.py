@@ -71,9 +71,9 @@ def test_an_interrupted_comparison_goes_on_where_it_was(songs: Path, tmp_path: P
     with pytest.raises(RuntimeError, match="crash"):
         compare("broken", Crash())
     if kernels.backend_report().runs == "native":
-        with pytest.raises(ConfigError, match=r"another comparison \(another backend\)"):
+        with pytest.raises(ConfigError, match=r"another comparison \(different backend\)"):
             compare("broken", Watch(), backend="reference")
-    with pytest.raises(ConfigError, match=r"another comparison \(another random_seed, threads\)"):
+    with pytest.raises(ConfigError, match=r"another comparison \(different random_seed, threads\)"):
         compare("broken", Watch(), threads=2, random_seed=9)
     assert compare("broken", Watch(), save_every=9.0) == whole, "how often is saved changes no figure"
     assert begun_at == [0, 1]
@@ -89,7 +89,7 @@ def test_a_comparison_looks_at_all_folders_before_it_trains(
         ('{"setting": {}, "row": null}', "holds gru of another comparison"),
         (
             '{"setting": {"corpus": 1}, "row": null}',
-            r"holds gru .* \(another backend, batch_size, .*corpus, ",
+            r"holds gru .* \(different backend, batch_size, .*corpus, ",
         ),
         (
             '{"setting": {}, "row": {"name": "gru"}}',

@@ -186,7 +186,7 @@ def test_what_cannot_be() -> None:
     with pytest.raises(ConfigError, match="`beside` must be True or False"):
         sampler.fill(tune, (1, 2), beside="yes")  # type: ignore[arg-type]
     for scheme in ("TSD", "PerTok"):
-        with pytest.raises(ConfigError, match="tokens are REMI's"):
+        with pytest.raises(ConfigError, match="needs a model with REMI tokens"):
             tiny_sampler(scheme).generate(bars=2, beside=tune, programs=(0,), metre=(4, 4), tempo=100)
     ids = [Tokenizer().encode(tune).ids]
     pairs = Tokenizer().train_bpe(ids, size=Tokenizer().vocabulary.size + 4)

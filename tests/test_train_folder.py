@@ -260,7 +260,9 @@ def test_byte_pairs_are_refused_before_music_is_read(
         raise AssertionError("read the files")
 
     monkeypatch.setattr(build_module, "map_files", forbidden)
-    with pytest.raises(ConfigError, match=rf"of more than the {BPE - 20} tokens .*received {BPE - 20}.*`bpe`"):
+    with pytest.raises(
+        ConfigError, match=rf"of more than the {BPE - 20} tokens .*received {BPE - 20}.*`bpe`"
+    ):
         build_corpus(songs[0], tmp_path / "out", TokenizerConfig(bpe_vocab_size=BPE - 20), workers=0)
 
 

@@ -1,4 +1,4 @@
-"""Filling: bars inside a piece are made anew, from what stands before them and towards what comes behind."""
+"""Filling: bars inside a piece are rewritten; they continue the music before them and lead into the music after."""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ class Kept:
     ) -> None:
         vocabulary, ops = classes.vocabulary, classes.tables.ops
         if not classes.bar.any() or vocabulary.expansions or classes.has_micro:
-            raise ConfigError("`beside` needs a model whose tokens are REMI's, without byte pairs")
+            raise ConfigError("`beside` needs a model with REMI tokens, without byte pairs")
         self.score = score
         self._classes = classes
         reader = TokenReader(vocabulary)

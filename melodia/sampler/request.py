@@ -129,7 +129,7 @@ class Request:
             )
         if self.beside is not None:
             if self.programs is None:
-                raise ConfigError("`beside` needs `programs`: those that accompany it")
+                raise ConfigError("`beside` needs `programs`: those that accompany the music")
             if self.recall:
                 raise ConfigError("`recall` repeats bars, which may not fit the `beside` music; leave it out")
             for name in ("pitch_range", "scale", "max_polyphony"):

@@ -187,7 +187,9 @@ def _network(model: str | os.PathLike[str] | None) -> tuple[str, Network, Vocabu
             name: random.uniform(-0.1, 0.1, shape).astype(np.float32)
             for name, shape in tensor_shapes(config).items()
         }
-        note = "there is no model yet: this is a tiny one with random weights; name one with `model`"
+        note = (
+            "no model was found: these figures are for a tiny one with random weights; name one with `model`"
+        )
         return f"random {_shape(config)}", Network(config, tensors), vocabulary, [note]
     checkpoint = read_checkpoint(folder)
     network = checkpoint.network

@@ -1,4 +1,4 @@
-"""Make some bars of a MIDI file anew: new files, MIDI, and on request a picture and sound."""
+"""Rewrite some bars of a MIDI file: new MIDI files, and on request a picture and sound."""
 
 from __future__ import annotations
 
