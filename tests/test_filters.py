@@ -193,7 +193,7 @@ def test_damaged_logits_and_empty_masks_are_errors() -> None:
         ({"temperature": "hot"}, "must be a number"),
         ({"top_k": 0}, r"`top_k` must be a whole number between 1 and \d+ \(received 0\); leave it out"),
         ({"top_k": 2.5}, "whole number"),
-        ({"top_p": 0.0}, r"`top_p` must be in \(0, 1\] \(received 0.0\)"),
+        ({"top_p": 0.0}, r"`top_p` must be above 0 and at most 1 \(received 0.0\)"),
         ({"top_p": 1.5}, "received 1.5"),
         ({"min_p": -0.1}, "`min_p`"),
         ({"repetition_penalty": 0.5}, "between 1 and 100"),

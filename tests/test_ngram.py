@@ -233,7 +233,7 @@ def test_likelihood_ratios_and_intervals():
     assert interval.high == pytest.approx(1.0)
     with pytest.raises(ConfigError, match="unit must be one of"):
         result.per("song")
-    with pytest.raises(ConfigError, match="inside"):
+    with pytest.raises(ConfigError, match="above 0 and below 1"):
         result.interval("token", level=1.0)
     bare_result = Likelihood(result.nats, result.tokens, result.notes)
     assert bare_result.units() == ("token", "note")

@@ -269,7 +269,7 @@ def test_the_model_is_told_the_last_bars_only() -> None:
         ("rows", np.zeros((0, 4), np.float32), "`rows` must be .*R at least 1"),
         ("rows", np.zeros((2, 8), np.float32)[:, ::2], "`rows` must be .*a non-contiguous array"),
         ("rows", np.full((2, 4), np.nan, np.float32), "`rows` must be .*not finite"),
-        ("rows", [[0.0]], "`rows` must be a plain array"),
+        ("rows", [[0.0]], "`rows` must be a contiguous array"),
         ("row_of", np.zeros(129), r"`row_of` must be a contiguous array of finite int32 \[129\]"),
         ("row_of", np.zeros(128, np.int32), "`row_of` must be"),
         ("row_of", np.full(129, 2, np.int32), r"`row_of` must be between 0 and 1.*received 2 to 2"),

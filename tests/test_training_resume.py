@@ -286,6 +286,6 @@ def test_a_finished_model_is_not_replaced_where_its_state_is_gone(corpus: Corpus
     best = tmp_path / "best"
     best.mkdir()
     (best / "config.json").write_text("mine")
-    with pytest.raises(TrainingError, match=r"holds a checkpoint, but resume is gone.*`init` .*best"):
+    with pytest.raises(TrainingError, match=r"holds a checkpoint, but resume, .* is missing.*`init` .*best"):
         train(corpus, form(corpus), CONFIG, tmp_path, resume=True)
     assert (best / "config.json").read_text() == "mine"
