@@ -31,7 +31,7 @@ def whole_number(
     >>> whole_number("branches", 2.5, 1, 64)
     Traceback (most recent call last):
     ...
-    melodia.errors.ConfigError: `branches` must be a whole number within 1 and 64 (received 2.5)
+    melodia.errors.ConfigError: `branches` must be a whole number between 1 and 64 (received 2.5)
     """
     try:
         found = None if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]
@@ -72,7 +72,7 @@ def real_number(
     >>> real_number("pitch_bias", 2, 0, 1)
     Traceback (most recent call last):
     ...
-    melodia.errors.ConfigError: `pitch_bias` must be within 0 and 1 (received 2.0)
+    melodia.errors.ConfigError: `pitch_bias` must be between 0 and 1 (received 2.0)
     """
     if isinstance(value, bool) or not isinstance(value, Real):
         raise ConfigError(f"`{name}` must be a number (received {value!r})")
