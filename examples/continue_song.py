@@ -36,7 +36,7 @@ def main() -> None:
         continuation = sampler.generate(bars=8, random_seed=1, **settings)
         path = arguments.out / f"{arguments.seed.stem}-{name}.mid"
         write_midi(continuation.joined_score, path, force=True)
-        print(f"{path}: {continuation.report.lines()[0]}, {continuation.report.nll:.2f} nats a token")
+        print(f"{path}: {continuation.report.lines()[0]}, {continuation.report.nll:.2f} nats per token")
 
 
 if __name__ == "__main__":

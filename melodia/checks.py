@@ -32,14 +32,14 @@ def whole_number(
     >>> whole_number("branches", 2.5, 1, 64)
     Traceback (most recent call last):
     ...
-    melodia.errors.ConfigError: `branches` must be a whole number within 1 and 64 (received 2.5)
+    melodia.errors.ConfigError: `branches` must be a whole number between 1 and 64 (received 2.5)
     """
     try:
         found = None if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]
     except TypeError:
         found = None
     if found is None or found < low or (high is not None and found > high):
-        limits = limits or (f", at least {low}" if high is None else f" within {low} and {high}")
+        limits = limits or (f", at least {low}" if high is None else f" between {low} and {high}")
         remedy = remedy and f"; {remedy}"
         raise ConfigError(f"`{name}` must be a whole number{limits} (received {value!r}){remedy}")
     return found
@@ -73,7 +73,7 @@ def real_number(
     >>> real_number("pitch_bias", 2, 0, 1)
     Traceback (most recent call last):
     ...
-    melodia.errors.ConfigError: `pitch_bias` must be within 0 and 1 (received 2.0)
+    melodia.errors.ConfigError: `pitch_bias` must be between 0 and 1 (received 2.0)
     """
     if isinstance(value, bool) or not isinstance(value, Real):
         raise ConfigError(f"`{name}` must be a number (received {value!r})")
@@ -85,7 +85,7 @@ def real_number(
         raise ConfigError(f"`{name}` must be finite (received {value!r})")
     if not low <= found <= high:
         unit, remedy = unit and f" {unit}", remedy and f"; {remedy}"
-        raise ConfigError(f"`{name}` must be within {low} and {high}{unit} (received {found}){remedy}")
+        raise ConfigError(f"`{name}` must be between {low} and {high}{unit} (received {found}){remedy}")
     return found
 
 
@@ -142,4 +142,4 @@ def file_path(name: str, value: object) -> Path:
 def listener(name: str, value: object) -> None:
     """Raise ConfigError for a listener that cannot be called; None is nobody."""
     if value is not None and not callable(value):
-        raise ConfigError(f"`{name}` must be a function that is called (received {value!r})")
+        raise ConfigError(f"`{name}` must be callable (received {value!r})")

@@ -51,9 +51,9 @@ def taken(target: str | os.PathLike[str], other: str = "name") -> str:
     """The message that a file is there already; `other`: what has to be another one then.
 
     >>> taken("new.mid")
-    'new.mid: is there already; choose another name, or give `force` to replace it'
+    'new.mid: already exists; choose another name, or give `force` to replace it'
     """
-    return f"{show_path(target)}: is there already; choose another {other}, or give `force` to replace it"
+    return f"{show_path(target)}: already exists; choose another {other}, or give `force` to replace it"
 
 
 def sync_folder(folder: Path) -> None:

@@ -124,7 +124,7 @@ def parse_chord(name: str) -> Chord | None:
         qualities = ", ".join(each for each in QUALITIES if each.isascii() and each)
         raise ConfigError(
             f"no chord is called {name!r}; a chord is a root, A to G with # or b, then nothing (major) or one of "
-            f"{qualities}, then perhaps its bass, such as C, F#m7 or Am/E; N.C. stands for none"
+            f"{qualities}, then optionally its bass, such as C, F#m7 or Am/E; N.C. stands for none"
         )
     root = _pitch_class(found[1], found[2])
     bass = _pitch_class(found[4], found[5]) if found[4] else root
@@ -171,7 +171,7 @@ def parse_chords(chords: str | Sequence[str | Sequence[Chord | None]]) -> Bars:
             raise ConfigError(f"a bar has 1 to {MOST_CHORDS} chords (received {len(names)} in {bar!r})")
         bars.append(tuple(parse_chord(name) for name in names))
     if not any(chord for bar in bars for chord in bar):
-        raise ConfigError(f"there must be a chord, such as 'Am F C G' (received {chords!r})")
+        raise ConfigError(f"give at least one chord, such as 'Am F C G' (received {chords!r})")
     return tuple(bars)
 
 

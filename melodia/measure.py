@@ -81,7 +81,7 @@ class Likelihood:
             raise ConfigError(f"unit must be one of {', '.join(UNITS)} (received {unit!r})")
         values: NDArray[Any] | None = getattr(self, f"{unit}s")
         if values is None:
-            raise ConfigError(f"nobody counted the {unit}s of these pieces; ask for one of {self.units()}")
+            raise ConfigError(f"the {unit}s of these pieces were not counted; ask for one of {self.units()}")
         return values
 
     def per(self, unit: str) -> float:
@@ -104,7 +104,7 @@ class Likelihood:
             ConfigError: an unknown unit, or a level outside (0, 1).
         """
         if not 0.0 < level < 1.0:
-            raise ConfigError(f"level must lie inside (0, 1) (received {level})")
+            raise ConfigError(f"level must be above 0 and below 1 (received {level})")
         below = self._denominator(unit).astype(np.float64)
         pieces = len(self.nats)
         if not pieces:

@@ -365,4 +365,4 @@ def _check(
     if bars_total is not None and bars_total < 1:
         raise ConfigError(f"bars_total must be at least 1 (received {bars_total})")
     if density is not None and not 1 <= density <= DENSITIES:
-        raise ConfigError(f"density must be within 1 and {DENSITIES} (received {density})")
+        raise ConfigError(f"density must be between 1 and {DENSITIES} (received {density})")

@@ -47,7 +47,7 @@ class Vocabulary:
 
     def __post_init__(self) -> None:
         if len(set(self.tokens)) != len(self.tokens):
-            raise TokenizerError("the vocabulary names a token twice; rebuild the corpus or the checkpoint")
+            raise TokenizerError("the vocabulary lists a token twice; rebuild the corpus or the checkpoint")
         for name in SPECIAL_TYPES:
             if f"{name}_None" not in self.index:
                 raise TokenizerError(

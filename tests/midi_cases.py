@@ -99,7 +99,7 @@ CASES: dict[str, Case] = {
     "truncated-mid-event": Case(smf(TRACK)[:-9], 8, ("cut off", "note without an end closed")),
     "truncated-half": Case(smf(TRACK)[:49], 3, ("file cut off inside a track (49 bytes missing)",)),
     "garbage-prefix-128": Case(bytes(128) + GOOD, 8, ("bytes before the MIDI header skipped (128)",)),
-    "garbage-suffix": Case(GOOD + bytes(45), 8, ("bytes that belong to no chunk skipped (45)",), clean=True),
+    "garbage-suffix": Case(GOOD + bytes(45), 8, ("bytes outside any chunk skipped (45)",), clean=True),
     "riff-rmi": Case(
         b"RIFF"
         + (len(GOOD) + 12).to_bytes(4, "little")
@@ -212,7 +212,7 @@ MORE: dict[str, Case] = {
             b"\n", b"\r\n"
         ),
         8,
-        ("transfer in text mode undone",),
+        ("text-mode transfer undone",),
     ),
     "long chunk swallows next": Case(
         header(tracks=2) + chunk(TRACK, length=2 * len(TRACK) + 8) + chunk(TRACK), 16, ("wrong track length",)

@@ -149,7 +149,7 @@ def test_card_shows_means_over_pieces(tmp_path: Path) -> None:
     assert tables["pieces"].splitlines() == [
         "| 2 pieces | branches 4 | branches 1 | the pieces themselves |",
         "|---|---|---|---|",
-        "| estimated in the seed's key | 25% |  |  |",
-        "| voices at once, of the seed's | 1.00 |  | 1.50 |",
+        "| estimated key is the seed's key | 25% |  |  |",
+        "| simultaneous voices, relative to the seed | 1.00 |  | 1.50 |",
     ]
-    assert tables["whole"].splitlines()[2:] == ["| voices at once, of the seed's | 0.50 | 2.00 |"]
+    assert tables["whole"].splitlines()[2:] == ["| simultaneous voices, relative to the seed | 0.50 | 2.00 |"]

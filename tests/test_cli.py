@@ -198,7 +198,7 @@ def test_a_link_to_nothing_is_there_already(
     out = tmp_path / "new.mid"
     out.symlink_to(tmp_path / "gone.mid")
     assert main(["generate", "--bars", "1", "--out", str(out)]) == 1
-    assert "is there already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
     assert out.is_symlink()
 
 
@@ -221,7 +221,7 @@ def test_python_names_arguments_and_the_command_line_options(
     assert main(["evaluate", str(tmp_path), "--html", str(page)]) == 1
     assert "give --force to replace it" in capsys.readouterr().err
     assert main(["train", str(tmp_path), "--out", str(tmp_path / "m"), "--batch-size", "0"]) == 2
-    assert "--batch-size must be a whole number within 1" in capsys.readouterr().err
+    assert "--batch-size must be a whole number between 1" in capsys.readouterr().err
 
 
 def test_no_folder_and_no_seed_is_written_over(
@@ -233,7 +233,7 @@ def test_no_folder_and_no_seed_is_written_over(
     Path("link.mid").symlink_to("seed.mid")
     for out in ("seed.mid", "o/../seed", "link.mid", str(tmp_path / "seed.mid")):
         assert main(["generate", "--seed", "seed.mid", "--out", out, "--force"]) == 1
-        assert "is the file that is read" in capsys.readouterr().err
+        assert "is the input file" in capsys.readouterr().err
     assert Path("seed.mid").read_bytes() == seed.read_bytes()
 
 
@@ -260,10 +260,10 @@ def test_a_folder_takes_the_default_name(
     }
     capsys.readouterr()
     for out, reason in (
-        ("new/", "melodia.mid: is there already; choose another --out, or give --force"),
-        ("nowhere/new.mid", "there is no folder nowhere; make it first"),
+        ("new/", "melodia.mid: already exists; choose another --out, or give --force"),
+        ("nowhere/new.mid", "there is no folder nowhere; create it first"),
         ("nowhere/..", "there is no folder nowhere"),
-        ("file/", "file: cannot be made"),
+        ("file/", "file: cannot be created"),
     ):
         assert run("--out", out) == 1
         assert reason in capsys.readouterr().err
@@ -284,7 +284,7 @@ def test_a_generation_that_fails_halfway_names_what_it_wrote(
     monkeypatch.setattr("melodia.render.plot_pianoroll", full)
     out = tmp_path / "new.mid"
     assert main(["generate", "--model", str(model), "--bars", "1", "--out", str(out), "--plot"]) == 1
-    assert f"No space left on device); written before: {out}" in capsys.readouterr().err
+    assert f"No space left on device); already written: {out}" in capsys.readouterr().err
     assert out.is_file()
 
 
@@ -307,15 +307,15 @@ def test_a_generation_that_fails_halfway_names_what_it_wrote(
         (["train", "x", "--out", "y", "--minutes", "inf"], "--minutes must be finite"),
         (
             ["train", "x", "--out", "y", "--threads", "100000"],
-            "--threads must be a whole number within 1 and 1024",
+            "--threads must be a whole number between 1 and 1024",
         ),
         (["evaluate", "x", "--bars", "16"], "--bars needs --generate"),
         (["evaluate", "x", "--top-k", "3"], "--top-k needs --generate"),
-        (["evaluate", "x", "--generate", "3", "--pitch-bias", "3"], "--pitch-bias must be within 0 and 1"),
+        (["evaluate", "x", "--generate", "3", "--pitch-bias", "3"], "--pitch-bias must be between 0 and 1"),
         (["originality", "x.mid", "--model", "y", "--cache", "z"], "--cache needs --index"),
-        (["bench", "--weights", "fp32,fp32"], "--weights must be different"),
-        (["bench", "--threads", "1,1"], "--threads must be different"),
-        (["compare", "x", "--out", "y", "--kinds", "gru, gru"], "--kinds must be different"),
+        (["bench", "--weights", "fp32,fp32"], "--weights must not repeat values"),
+        (["bench", "--threads", "1,1"], "--threads must not repeat values"),
+        (["compare", "x", "--out", "y", "--kinds", "gru, gru"], "--kinds must not repeat values"),
         (["generate", "--continuation-only"], "needs --seed"),
         (["generate", "--pitch-bias", "0.3"], "--pitch-bias needs --seed"),
         (["generate", "--tokens", "9", "--branches", "4"], "--branches needs --seed"),
@@ -385,7 +385,7 @@ def test_compare_prints_a_table_and_goes_on_where_it_was(
     sizes = [row["parameters"] for row in rows if row["hidden_size"]]
     assert max(sizes) / min(sizes) < 1.03
     assert main(arguments) == 0
-    assert "trained already" in capsys.readouterr().err
+    assert "already trained" in capsys.readouterr().err
     assert main([*arguments, "--random-seed", "5"]) == 2  # rows of two comparisons in one table
     assert "holds gru of another comparison" in capsys.readouterr().err
 
@@ -399,12 +399,12 @@ def test_compare_replaces_no_training(
     arguments = ["compare", str(some_pieces), "--out", str(tmp_path / "models"), "--kinds", "gru"]
     arguments += ["--size", "tiny", "--epochs", "0.1", "--threads", "1", "--cache", str(tmp_path / "cache")]
     assert main(arguments) == 1
-    assert "holds a training already" in capsys.readouterr().err
+    assert "already holds a training run" in capsys.readouterr().err
     assert (best / "config.json").read_text() == "mine"
     log = tmp_path / "models" / "gru" / "training.csv"
     log.write_text("mine")
     assert main([*arguments, "--force"]) == 1
-    assert "no training wrote it" in capsys.readouterr().err
+    assert "no training run wrote it" in capsys.readouterr().err
     assert log.read_text() == "mine"
 
 

@@ -136,9 +136,7 @@ def test_a_training_that_had_no_memory_to_begin(
 
     monkeypatch.setattr("melodia.training.loop.Learner", short)
     config = dataclasses.replace(CONFIG, recompute=True)
-    with pytest.raises(
-        TrainingError, match=r"nothing has been saved yet\. Train anew with a smaller"
-    ) as caught:
+    with pytest.raises(TrainingError, match=r"nothing has been saved yet\. Retrain with a smaller") as caught:
         train(corpus, form(corpus), config, tmp_path)
     assert "`recompute`" not in str(caught.value)
 
@@ -156,7 +154,8 @@ def test_other_commands_without_memory(
     for error in NO_MEMORY:
         assert fails(error) == 1
         assert (
-            capsys.readouterr().err == "melodia: out of memory; end other programs, or ask for less at once\n"
+            capsys.readouterr().err
+            == "melodia: out of memory; close other programs, or ask for less at once\n"
         )
     other = RuntimeError("mat1 and mat2 shapes cannot be multiplied")
     assert not out_of_memory(other)

@@ -31,8 +31,8 @@ def songs(tmp_path_factory: pytest.TempPathFactory, samples_dir: Path) -> Path:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"kinds": ("gru", "foo")}, "`kinds` must be some of lstm, .*received foo"),
-        ({"kinds": ("gru", "lstm", "gru")}, "`kinds` must be different .*received gru twice"),
+        ({"kinds": ("gru", "foo")}, "`kinds` must be one or more of lstm, .*received foo"),
+        ({"kinds": ("gru", "lstm", "gru")}, "`kinds` must not repeat values .*received gru twice"),
         ({"size": "foo"}, "`size` must be one of tiny, .*received 'foo'"),
         ({"training": {"epochs": 1, "device": "cuda:99"}}, "choose `device` cpu or auto"),
         ({"training": {"epochs": -1}}, "`epochs` must be above 0"),
@@ -71,9 +71,9 @@ def test_an_interrupted_comparison_goes_on_where_it_was(songs: Path, tmp_path: P
     with pytest.raises(RuntimeError, match="crash"):
         compare("broken", Crash())
     if kernels.backend_report().runs == "native":
-        with pytest.raises(ConfigError, match=r"another comparison \(another backend\)"):
+        with pytest.raises(ConfigError, match=r"another comparison \(different backend\)"):
             compare("broken", Watch(), backend="reference")
-    with pytest.raises(ConfigError, match=r"another comparison \(another random_seed, threads\)"):
+    with pytest.raises(ConfigError, match=r"another comparison \(different random_seed, threads\)"):
         compare("broken", Watch(), threads=2, random_seed=9)
     assert compare("broken", Watch(), save_every=9.0) == whole, "how often is saved changes no figure"
     assert begun_at == [0, 1]
@@ -89,14 +89,14 @@ def test_a_comparison_looks_at_all_folders_before_it_trains(
         ('{"setting": {}, "row": null}', "holds gru of another comparison"),
         (
             '{"setting": {"corpus": 1}, "row": null}',
-            r"holds gru .* \(another backend, batch_size, .*corpus, ",
+            r"holds gru .* \(different backend, batch_size, .*corpus, ",
         ),
         (
             '{"setting": {}, "row": {"name": "gru"}}',
-            "damaged .*; remove .*gru, and gru alone is trained anew",
+            "damaged .*; remove .*gru, and only gru is retrained",
         ),
-        ('{"setting": 3, "row": null}', "damaged .*; remove .*gru, and gru alone is trained anew"),
-        ("[", "damaged .*; remove .*gru, and gru alone is trained anew"),
+        ('{"setting": 3, "row": null}', "damaged .*; remove .*gru, and only gru is retrained"),
+        ("[", "damaged .*; remove .*gru, and only gru is retrained"),
     ):
         record.write_text(text)
         with pytest.raises((ConfigError, TrainingError), match=message):
@@ -114,11 +114,11 @@ def test_advice_names_what_a_comparison_has(
     log.parent.mkdir()
     log.write_text(",".join(COLUMNS) + "\n1\n")
     assert main(arguments) == 1
-    assert "is the log of a training; move it or choose another folder" in capsys.readouterr().err
+    assert "is the log of a training run; move it or choose another folder" in capsys.readouterr().err
     log.unlink()
     (tmp_path / "gru" / "best").mkdir()
     assert main(arguments) == 1
-    assert "holds a training already; move it or choose another folder" in capsys.readouterr().err
+    assert "already holds a training run; move it or choose another folder" in capsys.readouterr().err
     (tmp_path / "gru" / "best").rmdir()
 
     def fails(*given: Any, **named: Any) -> None:

@@ -90,7 +90,7 @@ def test_a_verdict_for_every_file(messy):
     wanted = {name for name in names if name.lower().endswith((".mid", ".midi"))}
     assert set(rows) == wanted, "the folder that links to its parent is not walked twice"
     assert rows["gone.mid"].verdict == "failed"
-    assert rows["gone.mid"].reason == "a link to nothing"
+    assert rows["gone.mid"].reason == "a broken link"
     assert rows["empty.mid"].verdict == "failed"
     assert rows["text.mid"].verdict == "failed"
     assert rows["text.mid"].reason
@@ -317,7 +317,7 @@ def test_errors(tmp_path):
         build_corpus(tmp_path / "bare", tmp_path / "out", valid_share=1.0)
     with pytest.raises(ConfigError, match="transpositions"):
         build_corpus(tmp_path / "bare", tmp_path / "out", transpositions=[13])
-    with pytest.raises(CorpusError, match="cannot make"):
+    with pytest.raises(CorpusError, match="cannot create"):
         build_corpus(tmp_path, tmp_path / "file.mid" / "out")
 
 
@@ -430,7 +430,7 @@ def test_manifest_round_trip_with_odd_names(tmp_path):
     assert read_manifest(tmp_path) == rows
     assert (tmp_path / "manifest.tsv").read_text("utf-8").count("\n") == 3
     (tmp_path / "manifest.tsv").write_text("path\tnonsense\n")
-    with pytest.raises(CorpusError, match="no manifest"):
+    with pytest.raises(CorpusError, match="not a manifest"):
         read_manifest(tmp_path)
 
 

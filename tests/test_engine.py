@@ -365,7 +365,7 @@ def test_tokens_that_are_no_whole_numbers_of_32_bits() -> None:
     packed = engine.Engine(*describe(Model(ModelConfig("gru", vocab_size=50, hidden_size=4))), threads=1)
     lanes = engine.Lanes(packed, 1)
     for wrong in (np.array([2**32 + 3]), np.array([1.5])):
-        with pytest.raises(ValueError, match="whole numbers of 32 bits"):
+        with pytest.raises(ValueError, match="must be 32-bit integers"):
             lanes.step(wrong)
 
 

@@ -264,7 +264,7 @@ def test_where_it_is_missing_the_reason_is_said(tmp_path: Path) -> None:
     assert imported(tmp_path, reason) == says + "no compiler here None"
     other = tmp_path / "melodia/engine/_engine.cpython-39-x86_64-linux-gnu.so"
     other.touch()
-    assert "belongs to another Python; install melodia again" in imported(tmp_path, reason)
+    assert "was built for another Python; reinstall melodia" in imported(tmp_path, reason)
     other.rename(other.with_name(f"_engine{EXTENSION_SUFFIXES[0]}"))
     assert imported(tmp_path, reason).startswith("the engine does not load: ")
     code = "from melodia import engine\ntry: engine.Engine([], [])\nexcept Exception as error: print(repr(error))"

@@ -163,7 +163,7 @@ def test_json_is_complete_and_has_no_nan(evaluation: Evaluation, tmp_path: Path)
     assert sum(made["histograms"]["real"]["pitch_class_histogram"]) == pytest.approx(1)
     assert len(made["pieces"]) == 3
     assert made["pieces"][0]["originality"]["generated"]["passages"] is not None
-    with pytest.raises(MelodiaError, match="is there already"):
+    with pytest.raises(MelodiaError, match="already exists"):
         write_json(evaluation, path)
     write_json(evaluation, path, force=True)
 
@@ -277,11 +277,11 @@ def test_names_that_are_no_text(folder: Path, model: Path, tmp_path: Path) -> No
 def test_refusals(folder: Path, model: Path) -> None:
     with pytest.raises(ConfigError, match="at least 2 pieces"):
         evaluate_folder(folder, model, generate=1)
-    with pytest.raises(CorpusError, match="2 pieces of at least 402 bars"):
+    with pytest.raises(CorpusError, match="2 pieces of 402 bars or more"):
         evaluate_folder(folder, model, generate=2, seed_bars=400, bars=2)
     with pytest.raises(CorpusError, match="none of the 1 files"):
         evaluate_folder(folder / "broken.mid", model)
-    with pytest.raises(ConfigError, match="`random_seed` must be a whole number within"):
+    with pytest.raises(ConfigError, match="`random_seed` must be a whole number between"):
         evaluate_folder(folder, model, generate=2, random_seed=-1)
     with pytest.raises(ConfigError, match="`bars` must be at least 1"):
         Settings(bars=0)
@@ -301,11 +301,11 @@ def test_the_command(folder: Path, model: Path, tmp_path: Path, capsys: pytest.C
     assert number(value, 4) in said.out
     assert math.isfinite(value)
     assert main([*arguments, "--json", str(tmp_path / "x.json")]) == 1, "files are not overwritten"
-    assert "is there already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
     assert main([*arguments, "--html", str(tmp_path / "x.html")]) == 1
     assert "--force" in capsys.readouterr().err
     assert main([*arguments, "--html", str(tmp_path / "x.txt"), "--force"]) == 1
-    assert "has to end in .html" in capsys.readouterr().err
+    assert "must end in .html" in capsys.readouterr().err
     assert main([*arguments, "--generate", "1"]) == 2
     assert main([*arguments, "--temperature", "-1"]) == 2
     capsys.readouterr()

@@ -119,10 +119,10 @@ def test_errors(tokenizer, folder, tmp_path):
     with pytest.raises(CorpusError, match="no MIDI files"):
         encode_files(tmp_path, tokenizer)
     v = tokenizer.vocabulary
-    with pytest.raises(ConfigError, match="one flag a piece"):
+    with pytest.raises(ConfigError, match="one flag per piece"):
         PiecesInMemory([[3]], v, [True, False])
-    with pytest.raises(ConfigError, match="ids must be within"):
+    with pytest.raises(ConfigError, match="ids must be between"):
         PiecesInMemory([[v.size]], v)
     model = Model(ModelConfig(kind="gru", vocab_size=v.size, hidden_size=4))
-    with pytest.raises(ConfigError, match="one number a piece"):
+    with pytest.raises(ConfigError, match="one number per piece"):
         model_likelihood(model, v, [[3]], seconds=[1.0, 2.0])

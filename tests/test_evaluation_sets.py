@@ -169,7 +169,7 @@ def test_one_note_for_ever():
     report = collapse_report(make(notes))
     assert (report.note_loop, report.note_loop_bar) == (64, 8)
     assert any("64 times in a row from bar 9" in finding for finding in report.findings)
-    assert any("repeated word for word 16 times from bar 9" in finding for finding in report.findings)
+    assert any("repeated note for note 16 times from bar 9" in finding for finding in report.findings)
     assert report.bar_loops[0] == BarLoop(1, 16, 8)
     assert report.entropy_drop == 1.0
     assert report.pitch_entropy[-1] == 0.0
@@ -192,7 +192,7 @@ def test_bars_repeated_word_for_word():
     assert report.bar_loops[1] == BarLoop(2, 5, 3)
     assert report.bar_loops[0].copies == 1
     assert report.bar_loops[2].copies == 2
-    assert any("2 bars repeated word for word 5 times from bar 4" in finding for finding in report.findings)
+    assert any("2 bars repeated note for note 5 times from bar 4" in finding for finding in report.findings)
     assert report.distinct_bars == pytest.approx(6 / 14)
 
 

@@ -134,7 +134,7 @@ def test_program_comes_only_to_change() -> None:
 def test_bos_comes_first_and_pad_behind_the_end() -> None:
     walk = Walk(line="BOS Bar TimeSig_3/4")
     assert not {"BOS", "PAD"} & walk.types()
-    with pytest.raises(GrammarError, match="BOS_None may not stand behind TimeSig in bar 1, position 0"):
+    with pytest.raises(GrammarError, match="BOS_None may not follow TimeSig in bar 1, position 0"):
         walk("BOS")
     walk("Position_0 Program_0 Pitch_60 Velocity_63 Duration_1.0.12 EOS")
     assert walk.grammar.ended(walk.state)
@@ -333,11 +333,11 @@ def test_constraints_that_contradict_themselves(limits: dict[str, Any], message:
 @pytest.mark.parametrize(
     ("limits", "message"),
     [
-        ({"programs": (128,)}, r"`programs\[0\]` must be .* within 0 and 127, or -1"),
+        ({"programs": (128,)}, r"`programs\[0\]` must be .* between 0 and 127, or -1"),
         ({"programs": (0, "a")}, r"`programs\[1\]` must be a whole number"),
-        ({"pitch_range": (-1, 50)}, r"`pitch_range\[0\]` must be .* within 0 and 127"),
+        ({"pitch_range": (-1, 50)}, r"`pitch_range\[0\]` must be .* between 0 and 127"),
         ({"pitch_range": 5}, "`pitch_range` must be a list of whole numbers"),
-        ({"pitch_classes": (12,)}, "within 0 and 11"),
+        ({"pitch_classes": (12,)}, "between 0 and 11"),
         ({"time_signatures": 5}, '`time_signatures` must be metres such as "3/4"'),
         ({"max_polyphony": 0}, "`max_polyphony` must be a whole number, at least 1"),
         ({"min_bars": -1}, "`min_bars` must be"),
@@ -352,7 +352,7 @@ def test_constraints_of_the_wrong_kind(limits: dict[str, Any], message: str) -> 
 
 def test_constraints_that_no_token_meets() -> None:
     vocabulary = tokenizer_of("REMI").vocabulary
-    with pytest.raises(GrammarError, match="no token for the time signature 17/32; there are"):
+    with pytest.raises(GrammarError, match="no token for the time signature 17/32; known are"):
         Grammar.compile(vocabulary, Constraints(time_signatures=("17/32",)))
     small = Vocabulary(
         "REMI",
@@ -369,7 +369,7 @@ def test_a_vocabulary_that_is_not_melodias() -> None:
     with pytest.raises(GrammarError, match="no grammar for tokens of type 'Strange'"):
         compile_tables(strange)
     mixed = Vocabulary("REMI", ("PAD_None", "BOS_None", "EOS_None", "Pitch_60", "Pitch_62"), {}, 12)
-    with pytest.raises(GrammarError, match="not in a row"):
+    with pytest.raises(GrammarError, match="not consecutive"):
         Grammar.compile(mixed)
 
 

@@ -34,7 +34,7 @@ def judge(scheme: str, ids: list[int], limits: Constraints | None) -> list[str]:
     wrong += [
         f"encoding again: {finding}"
         for finding in encoding.findings
-        if finding.kind in ("repaired", "dropped", "quantised") and "behind the last note" not in finding.what
+        if finding.kind in ("repaired", "dropped", "quantised") and "after the last note" not in finding.what
     ]
     parts = slice(0, 1) if scheme == "Structured" else slice(None)
     if content(tokenizer.decode(encoding.ids))[parts] != content(score)[parts]:

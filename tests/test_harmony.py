@@ -96,9 +96,9 @@ def test_chords_of_bars(text: Any, bars: str) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "there must be a chord"),
-        (" | | ", "there must be a chord"),
-        ("N.C. NC", "there must be a chord"),
+        ("", "give at least one chord"),
+        (" | | ", "give at least one chord"),
+        ("N.C. NC", "give at least one chord"),
         ("% Am", "no chord is called '%'"),
         ("| C D E F G A B C D |", "1 to 8 chords .received 9"),
         ([1], "a bar of chords is a text"),

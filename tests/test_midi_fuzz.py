@@ -152,7 +152,7 @@ def test_hostile_files_cost_little(names):
         assert megabytes < MEGABYTES, name
     if names is QUICK:
         outcomes = {name: outcome for name, (_, _, outcome) in found.items()}
-        assert "more than 200,000 events that are no notes" in outcomes["texts"]
+        assert "more than 200,000 events that are neither notes" in outcomes["texts"]
         assert outcomes["notes at the limit"].startswith("249001 notes")
         assert int(outcomes["tiny bars"].split()[2]) <= 20_000
         assert "more than 10,000 chunks" in outcomes["empty chunks"]

@@ -195,7 +195,7 @@ def test_pretty_midi_is_written(tmp_path):
 def test_nothing_is_overwritten(tmp_path):
     path = tmp_path / "old.mid"
     path.write_bytes(b"old")
-    with pytest.raises(MidiError, match=r"old.mid: is there already; choose another name"):
+    with pytest.raises(MidiError, match=r"old.mid: already exists; choose another name"):
         write_midi(rich_score(), path)
     assert path.read_bytes() == b"old"
     write_midi(rich_score(), path, force=True)
@@ -212,7 +212,7 @@ def test_nothing_is_overwritten_in_a_race(tmp_path, monkeypatch):
         real(descriptor)
 
     monkeypatch.setattr(os, "fsync", appears)
-    with pytest.raises(MidiError, match="is there already"):
+    with pytest.raises(MidiError, match="already exists"):
         write_midi(rich_score(), path)
     assert path.read_bytes() == b"old"
     assert names(tmp_path) == ["old.mid"]
@@ -236,7 +236,7 @@ def test_full_disk_leaves_the_old_file(tmp_path, monkeypatch, code):
 def test_full_device():
     if not Path("/dev/full").exists():
         pytest.skip("needs /dev/full")
-    with pytest.raises(MidiError, match=r"/dev/full: is there already"):
+    with pytest.raises(MidiError, match=r"/dev/full: already exists"):
         write_midi(rich_score(), "/dev/full")
 
 

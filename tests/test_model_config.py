@@ -46,7 +46,7 @@ def test_defaults_of_every_kind() -> None:
     ("changes", "message"),
     [
         ({"kind": "transformer"}, "`kind` must be one of lstm, gru"),
-        ({"vocab_size": 0}, r"`vocab_size` must be a whole number within 1 and \d+ \(received 0\)"),
+        ({"vocab_size": 0}, r"`vocab_size` must be a whole number between 1 and \d+ \(received 0\)"),
         ({"hidden_size": 16.0}, "`hidden_size` must be a whole number"),
         ({"hidden_size": True}, "`hidden_size` must be a whole number"),
         ({"hidden_size": 10**9}, "`hidden_size` must be a whole number"),
@@ -55,12 +55,12 @@ def test_defaults_of_every_kind() -> None:
             "`hidden_size` must be a whole number",
         ),
         ({"embedding_size": -1}, "`embedding_size` must be"),
-        ({"dropout": 1.0}, r"`dropout` must be within 0 and 0.999999 \(received 1.0\)"),
-        ({"weight_drop": -0.1}, "`weight_drop` must be within"),
+        ({"dropout": 1.0}, r"`dropout` must be between 0 and 0.999999 \(received 1.0\)"),
+        ({"weight_drop": -0.1}, "`weight_drop` must be between"),
         ({"embedding_dropout": float("nan")}, "`embedding_dropout` must be finite"),
         ({"dropout": "0.1"}, "`dropout` must be a number"),
         ({"residual": "no"}, "`residual` must be True or False"),
-        ({"lstm_layers": 0}, "`lstm_layers` must be a whole number within 1"),
+        ({"lstm_layers": 0}, "`lstm_layers` must be a whole number between 1"),
         ({"kind": "lstm", "gru_layers": 1}, "a lstm model has no GRU layers"),
         ({"kind": "gru", "lstm_layers": 2}, "a gru model has no LSTM layers"),
         (
@@ -88,7 +88,7 @@ def test_defaults_of_every_kind() -> None:
         ({"kind": "bidirectional", "block_length": 4, "encoder_layers": 0}, "`encoder_layers` must be"),
         (
             {"side_inputs": (("position", 3), ("position", 4))},
-            "a side input stands twice: position, position",
+            "a side input is given twice: position, position",
         ),
         ({"side_inputs": ("position", 3)}, "a side input is a pair of a name and a size"),
         ({"side_inputs": (("position", None),)}, "`size` must be a whole number"),

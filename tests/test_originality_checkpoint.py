@@ -171,6 +171,6 @@ def test_the_command(
     changed["fingerprint"] = "0"
     (other / "tokenizer.json").write_text(json.dumps(changed))
     assert main([*arguments, str(files[0])]) == 1
-    assert "tokenizer.json: this melodia makes another vocabulary" in capsys.readouterr().err
+    assert "tokenizer.json: this version makes another vocabulary" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="give MIDI files"):
         check_files(model, [])

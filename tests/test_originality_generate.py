@@ -164,7 +164,7 @@ def test_a_model_that_only_recites_fails_and_writes_nothing(
     arguments += ["--bars", str(BARS), "--random-seed", "11", "--temperature", "1", "--top-p", "1"]
     arguments += ["--pitch-bias", "0", "--branches", "1", "--recall", "0"]
     assert main([*arguments, "--max-copy", "0.5"]) == 1
-    assert "allow more with --max-copy" in capsys.readouterr().err
+    assert "raise --max-copy" in capsys.readouterr().err
     assert not out.exists()
     assert main([*arguments, "--max-copy", "-1"]) == 2
     capsys.readouterr()

@@ -221,7 +221,7 @@ class TestFiles:
         suffix, write = writer
         target = tmp_path / f"a{suffix}"
         target.write_bytes(b"old")
-        with pytest.raises(MelodiaError, match="is there already"):
+        with pytest.raises(MelodiaError, match="already exists"):
             write(target)
         assert target.read_bytes() == b"old"
         write(target, force=True)
@@ -230,7 +230,7 @@ class TestFiles:
 
     def test_impossible_targets(self, writer, tmp_path: Path) -> None:
         suffix, write = writer
-        with pytest.raises(MelodiaError, match=f"has to end in {suffix}"):
+        with pytest.raises(MelodiaError, match=f"must end in {suffix}"):
             write(tmp_path / "a.txt")
         with pytest.raises(MelodiaError, match="is a directory"):
             write(tmp_path)
@@ -388,7 +388,7 @@ class TestFluidSynth:
     ) -> None:
         self.install(tmp_path, monkeypatch, "exit 0")
         monkeypatch.setenv("MELODIA_SOUNDFONT", str(tmp_path / "none.sf2"))
-        with pytest.raises(ConfigError, match=r"none\.sf2, which is no file"):
+        with pytest.raises(ConfigError, match=r"none\.sf2, which is not a file"):
             render_audio(tones((60, 0, 1)), tmp_path / "a.wav")
 
     def test_soundfonts_are_found_in_the_standard_folders(

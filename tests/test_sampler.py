@@ -210,7 +210,7 @@ def test_a_file_that_appears_while_a_session_is_saved_stays(
 
 def test_sessions_of_other_models_and_damaged_files_are_refused(sampler: Sampler, tmp_path: Path) -> None:
     path = sampler.save_state(tmp_path / "a.safetensors")
-    with pytest.raises(CheckpointError, match="is there already"):
+    with pytest.raises(CheckpointError, match="already exists"):
         sampler.save_state(path)
     sampler.save_state(path, force=True)
     other = tiny_sampler(kind="gru")
@@ -241,7 +241,7 @@ def test_sessions_of_other_models_and_damaged_files_are_refused(sampler: Sampler
     import safetensors.numpy
 
     safetensors.numpy.save_file(arrays, tmp_path / "foreign")
-    with pytest.raises(CheckpointError, match="no saved session"):
+    with pytest.raises(CheckpointError, match="not a saved session"):
         sampler.load_state(tmp_path / "foreign")
 
 

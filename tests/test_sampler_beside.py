@@ -179,24 +179,24 @@ def test_what_cannot_be() -> None:
         sampler.generate(bars=2, beside=tune)
     with pytest.raises(ConfigError, match="`beside` needs `programs`"):
         sampler.fill(tune, (1, 2), beside=True)
-    with pytest.raises(ConfigError, match="`programs` 40 play in the music `beside`"):
+    with pytest.raises(ConfigError, match="`programs` 40 already play in the `beside` music"):
         sampler.generate(bars=2, beside=tune, programs=(0, 40), metre=(4, 4), tempo=100)
-    with pytest.raises(ConfigError, match="`recall` plays bars again"):
+    with pytest.raises(ConfigError, match="`recall` repeats bars"):
         sampler.generate(bars=2, beside=tune, programs=(0,), recall=0.5)
     with pytest.raises(ConfigError, match="`beside` must be True or False"):
         sampler.fill(tune, (1, 2), beside="yes")  # type: ignore[arg-type]
     for scheme in ("TSD", "PerTok"):
-        with pytest.raises(ConfigError, match="tokens are REMI's"):
+        with pytest.raises(ConfigError, match="needs a model with REMI tokens"):
             tiny_sampler(scheme).generate(bars=2, beside=tune, programs=(0,), metre=(4, 4), tempo=100)
     ids = [Tokenizer().encode(tune).ids]
     pairs = Tokenizer().train_bpe(ids, size=Tokenizer().vocabulary.size + 4)
     with pytest.raises(ConfigError, match="without byte pairs"):
         tiny_sampler(tokenizer=pairs).generate(bars=2, beside=tune, programs=(0,), metre=(4, 4), tempo=100)
     for name, value in (("pitch_range", (60, 84)), ("max_polyphony", 3)):
-        with pytest.raises(ConfigError, match=f"`{name}` would forbid"):
+        with pytest.raises(ConfigError, match=f"`{name}` would also forbid"):
             sampler.generate(bars=2, beside=tune, programs=(0,), **{name: value})
     for said, missing in (({}, "metre"), ({"metre": (4, 4)}, "tempo")):
-        with pytest.raises(ConfigError, match=f"behind no seed `beside` needs `{missing}`"):
+        with pytest.raises(ConfigError, match=f"without a seed `beside` needs `{missing}`"):
             sampler.generate(bars=2, beside=tune, programs=(0,), **said)
 
 

@@ -193,7 +193,7 @@ def test_bursts_and_tokens_agree(settings: dict[str, Any], monkeypatch: pytest.M
 
 @pytest.mark.parametrize("weight", [-0.1, 1.5])
 def test_a_weight_out_of_range(weight: float) -> None:
-    with pytest.raises(ConfigError, match=r"`pitch_bias` must be within 0 and 1"):
+    with pytest.raises(ConfigError, match=r"`pitch_bias` must be between 0 and 1"):
         Request(pitch_bias=weight)
 
 
@@ -262,21 +262,21 @@ def test_the_model_is_told_the_last_bars_only() -> None:
         (
             "rows",
             np.zeros((2, 4)),
-            r"`rows` must be a plain array of float32 \[R, V\].*received float64 \[2, 4\]",
+            r"`rows` must be a contiguous array of finite float32 \[R, V\].*received float64 \[2, 4\]",
         ),
         ("rows", np.zeros(4, np.float32), r"`rows` must be .*received float32 \[4\]"),
         ("rows", np.zeros((2, 5), np.float32), r"`rows` must be .*received float32 \[2, 5\]"),
         ("rows", np.zeros((0, 4), np.float32), "`rows` must be .*R at least 1"),
-        ("rows", np.zeros((2, 8), np.float32)[:, ::2], "`rows` must be .*with gaps"),
+        ("rows", np.zeros((2, 8), np.float32)[:, ::2], "`rows` must be .*a non-contiguous array"),
         ("rows", np.full((2, 4), np.nan, np.float32), "`rows` must be .*not finite"),
-        ("rows", [[0.0]], "`rows` must be a plain array"),
-        ("row_of", np.zeros(129), r"`row_of` must be a plain array of int32 \[129\]"),
+        ("rows", [[0.0]], "`rows` must be a contiguous array"),
+        ("row_of", np.zeros(129), r"`row_of` must be a contiguous array of finite int32 \[129\]"),
         ("row_of", np.zeros(128, np.int32), "`row_of` must be"),
-        ("row_of", np.full(129, 2, np.int32), r"`row_of` must be within 0 and 1.*received 2 to 2"),
-        ("row_of", np.full(129, -1, np.int32), "`row_of` must be within 0 and 1"),
-        ("members", np.zeros(4, np.int32), "`members` must be a plain array of bool"),
+        ("row_of", np.full(129, 2, np.int32), r"`row_of` must be between 0 and 1.*received 2 to 2"),
+        ("row_of", np.full(129, -1, np.int32), "`row_of` must be between 0 and 1"),
+        ("members", np.zeros(4, np.int32), "`members` must be a contiguous array of finite bool"),
         ("exponent", float("nan"), "`exponent` must be finite"),
-        ("exponent", 1.5, "`exponent` must be within 0 and 1"),
+        ("exponent", 1.5, "`exponent` must be between 0 and 1"),
         ("exponent", "x", "`exponent` must be a number"),
     ],
 )

@@ -252,7 +252,7 @@ def test_programs_that_may_not_play_do_not_count() -> None:
 
 def test_what_cannot_be() -> None:
     for branches in (0, 65, True, 2.0):
-        with pytest.raises(ConfigError, match=r"`branches` must be a whole number within 1 and 64"):
+        with pytest.raises(ConfigError, match=r"`branches` must be a whole number between 1 and 64"):
             Request(branches=branches)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="`may_end` leaves it open"):
         Request(branches=2, may_end=True)

@@ -232,7 +232,7 @@ def test_a_filling_follows_chords(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ({"chords": "Am Hm"}, "no chord is called 'Hm'"),
         ({"scale": "D happy"}, "no scale is called 'D happy'"),
-        ({"chords": "C F", "metre_changes": True}, "`chords` come by bars of one metre"),
+        ({"chords": "C F", "metre_changes": True}, "`chords` need bars of one metre"),
         ({"chords": "C F#", "scale": "C major"}, "the chord F# has notes outside the scale C major"),
     ],
 )

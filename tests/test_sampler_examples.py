@@ -39,7 +39,7 @@ def test_continue_song(
 ) -> None:
     run(monkeypatch, "continue_song.py", model_folder, samples_dir / "greensleeves.mid", tmp_path / "out")
     assert len(list((tmp_path / "out").glob("*.mid"))) == 3
-    assert "nats a token" in capsys.readouterr().out
+    assert "nats per token" in capsys.readouterr().out
 
 
 def test_stream_session(

@@ -207,7 +207,7 @@ def test_bars_come_again(metre: tuple[int, int], branches: int, bars: int) -> No
         same = sum(heard[k] in heard[:k] for k in range(len(before), len(heard)))
         assert same >= made.report.recalled
         recalled += made.report.recalled
-        told = [line for line in made.report.lines() if line.startswith("played again from memory: ")]
+        told = [line for line in made.report.lines() if line.startswith("repeated from memory: ")]
         assert len(told) == (made.report.recalled > 0)
     assert recalled > 12
 
@@ -215,7 +215,7 @@ def test_bars_come_again(metre: tuple[int, int], branches: int, bars: int) -> No
 def test_where_it_does_not_work_the_report_says_so() -> None:
     sampler = tiny_sampler("TSD")
     sampler.prime(make_seed(scale(4)))
-    for recall, told in ((0.0, []), (0.5, ["note: nothing comes again: this model's bars are no tokens"])):
+    for recall, told in ((0.0, []), (0.5, ["note: no bar can repeat: this model has no bar tokens"])):
         made = sampler.generate(bars=4, random_seed=1, recall=recall)
         assert [str(finding) for finding in made.report.findings] == told
 
@@ -305,8 +305,8 @@ def test_any_length_is_kept(random_seed: int, bars: int, seconds: bool) -> None:
 @pytest.mark.parametrize(
     ("asked", "reason"),
     [
-        ({"recall": 0.95}, "`recall` must be within 0 and 0.9"),
-        ({"recall": -0.1}, "`recall` must be within 0 and 0.9"),
+        ({"recall": 0.95}, "`recall` must be between 0 and 0.9"),
+        ({"recall": -0.1}, "`recall` must be between 0 and 0.9"),
         ({"recall": "often"}, "`recall` must be a number"),
     ],
 )

@@ -125,7 +125,7 @@ def test_recollections_are_checked_when_they_are_read(tmp_path: Path) -> None:
         ("counts", [40, 2, 9, 5, 3]),
         ("counts", [40, 2, 9]),
     ):
-        with pytest.raises(ValueError, match=r"memory|again|unpack"):
+        with pytest.raises(ValueError, match=r"memory|repeated|unpack"):
             Recollection.from_arrays(whole.to_arrays() | {name: np.array(value)}, 10)
     sampler = tiny_sampler()
     sampler.prime(SEED)

@@ -285,7 +285,7 @@ def test_decode_takes_anything_in_the_vocabulary() -> None:
     rng = np.random.default_rng(0)
     tokenizer.decode(rng.integers(0, tokenizer.vocabulary.size, 2000))
     for wrong in ([-1], [tokenizer.vocabulary.size], [3, 10**9]):
-        with pytest.raises(TokenizerError, match="token ids must be within"):
+        with pytest.raises(TokenizerError, match="token ids must be between"):
             tokenizer.decode(wrong)
     assert len(tokenizer.decode([]).tracks) == 0
 

@@ -200,7 +200,7 @@ def test_fine_tuning_takes_the_tokenizer_of_the_checkpoint(
         ({"encoder": "gru"}, "`encoder` .* is none .*received gru"),
         ({"side_inputs": ()}, "`side_inputs` .* is position .*received none"),
         ({"scheme": "TSD"}, "`scheme` .* is REMI .*received TSD"),
-        ({"bpe": BPE}, f"`bpe` .* is none .*received {BPE}.*train anew without `init`"),
+        ({"bpe": BPE}, f"`bpe` .* is none .*received {BPE}.*retrain without `init`"),
     ],
 )
 def test_options_that_a_checkpoint_settles(
@@ -261,7 +261,9 @@ def test_byte_pairs_are_refused_before_music_is_read(
         raise AssertionError("read the files")
 
     monkeypatch.setattr(build_module, "map_files", forbidden)
-    with pytest.raises(ConfigError, match=rf"above the {BPE - 20} tokens .*received {BPE - 20}.*`bpe`"):
+    with pytest.raises(
+        ConfigError, match=rf"of more than the {BPE - 20} tokens .*received {BPE - 20}.*`bpe`"
+    ):
         build_corpus(songs[0], tmp_path / "out", TokenizerConfig(bpe_vocab_size=BPE - 20), workers=0)
 
 
@@ -295,11 +297,11 @@ def test_nothing_is_read_where_a_training_would_be_lost(
     out = tmp_path / "out"
     shutil.copytree(base, out)
     record = Record()
-    with pytest.raises(TrainingError, match="holds a training already"):
+    with pytest.raises(TrainingError, match="already holds a training run"):
         train_folder(songs[0], out, cache=tmp_path / "cache", workers=0, progress=record)
     assert not record.counts
     (out / "resume" / "begun.json").write_text(json.dumps({"format_version": 1}))
-    with pytest.raises(TrainingError, match=r"begun\.json is damaged .*begin anew with `force`"):
+    with pytest.raises(TrainingError, match=r"begun\.json is damaged .*start over with `force`"):
         run(songs[0], out, resume=True)
 
 
@@ -312,11 +314,11 @@ def test_nothing_is_read_where_a_training_would_be_lost(
         ({"kind": "lstm", "combine": "sum"}, "`combine` belongs to `kind` parallel"),
         ({"kind": "bidirectional", "encoder": "foo"}, "`encoder` must be lstm or gru"),
         ({"encoder": "gru"}, "`encoder` belongs to `kind` bidirectional"),
-        ({"side_inputs": ("foo",)}, "`side_inputs` must be some of position, .*received foo"),
-        ({"side_inputs": ("density", "density")}, "`side_inputs` must be different"),
-        ({"training": {"threads": 1025}}, "`threads` must be a whole number within 1 and 1024"),
+        ({"side_inputs": ("foo",)}, "`side_inputs` must be one or more of position, .*received foo"),
+        ({"side_inputs": ("density", "density")}, "`side_inputs` must not repeat values"),
+        ({"training": {"threads": 1025}}, "`threads` must be a whole number between 1 and 1024"),
         ({"training": {"precision": "foo"}}, "`precision` must be one of auto, fp32, bf16"),
-        ({"training": {"batch_size": 0}}, "within 1 and 1048576 "),
+        ({"training": {"batch_size": 0}}, "between 1 and 1048576 "),
     ],
 )
 def test_wrong_options_are_refused_before_music_is_read(
@@ -346,7 +348,7 @@ def test_right_options_are_not_refused(
     said: list[str] = []
     options = {"encoder": "gru"} if kind else {"combine": "sum"}
     run(songs[1], tmp_path / "out", kind=kind, size="tiny", resume=True, progress=Said(), **options)
-    assert any("holds no training to go on with; a new one begins" in text for text in said)
+    assert any("holds no training run to resume; starting a new one" in text for text in said)
     assert read_checkpoint(tmp_path / "out").config.kind == (kind or "parallel")
 
 

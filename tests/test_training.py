@@ -94,10 +94,10 @@ class Record(Progress):
         ({"epochs": 1, "minutes": 2}, "received epochs, minutes"),
         ({"minutes": 0}, "`minutes` must be above 0"),
         ({"minutes": math.inf}, "`minutes` must be finite"),
-        ({"iterations": 1, "batch_size": 0}, "`batch_size` must be a whole number within 1"),
-        ({"iterations": 1, "learning_rate": -1.0}, "`learning_rate` must be within 0"),
+        ({"iterations": 1, "batch_size": 0}, "`batch_size` must be a whole number between 1"),
+        ({"iterations": 1, "learning_rate": -1.0}, "`learning_rate` must be between 0"),
         ({"iterations": 1, "learning_rate": math.nan}, "`learning_rate` must be finite"),
-        ({"iterations": 1, "transpose_down": 3}, "`transpose_down` must be a whole number within -24 and 0"),
+        ({"iterations": 1, "transpose_down": 3}, "`transpose_down` must be a whole number between -24 and 0"),
         ({"iterations": 1, "precision": "fp8"}, "`precision` must be one of"),
         ({"iterations": 1, "device": "tpu"}, "`device` must be"),
         ({"iterations": 1, "device": "auto:1"}, "`device` must be"),
@@ -107,7 +107,7 @@ class Record(Progress):
         ({"iterations": 1, "random_seed": 1.5}, "`random_seed` must be a whole number"),
         ({"iterations": 1, "recompute": "no"}, "`recompute` must be True or False"),
         ({"iterations": 1, "precision": ["fp32"]}, "`precision` must be one of"),
-        ({"iterations": 1, "ema": 1.0}, "`ema` must be within"),
+        ({"iterations": 1, "ema": 1.0}, "`ema` must be between"),
     ],
 )
 def test_configs_that_are_refused(settings: dict[str, Any], message: str) -> None:
@@ -377,7 +377,7 @@ def test_fine_tuning_begins_where_the_checkpoint_ends(corpus: Corpus, tmp_path: 
     train(corpus, None, short, tmp_path / "b", init=tmp_path / "a" / "best", progress=record)
     assert record.validations[0].nats_per_token == pytest.approx(first.valid_nats_per_token, abs=0.01)
 
-    with pytest.raises(ConfigError, match="model of another form"):
+    with pytest.raises(ConfigError, match="model of another shape"):
         train(corpus, model_config(corpus, "lstm"), short, tmp_path / "c", init=tmp_path / "a" / "best")
     v = corpus.vocabulary
     other = dataclasses.replace(v, tokens=(*v.tokens[:-2], v.tokens[-1], v.tokens[-2]))
@@ -397,7 +397,7 @@ def test_refusals(corpus: Corpus, tmp_path: Path) -> None:
         with pytest.raises(TrainingError, match="0 CUDA devices"):
             train(corpus, model_config(corpus), dataclasses.replace(config, device="cuda"), tmp_path / "out")
     train(corpus, model_config(corpus), config, tmp_path / "out")
-    with pytest.raises(TrainingError, match="holds a training already"):
+    with pytest.raises(TrainingError, match="already holds a training run"):
         train(corpus, model_config(corpus), config, tmp_path / "out")
     longer = dataclasses.replace(config, iterations=2)
     assert train(corpus, model_config(corpus), longer, tmp_path / "out", force=True).iterations == 2

@@ -25,7 +25,7 @@ def test_what_others_wrote_is_never_replaced(name: str, resume: bool, force: boo
     path = tmp_path / name
     path.parent.mkdir(exist_ok=True)
     path.write_text("mine\n1\n")
-    with pytest.raises(TrainingError, match=r"no training wrote it; move it, or choose another folder"):
+    with pytest.raises(TrainingError, match=r"no training run wrote it; move it or choose another folder"):
         look(tmp_path, World(), resume, force)
     assert path.read_text() == "mine\n1\n"
 
@@ -53,7 +53,7 @@ def test_force_takes_the_logs_and_the_state_of_a_training_and_no_more(tmp_path: 
     (board / "notes.txt").write_text("mine")
     write_state(tmp_path / "resume", {"weight": torch.zeros(1)}, {})
     (tmp_path / "resume" / "letter.txt").write_text("mine")
-    with pytest.raises(TrainingError, match=r"holds a training already.*`resume`.*`force`"):
+    with pytest.raises(TrainingError, match=r"already holds a training run.*`resume`.*`force`"):
         look(tmp_path, World(), False, False)
     assert (board / "events.out.tfevents.1.here").exists()
     assert look(tmp_path, World(), True, False) is not None

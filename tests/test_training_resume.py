@@ -202,7 +202,7 @@ def test_interrupted_by_hand(
         train(corpus, form(corpus), config, tmp_path, progress=press)
     state = read_state(tmp_path / "resume", "cpu")
     assert state is not None
-    told = any("go on with `resume`" in text for text in press.warnings)
+    told = any("continue with `resume`" in text for text in press.warnings)
     # by the handler's check at the next iteration's start: one more is made
     assert (
         (state.values["iteration"] in (10, 11) and told) if presses == 1 else state.values["iteration"] == 7
@@ -286,6 +286,6 @@ def test_a_finished_model_is_not_replaced_where_its_state_is_gone(corpus: Corpus
     best = tmp_path / "best"
     best.mkdir()
     (best / "config.json").write_text("mine")
-    with pytest.raises(TrainingError, match=r"holds a checkpoint, but resume is gone.*`init` .*best"):
+    with pytest.raises(TrainingError, match=r"holds a checkpoint, but resume, .* is missing.*`init` .*best"):
         train(corpus, form(corpus), CONFIG, tmp_path, resume=True)
     assert (best / "config.json").read_text() == "mine"

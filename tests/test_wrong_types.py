@@ -27,12 +27,12 @@ CALLS: list[tuple[Callable[[Sampler], Any], str]] = [
     (lambda s: Sampler.load(weights=8), "`weights` must be one of"),  # type: ignore[arg-type]
     (lambda s: Sampler("my-model", s.tokenizer), "`model` must be a .*received str.*`Sampler.load` takes"),  # type: ignore[arg-type]
     (lambda s: Sampler(s.model, None), "`tokenizer` must be a melodia.Tokenizer"),  # type: ignore[arg-type]
-    (lambda s: s.prime(5), "int is no source of music"),
+    (lambda s: s.prime(5), "int is not a source of music"),
     (lambda s: s.prime(["a"]), "token ids must be whole numbers"),
     (lambda s: s.prime(memoryview(b"abc")), "is text, not MIDI"),
-    (lambda s: s.prime(None, density="dense"), "`density` must be a whole number within 1 and 8"),  # type: ignore[arg-type]
+    (lambda s: s.prime(None, density="dense"), "`density` must be a whole number between 1 and 8"),  # type: ignore[arg-type]
     (lambda s: s.prime(make_seed(scale(2)), seed_seconds="4"), "`seed_seconds` must be a number"),  # type: ignore[arg-type]
-    (lambda s: s.prime(make_seed(scale(2)), progress=5), "`progress` must be a function"),  # type: ignore[arg-type]
+    (lambda s: s.prime(make_seed(scale(2)), progress=5), "`progress` must be callable"),  # type: ignore[arg-type]
     (lambda s: s.generate(state=5), "`state` must be a melodia.Session, such as `Continuation.state`"),  # type: ignore[arg-type]
     (lambda s: s.stream(state="x"), "`state` must be a melodia.Session"),  # type: ignore[arg-type]
     (lambda s: setattr(s, "state", s.generate(bars=1)), "`state` must be .*received Continuation"),
@@ -43,7 +43,7 @@ CALLS: list[tuple[Callable[[Sampler], Any], str]] = [
     (lambda s: write_midi(make_seed(scale(1)), None), "`path` must be a path"),  # type: ignore[arg-type]
     (lambda s: write_midi(make_seed(scale(1)), ""), "'': is a directory"),
     (lambda s: write_midi("x", "y.mid"), "from a score or a PrettyMIDI, not from str"),  # type: ignore[arg-type]
-    (lambda s: melodia.read_midi(5), "int is no source of music"),  # type: ignore[arg-type]
+    (lambda s: melodia.read_midi(5), "int is not a source of music"),  # type: ignore[arg-type]
     (lambda s: Tokenizer(5), "`config` must be a melodia.TokenizerConfig"),  # type: ignore[arg-type]
     (lambda s: train_folder(5, "out"), "`folder` must be a path"),  # type: ignore[arg-type]
     (lambda s: train_folder(FOLDER, "out", training={"minutes": "x"}), "`minutes` must be a number"),

@@ -140,8 +140,8 @@ class Page:
         lines = [
             "# Benchmarks",
             "",
-            "Written by `python -m benchmarks`; every figure is from the run described here. All ways of doing one "
-            "thing take turns inside one process, and a figure is the median of its turns.",
+            "Written by `python -m benchmarks`; every figure is from the run described here. All ways of doing "
+            "the same thing take turns within one process, and each figure is the median over its turns.",
             "",
         ]
         lines += [f"- {name}: {text}" for name, text in self.facts.items()]

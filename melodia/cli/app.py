@@ -31,14 +31,14 @@ LINES: dict[
     Callable[..., None], str
 ] = {  # of the list of commands, which cuts off what is longer than some 60 letters
     generate.generate: "Continue a MIDI file, or write music from nothing.",
-    fill.fill: "Make some bars of a MIDI file anew.",
+    fill.fill: "Rewrite some bars of a MIDI file.",
     train.train: "Train a model on a folder of MIDI files.",
-    compare.compare: "Train every kind at equal size, and compare them.",
-    evaluate.evaluate: "Score a model on music that it has not seen.",
-    inspect.inspect: "Read MIDI files, and say what is in them.",
+    compare.compare: "Train all kinds of model at equal size and compare them.",
+    evaluate.evaluate: "Score a model on music it has not seen.",
+    inspect.inspect: "Read MIDI files and report what is in them.",
     originality.originality: "Find what MIDI files share with the training music.",
     bench.bench: "Measure how fast a model generates.",
-    info.info: "Print what runs here, and why.",
+    info.info: "Print which backends run here and why.",
 }
 for _command, _line in LINES.items():
     app.command(_command.__name__, short_help=_line)(_command)
@@ -53,7 +53,7 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def _root(
     version: bool = typer.Option(
-        False, "--version", help="Print the version and stop.", callback=_print_version, is_eager=True
+        False, "--version", help="Print the version and exit.", callback=_print_version, is_eager=True
     ),
 ) -> None:
     """Train a small recurrent music model on your own MIDI files, then continue and fill music with it."""
@@ -89,7 +89,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise
-        _complain("out of memory; end other programs, or ask for less at once")
+        _complain("out of memory; close other programs, or ask for less at once")
         return EXIT_FAILURE
     except KeyboardInterrupt:
         _complain("interrupted")

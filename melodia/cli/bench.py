@@ -19,20 +19,20 @@ def bench(
     model: Path | None = typer.Option(
         None, "--model", metavar="DIR", help="A checkpoint (default: the model that comes with melodia)."
     ),
-    weights: str = typer.Option("fp32,bf16,int8", help="Which weights, separated by commas."),
+    weights: str = typer.Option("fp32,bf16,int8", help="Weight formats to measure, separated by commas."),
     threads: str | None = typer.Option(
         None,
-        help="Numbers of threads, separated by commas (default: 1, 2, 4, ... as far as there are cores).",
+        help="Thread counts, separated by commas (default: 1, 2, 4, ... up to the number of cores).",
     ),
-    seconds: float = typer.Option(12.0, help="Time for all measurements together."),
+    seconds: float = typer.Option(12.0, help="Total time for all measurements, in seconds."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
 ) -> None:
-    """Measure tokens a second and the time of a token, for every kind of weights and beside plain PyTorch."""
+    """Measure tokens per second and time per token for each weight format, alongside plain PyTorch."""
     try:
         counts = None if threads is None else [int(word) for word in threads.split(",")]
     except ValueError as error:
         raise typer.BadParameter(
-            f"--threads takes whole numbers and commas (received {threads!r})"
+            f"--threads takes whole numbers separated by commas (received {threads!r})"
         ) from error
 
     from melodia.workflows.bench import bench as measure

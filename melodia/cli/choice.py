@@ -13,37 +13,45 @@ if TYPE_CHECKING:
 Temperature = Annotated[float, typer.Option(help="Divides the logits: below 1 is safer, above 1 wilder.")]
 TopK = Annotated[int | None, typer.Option(help="Keep the K likeliest tokens.")]
 TopP = Annotated[
-    float | None, typer.Option(help="Keep the smallest set of tokens with this probability (1 = all).")
+    float | None,
+    typer.Option(help="Keep the smallest set of likeliest tokens with this total probability (1 = all)."),
 ]
-MinP = Annotated[float | None, typer.Option(help="Keep tokens at least this share of the likeliest one.")]
+MinP = Annotated[
+    float | None, typer.Option(help="Keep tokens at least this share as likely as the likeliest.")
+]
 RepetitionPenalty = Annotated[float, typer.Option(help="Above 1, recent tokens become less likely.")]
 ScaleName = Annotated[
     str | None,
     typer.Option(
-        "--scale", metavar="SCALE", help="No pitch outside this scale, such as 'D minor' or 'G dorian'."
+        "--scale", metavar="SCALE", help="Use only pitches of this scale, such as 'D minor' or 'G dorian'."
     ),
 ]
 Chords = Annotated[
     str | None,
     typer.Option(
         metavar="CHORDS",
-        help="Chords that the new bars follow, one a bar, such as 'Am F C G', or with bar lines, 'Dm | Gm A7 | Dm'; "
-        "they begin again behind the last.",
+        help="Chords for the new bars: one per bar, such as 'Am F C G', or with bar lines, 'Dm | Gm A7 | Dm'; after "
+        "the last they start again.",
     ),
 ]
 RandomSeed = Annotated[int | None, typer.Option(help="Number that makes the result repeatable.")]
 ModelFolder = Annotated[
-    Path | None, typer.Option("--model", metavar="DIR", help="A checkpoint made by `melodia train`.")
+    Path | None,
+    typer.Option(
+        "--model",
+        metavar="DIR",
+        help="A checkpoint made by `melodia train` (default: the model that comes with melodia).",
+    ),
 ]
-Plot = Annotated[bool, typer.Option("--plot", help="Also write a piano-roll picture (PNG) beside it.")]
-Audio = Annotated[bool, typer.Option("--audio", help="Also write sound (WAV) beside it.")]
-Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Plot = Annotated[bool, typer.Option("--plot", help="Also write a piano-roll picture (PNG) next to it.")]
+Audio = Annotated[bool, typer.Option("--audio", help="Also write sound (WAV) next to it.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Backend = Annotated[str, typer.Option(help="auto, reference or native.")]
 Weights = Annotated[
     str,
-    typer.Option(help="fp32, bf16 or int8: smaller weights are faster and a little less exact (CPU)."),
+    typer.Option(help="fp32, bf16 or int8: smaller weights are faster and slightly less exact (CPU only)."),
 ]
-Force = Annotated[bool, typer.Option("--force", help="Overwrite files that exist.")]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite existing files.")]
 
 
 def sampling_of(
@@ -76,7 +84,8 @@ def program_numbers(text: str) -> tuple[int, ...]:
         word = part.strip().lower()
         if word != "drums" and not (word.isascii() and word.isdigit() and int(word) <= 127):
             raise typer.BadParameter(
-                f"--programs is a list of numbers within 0 and 127, and drums (received {part.strip()!r})"
+                "--programs takes numbers between 0 and 127, and drums, separated by commas "
+                f"(received {part.strip()!r})"
             )
         numbers.append(-1 if word == "drums" else int(word))
     return tuple(dict.fromkeys(numbers))

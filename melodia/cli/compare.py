@@ -12,30 +12,34 @@ from melodia.cli.output import tell
 
 def compare(
     corpus: Path = typer.Argument(
-        ..., metavar="CORPUS", help="A folder of MIDI files (searched with its sub-folders)."
+        ..., metavar="CORPUS", help="A folder of MIDI files (sub-folders are searched too)."
     ),
-    out: Path = typer.Option(..., "--out", metavar="DIR", help="Where the trainings and the table are kept."),
+    out: Path = typer.Option(..., "--out", metavar="DIR", help="Folder for the training runs and the table."),
     kinds: str = typer.Option(
-        "lstm,gru,sequential,reversed,parallel,bidirectional", help="Which kinds, separated by commas."
+        "lstm,gru,sequential,reversed,parallel,bidirectional", help="Kinds to train, separated by commas."
     ),
     size: str = typer.Option(
-        "small", help="Size of the LSTM that the others equal: tiny, small, base or large."
+        "small", help="Size of the LSTM whose parameter count the others match: tiny, small, base or large."
     ),
-    minutes: float | None = typer.Option(None, help="Training time of each kind, in minutes."),
+    minutes: float | None = typer.Option(None, help="Training time per kind, in minutes."),
     epochs: float | None = typer.Option(
-        None, help="Training of each kind, in passes over the corpus (1 if no budget is given)."
+        None, help="Training per kind, in passes over the corpus (1 if no budget is given)."
     ),
     without_side_inputs: bool = typer.Option(
-        False, "--without-side-inputs", help="Add a row: the first kind without side inputs."
+        False, "--without-side-inputs", help="Add a row for the first kind without side inputs."
     ),
     device: str = typer.Option("auto", help="auto, cpu, cuda or cuda:N."),
     backend: str = typer.Option("auto", help="auto, reference or native."),
     threads: int | None = typer.Option(None, help="CPU threads."),
-    random_seed: int = typer.Option(0, help="Of the weights, the order of pieces and the augmentation."),
-    cache: Path | None = typer.Option(None, "--cache", metavar="DIR", help="Where token shards are kept."),
-    force: bool = typer.Option(False, "--force", help="Train anew what is in --out already."),
+    random_seed: int = typer.Option(
+        0, help="Seed for the weights, the order of pieces and the augmentation."
+    ),
+    cache: Path | None = typer.Option(
+        None, "--cache", metavar="DIR", help="Folder that caches the token shards."
+    ),
+    force: bool = typer.Option(False, "--force", help="Retrain what is already in --out."),
 ) -> None:
-    """Train every kind at equal parameter count, and print parameters, time per token and held-out NLL."""
+    """Train every kind at equal parameter count and print parameters, time per token and held-out NLL."""
     if minutes is not None and epochs is not None:
         raise typer.BadParameter("give --minutes or --epochs, not both")
 

@@ -28,17 +28,20 @@ def evaluate(
     folder: Path = typer.Argument(
         ...,
         metavar="FOLDER",
-        help="MIDI files that the model was not trained on (searched with sub-folders).",
+        help="MIDI files that the model was not trained on (sub-folders are searched too).",
     ),
     model: Path | None = typer.Option(
-        None, "--model", metavar="DIR", help="A checkpoint made by `melodia train`."
+        None,
+        "--model",
+        metavar="DIR",
+        help="A checkpoint made by `melodia train` (default: the model that comes with melodia).",
     ),
     generate: int = typer.Option(
         0,
         "--generate",
         metavar="N",
         min=0,
-        help="Also continue N of the pieces, and compare with how they go on.",
+        help="Also continue N of the pieces, and compare the result with how they really go on.",
     ),
     seed_bars: int = typer.Option(16, min=1, help="With --generate: bars of each seed."),
     bars: int = typer.Option(16, min=1, help="With --generate: bars of each continuation."),
@@ -47,38 +50,44 @@ def evaluate(
     ),
     top_k: int | None = typer.Option(None, help="With --generate: keep the K likeliest tokens."),
     top_p: float | None = typer.Option(
-        RECOMMENDED["top_p"], help="With --generate: smallest set with this probability (1 = all)."
+        RECOMMENDED["top_p"],
+        help="With --generate: keep the smallest set of likeliest tokens with this total "
+        "probability (1 = all).",
     ),
-    min_p: float | None = typer.Option(None, help="With --generate: least share of the likeliest token."),
+    min_p: float | None = typer.Option(
+        None, help="With --generate: keep tokens at least this share as likely as the likeliest."
+    ),
     repetition_penalty: float = typer.Option(
         1.0, help="With --generate: above 1, recent tokens become less likely."
     ),
     pitch_bias: float = typer.Option(
         RECOMMENDED["pitch_bias"],
-        help="With --generate: how strongly notes keep to the seed's pitch classes and instruments to their range, "
-        "0 to 1.",
+        help="With --generate: how strongly notes keep to the seed's pitch classes, and instruments to their range "
+        "there, 0 to 1.",
     ),
     branches: int = typer.Option(
         RECOMMENDED["branches"],
         min=1,
         max=64,
-        help="With --generate: play every two bars so often and keep what fits best.",
+        help="With --generate: generate every two bars this many times and keep what fits best.",
     ),
     recall: float = typer.Option(
-        RECOMMENDED["recall"], help="With --generate: how many of the bars come again, 0 to 0.9."
+        RECOMMENDED["recall"], help="With --generate: share of bars that repeat earlier ones, 0 to 0.9."
     ),
-    random_seed: int = typer.Option(0, help="With --generate: of the choice of pieces and of the music."),
+    random_seed: int = typer.Option(
+        0, help="With --generate: seed for the choice of pieces and for the music."
+    ),
     json_file: Path | None = typer.Option(
         None, "--json", metavar="FILE", help="Also write everything as JSON."
     ),
     html_file: Path | None = typer.Option(
         None, "--html", metavar="FILE", help="Also write one HTML page with plots and piano rolls."
     ),
-    device: str = typer.Option("auto", help="auto, cpu or cuda."),
+    device: str = typer.Option("auto", help="auto, cpu, cuda or cuda:N."),
     backend: str = typer.Option("auto", help="auto, reference or native."),
-    force: bool = typer.Option(False, "--force", help="Overwrite files that exist."),
+    force: bool = typer.Option(False, "--force", help="Overwrite existing files."),
 ) -> None:
-    """Measure how probable a model finds music, and how what it writes compares with what is really there."""
+    """Score a model's likelihood on music, and compare what it writes with how the pieces really go on."""
     if generate == 1:
         raise typer.BadParameter("--generate needs at least 2 pieces to compare, or 0 for none")
     idle = next((name for name in GENERATION if not generate and is_given(context, name)), None)
@@ -131,8 +140,8 @@ def evaluate(
     if evaluation.generated is not None and len(evaluation.generated.pairs) < generate:
         made, bad = len(evaluation.generated.pairs), len(evaluation.generated.failed)
         tell(
-            f"continued {made} of the {generate} pieces that --generate asks for: no more have {seed_bars + bars} bars "
-            f"and enough notes" + (f", and {bad} could not be continued" if bad else ""),
+            f"continued {made} of the {generate} pieces that --generate asks for: no others have {seed_bars + bars} "
+            f"bars and enough notes" + (f", and {bad} could not be continued" if bad else ""),
             err=True,
         )
     written = []

@@ -1,4 +1,4 @@
-"""`melodia fill`: make some bars of a MIDI file anew."""
+"""`melodia fill`: rewrite some bars of a MIDI file."""
 
 from __future__ import annotations
 
@@ -39,17 +39,19 @@ def bar_numbers(text: str) -> tuple[int, int]:
     found = re.fullmatch(r"\s*(\d{1,9})\s*(?:-\s*(\d{1,9})\s*)?", text, re.ASCII)
     if found is None:
         raise typer.BadParameter(
-            f"--bars is one bar, such as 9, or a range, such as 9-12 (received {text!r})"
+            f"--bars takes one bar, such as 9, or a range, such as 9-12 (received {text!r})"
         )
     return int(found[1]), int(found[2] or found[1])
 
 
 def fill(
-    music: Path = typer.Argument(..., metavar="FILE", help="The MIDI file in which bars are to be filled."),
+    music: Path = typer.Argument(..., metavar="FILE", help="The MIDI file whose bars are rewritten."),
     bars: str = typer.Option(
-        ..., metavar="N-N", help="Which bars, counted from 1, such as 9-12; what stands there goes."
+        ...,
+        metavar="N-N",
+        help="Bars to rewrite, counted from 1, such as 9-12; their present content is replaced.",
     ),
-    num_samples: int = typer.Option(1, min=1, max=1000, help="In how many ways."),
+    num_samples: int = typer.Option(1, min=1, max=1000, help="Number of versions."),
     temperature: Temperature = RECOMMENDED["temperature"],
     top_k: TopK = None,
     top_p: TopP = RECOMMENDED["top_p"],
@@ -57,26 +59,26 @@ def fill(
     repetition_penalty: RepetitionPenalty = 1.0,
     pitch_bias: float = typer.Option(
         RECOMMENDED["pitch_bias"],
-        help="How strongly new notes keep to the pitch classes before them and instruments to their range there, "
+        help="How strongly new notes keep to the pitch classes before them, and instruments to their range there, "
         "0 (not at all) to 1.",
     ),
     branches: int = typer.Option(
         FILL_BRANCHES,
         min=2,
         max=64,
-        help="Play every two bars so many times, the last two eight times as often, and keep what fits and leads to "
-        "what comes behind.",
+        help="Generate every two bars this many times (the last two eight times as many) and keep the version that "
+        "fits best and leads into what follows.",
     ),
     beside: bool = typer.Option(
         False,
         "--beside",
-        help="Make only --programs anew, which the piece need not have yet; what others play stays, and is "
-        "accompanied.",
+        help="Rewrite only --programs, which may be new to the piece; the other parts stay and are accompanied.",
     ),
     programs: str | None = typer.Option(
         None,
         metavar="P,P",
-        help="General MIDI programs that may play, 0 (piano) to 127, and drums (those that play in these bars now).",
+        help="General MIDI programs that may play, 0 (piano) to 127, and drums (default: those that play in these "
+        "bars now).",
     ),
     scale: ScaleName = None,
     chords: Chords = None,
@@ -86,7 +88,8 @@ def fill(
         None,
         "--out",
         metavar="FILE",
-        help="The MIDI file to write, or the folder (this one; made if it ends in a slash) for FILE-filled.mid.",
+        help="The MIDI file to write, or a folder for FILE-filled.mid. Default: the current folder. A folder is "
+        "created if its name ends in a slash.",
     ),
     plot: Plot = False,
     audio: Audio = False,
@@ -95,10 +98,10 @@ def fill(
     weights: Weights = "fp32",
     force: Force = False,
 ) -> None:
-    """Make some bars of a MIDI file anew, from what stands before them and towards what comes behind."""
+    """Rewrite some bars of a MIDI file: they continue the music before them and lead into the music after."""
     between = bar_numbers(bars)
     if beside and programs is None:
-        raise typer.BadParameter("--beside needs --programs: those that are made anew beside the others")
+        raise typer.BadParameter("--beside needs --programs: those to rewrite")
 
     from melodia.cli.late_bar import LateBar
     from melodia.workflows.fill import fill_files

@@ -29,7 +29,7 @@ from melodia.cli.output import tell
 from melodia.cli.words import is_given
 from melodia.decode.config import RECOMMENDED
 
-_SEED = "The seed: a MIDI file to continue (not a random number; that is --random-seed)."
+_SEED = "The seed: a MIDI file to continue (not a random number: that is --random-seed)."
 
 
 def generate(
@@ -52,31 +52,33 @@ def generate(
     repetition_penalty: RepetitionPenalty = 1.0,
     pitch_bias: float = typer.Option(
         RECOMMENDED["pitch_bias"],
-        help="How strongly new notes keep to the seed's pitch classes and instruments to their range there, "
+        help="How strongly new notes keep to the seed's pitch classes, and instruments to their range there, "
         "0 (not at all) to 1.",
     ),
     branches: int = typer.Option(
         RECOMMENDED["branches"],
         min=1,
         max=64,
-        help="Play every two bars so many times and keep what fits the seed and closes best; with --tokens the "
-        "whole, without a seed the last two bars alone.",
+        help="Generate every two bars this many times and keep the version that fits the seed and closes best; with "
+        "--tokens, the whole; without a seed, only the last two bars.",
     ),
     recall: float = typer.Option(
         RECOMMENDED["recall"],
-        help="How many of the bars come again, 0 (none) to 0.9; more after a seed in which many do.",
+        help="Share of bars that repeat earlier ones, 0 (none) to 0.9; more after a repetitive seed.",
     ),
     programs: str | None = typer.Option(
         None,
         metavar="P,P",
-        help="General MIDI programs that may play, 0 (piano) to 127, and drums (the seed's; without one, up to four of "
-        "the model's choice).",
+        help="General MIDI programs that may play, 0 (piano) to 127, and drums (default: the seed's, or up to four of "
+        "the model's choice without a seed).",
     ),
     metre: str | None = typer.Option(
-        None, metavar="N/N", help="Metre of the new bars, such as 3/4 (the seed's; without one, any)."
+        None,
+        metavar="N/N",
+        help="Metre of the new bars, such as 3/4 (default: the seed's, or any without a seed).",
     ),
     tempo: float | None = typer.Option(
-        None, help="Quarter notes a minute (the seed's; without one, the model's choice)."
+        None, help="Quarter notes per minute (default: the seed's, or the model's choice without a seed)."
     ),
     scale: ScaleName = None,
     chords: Chords = None,
@@ -89,15 +91,15 @@ def generate(
         None,
         "--out",
         metavar="FILE",
-        help="The MIDI file to write, or the folder (this one; made if it ends in a slash) for SEED-continued.mid, or "
-        "melodia.mid without a seed.",
+        help="The MIDI file to write, or a folder for SEED-continued.mid (melodia.mid without a seed). Default: the "
+        "current folder. A folder is created if its name ends in a slash.",
     ),
     max_copy: float | None = typer.Option(
         None,
         "--max-copy",
         metavar="BARS",
         min=0.0,
-        help="Refuse music that shares more than BARS bars with the training music, and try again a few times.",
+        help="Reject music that shares more than BARS bars with the training music, and try again a few times.",
     ),
     plot: Plot = False,
     audio: Audio = False,
@@ -114,16 +116,16 @@ def generate(
     if seed is None and continuation_only:
         raise typer.BadParameter("--continuation-only needs --seed FILE")
     if sum(length is not None for length in (bars, seconds, tokens)) > 1:
-        raise typer.BadParameter("give one of --bars, --seconds and --tokens")
+        raise typer.BadParameter("give only one of --bars, --seconds and --tokens")
     if seed is None and pitch_bias > 0 and is_given(context, "pitch_bias"):
-        raise typer.BadParameter("--pitch-bias needs --seed FILE: it leans to the notes of the seed")
+        raise typer.BadParameter("--pitch-bias needs --seed FILE: it leans towards the notes of the seed")
     if seed is None and tokens is not None and branches > 1 and is_given(context, "branches"):
         raise typer.BadParameter(
-            "--branches needs --seed FILE or --bars: with --tokens alone nothing says which branch is best"
+            "--branches needs --seed FILE or --bars: with --tokens alone there is nothing to choose a branch by"
         )
     if tokens is not None and branches > 1 and recall > 0 and is_given(context, "recall"):
         raise typer.BadParameter(
-            "--recall needs --bars, --seconds or --branches 1: with --tokens branches are played as a whole"
+            "--recall needs --bars, --seconds or --branches 1: with --tokens each branch is generated as a whole"
         )
 
     from melodia.cli.late_bar import LateBar

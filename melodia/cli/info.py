@@ -10,7 +10,7 @@ from melodia.cli.output import tell
 
 
 def info(as_json: bool = typer.Option(False, "--json", help="Print JSON.")) -> None:
-    """Print which backend runs and why, the versions of what melodia stands on, and the processor."""
+    """Print which backend runs and why, the versions of melodia and its dependencies, and the processor."""
     from melodia.info import collect
 
     facts = collect()

@@ -13,7 +13,7 @@ from melodia.errors import MelodiaError
 
 def inspect(
     files: list[Path] = typer.Argument(..., metavar="FILE...", help="MIDI files to read."),
-    as_json: bool = typer.Option(False, "--json", help="Print one JSON object a file instead of text."),
+    as_json: bool = typer.Option(False, "--json", help="Print one JSON object per file instead of text."),
 ) -> None:
     """Read MIDI files and print what was read, repaired, quantised and dropped, and why."""
     from melodia.midi.reading import named

@@ -13,22 +13,24 @@ from melodia.errors import MelodiaError, show_path
 
 
 def originality(
-    files: list[Path] = typer.Argument(None, metavar="[FILE...]", help="MIDI files to look up."),
+    files: list[Path] = typer.Argument(None, metavar="[FILE...]", help="MIDI files to check."),
     model: Path = typer.Option(..., "--model", metavar="DIR", help="A checkpoint made by `melodia train`."),
     index: Path | None = typer.Option(
         None,
         "--index",
         metavar="FOLDER",
-        help="First build the index anew from the training music in FOLDER.",
+        help="First rebuild the index from the training music in FOLDER.",
     ),
-    as_json: bool = typer.Option(False, "--json", help="Print one JSON object a file instead of text."),
-    cache: Path | None = typer.Option(None, "--cache", metavar="DIR", help="Where token shards are kept."),
+    as_json: bool = typer.Option(False, "--json", help="Print one JSON object per file instead of text."),
+    cache: Path | None = typer.Option(
+        None, "--cache", metavar="DIR", help="Folder that caches the token shards."
+    ),
 ) -> None:
     """Find the longest passages that MIDI files share with a model's training music, in any key and at any speed."""
     if not files and index is None:
-        raise typer.BadParameter("give MIDI files to look up, or --index FOLDER to build the index")
+        raise typer.BadParameter("give MIDI files to check, or --index FOLDER to build the index")
     if cache is not None and index is None:
-        raise typer.BadParameter("--cache needs --index FOLDER: files are looked up without it")
+        raise typer.BadParameter("--cache needs --index FOLDER: checking files does not use it")
 
     from melodia.midi.reading import named
     from melodia.workflows.originality import check_files, index_checkpoint

@@ -14,44 +14,47 @@ def train(
     corpus: Path = typer.Argument(
         ...,
         metavar="CORPUS",
-        help="A folder of MIDI files (searched with its sub-folders). Folders train/ and valid/ in it say what is "
-        "trained on and what is held out.",
+        help="A folder of MIDI files (sub-folders are searched too). If it has sub-folders train/ and valid/, those "
+        "say what is trained on and what is held out.",
     ),
-    out: Path = typer.Option(..., "--out", metavar="DIR", help="The checkpoint folder to write."),
+    out: Path = typer.Option(
+        ..., "--out", metavar="DIR", help="Folder for the training run; the checkpoint is in DIR/best."
+    ),
     kind: str | None = typer.Option(
-        None, help="lstm, gru, sequential, reversed, parallel (if none is given) or bidirectional."
+        None, help="lstm, gru, sequential, reversed, parallel (default) or bidirectional."
     ),
     size: str | None = typer.Option(
         None,
-        help="tiny, small (if none is given), base or large (128, 256, 512, 1024 hidden units).",
+        help="tiny, small (default), base or large (128, 256, 512, 1024 hidden units).",
     ),
-    combine: str | None = typer.Option(None, help="Of a parallel model: concat, sum or gated."),
-    encoder: str | None = typer.Option(None, help="Of a bidirectional model: lstm or gru."),
-    minutes: float | None = typer.Option(None, help="Budget in minutes (20 if none is given)."),
+    combine: str | None = typer.Option(None, help="For a parallel model: concat, sum or gated."),
+    encoder: str | None = typer.Option(None, help="For a bidirectional model: lstm or gru."),
+    minutes: float | None = typer.Option(None, help="Budget in minutes (20 if no budget is given)."),
     epochs: float | None = typer.Option(None, help="Budget in passes over the corpus."),
     device: str = typer.Option("auto", help="auto, cpu, cuda or cuda:N."),
     backend: str = typer.Option("auto", help="auto, reference or native."),
     resume: bool = typer.Option(
         False,
         "--resume",
-        help="Go on where an interrupted run in --out stopped; it knows its options, only a budget may be new.",
+        help="Resume the interrupted run in --out; its options are remembered, only the budget may change.",
     ),
     init: Path | None = typer.Option(
-        None, "--init", metavar="DIR", help="Fine-tune this checkpoint: its model, its tokenizer."
+        None, "--init", metavar="DIR", help="Fine-tune this checkpoint, with its model and its tokenizer."
     ),
     scheme: str | None = typer.Option(
-        None, "--tokenizer", help="REMI (if none is given), TSD, MIDILike, Structured or PerTok."
+        None, "--tokenizer", help="REMI (default), TSD, MIDILike, Structured or PerTok."
     ),
     bpe: int | None = typer.Option(
-        None, min=1, help="Learn a byte-pair encoding up to this vocabulary size."
+        None, min=1, help="Learn a byte-pair encoding with a vocabulary of up to this size."
     ),
     side_inputs: str | None = typer.Option(
         None,
-        help="Extra inputs of the first layer, or none (position,bars_left,lookback1,lookback2,density if not given).",
+        help="Extra inputs of the first layer, separated by commas, or none (default: "
+        "position,bars_left,lookback1,lookback2,density).",
     ),
-    batch_size: int | None = typer.Option(None, help="Streams trained at once."),
+    batch_size: int | None = typer.Option(None, help="Number of streams trained at once."),
     window: int | None = typer.Option(None, help="Steps of truncated backpropagation through time."),
-    learning_rate: float | None = typer.Option(None, help="Highest learning rate."),
+    learning_rate: float | None = typer.Option(None, help="Peak learning rate."),
     precision: str = typer.Option(
         "auto",
         help="fp32, bf16, or auto: bf16 where the processor multiplies it faster (AMX, AVX512-BF16).",
@@ -59,23 +62,25 @@ def train(
     recompute: bool = typer.Option(
         False,
         "--recompute",
-        help="Make gates again in the backward pass: half the memory, a quarter more time.",
+        help="Recompute the gates in the backward pass: half the memory, a quarter more time.",
     ),
     threads: int | None = typer.Option(None, help="CPU threads."),
     workers: int | None = typer.Option(None, min=1, help="Processes that read the corpus."),
     random_seed: int | None = typer.Option(
-        None, help="Of the weights, the order of pieces and the augmentation (0 if none is given)."
+        None, help="Seed for the weights, the order of pieces and the augmentation (default: 0)."
     ),
-    cache: Path | None = typer.Option(None, "--cache", metavar="DIR", help="Where token shards are kept."),
-    force: bool = typer.Option(False, "--force", help="Replace a checkpoint that is already in --out."),
+    cache: Path | None = typer.Option(
+        None, "--cache", metavar="DIR", help="Folder that caches the token shards."
+    ),
+    force: bool = typer.Option(False, "--force", help="Replace a training run that is already in --out."),
 ) -> None:
-    """Train a model on a folder of MIDI files; ends with three continuations of pieces it has not seen."""
+    """Train a model on a folder of MIDI files, then continue three pieces it has not seen."""
     if minutes is not None and epochs is not None:
         raise typer.BadParameter("give --minutes or --epochs, not both")
     if resume and init is not None:
         raise typer.BadParameter("give --resume or --init, not both")
     if resume and force:
-        raise typer.BadParameter("give --resume (go on) or --force (begin anew), not both")
+        raise typer.BadParameter("give --resume (continue) or --force (start over), not both")
     if learning_rate is not None and learning_rate <= 0:
         raise typer.BadParameter(f"--learning-rate must be above 0 (received {learning_rate:g})")
 

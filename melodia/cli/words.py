@@ -15,8 +15,8 @@ def as_options(text: str, command: str | None) -> str:
 
     What stands in backticks and is no option of this command stays as it is: no other command's option is advised.
 
-    >>> as_options("song.mid: is there already; give `force` to replace it, or another `max_copy`", "generate")
-    'song.mid: is there already; give --force to replace it, or another --max-copy'
+    >>> as_options("song.mid: already exists; give `force` to replace it, or another `max_copy`", "generate")
+    'song.mid: already exists; give --force to replace it, or another --max-copy'
     >>> as_options("`endless` music has no end, `force` or not", "info")
     '`endless` music has no end, `force` or not'
     """

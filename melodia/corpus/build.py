@@ -97,19 +97,21 @@ def build_corpus(
     config = tokenizer.config if tokenizer is not None else config or TokenizerConfig()
     limits = limits or Limits()
     if not 0.0 <= valid_share < 1.0:
-        raise ConfigError(f"valid_share must lie in [0, 1) (received {valid_share})")
+        raise ConfigError(f"valid_share must be in [0, 1) (received {valid_share})")
     if any(not -12 <= shift <= 12 for shift in transpositions):
-        raise ConfigError(f"transpositions are semitones within -12 and 12 (received {list(transpositions)})")
+        raise ConfigError(
+            f"transpositions must be semitones between -12 and 12 (received {list(transpositions)})"
+        )
     base = Tokenizer(replace(config, bpe_vocab_size=None)).vocabulary
     if tokenizer is None and config.bpe_vocab_size is not None and config.bpe_vocab_size <= base.size:
         raise ConfigError(
-            f"a byte-pair encoding of {config.scheme} needs a vocabulary above the {base.size} tokens that it begins "
-            f"with (received {config.bpe_vocab_size}); give a larger size (`bpe`), or none"
+            f"a byte-pair encoding of {config.scheme} needs a vocabulary of more than the {base.size} tokens that it "
+            f"starts with (received {config.bpe_vocab_size}); give a larger `bpe`, or none"
         )
     files = find_midi_files(folder, exclude=out)
     if not files:
         raise CorpusError(
-            f"{folder} has no MIDI files (.mid, .midi, .rmi, .kar) in it or below it; give another folder"
+            f"{folder} has no MIDI files (.mid, .midi, .rmi, .kar), not even in its sub-folders; give another folder"
         )
     copies = sorted(set(transpositions) - {0})
     key: dict[str, Any] = {
@@ -126,7 +128,9 @@ def build_corpus(
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise CorpusError(f"cannot make {out} ({error.strerror}); choose another folder (`cache`)") from error
+        raise CorpusError(
+            f"cannot create {out} ({error.strerror}); choose another folder (`cache`)"
+        ) from error
     with _lock(out):
         if not rebuild:
             cached = _cached(out, key, files)
@@ -203,9 +207,9 @@ def _read_files(
         if found.problem:
             rows[index].verdict, rows[index].reason = "failed", found.problem
         elif Path(found.relative).name.startswith("._"):
-            rows[index].verdict, rows[index].reason = "skipped", "a resource fork of macOS"
+            rows[index].verdict, rows[index].reason = "skipped", "a macOS resource fork"
         elif found.split == "outside":
-            rows[index].verdict, rows[index].reason = "skipped", "beside the train and valid folders"
+            rows[index].verdict, rows[index].reason = "skipped", "outside the train and valid folders"
         else:
             wanted.append(index)
             continue
@@ -248,7 +252,7 @@ def _decide(rows: list[Row], files: Sequence[Found], valid_share: float) -> list
     leaked = [row.path for row in rows if row.split == "valid" and row.tune in training]
     if leaked:
         return [
-            f"{len(leaked)} held-out pieces are transpositions of training pieces ({leaked[0]} for one); "
+            f"{len(leaked)} held-out pieces are transpositions of training pieces ({leaked[0]}, for example); "
             "the validation figures flatter the model"
         ]
     return []
@@ -282,8 +286,8 @@ def _split_by_hash(rows: list[Row], valid_share: float, *, has_valid: bool) -> N
 def _nothing_usable(folder: Path, out: Path, rows: Sequence[Row]) -> CorpusError:
     reasons = "; ".join(f"{count} x {reason}" for reason, count in common_reasons(rows))
     return CorpusError(
-        f"none of the {len(rows)} MIDI files below {folder} can be used: {reasons}. "
-        f"A verdict per file stands in {out / 'rejected.tsv'}; `melodia inspect FILE` says more"
+        f"none of the {len(rows)} MIDI files in {folder} can be used: {reasons}. "
+        f"{out / 'rejected.tsv'} has a verdict for each file; `melodia inspect FILE` says more"
     )
 
 

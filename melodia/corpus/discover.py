@@ -54,7 +54,7 @@ def find_midi_files(folder: Path, exclude: Path | None = None) -> list[Found]:
         what = "is not a folder" if folder.exists() else "does not exist"
         raise CorpusError(f"{folder} {what}; give a folder of MIDI files")
     if not os.access(folder, os.R_OK | os.X_OK):
-        raise CorpusError(f"{folder} may not be read (no permission); change its permissions or copy it")
+        raise CorpusError(f"{folder} cannot be read (permission denied); change its permissions or copy it")
     found: list[Found] = []
     root = folder.stat()
     seen: set[tuple[int, int]] = {(root.st_dev, root.st_ino)}
@@ -107,7 +107,7 @@ def _look(path: Path, folder: Path, decides: dict[Path, bool]) -> Found:
     try:
         status = path.stat()
     except OSError as error:
-        problem = "a link to nothing" if path.is_symlink() else f"cannot be read ({error.strerror})"
+        problem = "a broken link" if path.is_symlink() else f"cannot be read ({error.strerror})"
         return Found(relative, path, -1, 0, "", problem)
     return Found(relative, path, status.st_size, status.st_mtime_ns, _split_of(path, folder, decides))
 

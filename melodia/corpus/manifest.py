@@ -97,9 +97,9 @@ def read_manifest(path: str | Path) -> list[Row]:
     try:
         lines = path.read_text("utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise CorpusError(f"cannot read the manifest {path} ({error}); build the corpus anew") from error
+        raise CorpusError(f"cannot read the manifest {path} ({error}); rebuild the corpus") from error
     if tuple(lines[0].split("\t")) != _COLUMNS:
-        raise CorpusError(f"{path} is no manifest of this melodia; build the corpus anew")
+        raise CorpusError(f"{path} is not a manifest that this version can read; rebuild the corpus")
     rows = []
     for number, line in enumerate(lines[1:], start=2):
         if not line:
@@ -111,7 +111,7 @@ def read_manifest(path: str | Path) -> list[Row]:
                 for name, cell in zip(_COLUMNS, cells, strict=True)
             }
         except ValueError as error:
-            raise CorpusError(f"{path}, line {number}: not a manifest row; build the corpus anew") from error
+            raise CorpusError(f"{path}, line {number}: not a manifest row; rebuild the corpus") from error
         rows.append(Row(**values))
     return rows
 

@@ -126,7 +126,7 @@ class Pieces(Sequence[Piece]):
             data = _read_at(self._shards[shard], length * size, record[_OFFSET] * size)
             if len(data) < length * size:
                 raise CorpusError(
-                    f"cannot read piece {i} from {self._files[shard]} (cut short); build the corpus anew"
+                    f"cannot read piece {i} from {self._files[shard]} (cut short); rebuild the corpus"
                 )
             tokens = np.frombuffer(data, self._dtype)
         return Piece(tokens, record[_ROW], record[_FLAGS], record[_NOTES], record[_BARS])
@@ -167,13 +167,12 @@ class Corpus:
                     summary.get("format_version") if isinstance(summary, dict) else type(summary).__name__
                 )
                 raise CorpusError(
-                    f"{folder}: corpus format {received!r}, this melodia reads {FORMAT_VERSION}; build the "
-                    "corpus anew"
+                    f"{folder}: corpus format {received!r}, but this version reads {FORMAT_VERSION}; rebuild the corpus"
                 )
             vocabulary = Vocabulary.from_dict(json.loads((folder / VOCABULARY).read_text("utf-8")))
             if vocabulary.fingerprint != summary["vocabulary"]:
                 raise CorpusError(
-                    f"{folder}: vocabulary.json is not the one the tokens were written with; build anew"
+                    f"{folder}: vocabulary.json is not the one the tokens were written with; rebuild the corpus"
                 )
             dtype = np.dtype({2: "<u2", 4: "<u4"}[summary["token_bytes"]])
             splits = {name: _open_split(folder, name, summary["splits"][name], dtype) for name in SPLITS}
@@ -184,7 +183,7 @@ class Corpus:
                 "of MIDI files"
             ) from error
         except (OSError, KeyError, TypeError, ValueError, EOFError, TokenizerError) as error:
-            raise CorpusError(f"{folder}: damaged corpus ({error!r}); build it anew") from error
+            raise CorpusError(f"{folder}: damaged corpus ({error!r}); rebuild it") from error
         return cls(folder, vocabulary, summary, splits)
 
     def pieces(self, split: str) -> Pieces:
@@ -209,7 +208,7 @@ class Corpus:
                 digest.add(split, np.asarray(piece.tokens, "<u4"), piece.flags)
         if digest.result() != self.fingerprint:
             raise CorpusError(
-                f"{self.folder}: the tokens differ from those that were written; build the corpus anew"
+                f"{self.folder}: the tokens differ from those that were written; rebuild the corpus"
             )
 
 
@@ -237,13 +236,11 @@ def _open_split(folder: Path, name: str, summary: dict[str, Any], dtype: np.dtyp
         return Pieces(files, np.zeros((0, len(COLUMNS)), np.int64), dtype)
     index = np.load(folder / f"{name}.index.npy", mmap_mode="r", allow_pickle=False)
     if index.dtype != np.int64 or index.shape != (summary["pieces"], len(COLUMNS)):
-        raise CorpusError(f"{folder}: {name}.index.npy does not belong to corpus.json; build the corpus anew")
+        raise CorpusError(f"{folder}: {name}.index.npy does not belong to corpus.json; rebuild the corpus")
     shard = index[:, _SHARD]
     inside = (shard >= 0) & (shard < len(files)) & (index[:, _OFFSET] >= 0) & (index[:, _LENGTH] >= 0)
     if not inside.all() or (index[:, _OFFSET] + index[:, _LENGTH] > sizes[shard]).any():
-        raise CorpusError(
-            f"{folder}: {name} has pieces outside its files (cut short?); build the corpus anew"
-        )
+        raise CorpusError(f"{folder}: {name} has pieces outside its files (cut short?); rebuild the corpus")
     return Pieces(files, index, dtype)
 
 
@@ -356,15 +353,17 @@ class ShardWriter:
             raise CorpusError(f"a corpus has the splits {', '.join(SPLITS)} (received {split!r})")
         ids = np.asarray(tokens)
         if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
-            raise CorpusError(f"a piece is a row of integer ids (received shape {ids.shape}, {ids.dtype})")
+            raise CorpusError(
+                f"a piece must be a row of integer ids (received shape {ids.shape}, {ids.dtype})"
+            )
         if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < self.vocabulary.size:
             raise CorpusError(
-                f"ids must be within 0 and {self.vocabulary.size - 1} (received {ids.min()} to {ids.max()})"
+                f"ids must be between 0 and {self.vocabulary.size - 1} (received {ids.min()} to {ids.max()})"
             )
         ids = ids.astype("<u4")
         special = np.isin(ids, [self.vocabulary.pad, self.vocabulary.bos, self.vocabulary.eos])
         if special.any():
-            raise CorpusError("a piece in a corpus holds no PAD, BOS or EOS; encode it without them")
+            raise CorpusError("a piece in a corpus must not contain PAD, BOS or EOS; encode it without them")
         notes = int(self.vocabulary.notes_of_token[ids].sum())
         counted = int(self._bars_of_token[ids].sum()) if bars is None else bars
         try:

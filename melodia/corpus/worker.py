@@ -123,9 +123,7 @@ class _Child:
         if answer is None or answer[0].get("ready") is not True:
             code = self.end()
             words = self._last_words.decode("utf-8", "replace").strip().rsplit("\n", 1)[-1]
-            raise CorpusError(
-                f"a worker process did not start (exit status {code}: {words}); try with workers=0"
-            )
+            raise CorpusError(f"a worker process did not start (exit status {code}: {words}); try workers=0")
 
     def _collect(self) -> None:
         """Keep the last 4,000 bytes that the child writes to standard error."""

@@ -72,7 +72,7 @@ class Bias:
         low, high = int(self.row_of.min()), int(self.row_of.max())
         if low < 0 or high >= len(self.rows):
             raise ConfigError(
-                f"`row_of` must be within 0 and {len(self.rows) - 1}, the rows of the bias (received {low} to {high})"
+                f"`row_of` must be between 0 and {len(self.rows) - 1}, the rows of the bias (received {low} to {high})"
             )
         real_number("exponent", self.exponent, 0, 1)
 
@@ -90,11 +90,11 @@ def _check(name: str, array: object, kind: type[np.generic], shape: tuple[int, .
     elif array.dtype != kind or array.shape != shape:
         wrong = f"{array.dtype} {list(array.shape)}"
     elif not array.flags.c_contiguous:
-        wrong = "an array with gaps"
+        wrong = "a non-contiguous array"
     elif not np.isfinite(array).all():
         wrong = "numbers that are not finite"
     if wrong:
         name_of_kind = np.dtype(kind).name
         raise ConfigError(
-            f"`{name}` must be a plain array of {name_of_kind} {form}, finite (received {wrong})"
+            f"`{name}` must be a contiguous array of finite {name_of_kind} {form} (received {wrong})"
         )

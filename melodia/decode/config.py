@@ -70,7 +70,7 @@ class SamplingConfig:
             if value is None and name in ("top_k", "top_p", "min_p"):
                 continue
             if name in ("top_k", "repetition_window"):
-                remedy = "leave it out for no such limit" if name == "top_k" else ""
+                remedy = "leave it out for no limit" if name == "top_k" else ""
                 value = whole_number(name, value, 1, MAX_WHOLE, remedy=remedy)
             else:
                 value = real_number(name, value)
@@ -81,14 +81,14 @@ class SamplingConfig:
                 f"`temperature` must be > 0 (received {self.temperature}); `top_k` 1 takes the likeliest token"
             )
         if not 1e-3 <= self.temperature <= 1e3:
-            raise ConfigError(f"`temperature` must be within 0.001 and 1000 (received {self.temperature})")
+            raise ConfigError(f"`temperature` must be between 0.001 and 1000 (received {self.temperature})")
         for name, remedy in (("top_p", "1 turns it off"), ("min_p", "leave it out to keep all")):
             value = getattr(self, name)
             if value is not None and not 0 < value <= 1:
-                raise ConfigError(f"`{name}` must be in (0, 1] (received {value}); {remedy}")
+                raise ConfigError(f"`{name}` must be above 0 and at most 1 (received {value}); {remedy}")
         if not 1 <= self.repetition_penalty <= 100:
             raise ConfigError(
-                f"`repetition_penalty` must be within 1 and 100 (received {self.repetition_penalty}); "
+                f"`repetition_penalty` must be between 1 and 100 (received {self.repetition_penalty}); "
                 "1 turns it off"
             )
         if self.greedy:

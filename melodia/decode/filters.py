@@ -202,7 +202,7 @@ def choose(
         token = int(np.argmax(filtered))
         return Choice(token, token_nll(logits, token), 0.0)
     if noise is None:
-        raise ConfigError("a choice that is not greedy needs noise; give that of its place")
+        raise ConfigError("a choice that is not greedy needs noise; give the noise of its position")
     token = int(np.argmax(filtered + noise))  # in double
     return Choice(token, token_nll(logits, token), entropy(filtered))
 
@@ -215,7 +215,7 @@ def nothing_legal() -> GrammarError:
 def not_numbers() -> MelodiaError:
     """What is raised where a logit is not a number."""
     return MelodiaError(
-        "the model's logits are not numbers (nan); its weights are damaged, train or load it again"
+        "the model's logits are not numbers (nan); its weights are damaged, so retrain or reload it"
     )
 
 

@@ -76,9 +76,9 @@ def uniform(random_seed: int, session: int, position: int, lanes: int, count: in
     """
     random_seed = check_random_seed(random_seed)
     if not 0 <= session < 2**32:
-        raise ConfigError(f"`session` must be within 0 and 2**32 - 1 (received {session})")
+        raise ConfigError(f"`session` must be between 0 and 2**32 - 1 (received {session})")
     if not 0 <= position <= 2**64 - count:
-        raise ConfigError(f"`position` must be within 0 and 2**64 - 1 (received {position})")
+        raise ConfigError(f"`position` must be between 0 and 2**64 - 1 (received {position})")
     counter = np.empty((count, (lanes + 3) // 4, 4), dtype=np.uint32)
     counter[:, :, 0] = np.arange(counter.shape[1])
     positions = np.array([(place & 0xFFFFFFFF, place >> 32) for place in range(position, position + count)])
@@ -126,4 +126,4 @@ class Noise:
 
 def check_random_seed(random_seed: object) -> int:
     """A random seed as Python's own number; raises ConfigError unless 0 <= random_seed < 2**64."""
-    return whole_number("random_seed", random_seed, 0, 2**64 - 1, limits=" within 0 and 2**64 - 1")
+    return whole_number("random_seed", random_seed, 0, 2**64 - 1, limits=" between 0 and 2**64 - 1")

@@ -99,5 +99,5 @@ def _ids(numbers: Sequence[int] | NDArray[Any]) -> NDArray[np.int32]:
     given = np.asarray(numbers)
     found = np.asarray(given, np.int32, order="C")
     if given.dtype != np.int32 and given.size and not (found == given).all():
-        raise ValueError("tokens and side inputs must be whole numbers of 32 bits")
+        raise ValueError("tokens and side inputs must be 32-bit integers")
     return found

@@ -34,7 +34,7 @@ def _load() -> tuple[Any, str | None]:
 def _why_not_built() -> str:
     others = sorted(file.name for file in FOLDER.glob("_engine.*.so"))
     if others:
-        return f"{', '.join(others)} belongs to another Python; install melodia again with this one"
+        return f"{', '.join(others)} was built for another Python; reinstall melodia with this one"
     try:
         why = json.loads(BUILD_FACTS.read_text()).get("engine_reason")
     except (OSError, ValueError, AttributeError):

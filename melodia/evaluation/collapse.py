@@ -219,7 +219,7 @@ def _findings(
     for loop in loops:
         if loop.copies >= LOOP_COPIES + (loop.bars == 1) and loop.bars * loop.copies >= LOOP_BARS:
             what = "a bar" if loop.bars == 1 else f"{loop.bars} bars"
-            found.append(f"{what} repeated word for word {loop.copies} times from bar {loop.first_bar + 1}")
+            found.append(f"{what} repeated note for note {loop.copies} times from bar {loop.first_bar + 1}")
             break
     if drop >= ENTROPY_DROP:
         found.append(f"the variety of pitches falls by {drop:.0%} from the first third to the last")

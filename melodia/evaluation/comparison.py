@@ -117,7 +117,8 @@ def compare_sets(real: Sequence[Any], generated: Sequence[Any]) -> SetComparison
     """
     if len(real) < 2 or not len(generated):
         raise ConfigError(
-            f"a comparison needs 2 real pieces and 1 generated (received {len(real)} and {len(generated)})"
+            f"a comparison needs at least 2 real pieces and 1 generated piece (received {len(real)} and "
+            f"{len(generated)})"
         )
     rows = [_compare_values(name, a, b) for name, a, b in _columns(real, generated)]
     histograms = (

@@ -48,12 +48,12 @@ class PiecesInMemory(Pieces):
         flags = [False] * len(self._tokens) if constant_velocity is None else list(constant_velocity)
         if len(flags) != len(self._tokens):
             raise ConfigError(
-                f"constant_velocity has one flag a piece (received {len(flags)} for {len(self._tokens)} pieces)"
+                f"constant_velocity needs one flag per piece (received {len(flags)} for {len(self._tokens)} pieces)"
             )
         for ids in self._tokens:
             if len(ids) and (int(ids.min()) < 0 or int(ids.max()) >= vocabulary.size):
                 raise ConfigError(
-                    f"ids must be within 0 and {vocabulary.size - 1} (received {ids.min()} to {ids.max()}); "
+                    f"ids must be between 0 and {vocabulary.size - 1} (received {ids.min()} to {ids.max()}); "
                     "encode the pieces with the model's tokenizer"
                 )
         notes, bars = notes_and_bars(self._tokens, vocabulary)
@@ -105,7 +105,7 @@ def model_likelihood(
     lasting = None if seconds is None else np.asarray(seconds, dtype=np.float64).reshape(-1)
     if lasting is not None and len(lasting) != len(pieces):
         raise ConfigError(
-            f"seconds has one number a piece (received {len(lasting)} for {len(pieces)} pieces)"
+            f"seconds needs one number per piece (received {len(lasting)} for {len(pieces)} pieces)"
         )
     preparer = Preparer(vocabulary, model.config.side_inputs)
     return replace(evaluate(model, pieces, preparer, lanes=lanes, window=window), seconds=lasting)
@@ -174,5 +174,5 @@ def encode_files(
     if not encoded.used:
         reasons = "; ".join(f"{count} x {reason}" for reason, count in common_reasons(encoded.rows))
         what = f"none of the {len(named)} files can be used ({reasons})" if named else "no MIDI files found"
-        raise CorpusError(f"{what}; `melodia inspect FILE` says more of a file")
+        raise CorpusError(f"{what}; `melodia inspect FILE` says more about a file")
     return encoded

@@ -184,7 +184,7 @@ class KneserNey:
             backoff = np.divide(moved, total, out=np.ones(size), where=total > 0)
             built.append(_Order(keys[k - 1], np.maximum(counts - discount, 0.0), total, backoff, discounts))
         if np.isin(stream.ids[stream.scored], unused).any():
-            raise ConfigError("a piece has PAD or BOS inside; give pieces of music tokens only")
+            raise ConfigError("a piece contains PAD or BOS; give pieces of music tokens only")
         return cls(vocabulary, built)
 
     def _log_probabilities(self, stream: _Stream) -> NDArray[np.float64]:
@@ -282,7 +282,7 @@ def _stream(
             scored[begin + 1 : end] = masks[i]
     if ids.min() < 0 or ids.max() >= vocabulary.size:
         raise ConfigError(
-            f"ids must lie within 0 and {vocabulary.size - 1} (received {ids.min()} to {ids.max()})"
+            f"ids must be between 0 and {vocabulary.size - 1} (received {ids.min()} to {ids.max()})"
         )
     place = np.arange(len(ids)) - np.repeat(ends - lengths, lengths)
     return _Stream(ids, place, scored)

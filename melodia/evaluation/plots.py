@@ -58,7 +58,7 @@ def likelihood_plot(likelihood: Likelihood, names: Sequence[str]) -> Plot:
     axes.legend(frameon=False, fontsize=8)
     alt = (
         f"{len(each)} pieces from {number(float(each.min()), 2)} nats per note ({names[int(order[0])]}) to "
-        f"{number(float(each.max()), 2)} ({names[int(order[-1])]}); all together {number(interval.value, 2)}, "
+        f"{number(float(each.max()), 2)} ({names[int(order[-1])]}); overall {number(interval.value, 2)}, "
         f"95 % interval {number(interval.low, 2)} to {number(interval.high, 2)}."
     )
     return Plot("Nats per note of every piece", _svg(figure), "image/svg+xml", alt)
@@ -113,7 +113,7 @@ def histograms_plot(made: Generated) -> Plot:
     shown = {
         "pitch_class_histogram": ("pitch classes", NOTE_NAMES),
         "duration_histogram": ("note lengths", DURATIONS),
-        "onset_interval_histogram": ("time from onset to onset", DURATIONS),
+        "onset_interval_histogram": ("time between onsets", DURATIONS),
         "interval_histogram": ("melodic intervals, semitones", semitones),
     }
     words = []
@@ -133,7 +133,10 @@ def histograms_plot(made: Generated) -> Plot:
         row = made.comparison[name]
         words.append(f"{title} {number(row.distance, 2)}")
     axes[0].legend(frameon=False, fontsize=8)
-    alt = f"Mean histograms, real beside generated. Total variation distances (0 alike, 1 apart): {'; '.join(words)}."
+    alt = (
+        "Mean histograms, real next to generated. Total variation distances (0: identical, 1: disjoint): "
+        f"{'; '.join(words)}."
+    )
     return Plot("Histograms of real and generated pieces", _svg(figure), "image/svg+xml", alt)
 
 
@@ -143,7 +146,7 @@ def drift_plot(made: Generated) -> Plot:
     curves = {
         "pitch_entropy": "pitch entropy, bits",
         "in_key": "share of notes in the piece's key",
-        "density": "notes a bar",
+        "density": "notes per bar",
     }
     words = []
     for ax, (name, title) in zip(axes, curves.items(), strict=True):

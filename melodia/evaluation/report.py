@@ -140,7 +140,7 @@ def likelihood_table(likelihood: Likelihood) -> Table:
         ("", "nats", f"{LEVEL:.0%} interval", "bits", "counted"),
         tuple(rows),
         f"{len(likelihood.nats):,} pieces; lower is better. Intervals: bootstrap over pieces. Only the rows per note, "
-        "bar and second compare models with different tokenizers.",
+        f"bar and second can be compared between models with different tokenizers.",
     )
 
 
@@ -166,9 +166,10 @@ def comparison_table(made: Generated) -> Table:
         "Generated against real",
         ("", "real", "generated", f"difference, {LEVEL:.0%}", "overlap", "KL", "real: overlap / KL"),
         tuple(rows),
-        f"{len(made.pairs)} pieces: {made.settings['bars']} generated bars behind {seeds} seed bars, against the bars "
-        "that really come there. * the difference is not 0. Overlap (1 is best) and Kullback-Leibler divergence (0 is "
-        "best) as in MGEval; the last column is the yardstick: the seed bars, which are real, against the real bars.",
+        f"{len(made.pairs)} pieces: {made.settings['bars']} generated bars after {seeds} seed bars, compared with the "
+        "bars that really follow. * the difference is not 0. Overlap (1 is best) and Kullback-Leibler divergence "
+        "(0 is best) as in MGEval; the last column is the yardstick: the seed bars, which are real, against the real "
+        "bars.",
     )
 
 
@@ -212,8 +213,8 @@ def originality_table(made: Generated) -> Table:
             lambda side: f"{sum(bool(o.passages) for o in side)} of {len(side)}",
         ),
         row("longest, notes: median", lambda side: number(float(np.median([o.notes for o in side])), 0)),
-        row("longest, notes: most", lambda side: str(max(o.notes for o in side))),
-        row("longest, bars: most", lambda side: number(max(o.bars for o in side), 1)),
+        row("longest, notes: maximum", lambda side: str(max(o.notes for o in side))),
+        row("longest, bars: maximum", lambda side: number(max(o.bars for o in side), 1)),
     )
     longest = sorted(
         (
@@ -227,7 +228,9 @@ def originality_table(made: Generated) -> Table:
         f"{pair.name}: {pair.originality.longest}" for pair in longest[:WORST] if pair.originality is not None
     ]
     note = "Scales, broken chords and repeated notes do not count. "
-    note += f"Longest of the generated: {'. '.join(found)}." if found else "The generated bars share nothing."
+    note += (
+        f"Longest of the generated: {'. '.join(found)}." if found else "The generated bars share no passage."
+    )
     return Table(
         "Originality: the longest passage shared with the training music",
         ("", "real", "generated"),

@@ -77,10 +77,12 @@ class Compiled:
             values = [self.tables.values[i] for i in ids]
             if values != list(range(values[0], values[0] + len(ids))):
                 raise GrammarError(
-                    "the vocabulary's pitches or positions are not in a row; use one melodia made"
+                    "the vocabulary's pitches or positions are not consecutive; use one that melodia made"
                 )
         if op != Op.BPE and ids != list(range(ids[0], ids[0] + len(ids))):
-            raise GrammarError("the vocabulary's tokens of one type are not in a row; use one melodia made")
+            raise GrammarError(
+                "the vocabulary's tokens of one type are not consecutive; use one that melodia made"
+            )
         return ids[0], ids[-1] + 1, self.tables.values[ids[0]]
 
     def _static_mask(self) -> NDArray[np.bool_]:
@@ -93,7 +95,7 @@ class Compiled:
             unknown = [metre for metre in metres if metre not in known]
             if unknown:
                 raise GrammarError(
-                    f"no token for the time signature {unknown[0]}; there are {', '.join(sorted(known))}"
+                    f"no token for the time signature {unknown[0]}; known are {', '.join(sorted(known))}"
                 )
         low, high = limits.pitch_range or (0, 127)
         pitch_classes = range(12) if limits.pitch_classes is None else limits.pitch_classes

@@ -51,13 +51,13 @@ class Constraints:
 
     def __post_init__(self) -> None:
         if self.programs is not None:
-            self._numbers("programs", -1, 127, " within 0 and 127, or -1 for the drums")
+            self._numbers("programs", -1, 127, " between 0 and 127, or -1 for the drums")
             _require(bool(self.programs), "programs must name at least one program; give None for all")
         if self.pitch_range is not None:
             self._numbers("pitch_range", 0, 127)
             _require(
                 len(self.pitch_range) == 2 and self.pitch_range[0] <= self.pitch_range[1],
-                f"pitch_range must be lowest and highest within 0 and 127 (received {self.pitch_range})",
+                f"pitch_range must be the lowest and highest pitch, between 0 and 127 (received {self.pitch_range})",
             )
         if self.pitch_classes is not None:
             self._numbers("pitch_classes", 0, 11)
@@ -78,7 +78,7 @@ class Constraints:
                 self.min_bars <= self.max_bars,
                 f"min_bars must not be above max_bars (received {self.min_bars} and {self.max_bars})",
             )
-            _require(self.allow_eos, "max_bars needs allow_eos: nothing else can come behind the last bar")
+            _require(self.allow_eos, "max_bars needs allow_eos: nothing else can follow the last bar")
 
     def _numbers(self, name: str, low: int, high: int, limits: str = "") -> None:
         values = getattr(self, name)

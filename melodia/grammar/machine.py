@@ -352,7 +352,7 @@ class Grammar(Compiled):
         if check and not self.allows(state, token):
             name = self.vocabulary.tokens[token] if op >= 0 else str(token)
             raise GrammarError(
-                f"token {name} may not stand behind {self.types[state.kind]} in bar {state.bar + 1}, "
+                f"token {name} may not follow {self.types[state.kind]} in bar {state.bar + 1}, "
                 f"position {state.position}"
             )
         for part in self.vocabulary.expansions.get(token, (token,)):

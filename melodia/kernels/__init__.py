@@ -100,7 +100,7 @@ def backend_report() -> BackendReport:
     if chosen == "reference":
         return BackendReport(chosen, "reference", "the reference backend was asked for", isa)
     if reason is None:
-        why = f"the native library is loaded ({isa}); calls that it does not know go to the reference"
+        why = f"the native library is loaded ({isa}); calls that it does not support go to the reference"
         if chosen == "native":
             why = f"the native backend was asked for and is loaded ({isa})"
         return BackendReport(chosen, "native", why, isa)

@@ -71,7 +71,7 @@ def undo_text_mode(data: bytes, findings: Findings) -> bytes:
     undone = data.replace(b"\r\n", b"\n")
     if not _is_chain(undone):
         return data
-    findings.add("repaired", "damage of a transfer in text mode undone", len(data) - len(undone))
+    findings.add("repaired", "damage from a text-mode transfer undone", len(data) - len(undone))
     return undone
 
 
@@ -129,7 +129,7 @@ def read_header(data: bytes, name: str, findings: Findings) -> Header:
                 )
     if first_chunk < 0 or first_chunk >= end:
         raise MidiError(
-            f"{name}: holds a MIDI header and no track, so no notes; get a complete copy of the file"
+            f"{name}: has a MIDI header but no tracks, so no notes; get a complete copy of the file"
         )
     return Header(midi_format, tracks, division, first_chunk, end)
 
@@ -185,7 +185,7 @@ def _no_header(data: bytes, name: str, findings: Findings) -> Header:
         return Header(1, data.count(b"MTrk"), division, first_chunk, len(data))
     if not data.strip(b"\0"):
         raise MidiError(
-            f"{name}: holds nothing but {len(data):,} zero bytes; get a complete copy of the file"
+            f"{name}: contains nothing but {len(data):,} zero bytes; get a complete copy of the file"
         )
     head = data[:1024]
     if _is_text(head):
@@ -297,7 +297,7 @@ class ChunkWalk:
                     continue
             following = data.find(b"MTrk", position, end)
             self.position = following if following >= 0 else end
-            findings.add("note", "bytes that belong to no chunk skipped", self.position - position)
+            findings.add("note", "bytes outside any chunk skipped", self.position - position)
         return None
 
     def _track(self, position: int) -> TrackChunk | None:

@@ -121,16 +121,18 @@ def events_of_pretty_midi(midi: pretty_midi.PrettyMIDI, findings: Findings, limi
         the events, one track per instrument.
 
     Raises:
-        MidiError: no PrettyMIDI, over the limit, or it holds values that are no MIDI.
+        MidiError: no PrettyMIDI, over the limit, or it has values that MIDI cannot hold.
     """
     if not all(hasattr(midi, name) for name in ("instruments", "resolution", "get_tempo_changes")):
         raise MidiError(
-            f"{type(midi).__name__} is no source of music; give a path, bytes, a binary file or a PrettyMIDI"
+            f"{type(midi).__name__} is not a source of music; give a path, bytes, a binary file or a PrettyMIDI"
         )
     try:
         return _events(midi, findings, limits)
     except (TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise MidiError(f"<PrettyMIDI>: holds values that are no MIDI ({error}); repair the object") from None
+        raise MidiError(
+            f"<PrettyMIDI>: has values that MIDI cannot hold ({error}); repair the object"
+        ) from None
 
 
 def _events(midi: Any, findings: Findings, limits: Limits) -> SmfEvents:

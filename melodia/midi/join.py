@@ -70,7 +70,7 @@ def cut_score(
         ConfigError: not exactly one of `bars` and `seconds`, or out of range.
     """
     if (bars is None) == (seconds is None):
-        raise ConfigError("give `bars` or `seconds`, not both and not none")
+        raise ConfigError("give exactly one of `bars` and `seconds`")
     if side not in ("start", "end"):
         raise ConfigError(f'`side` must be "start" or "end" (received {side!r})')
     table = bar_table(score)

@@ -138,7 +138,7 @@ def _read_file(path: str | os.PathLike[str], name: str, limits: Limits) -> bytes
         raise MidiError(f"{name}: is a directory; give a MIDI file inside it") from None
     except PermissionError:
         raise MidiError(
-            f"{name}: may not be read (no permission); change its permissions or copy it"
+            f"{name}: cannot be read (permission denied); change its permissions or copy it"
         ) from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error

@@ -239,8 +239,8 @@ class _Parser:
         self.messages_left -= 1
         if self.messages_left < 0:
             raise MidiError(
-                f"{self.name}: has more than {self.limits.messages:,} events that are no notes or controllers; "
-                "it is damaged, or take its texts and system messages out"
+                f"{self.name}: has more than {self.limits.messages:,} events that are neither notes nor controllers; "
+                "check that it is intact, or remove its texts and system messages"
             )
 
     # Damage.

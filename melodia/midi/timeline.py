@@ -235,7 +235,7 @@ def shorten_silence(notes: Notes, timeline: Timeline, limits: Limits, findings: 
             "repaired",
             "silence shortened",
             len(stretches),
-            f"{quarters:,.0f} quarter notes of nothing taken out",
+            f"{quarters:,.0f} quarter notes of silence removed",
         )
     array = np.array(stretches, np.int64).reshape(-1, 2)
     return Squeeze(array[:, 0], array[:, 1])
@@ -267,7 +267,7 @@ def cut_length(notes: Notes, timeline: Timeline, limits: Limits, findings: Findi
     late = notes.start >= last
     if late.any():
         detail = f"after {last / timeline.ticks_per_quarter:,.0f} quarter notes"
-        findings.add("dropped", "notes after the limit of length", int(late.sum()), detail)
+        findings.add("dropped", "notes beyond the length limit", int(late.sum()), detail)
         notes = notes.select(~late)
     notes.end = np.minimum(notes.end, last)
     return notes

@@ -138,7 +138,7 @@ def _check_values(what: str, values: NDArray[Any], most: int) -> None:
     wrong = values[(values < 0) | (values > most)]
     if len(wrong):
         raise MidiError(
-            f"in a MIDI file a {what} lies within 0 and {most} (received {wrong[0]}); correct the score"
+            f"in a MIDI file a {what} lies between 0 and {most} (received {wrong[0]}); correct the score"
         )
 
 

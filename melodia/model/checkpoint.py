@@ -136,7 +136,7 @@ def save_checkpoint(
         )
         raise CheckpointError(
             f"cannot write the checkpoint {folder}: {error.strerror or error}; {remedy} "
-            "(an earlier checkpoint there is as it was)"
+            "(an earlier checkpoint there is unchanged)"
         ) from error
     return folder
 

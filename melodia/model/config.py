@@ -132,7 +132,7 @@ class ModelConfig:
             whole_number("size", spec.size, 1, MAX_VOCABULARY)
         names = [spec.name for spec in self.side_inputs]
         if len(set(names)) < len(names):
-            raise ConfigError(f"a side input stands twice: {', '.join(names)}")
+            raise ConfigError(f"a side input is given twice: {', '.join(names)}")
 
     def _check_layers(self) -> None:
         for cell, present in zip(("lstm", "gru"), self._cells(), strict=True):

@@ -97,7 +97,7 @@ def _refuse_unfinished(folder: Path) -> None:
         (stored_folder(f) / CONFIG).exists() for f in checkpoints
     ):
         raise CheckpointError(
-            f"{home} holds an unfinished training without a checkpoint yet; go on with it (melodia train --resume)"
+            f"{home} holds an unfinished training run that has no checkpoint yet; resume it (melodia train --resume)"
         )
 
 
@@ -143,8 +143,8 @@ def _read(path: Path) -> StoredCheckpoint:
     if len(data) != size or zlib.crc32(data) != checksum:
         differs = f"its size ({len(data)} bytes, not {size})" if len(data) != size else "its checksum"
         raise CheckpointError(
-            f"{path / WEIGHTS} is damaged or of another checkpoint: {differs} differs from what {CONFIG} describes; "
-            "restore it or train again"
+            f"{path / WEIGHTS} is damaged or belongs to another checkpoint: {differs} differs from what {CONFIG} "
+            "describes; restore it or train again"
         )
     network = Network(config, _unpack(data, config, path / WEIGHTS))
     return StoredCheckpoint(network, vocabulary, _read_json(path / TOKENIZER), training, fingerprint, path)
@@ -169,7 +169,7 @@ def _unpack(data: bytes, config: ModelConfig, path: Path) -> dict[str, NDArray[n
     for name, tensor in stored.items():
         if tensor["dtype"] not in _FLOATS:
             raise CheckpointError(
-                f"{path} holds weights as {tensor['dtype']} ({name}), and melodia reads {', '.join(_FLOATS)}; "
+                f"{path} holds weights as {tensor['dtype']} ({name}), but melodia reads {', '.join(_FLOATS)}; "
                 "restore it or train again"
             )
     return {name: _floats(stored[name]).reshape(shape) for name, shape in expected.items()}
@@ -195,7 +195,7 @@ def read_config(path: Path) -> dict[str, Any]:
     config = _read_json(path / CONFIG)
     if config.get("format") != FORMAT:
         raise CheckpointError(
-            f"{path / CONFIG} is not a melodia checkpoint's; name a folder that melodia wrote"
+            f"{path / CONFIG} does not belong to a melodia checkpoint; name a folder that melodia wrote"
         )
     version = config.get("format_version")
     if not isinstance(version, int) or version < 1:
@@ -204,7 +204,7 @@ def read_config(path: Path) -> dict[str, Any]:
         )
     if version > FORMAT_VERSION:
         raise CheckpointError(
-            f"{path} has format version {version}, and this melodia ({melodia.__version__}) reads up to "
+            f"{path} has format version {version}, but this version ({melodia.__version__}) reads up to "
             f"{FORMAT_VERSION}; update melodia"
         )
     return config
@@ -222,7 +222,7 @@ def _read_bytes(path: Path) -> bytes:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > MAX_JSON:
-            raise CheckpointError(f"{path} has more than {MAX_JSON >> 20} MB; it is not melodia's")
+            raise CheckpointError(f"{path} is larger than {MAX_JSON >> 20} MB; melodia did not write it")
     except OSError:
         pass  # reading says what is wrong
     try:
@@ -230,5 +230,5 @@ def _read_json(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not valid JSON ({error}); restore it or train again") from error
     if not isinstance(data, dict):
-        raise CheckpointError(f"{path} holds no JSON object; restore it or train again")
+        raise CheckpointError(f"{path} contains no JSON object; restore it or train again")
     return data

@@ -233,7 +233,7 @@ class Index:
             raise
         except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, struct.error) as error:
             raise CheckpointError(
-                f"{path} is damaged ({error!r}); build it anew with "
+                f"{path} is damaged ({error!r}); rebuild it with "
                 f"`melodia originality --model {path.parent} --index FOLDER`"
             ) from error
 
@@ -250,7 +250,7 @@ class Index:
             raise ValueError(f"format {own['format']!r}")
         if own["format_version"] > FORMAT_VERSION:
             raise CheckpointError(
-                f"{path} has format version {own['format_version']}, and this melodia reads up to {FORMAT_VERSION}; "
+                f"{path} has format version {own['format_version']}, but this version reads up to {FORMAT_VERSION}; "
                 "update melodia"
             )
         data = np.memmap(path, dtype=np.uint8, mode="r", offset=8 + length)

@@ -98,8 +98,10 @@ class Originality:
             ]
         usual = ""
         if self.chance is not None:
-            usual = f" ({self.chance.bars} bars of unrelated music share {self.chance.median} at the median, "
-            usual += f"{self.chance.high} at most in 95 of 100)"
+            usual = (
+                f" ({self.chance.bars} bars of unrelated music share a median of {self.chance.median} notes, "
+            )
+            usual += f"and 95 % share at most {self.chance.high})"
         return [f"longest passage shared with the training music: {self.passages[0]}{usual}"]
 
     def to_dict(self) -> dict[str, Any]:

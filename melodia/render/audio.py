@@ -100,9 +100,9 @@ def render_audio(
     """
     target = check_target(path, ".wav", force)
     if not 8000 <= rate <= 96000:
-        raise ConfigError(f"`rate` is 8000 to 96000 samples a second (received {rate})")
+        raise ConfigError(f"`rate` must be 8000 to 96000 samples per second (received {rate})")
     if synthesiser not in ("auto", "fluidsynth", "pretty_midi"):
-        raise ConfigError(f"`synthesiser` is auto, fluidsynth or pretty_midi (received {synthesiser!r})")
+        raise ConfigError(f"`synthesiser` must be auto, fluidsynth or pretty_midi (received {synthesiser!r})")
     end = max((note.end for part in midi.instruments for note in part.notes), default=0.0)
     if end <= 0:
         raise MidiError("there are no notes to play; give a MIDI file with notes")
@@ -141,7 +141,7 @@ def find_fluidsynth() -> tuple[str, Path]:
         soundfont = _expanded(named)
         if not soundfont.is_file():
             raise ConfigError(
-                f"MELODIA_SOUNDFONT names {show_path(named)}, which is no file; correct or unset it"
+                f"MELODIA_SOUNDFONT names {show_path(named)}, which is not a file; correct or unset it"
             )
         return command, soundfont.resolve()
     for folder in SOUNDFONT_FOLDERS:
@@ -156,7 +156,7 @@ def find_fluidsynth() -> tuple[str, Path]:
     if bundled.is_file():
         return command, bundled
     raise BackendError(
-        "no soundfont is in the standard folders; install one or name one in MELODIA_SOUNDFONT"
+        "no soundfont was found in the standard folders; install one or name one in MELODIA_SOUNDFONT"
     )
 
 
@@ -214,7 +214,7 @@ def _with_pretty_midi(midi: pretty_midi.PrettyMIDI, part: Path, rate: int, end: 
             store.write(samples.tobytes())
             peak = max(peak, float(np.abs(samples).max()))
         if peak == 0:
-            raise MidiError("every note has velocity 0, there is nothing to hear; raise the velocities")
+            raise MidiError("every note has velocity 0, so there is nothing to hear; raise the velocities")
         for samples in _stored(store):
             heard = np.flatnonzero(np.abs(samples) > SILENCE * peak)
             last = start + int(heard[-1]) + 1 if len(heard) else last

@@ -29,9 +29,9 @@ def check_target(path: str | os.PathLike[str], suffix: str, force: bool) -> Path
     if target.is_dir():
         raise MelodiaError(f"{name}: is a directory; give a file name that ends in {suffix}")
     if target.suffix.lower() != suffix:
-        raise MelodiaError(f"{name}: the name has to end in {suffix}")
+        raise MelodiaError(f"{name}: the name must end in {suffix}")
     if not target.parent.is_dir():
-        raise MelodiaError(f"{name}: there is no folder {show_path(target.parent)}; make it first")
+        raise MelodiaError(f"{name}: there is no folder {show_path(target.parent)}; create it first")
     if not force and os.path.lexists(target):
         raise MelodiaError(taken(target))
     return target

@@ -92,13 +92,13 @@ def plot_pianoroll(
         len(size) == 2 and min(size) >= 2 and max(size) <= 200 and math.prod(size) <= 4000
     ):
         raise ConfigError(
-            f"`size` is width and height in inches, from 2 to 200 and at most 4000 square inches (received {size})"
+            f"`size` must be width and height in inches, from 2 to 200 and at most 4000 square inches (received {size})"
         )
     if split_at is not None and not math.isfinite(split_at):
-        raise ConfigError(f"`split_at` is a time in seconds (received {split_at})")
+        raise ConfigError(f"`split_at` must be a time in seconds (received {split_at})")
     if split_end is not None and not (split_at is not None and split_at <= split_end < math.inf):
         raise ConfigError(
-            f"`split_end` is a time in seconds behind `split_at` (received {split_end}, {split_at})"
+            f"`split_end` must be a time in seconds after `split_at` (received {split_end}, {split_at})"
         )
     clock = Clock(midi)
     programs, melodic, drums = _collect(midi, clock, split_at, split_end, new_programs)

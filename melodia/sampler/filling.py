@@ -1,4 +1,4 @@
-"""Filling: bars inside a piece are made anew, from what stands before them and towards what comes behind."""
+"""Filling: bars inside a piece are rewritten; they continue the music before them and lead into the music after."""
 
 from __future__ import annotations
 
@@ -78,14 +78,14 @@ class Filling:
         """The report as lines of text."""
         new, (begin, end) = self.continuation.report, self.span
         lines = [
-            f"{self.where} made anew, {end - begin:.1f} s from {begin:.1f} s on: {counted(new.notes, 'note')} in place "
-            f"of {self.notes_before}, {counted(new.tokens, 'token')}"
+            f"{self.where} rewritten ({begin:.1f} s to {end:.1f} s): {counted(new.notes, 'note')}, "
+            f"{self.notes_before} before; {counted(new.tokens, 'token')}"
         ]
         if self.surprise is not None:
             old = self.surprise_before
             lines.append(
-                f"what comes behind surprises the model by {self.surprise:.2f} nats a token"
-                + ("" if old is None else f"; behind what stood there by {old:.2f}")
+                f"what follows: {self.surprise:.2f} nats per token"
+                + ("" if old is None else f" ({old:.2f} after the original bars)")
             )
         return [*lines, *new.lines()[1:], *(str(finding) for finding in self.findings)]
 
@@ -105,10 +105,10 @@ def fill(
     settings = {name: value for name, value in settings.items() if value is not None}
     for name in GIVEN:
         if name in settings:
-            raise ConfigError(f"`{name}` is the piece's own where bars of it are filled; leave it out")
+            raise ConfigError(f"`{name}` comes from the piece when its bars are filled; leave it out")
     score, _, found, _ = open_music(music, sampler.tokenizer)
     if not programs_of(score):
-        raise ConfigError("there are no notes between which bars could be filled; give music with notes")
+        raise ConfigError("the music has no notes, so there is nothing to fill; give music with notes")
     table, quarter = bar_table(score), score.ticks_per_quarter
     first, last = _check_bars(bars, table, quarter)
     start, stop = table.line(first - 1), table.line(last)
@@ -123,7 +123,7 @@ def fill(
     goes = None
     if beside:
         if "programs" not in settings:
-            raise ConfigError("`beside` needs `programs`: those that are made anew beside the others")
+            raise ConfigError("`beside` needs `programs`: those to rewrite")
         goes = settings["programs"] = check_programs(settings["programs"])
         stays = _part(window(score, start, stop)[0], lambda program: program not in goes)
         here = _part(here, lambda program: program in goes)
@@ -177,22 +177,22 @@ def _check_bars(bars: object, table: BarTable, ticks_per_quarter: int) -> tuple[
         first, last = 1, 0
     if not first <= last <= len(table):
         raise ConfigError(
-            f"`bars` must be the first and the last bar to fill, within 1 and {len(table)} (received {bars!r})"
+            f"`bars` must be the first and the last bar to fill, between 1 and {len(table)} (received {bars!r})"
         )
     if last - first >= MOST_BARS:
         raise ConfigError(
-            f"`bars` must be at most {MOST_BARS} at once (received {last - first + 1}); fill them part by part"
+            f"`bars` must span at most {MOST_BARS} bars (received {last - first + 1}); fill them in parts"
         )
     for bar in range(first - 1, last):
         if _metre(table, bar) != _metre(table, first - 1):
             raise ConfigError(
-                f"the metre changes at bar {bar + 1}, and `bars` are filled in one metre; fill {first} to {bar} and "
-                f"{bar + 1} to {last} one after the other"
+                f"the metre changes at bar {bar + 1}, but `bars` must have one metre; fill {first} to {bar} and "
+                f"{bar + 1} to {last} separately"
             )
     for bar in range(first - 1, last):
         if not _is_whole(table, bar, ticks_per_quarter):
             raise ConfigError(
-                f"bar {bar + 1} is cut short by a new metre, and only whole `bars` are filled; leave it"
+                f"bar {bar + 1} is cut short by a new metre, but only whole `bars` can be filled; leave it out"
             )
     return first, last
 
@@ -222,7 +222,7 @@ def _with_whole_bar(score: ScoreTick, table: BarTable, bar: int) -> ScoreTick:
             copy.time_signatures = type(copy.time_signatures)(sorted([*others, own], key=lambda m: m.time))
             return copy
     raise ConfigError(
-        f"bar {bar + 1} is cut short by a new metre between two 32nds, so that no `bars` can follow it; begin later"
+        f"bar {bar + 1} is cut short by a new metre between two 32nds, so no `bars` can follow it; start later"
     )
 
 

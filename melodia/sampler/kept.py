@@ -79,7 +79,7 @@ class Kept:
     ) -> None:
         vocabulary, ops = classes.vocabulary, classes.tables.ops
         if not classes.bar.any() or vocabulary.expansions or classes.has_micro:
-            raise ConfigError("`beside` needs a model whose tokens are REMI's, without byte pairs")
+            raise ConfigError("`beside` needs a model with REMI tokens, without byte pairs")
         self.score = score
         self._classes = classes
         reader = TokenReader(vocabulary)
@@ -115,7 +115,9 @@ class Kept:
             return None
         for name in ("metre", "tempo"):
             if getattr(request, name) is None and getattr(start.context, name) is None:
-                raise ConfigError(f"behind no seed `beside` needs `{name}`; give that of the music beside")
+                raise ConfigError(
+                    f"without a seed `beside` needs `{name}`; give that of the music that stays"
+                )
         score, *_ = open_music(request.beside, tokenizer)
         programs = request.programs or ()
         ids = tokenizer.encode(score).ids
@@ -123,7 +125,7 @@ class Kept:
         both = sorted(kept.programs.intersection(programs))
         if both:
             raise ConfigError(
-                f"`programs` {', '.join(map(str, both))} play in the music `beside`, which stays; name others"
+                f"`programs` {', '.join(map(str, both))} already play in the `beside` music, which stays; name others"
             )
         return kept
 

@@ -274,11 +274,9 @@ class Lane:
         """What is worth knowing of the new music."""
         found = []
         if self.plan.crowded:
-            found.append(
-                Finding("note", f"bar left because it grew to {BAR_TOKENS} tokens", self.plan.crowded)
-            )
+            found.append(Finding("note", f"bar cut short at {BAR_TOKENS} tokens", self.plan.crowded))
         if self.request.recall and not self.memory.works:
-            found.append(Finding("note", "nothing comes again: this model's bars are no tokens"))
+            found.append(Finding("note", "no bar can repeat: this model has no bar tokens"))
         return found
 
     def final_session(self) -> Session:

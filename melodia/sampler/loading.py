@@ -86,6 +86,6 @@ def bundled_model() -> Path:
     folder = bundled_folder()
     if not folder.is_dir():
         raise CheckpointError(
-            "this melodia comes without a model; train one with `melodia train FOLDER --out DIR` and name it"
+            "this installation comes without a model; train one with `melodia train FOLDER --out DIR` and name it"
         )
     return folder

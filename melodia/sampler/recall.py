@@ -113,7 +113,7 @@ class Recollection:
         if sum(length for length, _ in programs) != len(tokens) or any(length < 1 for length, _ in programs):
             raise ValueError("bars in memory are not as long as they say")
         if not 0 <= again <= counted or stretch < 0 or lag not in (0, *LAGS):
-            raise ValueError("what is said of bars that come again cannot be")
+            raise ValueError("the state of the repeated bars is impossible")
         left = iter(tokens)
         bars = tuple(TokenBar(tuple(islice(left, length)), own) for length, own in programs)
         return cls(bars, program, (again, counted), stretch, lag, tuple(script))

@@ -76,7 +76,7 @@ class GenerationReport:
             bars = f"the rest of the seed's last bar and {bars}"
         metre = f"{self.metre[0]}/{self.metre[1]}"
         lines = [
-            f"{bars} of {metre} at {self.tempo:.4g} quarters a minute: {self.seconds:.1f} s of music, "
+            f"{bars} of {metre} at {self.tempo:.4g} quarter notes per minute: {self.seconds:.1f} s of music, "
             f"{counted(self.notes, 'note')}, {counted(self.tokens, 'token')}",
             f"made in {self.wall_seconds:.2f} s: {self.tokens_per_second:,.0f} tokens/s, "
             f"{self.times_real_time:,.1f} times faster than real time ({self.backend}: {self.backend_reason})",
@@ -90,14 +90,14 @@ class GenerationReport:
                 else f"{self.stretches} stretches chosen from {self.branches} branches each, the last {last}"
             )
         if self.recalled:
-            lines.append(f"played again from memory: {counted(self.recalled, 'bar')}")
+            lines.append(f"repeated from memory: {counted(self.recalled, 'bar')}")
         if self.chords is not None:
             time, bass = self.chords
             lines.append(
-                f"{time:.0%} of the notes' time belongs to the chords; {bass:.0%} of these begin over their bass"
+                f"{time:.0%} of the notes' time belongs to the chords; {bass:.0%} of the chords begin over their bass"
             )
         if self.ended == "model":
-            lines.append("the model ended the piece before the asked length")
+            lines.append("the model ended the piece before the requested length")
         return lines + [str(finding) for finding in self.findings]
 
     def to_dict(self) -> dict[str, Any]:
@@ -145,8 +145,8 @@ class PrimeReport:
         return [
             f"seed {self.source}: {counted(self.bars, 'bar')}, {self.seconds:.1f} s, {counted(self.notes, 'note')}, "
             f"{counted(self.tokens, 'token')}; "
-            f"{self.metre[0]}/{self.metre[1]} at {self.tempo:.4g} quarters a minute, programs {programs}",
-            f"seed read in {self.wall_seconds:.2f} s; the model finds it {self.nll:.2f} nats a token surprising",
+            f"{self.metre[0]}/{self.metre[1]} at {self.tempo:.4g} quarter notes per minute, programs {programs}",
+            f"seed read in {self.wall_seconds:.2f} s; {self.nll:.2f} nats per token under the model",
             *(str(finding) for finding in self.findings),
         ]
 

@@ -102,7 +102,7 @@ class Request:
     def __post_init__(self) -> None:
         self._keep("random_seed", check_random_seed(self.random_seed))
         self._keep(
-            "session", whole_number("session", self.session, 0, 2**32 - 1, limits=" within 0 and 2**32 - 1")
+            "session", whole_number("session", self.session, 0, 2**32 - 1, limits=" between 0 and 2**32 - 1")
         )
         self._keep("branches", whole_number("branches", self.branches, 1, 64))
         if not isinstance(self.sampling, SamplingConfig):
@@ -120,32 +120,32 @@ class Request:
         if self.branches > 1 and (self.endless or self.may_end):
             other = "`endless`" if self.endless else "`may_end`"
             raise ConfigError(
-                f"`branches` needs a known end, and {other} leaves it open; give one of the two"
+                f"`branches` needs a known end, but {other} leaves it open; give only one of the two"
             )
         if self.following is not None and self.branches == 1:
             raise ConfigError(
-                "`following` needs `branches`, of which those are kept that lead there (received 1); give 2 or more, "
-                "and for streams, which have none, leave it out"
+                "`following` needs several `branches`, to keep those that lead there (received 1); give 2 or more, or "
+                "leave it out for streams, which have none"
             )
         if self.beside is not None:
             if self.programs is None:
-                raise ConfigError("`beside` needs `programs`: those that accompany it")
+                raise ConfigError("`beside` needs `programs`: those that accompany the music")
             if self.recall:
-                raise ConfigError(
-                    "`recall` plays bars again, which do not go with music `beside`; leave it out"
-                )
+                raise ConfigError("`recall` repeats bars, which may not fit the `beside` music; leave it out")
             for name in ("pitch_range", "scale", "max_polyphony"):
                 if getattr(self, name) is not None:
-                    raise ConfigError(f"`{name}` would forbid notes of the music `beside`, too; leave it out")
+                    raise ConfigError(f"`{name}` would also forbid notes of the `beside` music; leave it out")
         if self.metre is not None:
             self._keep("metre", check_metre(self.metre))
             if self.metre_changes:
-                raise ConfigError("`metre` fixes the metre and `metre_changes` frees it; give one of the two")
+                raise ConfigError(
+                    "`metre` fixes the metre and `metre_changes` frees it; give only one of the two"
+                )
         if self.programs is not None:
             self._keep("programs", check_programs(self.programs))
             if self.any_program:
                 raise ConfigError(
-                    "`programs` names programs and `any_program` allows all; give one of the two"
+                    "`programs` names programs and `any_program` allows all; give only one of the two"
                 )
         if self.pitch_range is not None:
             self._keep("pitch_range", check_pitch_range(self.pitch_range))
@@ -164,7 +164,7 @@ class Request:
         self._keep("chords", bars)
         if self.metre_changes:
             raise ConfigError(
-                "`chords` come by bars of one metre, and `metre_changes` frees it; give one of the two"
+                "`chords` need bars of one metre, but `metre_changes` frees it; give only one of the two"
             )
         for chord in (chord for bar in bars for chord in bar if chord is not None and self.scale is not None):
             if not chord.classes <= self.scale.classes:
@@ -216,9 +216,13 @@ def check_metre(metre: object) -> tuple[int, int]:
         parts = [int(part) for part in metre.split("/")] if isinstance(metre, str) else metre
         top, bottom = (whole_number("metre", part, 0) for part in parts)  # type: ignore[attr-defined]
     except (ConfigError, TypeError, ValueError):
-        raise ConfigError(f"a metre is numerator and denominator, such as 3/4 (received {metre!r})") from None
+        raise ConfigError(
+            f"`metre` must be a numerator and a denominator, such as 3/4 (received {metre!r})"
+        ) from None
     if not 1 <= top <= 64 or bottom not in (1, 2, 4, 8, 16, 32):
-        raise ConfigError(f"a metre is such as 3/4 or 6/8 (received {top}/{bottom})")
+        raise ConfigError(
+            f"`metre` must be 1 to 64 over 1, 2, 4, 8, 16 or 32, such as 3/4 (received {top}/{bottom})"
+        )
     return top, bottom
 
 
@@ -234,8 +238,8 @@ def check_programs(programs: object) -> tuple[int, ...]:
         found = ()
     if not found:
         raise ConfigError(
-            "`programs` must be numbers within 0 and 127, or -1 for the drums, at least one of them, such as (0, 40) "
-            f"(received {programs!r}); leave it out for those of the seed"
+            "`programs` must be one or more numbers between 0 and 127, or -1 for drums, such as (0, 40) "
+            f"(received {programs!r}); leave it out for the seed's"
         )
     return found
 
@@ -252,7 +256,7 @@ def check_pitch_range(pitch_range: object) -> tuple[int, int]:
         low, high = 1, 0
     if low > high:
         raise ConfigError(
-            "`pitch_range` must be the lowest and the highest pitch, within 0 and 127, such as (48, 84) "
+            "`pitch_range` must be the lowest and the highest pitch, between 0 and 127, such as (48, 84) "
             f"(received {pitch_range!r})"
         )
     return low, high
@@ -266,7 +270,7 @@ def request_of(settings: dict[str, Any]) -> Request:
     unknown = sorted(settings.keys() - set(known))
     if unknown:
         raise ConfigError(
-            f"unknown settings of a generation: {', '.join(f'`{name}`' for name in unknown)}; there are "
+            f"unknown generation settings: {', '.join(f'`{name}`' for name in unknown)}; known are "
             f"{', '.join((*known, *of_choice))}"
         )
     if single and settings.get("sampling") is not None:

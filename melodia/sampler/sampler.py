@@ -379,7 +379,7 @@ class Sampler:
         beside: bool = False,
         **settings: Any,
     ) -> list[Filling]:
-        """Make some bars of a piece anew, from what stands before them and towards what comes behind.
+        """Rewrite some bars of a piece: they continue the music before them and lead into the music after.
 
         The sampler's own session stays as it is. Metre, tempo and the programs of the bars stay; so does all else of
         the piece, note by note. At the end of a piece the new bars close.

@@ -102,7 +102,7 @@ def read_seed(
             part = (
                 f"first {unit} of {name} holds" if count == 1 else f"first {count:g} {unit}s of {name} hold"
             )
-            raise ConfigError(f"the {part} no note; use more of it")
+            raise ConfigError(f"the {part} no notes; use more of it")
     if ids is None:
         encoding = tokenizer.encode(score)
         ids = encoding.ids
@@ -130,9 +130,7 @@ def ids_behind(present: NDArray[np.int32] | None, more: Any) -> NDArray[np.int64
     if ids.ndim != 1 or ids.dtype.kind not in "iu":
         raise ConfigError("`append` takes token ids; encode the music with the sampler's tokenizer")
     if present is None:
-        raise ConfigError(
-            "`append` goes on from a seed, and the session has moved on from its own; prime anew"
-        )
+        raise ConfigError("`append` extends a seed, but this session has moved past its own; prime again")
     return np.concatenate([present, ids]).astype(np.int64)
 
 
@@ -189,7 +187,7 @@ def _check_ids(ids: NDArray[Any], vocabulary: Vocabulary) -> NDArray[np.int32]:
             whole = place + 1
     flat = flat[:whole]
     if not vocabulary.notes_of_token[flat].any():
-        raise TokenizerError("the token ids of the seed hold no note; give more of them, or prime with None")
+        raise TokenizerError("the token ids of the seed hold no notes; give more of them, or prime with None")
     return flat.astype(np.int32)
 
 

@@ -286,10 +286,10 @@ class Session:
                 f"{path}: not a session that can be read ({error}); save it again"
             ) from error
         if not isinstance(about, dict) or about.get("format") != FORMAT:
-            raise CheckpointError(f"{path}: is no saved session; give a file that `Session.save` wrote")
+            raise CheckpointError(f"{path}: is not a saved session; give a file that `Session.save` wrote")
         if about.get("format_version") not in READABLE:
             raise CheckpointError(
-                f"{path}: session format {about.get('format_version')!r}, and this melodia reads "
+                f"{path}: session format {about.get('format_version')!r}, but this version reads "
                 f"{' and '.join(map(str, READABLE))}; prime the seed again"
             )
         checksum = about.pop("crc32", None)  # files of earlier versions have none

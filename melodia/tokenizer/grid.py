@@ -69,7 +69,7 @@ def to_grid(score: ScoreTick, config: TokenizerConfig) -> GridScore:
     grid = _Grid(metres, config)
     notes, moved = _snap_notes(columns, grid, config, findings)
     if not len(notes["onset"]):
-        raise TokenizerError("the score has no notes that tokens can be made of; give one with notes")
+        raise TokenizerError("the score has no notes that tokens can represent; give one with notes")
     if config.scheme == "Structured":
         _clip_gaps(notes, config, findings)
     last = int((notes["onset"] + notes["duration"]).max())
@@ -379,7 +379,7 @@ def _tempi(
         source = [(0.0, 120.0)]
         findings.add("note", "no tempo in the score: 120 assumed")
     kept = [item for item in source if item[0] < last] or [(0.0, 120.0)]
-    findings.add("dropped", "tempo change behind the last note", len(source) - len(kept))
+    findings.add("dropped", "tempo change after the last note", len(source) - len(kept))
     source = kept
     times = grid.snap(np.array([time for time, _ in source]))
     if times[0] > 0:

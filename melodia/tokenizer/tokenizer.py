@@ -97,7 +97,7 @@ class Tokenizer:
         numbers = np.asarray(ids, dtype=np.int64).reshape(-1)
         if len(numbers) and not (int(numbers.min()) >= 0 and int(numbers.max()) < self.vocabulary.size):
             raise TokenizerError(
-                f"token ids must be within 0 and {self.vocabulary.size - 1} "
+                f"token ids must be between 0 and {self.vocabulary.size - 1} "
                 f"(received {int(numbers.min())} to {int(numbers.max())}); use the tokenizer that made them"
             )
         reader = TokenReader(self.vocabulary)
@@ -116,7 +116,7 @@ class Tokenizer:
         size = self.config.bpe_vocab_size if size is None else size
         if size is None:
             raise TokenizerError(
-                "byte pair encoding needs a vocabulary size; give size or config.bpe_vocab_size"
+                "byte pair encoding needs a vocabulary size; give `size` or `config.bpe_vocab_size`"
             )
         config = replace(self.config, bpe_vocab_size=size)
         return Tokenizer(config, learn_pairs(sequences, self.base, size))
@@ -157,7 +157,7 @@ class Tokenizer:
             )
         if data["format_version"] != FORMAT_VERSION:
             raise TokenizerError(
-                f"this melodia reads tokenizer format {FORMAT_VERSION} "
+                f"this version reads tokenizer format {FORMAT_VERSION} "
                 f"(received {data['format_version']!r}); update melodia or rebuild the tokenizer"
             )
         try:
@@ -170,8 +170,8 @@ class Tokenizer:
             ) from error
         if fingerprint != tokenizer.vocabulary.fingerprint:
             raise TokenizerError(
-                "this melodia makes another vocabulary of the tokenizer's configuration; "
-                "use the version that wrote it, or rebuild the corpus or the checkpoint"
+                "this version makes another vocabulary from the tokenizer's configuration; use the version that wrote "
+                "it, or rebuild the corpus or the checkpoint"
             )
         return tokenizer
 

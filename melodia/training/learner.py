@@ -185,11 +185,11 @@ def make_model(
             )
         if model_config is not None and model_config != checkpoint.config:
             raise ConfigError(
-                f"the checkpoint {init} is a model of another form; leave out kind, size and their like"
+                f"the checkpoint {init} is a model of another shape; leave out `kind`, `size` and the like"
             )
         return checkpoint.model
     if model_config is None:
-        raise ConfigError("nothing says what to train: give a model config or a checkpoint to begin with")
+        raise ConfigError("nothing says what to train: give a model config or a checkpoint to start from")
     if model_config.vocab_size != ours.size:
         raise ConfigError(
             f"the model has {model_config.vocab_size} tokens, the corpus {ours.size}; "

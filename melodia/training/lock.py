@@ -38,7 +38,7 @@ def only_training(out: Path, world: World) -> Iterator[None]:
             file = _lock(out / FILE)
         except BlockingIOError:
             problem = (
-                f"another training is running in {out}; wait for its end, stop it, or choose another folder"
+                f"another training is running in {out}; wait for it to end, stop it, or choose another folder"
             )
         except OSError as error:
             problem = f"cannot write {out}: {error.strerror or error}; choose another folder"

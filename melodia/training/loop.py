@@ -164,7 +164,7 @@ class _Run:
             elapsed = float(values["elapsed"])
         except (KeyError, RuntimeError, ValueError, TypeError) as error:
             raise TrainingError(
-                f"{self.out / RESUME} does not fit this training ({error!r}); begin anew with `force`"
+                f"{self.out / RESUME} does not fit this training ({error!r}); start over with `force`"
             ) from error
         patience = self.config.patience
         patient = patience is None or self.watch.without_progress < patience
@@ -222,7 +222,7 @@ class _Run:
                 self._save(now)
             if interrupted:
                 self._warn(
-                    f"interrupted after iteration {self.learner.iteration}, the state is saved: go on with "
+                    f"interrupted after iteration {self.learner.iteration}, the state is saved: continue with "
                     f"{self.again}"
                 )
                 raise KeyboardInterrupt
@@ -431,8 +431,8 @@ class _Run:
             self._warn(text)
         if self.config.transpose_probability > 0 and self.corpus.vocabulary.expansions:
             self._warn(
-                "with byte pair encoding most pieces cannot be transposed while training, since the moved "
-                "tokens do not exist; build the corpus with transposed copies instead"
+                "with byte pair encoding most pieces cannot be transposed while training, since the shifted tokens do "
+                "not exist; build the corpus with transposed copies instead"
             )
 
     def _warn(self, text: str) -> None:

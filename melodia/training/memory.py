@@ -47,10 +47,10 @@ def enough_memory(config: TrainingConfig, out: Path, device: torch.device, again
             raise
         kept, force = "nothing has been saved yet", ""
         if holds_state(out):
-            kept = f"what {out} has saved is kept, and {again} goes on from it where there is more memory"
+            kept = f"what {out} has saved is kept, and {again} continues from it where there is more memory"
             force = " (`force`)"
         recompute = "" if config.recompute else ", or with `recompute`"
         raise TrainingError(
             f"out of memory on {device} with `batch_size` {config.batch_size} and `window` {config.window}; {kept}. "
-            f"Train anew{force} with a smaller `batch_size`, `window` or `size`{recompute}"
+            f"Retrain{force} with a smaller `batch_size`, `window` or `size`{recompute}"
         ) from error

@@ -55,7 +55,7 @@ def write_state(folder: Path, tensors: dict[str, Tensor], values: dict[str, Any]
         kept = "the earlier state is intact" if path.exists() else "nothing has been saved yet"
         raise TrainingError(
             f"cannot write {path}: {error.strerror or error}; {kept}. Free some space or choose another "
-            "folder, then go on with `resume`"
+            "folder, then continue with `resume`"
         ) from error
 
 
@@ -85,11 +85,11 @@ def parse_state(folder: Path, data: bytes, device: torch.device) -> TrainingStat
         values = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["melodia"])
         tensors = {name: tensor.to(device) for name, tensor in from_bytes(data).items()}
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise TrainingError(f"{path} is damaged ({error}); begin anew with `force`") from error
+        raise TrainingError(f"{path} is damaged ({error}); start over with `force`") from error
     if values.get("format_version") != FORMAT_VERSION:
         raise TrainingError(
-            f"{path} has format {values.get('format_version')!r}, this melodia reads {FORMAT_VERSION}; "
-            "begin anew with `force`"
+            f"{path} has format {values.get('format_version')!r}, but this version reads {FORMAT_VERSION}; "
+            "start over with `force`"
         )
     return TrainingState(tensors, values)
 
@@ -109,7 +109,7 @@ def saved_model(saved: TrainingState, out: Path) -> ModelConfig:
     try:
         return ModelConfig.from_dict(saved.values["identity"]["model"])
     except (KeyError, TypeError, ConfigError) as error:
-        raise TrainingError(f"{out} holds a damaged state ({error}); begin anew with `force`") from error
+        raise TrainingError(f"{out} holds a damaged state ({error}); start over with `force`") from error
 
 
 FREE = ("minutes", "epochs", "iterations", "eval_every", "patience", "save_every", "device", "threads")
@@ -127,7 +127,7 @@ def check_same_run(identity: dict[str, Any], saved: TrainingState, out: Path) ->
     theirs = saved.values.get("identity", {})
     if ours["vocabulary"] != theirs.get("vocabulary") or ours["corpus"] != theirs.get("corpus"):
         raise TrainingError(
-            f"{out} was trained on another corpus; resume with that one, or begin anew with `force` (or "
+            f"{out} was trained on another corpus; resume with that one, or start over with `force` (or "
             f"`init` {out})"
         )
     different = []
@@ -141,5 +141,5 @@ def check_same_run(identity: dict[str, Any], saved: TrainingState, out: Path) ->
     if different:
         raise TrainingError(
             f"{out} was trained with other settings: {'; '.join(different)}; resume with the same, "
-            "or begin anew with `force`"
+            "or start over with `force`"
         )

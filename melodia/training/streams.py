@@ -207,7 +207,7 @@ class LaneStream:
     ) -> None:
         if lanes % world_size:
             raise TrainingError(
-                f"batch_size must be a multiple of the number of processes (received {lanes} for "
+                f"`batch_size` must be a multiple of the number of processes (received {lanes} for "
                 f"{world_size})"
             )
         self.pieces, self.preparer, self.lanes, self.window = pieces, preparer, lanes, window
@@ -237,7 +237,7 @@ class LaneStream:
         place = np.array(position["lanes"], np.int64)
         if place.shape != self._place.shape:
             raise TrainingError(
-                f"the saved training has {len(place)} lanes, this one {self.lanes}; give the same batch_size"
+                f"the saved training has {len(place)} lanes, this one {self.lanes}; give the same `batch_size`"
             )
         self._taken, self._place = int(position["taken"]), place
         self._steps = np.array([self._count(*lane) for lane in self._place[:, :2].tolist()])

@@ -15,9 +15,9 @@ def corpus_warnings(pieces: int, tokens: int, valid_pieces: int, parameters: int
     warnings = []
     if pieces < FEW_PIECES or tokens < FEW_TOKENS:
         warnings.append(
-            f"the corpus is small: {pieces:,} pieces with {tokens:,} tokens to train on (from about "
-            f"{FEW_PIECES} pieces and {FEW_TOKENS:,} tokens a model begins to generalise); expect it to "
-            "learn pieces by heart, add more music, or start from a trained checkpoint (`init`)"
+            f"the corpus is small: {pieces:,} pieces with {tokens:,} tokens to train on (models begin to generalise "
+            f"from about {FEW_PIECES} pieces and {FEW_TOKENS:,} tokens); expect it to memorise pieces, so add more "
+            "music, or start from a trained checkpoint (`init`)"
         )
     elif tokens < TOKENS_PER_PARAMETER * parameters:
         warnings.append(
@@ -26,8 +26,8 @@ def corpus_warnings(pieces: int, tokens: int, valid_pieces: int, parameters: int
         )
     if valid_pieces == 0:
         warnings.append(
-            "no piece is held out for validation: neither the best weights nor overfitting can be told; "
-            "put the music into two folders of the corpus, train/ and valid/"
+            "no piece is held out for validation: neither the best weights nor overfitting can be detected; split the "
+            "music into two sub-folders of the corpus, train/ and valid/"
         )
     return warnings
 

@@ -50,7 +50,7 @@ class Begun:
         """
         stored = read_checkpoint(init)
         tokenizer = Tokenizer.from_dict(stored.tokenizer_json, stored.path / TOKENIZER)
-        return cls(stored.config, {}, tokenizer, init, f"the checkpoint {init}", "train anew without `init`")
+        return cls(stored.config, {}, tokenizer, init, f"the checkpoint {init}", "retrain without `init`")
 
     def write(self, out: Path) -> None:
         """Keep it in the folder of a training, with the index of the checkpoint that is fine-tuned.
@@ -105,7 +105,7 @@ class Begun:
                 tokens,
                 values["init"],
                 f"the training in {out}",
-                "begin anew with `force`",
+                "start over with `force`",
             )
         except (MelodiaError, KeyError, TypeError, ValueError) as error:
-            raise TrainingError(f"{path} is damaged ({error!r}); begin anew with `force`") from error
+            raise TrainingError(f"{path} is damaged ({error!r}); start over with `force`") from error

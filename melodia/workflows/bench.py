@@ -144,7 +144,7 @@ def bench(
         notes.append(f"the engine cannot run: {obstacle}")
     if hasattr(os, "getloadavg") and os.getloadavg()[0] > 0.5:
         notes.append(
-            f"the machine has other work (load {os.getloadavg()[0]:.1f}): figures may be better without it"
+            f"the machine is busy (load {os.getloadavg()[0]:.1f}): figures may be better when it is idle"
         )
     with _torch_threads_kept():
         found = _measure([way for _, _, way in ways], seconds)
@@ -160,15 +160,15 @@ def _check(weights: Sequence[str], threads: Sequence[int], seconds: float, cores
     odd = [name for name in weights if name not in WEIGHTS]
     if odd or not weights:
         received = ", ".join(name or "an empty name" for name in odd) or "none"
-        raise ConfigError(f"`weights` must be some of {', '.join(WEIGHTS)} (received {received})")
+        raise ConfigError(f"`weights` must be one or more of {', '.join(WEIGHTS)} (received {received})")
     for argument, wanted in (("weights", weights), ("threads", threads)):
         if len(set(wanted)) < len(wanted):
             shown = ", ".join(map(str, wanted))
-            raise ConfigError(f"`{argument}` must be different from each other (received {shown})")
+            raise ConfigError(f"`{argument}` must not repeat values (received {shown})")
     if not threads or min(threads) < 1 or max(threads) > cores:
         shown = ", ".join(map(str, threads)) or "none"
         raise ConfigError(
-            f"`threads` must be from 1 to {cores}, the cores of this process (received {shown})"
+            f"`threads` must be between 1 and {cores}, the cores of this process (received {shown})"
         )
     if not (math.isfinite(seconds) and 0 < seconds <= 3600):
         raise ConfigError(f"`seconds` must be > 0 and at most 3600 (received {seconds})")
@@ -186,7 +186,9 @@ def _network(model: str | os.PathLike[str] | None) -> tuple[str, Network, Vocabu
             name: random.uniform(-0.1, 0.1, shape).astype(np.float32)
             for name, shape in tensor_shapes(config).items()
         }
-        note = "there is no model yet: this is a tiny one with random weights; name one with `model`"
+        note = (
+            "no model was found: these figures are for a tiny one with random weights; name one with `model`"
+        )
         return f"random {_shape(config)}", Network(config, tensors), vocabulary, [note]
     checkpoint = read_checkpoint(folder)
     network = checkpoint.network

@@ -171,14 +171,14 @@ def _check_wishes(kinds: Sequence[str], size: str) -> None:
         ConfigError: names the first.
     """
     if isinstance(kinds, str) or not isinstance(kinds, Sequence):
-        raise ConfigError(f"`kinds` must be a list of some of {', '.join(KINDS)} (received {kinds!r})")
+        raise ConfigError(f"`kinds` must be a list of one or more of {', '.join(KINDS)} (received {kinds!r})")
     unknown = [kind for kind in kinds if kind not in KINDS]
     if unknown or not kinds:
         received = ", ".join(kind or "an empty name" for kind in unknown) or "none"
-        raise ConfigError(f"`kinds` must be some of {', '.join(KINDS)} (received {received})")
+        raise ConfigError(f"`kinds` must be one or more of {', '.join(KINDS)} (received {received})")
     twice = sorted({kind for kind in kinds if kinds.count(kind) > 1})
     if twice:
-        raise ConfigError(f"`kinds` must be different from each other (received {', '.join(twice)} twice)")
+        raise ConfigError(f"`kinds` must not repeat values (received {', '.join(twice)} twice)")
     ModelConfig.preset("lstm", size, vocab_size=1)
 
 
@@ -225,8 +225,8 @@ class _Run:
             mine, other = self.setting, begun["setting"]
             names = sorted(name for name in mine.keys() | other.keys() if mine.get(name) != other.get(name))
             raise ConfigError(
-                f"{self.out} holds {self.name} of another comparison (another {', '.join(names)}); choose another "
-                "`out`, or train all kinds anew (`force`)"
+                f"{self.out} holds {self.name} of another comparison (different {', '.join(names)}); choose another "
+                "`out`, or retrain all kinds (`force`)"
             )
         # What an interrupted comparison left may be replaced; another training may not.
         lost = obstacle(self.out, force=self.force or begun is not None, resumable=False)
@@ -259,7 +259,7 @@ class _Run:
             return {"setting": dict(begun["setting"]), "row": begun["row"]}
         except (KeyError, TypeError, ValueError) as error:
             raise TrainingError(
-                f"{self.record} is damaged ({error!r}); remove {self.out}, and {self.name} alone is trained anew"
+                f"{self.record} is damaged ({error!r}); remove {self.out}, and only {self.name} is retrained"
             ) from error
 
 
@@ -267,7 +267,7 @@ def _row_of(run: _Run, begun: dict[str, Any] | None, reporter: Reporter) -> Row:
     """Train one kind, unless it is there already, and measure it."""
     corpus = run.corpus
     if begun is not None and begun["row"] is not None:
-        reporter.say(f"{run.name}: trained already, in {run.out}")
+        reporter.say(f"{run.name}: already trained, in {run.out}")
         return Row(**begun["row"])
     reporter.say(f"{run.name}: hidden size {run.model.hidden_size}")
     run.out.mkdir(parents=True, exist_ok=True)

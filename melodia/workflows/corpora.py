@@ -58,7 +58,7 @@ def check_apart(folder: Path, out: Path) -> None:
     """
     if out.resolve() == folder.resolve():
         raise ConfigError(
-            f"`out` {out} is the corpus itself, whose music the samples would become; choose another folder "
+            f"`out` {out} is the corpus itself; the samples would become training music; choose another folder "
             "(it may lie inside the corpus)"
         )
 

@@ -83,10 +83,10 @@ def evaluate_folder(
     root = file_path("folder", folder)
     if not os.path.lexists(root):
         raise CorpusError(
-            f"{show_path(folder)}: no such file or folder; give MIDI files to measure the model on"
+            f"{show_path(folder)}: no such file or folder; give MIDI files to score the model on"
         )
     if root.is_dir() and not find_midi_files(root):
-        raise CorpusError(f"{show_path(folder)}: no MIDI files in this folder; give one that holds some")
+        raise CorpusError(f"{show_path(folder)}: no MIDI files in this folder; give one that has some")
     read = None if progress is None else progress.read
     sampler = Sampler.load(model, device=device, backend=backend)
     pieces = encode_files(folder, sampler.tokenizer, progress=read)
@@ -131,8 +131,8 @@ def _generate(
     pairs, failed = continue_pieces(sampler, files, count, settings, index=index, progress=read)
     if len(pairs) < 2:
         raise CorpusError(
-            f"a comparison needs 2 pieces of at least {settings.seed_bars + settings.bars} bars (found {len(pairs)}"
-            f"{'; ' + failed[0] if failed else ''}); give longer pieces, or fewer bars"
+            f"a comparison needs at least 2 pieces of {settings.seed_bars + settings.bars} bars or more "
+            f"(found {len(pairs)}{'; ' + failed[0] if failed else ''}); give longer pieces, or fewer bars"
         )
     seeds, real, made = ([getattr(pair, name) for pair in pairs] for name in ("seed", "real", "generated"))
     return Generated(

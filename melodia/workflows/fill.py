@@ -1,4 +1,4 @@
-"""Make some bars of a MIDI file anew: new files, MIDI, and on request a picture and sound."""
+"""Rewrite some bars of a MIDI file: new MIDI files, and on request a picture and sound."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def fill_files(
         if progress is not None:
             settings["progress"] = partial(progress, "making music")
         fillings = sampler.fill(music, bars, num_samples=num_samples, **settings)
-        title = f"{music.stem}, {fillings[0].where} new"
+        title = f"{music.stem}, {fillings[0].where} rewritten"
         pieces = [Piece(filling.score, title, filling.span, filling.programs) for filling in fillings]
         written, sound = write_pieces(paths, pieces, plot=plot, audio=audio, force=force)
     return FilledFiles(fillings, written, originality_notes(sampler, None) + sound)

@@ -23,7 +23,7 @@ from melodia.workflows.outputs import (
 
 COPY_TRIES = 8
 NO_INDEX = (
-    "an index of the training music, and this model has none; build it with "
+    "an index of the training music, but this model has none; build it with "
     "`melodia originality --model DIR --index FOLDER`"
 )
 
@@ -179,5 +179,5 @@ def generate_original(
     )
     raise MelodiaError(
         f"{len(refused)} of {len(refused) + len(made)} tries share more than {max_copy:g} bars with the training music "
-        f"(the least: {least.lasting}); allow more with `max_copy`, or take a higher temperature or another seed"
+        f"(the least: {least.lasting}); raise `max_copy`, or try a higher temperature or another seed"
     )

@@ -29,7 +29,7 @@ def refuse_others(asked: Mapping[str, Any], settled: Mapping[str, Any], owner: s
     for name, value in asked.items():
         if value is not None and value != settled[name]:
             raise ConfigError(
-                f"`{name}` of {owner} is {_shown(settled[name])} and stays that (received {_shown(value)}); "
+                f"`{name}` of {owner} is {_shown(settled[name])} and cannot change (received {_shown(value)}); "
                 f"leave `{name}` out, or {remedy}"
             )
 
@@ -84,8 +84,8 @@ def choose_tokens(
         if isinstance(settled, Tokenizer) and settled.vocabulary.fingerprint != vocabulary.fingerprint:
             raise TrainingError(
                 f"the built corpus {folder} has other tokens ({vocabulary.scheme}, {vocabulary.size}) than the model "
-                f"({settled.vocabulary.scheme}, {settled.vocabulary.size}); give the folder of MIDI files, which are "
-                "then written with the model's tokenizer"
+                f"({settled.vocabulary.scheme}, {settled.vocabulary.size}); give the folder of MIDI files, which will "
+                "be encoded with the model's tokenizer"
             )
         return None
     if before is None or settled is None:

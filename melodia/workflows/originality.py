@@ -54,8 +54,8 @@ class IndexReport:
         ]
         if chance is not None:
             lines.append(
-                f"{chance.excerpts} held-out excerpts of {chance.bars} bars share {chance.median} notes with it at the "
-                f"median, {chance.high} at most in 95 of 100"
+                f"{chance.excerpts} held-out excerpts of {chance.bars} bars share a median of {chance.median} notes "
+                f"with it, and 95 % share at most {chance.high}"
             )
         return [*lines, *self.notes, f"wrote {show_path(self.path)}"]
 
@@ -115,7 +115,7 @@ def index_checkpoint(
     )
     report = index_corpus(corpus, checkpoint.path, progress=None if progress is None else progress.read)
     if checkpoint.corpus_fingerprint and checkpoint.corpus_fingerprint != corpus.fingerprint:
-        other = "the index is of other music than the model was trained on (the corpus's fingerprints differ)"
+        other = "the index was built from other music than the model was trained on (the corpus fingerprints differ)"
         return IndexReport(report.index, report.path, (*report.notes, other))
     return report
 
@@ -138,7 +138,7 @@ def check_files(
         MidiError, TokenizerError: a file cannot be read (without `failed`).
     """
     if not files:
-        raise ConfigError("give MIDI files to look up")
+        raise ConfigError("give MIDI files to check")
     checkpoint = read_checkpoint(model)
     index = open_index(checkpoint.path)
     tokenizer = Tokenizer.from_dict(checkpoint.tokenizer_json, checkpoint.path / TOKENIZER)

@@ -84,7 +84,7 @@ def folder_for(out: str | os.PathLike[str] | None) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         reason = error.strerror or error
-        raise MidiError(f"{show_path(folder)}: cannot be made ({reason}); choose another `out`") from error
+        raise MidiError(f"{show_path(folder)}: cannot be created ({reason}); choose another `out`") from error
     try:
         yield
     except BaseException:
@@ -106,11 +106,11 @@ def check_writable(paths: Sequence[Path], seed: Path | None, *, plot: bool, audi
         if path.is_dir():
             raise MidiError(f"{name}: is a directory; give a file name")
         if seed is not None and seed.exists() and path.exists() and seed.samefile(path):
-            raise MidiError(f"{name}: is the file that is read, which is not replaced; choose another `out`")
+            raise MidiError(f"{name}: is the input file, which is never overwritten; choose another `out`")
         if os.path.lexists(path) and not force:
             raise MidiError(taken(path, "`out`"))
         if not path.parent.is_dir():
-            raise MidiError(f"{name}: there is no folder {show_path(path.parent)}; make it first")
+            raise MidiError(f"{name}: there is no folder {show_path(path.parent)}; create it first")
 
 
 def write_pieces(
@@ -141,7 +141,7 @@ def write_pieces(
     except MelodiaError as error:
         if not written:
             raise
-        raise type(error)(f"{error}; written before: {', '.join(map(show_path, written))}") from error
+        raise type(error)(f"{error}; already written: {', '.join(map(show_path, written))}") from error
     return written, notes
 
 

@@ -114,10 +114,10 @@ def _check_sides(names: Sequence[str]) -> None:
     unknown = sorted(set(names) - set(NAMES))
     if unknown:
         raise ConfigError(
-            f"`side_inputs` must be some of {', '.join(NAMES)}, or none (received {', '.join(unknown)})"
+            f"`side_inputs` must be one or more of {', '.join(NAMES)}, or none (received {', '.join(unknown)})"
         )
     if len(set(names)) < len(names):
-        raise ConfigError(f"`side_inputs` must be different from each other (received {', '.join(names)})")
+        raise ConfigError(f"`side_inputs` must not repeat values (received {', '.join(names)})")
 
 
 def _check_form(form: Mapping[str, Any]) -> None:
@@ -222,7 +222,7 @@ def train_folder(
         else:
             _check_form(form)
         if resume and not goes_on and world.leads and not holds_state(out):
-            reporter.say(f"{out} holds no training to go on with; a new one begins")
+            reporter.say(f"{out} holds no training run to resume; starting a new one")
         tokens = choose_tokens(folder, {"scheme": scheme, "bpe": bpe}, before)
         corpus = open_corpus(
             folder,
