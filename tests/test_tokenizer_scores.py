@@ -65,6 +65,22 @@ def test_any_score(scheme: str, score: Any) -> None:
     assert lost == []
 
 
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("metres", [[(4, 4), (1, 2)], [(13, 8), (3, 4)]])
+@pytest.mark.parametrize("tick", [4, 5, 6, 15])
+def test_a_metre_that_begins_half_a_tick_of_the_grid_later(
+    scheme: str, metres: list[tuple[int, int]], tick: int
+) -> None:
+    """Ten ticks of the score are one of the grid: of two metres at one place the second holds."""
+    score = Score(480)
+    score.tracks.append(Track())
+    score.tracks[0].notes.extend([Note(0, 1, 35, 1), Note(tick, 1, 35, 1), Note(1000, 100, 36, 9)])
+    for start, metre in zip((0, tick), metres, strict=True):
+        score.time_signatures.append(TimeSignature(start, *metre))
+    ids = tokenizer_of(scheme).encode(score, bos=True, eos=True).ids
+    assert grammar_of(scheme).accepts(ids.tolist()) is None
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.sampled_from([scheme for scheme in SCHEMES if scheme != "PerTok"]), scores())
 def test_any_score_is_written_as_miditok_does(scheme: str, score: Any) -> None:

@@ -189,7 +189,7 @@ def _metres(
         if time >= end and index:
             break
         until = min(wanted[index + 1][0], end) if index + 1 < len(wanted) else end
-        if until - cursor < 0.5:  # the next one stands at the same place
+        if round(until) <= cursor:  # the next one stands at the same place
             continue
         last = index + 1 == len(wanted) or wanted[index + 1][0] >= end
         fitting = representable(numerator, denominator)
@@ -221,7 +221,7 @@ def _lay_bars(
 
     lengths = [quarter * 4 * n // d for n, d in bar]
     if len(bar) > 1:
-        while cursor < until - 0.5:
+        while cursor < round(until):
             for metre, length in zip(bar, lengths, strict=True):
                 add(cursor, metre)
                 cursor += length
