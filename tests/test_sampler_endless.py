@@ -163,7 +163,7 @@ def test_a_session_of_the_format_before_can_be_loaded(tmp_path: Path) -> None:
 
 
 def test_few_grammars_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("melodia.sampler.sampler.GRAMMARS", 3)
+    monkeypatch.setattr("melodia.sampler.primed.GRAMMARS", 3)
     sampler = tiny_sampler()
     sampler.prime(DUET)
     for low in range(40, 46):

@@ -45,6 +45,10 @@ def read_score(source: Source, *, limits: Limits | None = None) -> tuple[ScoreTi
 
     Raises:
         MidiError: nothing to read: one line that names the file, the fault and the remedy.
+
+    >>> score, report = read_score("midi_samples/petzold_minuet_g_major.mid")
+    >>> len(score.tracks) > 0, score.time_signatures[0].numerator
+    (True, 3)
     """
     limits = limits or Limits()
     if isinstance(source, (str, os.PathLike)):
@@ -79,6 +83,9 @@ def read_midi(source: Source, *, limits: Limits | None = None) -> pretty_midi.Pr
 
     Raises:
         MidiError: nothing to read: one line that names the file, the fault and the remedy.
+
+    >>> read_midi("midi_samples/petzold_minuet_g_major.mid").time_signature_changes[0].numerator
+    3
     """
     from melodia.midi.convert import to_pretty_midi
 

@@ -45,6 +45,14 @@ def write_midi(
         MidiError: the file is there already (without `force`), or cannot be written; an old file stays as
             it was.
         ConfigError: `path` is no path.
+
+    >>> import tempfile
+    >>> from melodia.midi import read_score
+    >>> score, _ = read_score("midi_samples/petzold_minuet_g_major.mid")
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = write_midi(score, folder + "/copy.mid")
+    ...     read_score(path)[0].note_num() == score.note_num()
+    True
     """
     name, target = show_path(path), file_path("path", path)
     if target.is_dir() or os.fsdecode(path).endswith(("/", os.sep)):  # a Path forgets the slash

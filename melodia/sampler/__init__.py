@@ -24,8 +24,9 @@ from melodia.sampler.continuation import Continuation, Event
 from melodia.sampler.filling import Filling
 from melodia.sampler.report import GenerationReport, PrimeReport
 from melodia.sampler.request import Request
-from melodia.sampler.sampler import Sampler, Stream
+from melodia.sampler.sampler import Sampler
 from melodia.sampler.session import Context, Session
+from melodia.sampler.stream import Stream
 
 __all__ = [
     "Context",
