@@ -13,7 +13,7 @@ missing for it here, and runs none; it needs no GPU.
 DIR (out/gpu_check) gets four files, which are written as results come: whenever this is killed, what was measured
 before stands there. So DIR may be the folder that a rented machine gives back, as in --out "$OUT".
     gpu_check.log     what each part printed, line by line
-    gpu_check.md      from it: verdicts, the numbers to reach, and figures as tables; new before and behind every part
+    gpu_check.md      from it: verdicts, the numbers to reach, and figures as tables; new around every part
     gpu_check.begun   the tests and rows that have begun
     built.tar.gz      what the build made, a few megabytes
 
@@ -126,7 +126,9 @@ NOT_DONE = ("failed: not done", gpu_process.UNFINISHED)  # and of what goes on
 def main() -> int:
     """Run the parts and write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--out", type=Path, default=REPOSITORY / "out" / "gpu_check")
+    parser.add_argument(
+        "--out", type=Path, default=REPOSITORY / "out" / "gpu_check", help="results, as they come"
+    )
     parser.add_argument("--only", nargs="+", choices=MINUTES, help="these parts only")
     parser.add_argument(
         "--rest", action="store_true", help="what the log does not know, or was not done in time"
@@ -282,6 +284,10 @@ def run(parts: list[str], out: Path, seconds: float, where: str, goes_on: bool =
     """
     log, until, made_since = out / "gpu_check.log", time.monotonic() + seconds, 0.0
     verdicts = []
+
+    def tell() -> None:
+        gpu_begun.replace(out / "gpu_check.md", gpu_page.page(log, where))
+
     for part in parts:
         known = gpu_process.sections(log).get(part)
         left = until - time.monotonic()
@@ -298,17 +304,18 @@ def run(parts: list[str], out: Path, seconds: float, where: str, goes_on: bool =
             elif known is not None and known.verdict == gpu_process.UNFINISHED:
                 begun.give_back()  # whatever ended the run is not to blame on it
             gpu_process.begin(log, part, again)
-            gpu_begun.replace(out / "gpu_check.md", gpu_page.page(log, where))
+            tell()
             began = time.time()
-            verdict = run_part(part, log, min(60 * MINUTES[part], left), begun)
+            try:
+                verdict = run_part(part, log, min(60 * MINUTES[part], left), begun)
+            finally:
+                tell()
             gpu_process.end(log, part, verdict)
-            if part == "build":
-                made_since = (
-                    0.0 if verdict.startswith("passed") else began
-                )  # what is older is of other sources
+            if part == "build":  # what is older than one that failed is of other sources
+                made_since = 0.0 if verdict.startswith("passed") else began
                 keep_built(out, made_since)
         verdicts.append(verdict)
-        gpu_begun.replace(out / "gpu_check.md", gpu_page.page(log, where))
+        tell()
         print(f"{part}: {verdict}", flush=True)
     return verdicts
 

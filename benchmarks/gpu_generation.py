@@ -156,7 +156,7 @@ def floors(probe: Callable[[], Any]) -> Callable[[int], float | None]:
     """What says in how many microseconds all processors read so many bytes from L2; None where the probe fails."""
     try:
         built = probe()
-    except (OSError, SystemExit, subprocess.CalledProcessError) as error:
+    except (OSError, RuntimeError, SystemExit, subprocess.CalledProcessError) as error:
         note(f"no reading floor: {error}")
         return lambda size: None
 
