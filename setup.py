@@ -64,7 +64,8 @@ class BuildNative(build_ext):
         nvcc = decide_cuda(tools)
         reasons = {library: self.obstacle(library, tools, nvcc) for library in LIBRARIES}
         wanted = [library for library in LIBRARIES if reasons[library] is None]
-        if not isinstance(tools, str):
+        interrupted = False
+        if not isinstance(tools, str) and wanted:
             on_gpu = [library for library in wanted if library.cuda]
             on_cpu = [library for library in wanted if not library.cuda]
             # What takes longest begins first.
@@ -72,9 +73,13 @@ class BuildNative(build_ext):
             (work / "build.ninja").write_text(
                 ninja_file(tools, None if isinstance(nvcc, str) else nvcc, files)
             )
-            if len(wanted) > 1:  # all side by side; where that fails, one by one says which
+            try:  # all side by side; where that fails, one by one says which
                 self.ninja(tools, work, wanted)
-            reasons |= {library: self.compile(tools, work, library) for library in (*on_cpu, *on_gpu)}
+            except KeyboardInterrupt:  # as where a build has so much time and no more
+                interrupted = True
+                reasons |= {library: self.unmade(tools, work, library) for library in wanted}
+            else:
+                reasons |= {library: self.compile(tools, work, library) for library in wanted}
         note = work / Path(FACTS).name
         note.write_text(json.dumps(self.facts(tools, nvcc, reasons, work), indent=1) + "\n")
         place = ROOT if self.inplace or self.editable_mode else Path(self.build_lib)
@@ -92,6 +97,8 @@ class BuildNative(build_ext):
             for library, reason in reasons.items():
                 self.say(f"no {library.what}: {reason}" if reason else f"{library.what} built")
         self.insist([library for library in wanted if reasons[library]])
+        if interrupted:
+            raise KeyboardInterrupt
 
     @staticmethod
     def obstacle(library: Library, tools: Toolchain | str, nvcc: Nvcc | str) -> str | None:
@@ -124,23 +131,30 @@ class BuildNative(build_ext):
         return facts | {"cuda": cuda}
 
     @staticmethod
-    def ninja(tools: Toolchain, work: Path, libraries: list[Library]) -> tuple[bool, list[str]]:
+    def ninja(
+        tools: Toolchain, work: Path, libraries: list[Library], *options: str
+    ) -> tuple[bool, list[str]]:
         """Run ninja for libraries: whether it went well, and what it said, which is shown as it comes.
 
         What does not compile ends none of the others.
         """
         targets = [str(work / Path(library.path).name) for library in libraries]
-        command = [tools.ninja, "-C", str(work), "-k", "0", *targets]
+        command = [tools.ninja, "-C", str(work), "-k", "0", *options, *targets]
         if os.environ.get("MAX_JOBS"):
             command += ["-j", os.environ["MAX_JOBS"]]
         said = []
         with subprocess.Popen(
             command, text=True, errors="replace", stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         ) as process:
-            for line in process.stdout or ():
-                sys.stderr.write(line)
-                sys.stderr.flush()
-                said.append(line)
+            try:
+                for line in process.stdout or ():
+                    sys.stderr.write(line)
+                    sys.stderr.flush()
+                    said.append(line)
+            except KeyboardInterrupt:
+                process.terminate()
+                process.wait()
+                raise
         return process.returncode == 0, said
 
     def compile(self, tools: Toolchain, work: Path, library: Library) -> str | None:
@@ -150,6 +164,12 @@ class BuildNative(build_ext):
             return None
         errors = [line for line in said if "error" in line.lower()]
         return f"the native library did not compile: {errors[0].strip() if errors else 'ninja failed'}"
+
+    def unmade(self, tools: Toolchain, work: Path, library: Library) -> str | None:
+        """Why a library is not there behind a build that was interrupted; None if it is."""
+        _, said = self.ninja(tools, work, [library], "-n")
+        made = any("no work to do" in line for line in said)
+        return None if made else "the native library did not compile: the build was interrupted"
 
     @staticmethod
     def insist(failed: list[Library]) -> None:

@@ -321,37 +321,59 @@ def test_what_a_failed_build_made_is_used_and_nothing_older(
         assert built.getnames() == [ENGINE.path, CUDA_ENGINE.path, FACTS]
 
 
-def test_a_source_that_does_not_compile_costs_its_own_library_only(tmp_path: Path) -> None:
-    """By a compiler that makes empty files, an nvcc that fails at one source, and a torch that is only a version."""
+def build_with(folder: Path, scan_rows: str, wish: str) -> subprocess.CompletedProcess[str]:
+    """Build by compilers that make empty files, but for one source of nvcc, and a torch that is only a version."""
     if isinstance(toolchain.find_headers(), str) or isinstance(toolchain.find_toolchain(), str):
         pytest.skip("no headers or no ninja")
     make = 'while [ "$1" ]; do [ "$1" = -o ] && : > "$2"; shift; done'
     says = "echo 'Cuda compilation tools, release 13.0, V13.0.1'"
-    cases = (
-        f"--version) {says};; --list*) echo compute_90;; *scan_rows.cu*) echo an error; exit 1;; *) {make};;"
-    )
-    for path, text in {"c++": make, "toolkit/bin/nvcc": f'case "$*" in {cases} esac'}.items():
-        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / path).write_text(f"#!/bin/sh\n{text}\n")
-        (tmp_path / path).chmod(0o755)
-    fake = tmp_path / "site" / "torch"
+    cases = f"--version) {says};; --list*) echo compute_90;; *scan_rows.cu*) {scan_rows};; *) {make};;"
+    for path, code in {"c++": make, "toolkit/bin/nvcc": f'case "$*" in {cases} esac'}.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_text(f"#!/bin/sh\n{code}\n")
+        (folder / path).chmod(0o755)
+    fake = folder / "site" / "torch"
     fake.mkdir(parents=True)
     (fake / "__init__.py").touch()
     (fake / "version.py").write_text("__version__ = '2.11.0'\ncuda: Optional[str] = '13.0'\n")
-    done = setup(
+    return setup(
         ["build"],
-        tmp_path,
-        MELODIA_NATIVE="1",
-        MELODIA_CUDA="1",
-        CUDA_HOME=str(tmp_path / "toolkit"),
-        CXX=str(tmp_path / "c++"),
+        folder,
+        MELODIA_NATIVE=wish,
+        MELODIA_CUDA=wish,
+        CUDA_HOME=str(folder / "toolkit"),
+        CXX=str(folder / "c++"),
         PYTHONPATH=os.pathsep.join([str(fake.parent), os.environ.get("PYTHONPATH", "")]),
         MELODIA_CUDA_ARCHITECTURES="90",
+        MAX_JOBS="2",
     )
+
+
+# When all else is made; setup.py is the parent of ninja, whose shell runs nvcc.
+INTERRUPT = """
+    until ls libmelodia_ops.so libmelodia_cuda_engine.so _engine*.so; do sleep 0.1; done; sleep 1
+    ninja=$(cut -d ' ' -f 4 /proc/$PPID/stat)
+    kill -INT $(cut -d ' ' -f 4 /proc/$ninja/stat); sleep 60
+"""
+
+
+@pytest.mark.parametrize(
+    ("scan_rows", "wish", "why"),
+    [
+        ("echo an error; exit 1", "1", "an error"),
+        (INTERRUPT, "1", "the build was interrupted"),
+        (INTERRUPT, "auto", "the build was interrupted"),
+    ],
+)
+def test_a_source_that_does_not_compile_costs_its_own_library_only(
+    scan_rows: str, wish: str, why: str, tmp_path: Path
+) -> None:
+    done = build_with(tmp_path, scan_rows, wish)
     assert done.returncode != 0
-    assert "MELODIA_CUDA=1 asks for the CUDA kernels, but they did not compile" in done.stderr
+    asked = "MELODIA_CUDA=1 asks for the CUDA kernels, but they did not compile"
+    assert (asked in done.stderr) == (wish == "1")
     assert "melodia: CUDA engine built" in done.stderr
-    assert "melodia: no CUDA kernels: the native library did not compile: an error" in done.stderr
+    assert f"melodia: no CUDA kernels: the native library did not compile: {why}" in done.stderr
     made = {file.name.partition(".")[0] for file in tmp_path.glob("build/lib*/melodia/*/*.so")}
     assert made == {"libmelodia_ops", "_engine", "libmelodia_cuda_engine"}
 
