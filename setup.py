@@ -64,7 +64,8 @@ class BuildNative(build_ext):
         nvcc = decide_cuda(tools)
         reasons = {library: self.obstacle(library, tools, nvcc) for library in LIBRARIES}
         wanted = [library for library in LIBRARIES if reasons[library] is None]
-        if not isinstance(tools, str):
+        interrupted = False
+        if not isinstance(tools, str) and wanted:
             on_gpu = [library for library in wanted if library.cuda]
             on_cpu = [library for library in wanted if not library.cuda]
             # What takes longest begins first.
@@ -72,10 +73,13 @@ class BuildNative(build_ext):
             (work / "build.ninja").write_text(
                 ninja_file(tools, None if isinstance(nvcc, str) else nvcc, files)
             )
-            if on_gpu and on_cpu:  # all side by side; where that fails, group by group says which
+            try:  # all side by side; where that fails, one by one says which
                 self.ninja(tools, work, wanted)
-            for group in [*([library] for library in on_cpu), on_gpu]:
-                reasons |= dict.fromkeys(group, self.compile(tools, work, group) if group else None)
+            except KeyboardInterrupt:  # as where a build has so much time and no more
+                interrupted = True
+                reasons |= {library: self.unmade(tools, work, library) for library in wanted}
+            else:
+                reasons |= {library: self.compile(tools, work, library) for library in wanted}
         note = work / Path(FACTS).name
         note.write_text(json.dumps(self.facts(tools, nvcc, reasons, work), indent=1) + "\n")
         place = ROOT if self.inplace or self.editable_mode else Path(self.build_lib)
@@ -92,6 +96,9 @@ class BuildNative(build_ext):
         else:
             for library, reason in reasons.items():
                 self.say(f"no {library.what}: {reason}" if reason else f"{library.what} built")
+        self.insist([library for library in wanted if reasons[library]])
+        if interrupted:
+            raise KeyboardInterrupt
 
     @staticmethod
     def obstacle(library: Library, tools: Toolchain | str, nvcc: Nvcc | str) -> str | None:
@@ -124,37 +131,57 @@ class BuildNative(build_ext):
         return facts | {"cuda": cuda}
 
     @staticmethod
-    def ninja(tools: Toolchain, work: Path, libraries: list[Library]) -> tuple[bool, list[str]]:
-        """Run ninja for libraries: whether it went well, and what it said, which is shown as it comes."""
-        command = [tools.ninja, "-C", str(work), *(str(work / Path(x.path).name) for x in libraries)]
+    def ninja(
+        tools: Toolchain, work: Path, libraries: list[Library], *options: str
+    ) -> tuple[bool, list[str]]:
+        """Run ninja for libraries: whether it went well, and what it said, which is shown as it comes.
+
+        What does not compile ends none of the others.
+        """
+        targets = [str(work / Path(library.path).name) for library in libraries]
+        command = [tools.ninja, "-C", str(work), "-k", "0", *options, *targets]
         if os.environ.get("MAX_JOBS"):
             command += ["-j", os.environ["MAX_JOBS"]]
         said = []
         with subprocess.Popen(
             command, text=True, errors="replace", stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         ) as process:
-            for line in process.stdout or ():
-                sys.stderr.write(line)
-                sys.stderr.flush()
-                said.append(line)
+            try:
+                for line in process.stdout or ():
+                    sys.stderr.write(line)
+                    sys.stderr.flush()
+                    said.append(line)
+            except KeyboardInterrupt:
+                process.terminate()
+                process.wait()
+                raise
         return process.returncode == 0, said
 
-    def compile(self, tools: Toolchain, work: Path, libraries: list[Library]) -> str | None:
-        """Run ninja for libraries; None, or the reason why there are none."""
-        well, said = self.ninja(tools, work, libraries)
+    def compile(self, tools: Toolchain, work: Path, library: Library) -> str | None:
+        """Run ninja for a library; None, or the reason why there is none."""
+        well, said = self.ninja(tools, work, [library])
         if well:
             return None
-        if any(library.cuda for library in libraries):
-            if os.environ.get("MELODIA_CUDA", "auto").strip() == "1":
-                raise SystemExit(
-                    "MELODIA_CUDA=1 asks for the CUDA kernels, but they did not compile (output above)"
-                )
-        elif must_build():
+        errors = [line for line in said if "error" in line.lower()]
+        return f"the native library did not compile: {errors[0].strip() if errors else 'ninja failed'}"
+
+    def unmade(self, tools: Toolchain, work: Path, library: Library) -> str | None:
+        """Why a library is not there behind a build that was interrupted; None if it is."""
+        _, said = self.ninja(tools, work, [library], "-n")
+        made = any("no work to do" in line for line in said)
+        return None if made else "the native library did not compile: the build was interrupted"
+
+    @staticmethod
+    def insist(failed: list[Library]) -> None:
+        """Fail where the environment asks for what did not compile; what did is in its place by now."""
+        if any(not library.cuda for library in failed) and must_build():
             raise SystemExit(
                 "MELODIA_NATIVE=1 asks for the native library, but it did not compile (output above)"
             )
-        errors = [line for line in said if "error" in line.lower()]
-        return f"the native library did not compile: {errors[0].strip() if errors else 'ninja failed'}"
+        if any(library.cuda for library in failed) and os.environ.get("MELODIA_CUDA", "auto").strip() == "1":
+            raise SystemExit(
+                "MELODIA_CUDA=1 asks for the CUDA kernels, but they did not compile (output above)"
+            )
 
     @staticmethod
     def compiler_version(tools: Toolchain) -> str:

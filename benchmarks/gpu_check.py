@@ -4,13 +4,24 @@
 
 It needs torch with CUDA, nvcc, ninja, pybind11, setuptools, Python's headers and safetensors, and pytest for parity; no
 MIDI library. Every part is a process of its own with a time limit, and what it started ends with it, so that one that
-hangs or crashes does not take the others with it. DIR (out/gpu_check) gets two files, which are up to date at every
-moment: gpu_check.log, what each part printed, and gpu_check.md, verdicts, the numbers to reach, and figures as tables,
-those of parts that ran out of time too. Parts that are run again replace what both say of them; the rest stays. The
-exit status is 0 if every part that ran succeeded. Without a build nothing else is started. --minutes ends the run: no
-part gets more than what is left. --rest runs what the log in DIR does not know yet, and what was not done in time.
---no-build uses the library that is there: it must be of these sources, and the engine of this Python. --dry-run prints
-every part's command, limit and what is missing for it here, and runs none; it needs no GPU.
+hangs or crashes does not take the others with it. One that ends before its tests or its rows do is started again behind
+what it has begun. A part whose libraries are missing is not started. The exit status is 0 if every part that ran
+succeeded. --minutes ends the run: no part gets more than what is left. --no-build uses the libraries that are there:
+they must be of these sources, and the engine of this Python. --dry-run prints every part's command, limit and what is
+missing for it here, and runs none; it needs no GPU.
+
+DIR (out/gpu_check) gets four files, which are written as results come: whenever this is killed, what was measured
+before stands there. So DIR may be the folder that a rented machine gives back, as in --out "$OUT".
+    gpu_check.log     what each part printed, line by line
+    gpu_check.md      from it: verdicts, the numbers to reach, and figures as tables; new around every part
+    gpu_check.begun   the tests and rows that have begun
+    built.tar.gz      what the build made, a few megabytes
+
+--rest runs what the log in DIR does not know yet, then what was not done in time, from where it was; and the build
+where a library is missing. The rows of a part that is run again stay beside the new ones, and of numbers to reach the
+better counts; of another tree's results, empty DIR. DIR may be another folder than before, if its files are copied
+there first. On another machine the build is needed again, or (with the same GPU, Python and torch) what it made, in the
+repository: tar -xzf DIR/built.tar.gz
 
 Where a GPU is there for a quarter of an hour, and is taken back soon after a command has ended, two commands do, the
 second right behind the first without a look at its page. They leave time to start the machine and to fetch DIR:
@@ -52,18 +63,20 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
+import tarfile
 import time
+from importlib import metadata
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
 
-from benchmarks import gpu_measure, gpu_page, gpu_process, gpu_pytest, gpu_tools  # noqa: E402
+from benchmarks import gpu_begun, gpu_measure, gpu_page, gpu_process, gpu_pytest, gpu_tools  # noqa: E402
+from build_support.sources import CUDA, CUDA_ENGINE, ENGINE, FACTS, LIBRARIES, OPERATORS  # noqa: E402
 from build_support.toolchain import Nvcc, find_headers, find_nvcc  # noqa: E402
 
 MINUTES = {
-    "build": 3.0,
+    "build": 6.0,  # where nothing hangs it takes a fifth of that
     "parity-operators": 1.25,
     "parity-stacks": 0.5,
     "parity-engine": 1.25,
@@ -95,21 +108,27 @@ PARITY = {
     "parity-engine": ["tests/test_cuda_engine_parity.py", "-k", "not stacks"],
     "parity-build": ["tests/test_cuda_build.py"],
 }
-RESTARTS = 4  # of tests that break the GPU's context or their process
-NOTHING_LEFT = 5  # pytest's status where all tests have begun
+NEEDS = {  # what is not there needs all libraries
+    **dict.fromkeys(("build", "primitives", "parity-build"), ()),
+    **dict.fromkeys(("parity-engine", "generation", "more-generation", "decoding"), (ENGINE, CUDA_ENGINE)),
+    **dict.fromkeys(("parity-operators", "parity-stacks", "training", "training-step"), (OPERATORS, CUDA)),
+    **dict.fromkeys(("lookup", "exchange", "stepping", "wavefront", "more-training"), (OPERATORS, CUDA)),
+}
+RESTARTS = 4  # of parts that break the GPU's context or their process
+HUNG_S = 10.0  # what began longer before the end of a part's time was not only cut off
 SANITIZERS = ("memcheck", "racecheck", "synccheck")
 LEAST_SECONDS = 10.0  # less is not worth a start
-OPEN = (
-    "not started",
-    "failed: not done",
-    gpu_process.UNFINISHED,
-)  # how verdicts begin of what is to be run yet
+LEAST_SETUPTOOLS = 77  # as pyproject.toml asks for
+NOT_STARTED = "not started"  # how verdicts begin of what is to be run yet
+NOT_DONE = ("failed: not done", gpu_process.UNFINISHED)  # and of what goes on
 
 
 def main() -> int:
     """Run the parts and write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--out", type=Path, default=REPOSITORY / "out" / "gpu_check")
+    parser.add_argument(
+        "--out", type=Path, default=REPOSITORY / "out" / "gpu_check", help="results, as they come"
+    )
     parser.add_argument("--only", nargs="+", choices=MINUTES, help="these parts only")
     parser.add_argument(
         "--rest", action="store_true", help="what the log does not know, or was not done in time"
@@ -136,7 +155,9 @@ def main() -> int:
         return 1
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a part ends with this process
     options.out.mkdir(parents=True, exist_ok=True)
-    verdicts = run(parts, options.out, 60 * options.minutes if options.minutes else float("inf"), machine())
+    print(setuptools_there(), flush=True)
+    seconds = 60 * options.minutes if options.minutes else float("inf")
+    verdicts = run(parts, options.out, seconds, machine(), options.rest)
     print("\n".join(gpu_page.table(gpu_page.reached(gpu_page.rows_of(gpu_process.sections(log))))))
     print(f"written: {options.out / 'gpu_check.md'}")
     return 0 if all(verdict.startswith(("passed", "skipped")) for verdict in verdicts) else 1
@@ -152,13 +173,33 @@ def measure(part: str) -> int:
 
 
 def rest(log: Path, parts: list[str]) -> list[str]:
-    """The parts that the log does not know, or that were not done in time; and the build until there is one."""
-    ended = {
-        name
-        for name, section in gpu_process.sections(log).items()
-        if not section.verdict.startswith(("failed", *OPEN) if name == "build" else OPEN)
-    }
-    return [part for part in parts if part not in ended]
+    """The build until there is one, the parts that have not been started, and those that were not done in time."""
+    found = gpu_process.sections(log)
+    verdicts = {part: found[part].verdict if part in found else NOT_STARTED for part in parts}
+    build = "build" in parts and (bool(unbuilt()) or not verdicts["build"].startswith("passed"))
+    return [
+        *(["build"] if build else []),
+        *(part for part in parts if part != "build" and verdicts[part].startswith(NOT_STARTED)),
+        *(part for part in parts if part != "build" and verdicts[part].startswith(NOT_DONE)),
+    ]
+
+
+def unbuilt(part: str = "", since: float = 0.0) -> list[str]:
+    """The libraries that a part needs, or all, and that are not there or were made before."""
+    files = [REPOSITORY / library.path for library in NEEDS.get(part, LIBRARIES)]
+    return [file.name for file in files if not file.exists() or file.stat().st_mtime < since]
+
+
+def setuptools_there() -> str:
+    """The version of setuptools, and whether it builds melodia."""
+    try:
+        version = metadata.version("setuptools")
+    except metadata.PackageNotFoundError:
+        return f"setuptools is not installed; the build needs {LEAST_SETUPTOOLS} or newer"
+    enough = int(version.partition(".")[0]) >= LEAST_SETUPTOOLS
+    return f"setuptools {version}" + (
+        "" if enough else f" is too old: the build needs {LEAST_SETUPTOOLS} or newer"
+    )
 
 
 def no_gpu() -> str | None:
@@ -223,6 +264,7 @@ def environment_of(part: str) -> dict[str, str]:
     if part in PARITY:
         found |= {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "COLUMNS": "200"}  # reasons stand behind the names
         found.setdefault("OMP_NUM_THREADS", "4")  # the reference's products are small
+        found["TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"] = "0"  # it would round the reference's products, too
     if part in SANITIZERS:  # tensors that torch cuts from one piece of memory have no ends of their own
         found["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"
     if part == "build":
@@ -234,52 +276,97 @@ def environment_of(part: str) -> dict[str, str]:
     return found
 
 
-def run(parts: list[str], out: Path, seconds: float, where: str) -> list[str]:
-    """Run parts, in so many seconds together; what became of each. The page is written around every one."""
-    log, until, built = out / "gpu_check.log", time.monotonic() + seconds, True
-    gpu_process.forget(log, parts)
+def run(parts: list[str], out: Path, seconds: float, where: str, goes_on: bool = False) -> list[str]:
+    """Run parts, in so many seconds together; what became of each. The page is written around every one.
+
+    Where the run goes on for another, so do parts that were not done. A part that is not started leaves what the log
+    says of it.
+    """
+    log, until, made_since = out / "gpu_check.log", time.monotonic() + seconds, 0.0
     verdicts = []
+
+    def tell() -> None:
+        gpu_begun.replace(out / "gpu_check.md", gpu_page.page(log, where))
+
     for part in parts:
-        gpu_process.begin(log, part)
-        (out / "gpu_check.md").write_text(gpu_page.page(log, where))
+        known = gpu_process.sections(log).get(part)
         left = until - time.monotonic()
-        if not built:
-            verdict = "not started: nothing works without the build"
-        elif left < LEAST_SECONDS:
-            verdict = "not started: out of time"
+        missing = unbuilt(part, made_since)
+        if missing or left < LEAST_SECONDS:
+            verdict = f"{NOT_STARTED}: {'no ' + ', '.join(missing) if missing else 'out of time'}"
+            if known is None:
+                gpu_process.end(log, part, verdict)
         else:
-            verdict = run_part(part, log, min(60 * MINUTES[part], left))
-        built = built and (part != "build" or verdict.startswith("passed"))
+            begun = gpu_begun.Begun(out / "gpu_check.begun", part)
+            again = goes_on and known is not None and known.verdict.startswith(NOT_DONE)
+            if not again:
+                begun.forget()
+            elif known is not None and known.verdict == gpu_process.UNFINISHED:
+                begun.give_back()  # whatever ended the run is not to blame on it
+            gpu_process.begin(log, part, again)
+            tell()
+            began = time.time()
+            try:
+                verdict = run_part(part, log, min(60 * MINUTES[part], left), begun)
+            finally:
+                tell()
+            gpu_process.end(log, part, verdict)
+            if part == "build":  # what is older than one that failed is of other sources
+                made_since = 0.0 if verdict.startswith("passed") else began
+                keep_built(out, made_since)
         verdicts.append(verdict)
-        gpu_process.end(log, part, verdict)
-        (out / "gpu_check.md").write_text(gpu_page.page(log, where))
+        tell()
         print(f"{part}: {verdict}", flush=True)
     return verdicts
 
 
-def run_part(part: str, log: Path, seconds: float) -> str:
-    """Run a part for so long at most; what became of it. Tests that break their process are left behind by the next."""
+def run_part(part: str, log: Path, seconds: float, begun: gpu_begun.Begun) -> str:
+    """Run a part for so long at most; what became of it. What breaks its process is left behind by the next."""
     command = command_of(part)
     if isinstance(command, str):
         return f"skipped: {command}"
-    started = time.monotonic()
+    started, until = time.monotonic(), time.time() + seconds
+    failed_before = begun.failed()
+    environment = environment_of(part) | begun.environment()
     statuses: list[int | None] = []
-    with tempfile.TemporaryDirectory() as folder:
-        environment = environment_of(part) | {gpu_pytest.BEGUN: str(Path(folder) / "begun")}
-        while len(statuses) <= RESTARTS:
-            left = seconds - (time.monotonic() - started)
-            statuses.append(gpu_process.bounded(command, left, log, cwd=REPOSITORY, env=environment))
-            status = statuses[-1]
-            if part not in PARITY or status is None or not gpu_pytest.lost(status):
-                break
+    if part == "build":
+        with log.open("a") as to:
+            to.write(f"{gpu_tools.NOTE}{setuptools_there()}\n")
+    while len(statuses) <= RESTARTS:
+        count = len(begun.names())
+        left = seconds - (time.monotonic() - started)
+        statuses.append(gpu_process.bounded(command, left, log, cwd=REPOSITORY, env=environment))
+        if len(begun.names()) == count or not ended_early(part, statuses[-1]):
+            break
+        begun.fail_last()
     if statuses[-1] is None:
+        if begun.names() and until - begun.path.stat().st_mtime < HUNG_S:
+            begun.give_back()
+        else:
+            begun.fail_last()
         return f"failed: not done after {seconds:.0f} s"
-    if len(statuses) > 1 and statuses[-1] == NOTHING_LEFT:
-        statuses.pop()
     took = f"({time.monotonic() - started:.0f} s)"
-    if not any(statuses):
-        return f"passed {took}"
-    return f"failed: status {', then '.join(map(str, statuses))} {took}"
+    if any(statuses):
+        return f"failed: status {', then '.join(map(str, statuses))} {took}"
+    return f"failed: before, and the rest passed {took}" if failed_before else f"passed {took}"
+
+
+def ended_early(part: str, status: int | None) -> bool:
+    """Whether a part ended before its tests or its rows did."""
+    if part in PARITY:
+        return status is not None and gpu_pytest.lost(status)
+    return part in gpu_measure.PARTS and status not in (0, None)
+
+
+def keep_built(out: Path, since: float) -> None:
+    """Put what the build made beside the results."""
+    beside = out / ".built.tar.gz"
+    with tarfile.open(beside, "w:gz", compresslevel=1) as to:
+        for name in (*(library.path for library in LIBRARIES), FACTS):
+            file = REPOSITORY / name
+            if file.exists() and file.stat().st_mtime >= since:
+                to.add(file, name)
+    beside.replace(out / "built.tar.gz")
 
 
 def machine() -> str:

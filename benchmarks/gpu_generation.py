@@ -2,7 +2,7 @@
 
 A call packs what it sends, launches and unpacks, which has nothing to do with how long a token takes. So every way
 makes few and many tokens, each by one launch; the difference is what a step takes, and the whole call's figure stands
-beside it.
+beside it. What is copied for every step, both ways, is in both.
 """
 
 from __future__ import annotations
@@ -17,12 +17,10 @@ from functools import lru_cache, partial
 from typing import Any
 
 from benchmarks import gpu_primitives, gpu_tools
-from benchmarks.gpu_tools import captured, note, repeat, row, warm
-from melodia.errors import MelodiaError
+from benchmarks.gpu_tools import FAILURES, begins, captured, note, repeat, row, warm
 
 FEW, MANY = 128, 1024  # steps
-FAILURES = (MelodiaError, ValueError, RuntimeError)  # of an engine or of torch
-RIVALS = {"x eager": "", "x graph": ", graph"}
+RIVALS = {"x eager": "eager", "x graph": "eager, graph"}
 
 
 def network(kind: str, H: int, **settings: int) -> Any:
@@ -95,7 +93,11 @@ def in_turns(
 def per_step(
     took: dict[tuple[str, int], float], way: str, few: int, many: int
 ) -> tuple[float, float] | tuple[None, None]:
-    """Microseconds of a step: by the difference of two calls, and of the whole longer call; None where it failed."""
+    """Microseconds of a step: by the difference of two calls, and of the whole longer call; None where it failed.
+
+    The difference takes out what a call costs once. What it copies for every step and lane (about 48 bytes to the
+    device and 20 back) and what the host does with each token stay in.
+    """
     if (way, few) not in took or (way, many) not in took:
         return None, None
     return 1e6 * (took[way, many] - took[way, few]) / (many - few), 1e6 * took[way, many] / many
@@ -154,10 +156,19 @@ def floors(probe: Callable[[], Any]) -> Callable[[int], float | None]:
     """What says in how many microseconds all processors read so many bytes from L2; None where the probe fails."""
     try:
         built = probe()
-    except (OSError, SystemExit, subprocess.CalledProcessError) as error:
+    except (OSError, RuntimeError, SystemExit, subprocess.CalledProcessError) as error:
         note(f"no reading floor: {error}")
         return lambda size: None
-    return lru_cache(partial(gpu_primitives.read_once, built))
+
+    @lru_cache
+    def floor_of(size: int) -> float | None:
+        try:
+            return gpu_primitives.read_once(built, size)
+        except RuntimeError as error:
+            note(f"no reading floor: {error}")
+            return None
+
+    return floor_of
 
 
 def generation(
@@ -171,13 +182,10 @@ def generation(
     """Microseconds per step and tokens per second of the decode engine against eager torch with cuDNN's layers.
 
     `of the floor`: time over the time in which all processors read as many bytes as the weights have, from L2.
-    `x eager`, `x graph`: how many times as long torch takes, eager and in a CUDA graph. melodia's grammar runs, torch
-    has none. What decides most comes first. Tests choose smaller models, and the emulator's library.
+    `x eager`, `x graph`: how many times as long torch takes, eager and in a CUDA graph; they stand in a row of their
+    own, behind that of the engine alone, which is there whatever becomes of torch's. melodia's grammar runs, torch has
+    none. What decides most comes first. Tests choose smaller models, and the emulator's library.
     """
-    import torch
-
-    from benchmarks.suite.peers import Eager
-
     floor_of = floors(probe)
     ways_of = {
         weights + way: (weights, options)
@@ -185,54 +193,68 @@ def generation(
     }
     engines: dict[tuple[str, str], Any] = {}
     network_of = lru_cache(lambda name: network(models[name][0], models[name][1], **models[name][2]))
-    for name, B in cases:
-        what, model = f"{name}, B={B}", network_of(name)
+    for (name, B), (way, (weights, options)) in itertools.product(cases, ways_of.items()):
+        what = f"{name}, B={B}"
+        if not begins(f"{what}, {way}"):
+            continue
+        model, packed = network_of(name), engines.get((name, way))
+        given = {"launch_steps": max(steps)} | options
         made = makeable(
-            {
-                way: partial(
-                    streams_of,
-                    model,
-                    weights,
-                    B,
-                    library,
-                    {"launch_steps": max(steps)} | options,
-                    packed=engines.get((name, way)),
-                )
-                for way, (weights, options) in ways_of.items()
-            },
+            {way: partial(streams_of, model, weights, B, library, given, packed=packed)},
             what,
         )
-        engines |= {(name, way): streams.engine for way, streams in made.items()}
-        made = steady(made, what)
-        runs: dict[tuple[str, int], Callable[[], object]] = {
-            (way, n): partial(streams.make, n) for way, streams in made.items() for n in steps
-        }
-        for dtype in (torch.bfloat16, torch.float32):
-            peer = Eager(copy.deepcopy(model).to(gpu_tools.DEVICE, dtype), B)
-            eager = {f"eager {str(dtype)[6:]}": peer.chain(CHAIN)}
-            for way, run in (eager | captured(**eager)).items():
-                runs[way, PEER_STEPS] = partial(repeat, run, PEER_STEPS // CHAIN)
-        before = {way: streams.engine.facts()["stalls"] for way, streams in made.items()}
-        took = in_turns(runs, what=what)
-        for way, streams in made.items():
+        for streams in steady(made, what).values():
+            engines[name, way] = streams.engine
             facts = streams.engine.facts()
-            us, whole = per_step(took, way, *steps)
+            runs: dict[tuple[str, int], Callable[[], object]] = {
+                (way, n): partial(streams.make, n) for n in steps
+            }
+            us, whole = per_step(in_turns(runs, what=what), way, *steps)
             least = floor_of(facts["step_bytes"])
-            rival = "eager float32" if way.startswith("fp32") else "eager bfloat16"
-            rivals = {x: took.get((rival + more, PEER_STEPS)) for x, more in RIVALS.items()}
+            which = {"model": name, "B": B, "weights": way}
             row(
-                model=name,
-                B=B,
-                weights=way,
+                **which,
                 **{"us/step": us, "us/step, whole call": whole, "tokens/s": us and 1e6 * B / us},
                 **{"of the floor": us / least if us and least else None},
-                **{
-                    x: 1e6 * seconds / PEER_STEPS / us if seconds and us else None
-                    for x, seconds in rivals.items()
-                },
-                **{"fell back": facts["stalls"] - before[way]},
+                **{"fell back": streams.engine.facts()["stalls"] - facts["stalls"]},
             )
+            if not options:
+                against(which, model, runs, steps)
     return 0
+
+
+def against(
+    which: dict[str, Any],
+    model: Any,
+    runs: dict[tuple[str, int], Callable[[], object]],
+    steps: tuple[int, int],
+) -> None:
+    """A row of how many times as long torch takes, all taking turns; a note where it cannot be had."""
+    import torch
+
+    from benchmarks.suite.peers import Eager
+
+    way, B, what = which["weights"], which["B"], f"{which['model']}, B={which['B']}, torch"
+    dtype = torch.float32 if way == "fp32" else torch.bfloat16
+    try:
+        peer = Eager(copy.deepcopy(model).to(gpu_tools.DEVICE, dtype), B)
+        eager = {"eager": peer.chain(CHAIN)}
+        chains = eager | captured(**eager)
+    except FAILURES as error:
+        torch.cuda.synchronize()  # an error that stays ends the process
+        note(f"{what}, {str(dtype)[6:]}: {error}")
+        return
+    turns = {(rival, PEER_STEPS): partial(repeat, run, PEER_STEPS // CHAIN) for rival, run in chains.items()}
+    took = in_turns(runs | turns, what=what)
+    us, _ = per_step(took, way, *steps)
+    rivals = {x: took.get((rival, PEER_STEPS)) for x, rival in RIVALS.items()}
+    times = {x: 1e6 * seconds / PEER_STEPS if seconds else None for x, seconds in rivals.items()}
+    row(
+        **which,
+        **{"us/step": us},
+        **{x: rival / us if rival and us else None for x, rival in times.items()},
+        **{f"torch's us/step, {x[2:]}": rival for x, rival in times.items()},
+    )
 
 
 def more_generation() -> int:
@@ -279,7 +301,10 @@ def decoding(
 
     one = {"launch_steps": max(steps)}
     for H, B in itertools.product(sizes, batches):
-        model, what = network("sequential", H), f"H={H}, B={B}"
+        what = f"H={H}, B={B}"
+        if not begins(what):
+            continue
+        model = network("sequential", H)
         usual = SamplingConfig(**CHOICES["top-k 50"])
         ways = {way: (one, SamplingConfig(**fields)) for way, fields in CHOICES.items()}
         ways |= {way: (one | more, usual) for way, more in OPTIONS.items()}

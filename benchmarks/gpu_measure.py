@@ -20,9 +20,11 @@ from benchmarks.gpu_tools import (
     LIMIT_NS,
     PATHS,
     arguments,
+    begins,
     captured,
     library,
     medians,
+    normal,
     row,
     waves,
 )
@@ -91,11 +93,13 @@ def exchange(
 
     loaded = library()
     for dtype, H, B in itertools.product((torch.bfloat16, torch.float32), sizes, batches):
+        if not begins(f"{dtype}, H={H}, B={B}"):
+            continue
         gates_x, h, c, weight, bias = arguments("lstm", T, B, H, dtype)
         given = (gates_x, h, c, weight, bias, None)
         loaded.melodia_cuda_configure(PATHS["automatic"], EXCHANGES["automatic"], LIMIT_NS)
         output, _, _, gates, cells = torch.ops.melodia.lstm_scan(*given, 2)
-        kept = (torch.randn_like(output), None, None, gates, cells, c, weight, None)
+        kept = (normal(*output.shape, dtype=dtype), None, None, gates, cells, c, weight, None)
         passes: dict[str, Callable[[], object]] = {
             "forward": partial(torch.ops.melodia.lstm_scan, *given, 0),
             "backward": partial(torch.ops.melodia.lstm_scan_backward, *kept),
@@ -131,10 +135,13 @@ def wavefront(sizes: Sequence[tuple[int, int, int]] = ((256, 64, 512), (256, 8, 
         (torch.bfloat16, torch.float32), ("sequential", "lstm", "gru", "reversed")
     ):
         for T, B, H in sizes:
+            what = f"{kind}, {str(dtype)[6:]}, T={T}, B={B}, H={H}"
+            if not begins(what):
+                continue
             stack = build_stack(ModelConfig(kind, vocab_size=2, hidden_size=H), H)
             stack.initialise(torch.Generator().manual_seed(0), 1.0)
             stack = stack.to(gpu_tools.DEVICE, dtype)
-            x = torch.randn(T, B, H, device=gpu_tools.DEVICE, dtype=dtype, requires_grad=True)
+            x = normal(T, B, H, dtype=dtype).requires_grad_()
 
             def run(steps: int, stack: Any = stack, x: Any = x, B: int = B) -> None:
                 kernels.wavefront_steps = lambda _: steps
@@ -143,7 +150,6 @@ def wavefront(sizes: Sequence[tuple[int, int, int]] = ((256, 64, 512), (256, 8, 
                     out, _ = stack.scan(gates, stack.initial_state(B), None, NO_DROPOUT)
                 out.float().sum().backward()
 
-            what = f"{kind}, {str(dtype)[6:]}, T={T}, B={B}, H={H}"
             try:
                 took = medians({f"{steps} (ms)": partial(run, steps) for steps in (0, 32, 64, 128)}, 5, what)
             finally:
@@ -162,7 +168,10 @@ def stepping(steps: int = 64, sizes: Sequence[tuple[int, int]] = ((1, 512), (64,
     library()
 
     def tell(kind: str, dtype: Any, B: int, H: int, ways: dict[str, Callable[[], None]]) -> None:
-        took = medians(dict(ways) | captured(**ways), what=f"{kind}, {str(dtype)[6:]}, B={B}, H={H}")
+        what = f"{kind}, {str(dtype)[6:]}, B={B}, H={H}"
+        if not begins(what):
+            return
+        took = medians(dict(ways) | captured(**ways), what=what)
         us = {f"{name} (us)": 1000 * t / steps for name, t in took.items()}
         row(kind=kind, type=str(dtype)[6:], B=B, H=H, **us)
 
@@ -189,7 +198,7 @@ def stepping(steps: int = 64, sizes: Sequence[tuple[int, int]] = ((1, 512), (64,
     for dtype, kind, (B, H) in itertools.product(types, ("lstm", "gru"), sizes):
         cell = (nn.LSTMCell if kind == "lstm" else nn.GRUCell)(H, H).to(gpu_tools.DEVICE, dtype)
         gates, *states, weight, bias = arguments(kind, 1, B, H, dtype)
-        x = torch.randn(B, H, device=gpu_tools.DEVICE, dtype=dtype)
+        x = normal(B, H, dtype=dtype)
 
         @torch.no_grad()
         def torchs(cell: Any = cell, x: Any = x, states: Any = states, kind: str = kind) -> None:
@@ -213,22 +222,21 @@ def stepping(steps: int = 64, sizes: Sequence[tuple[int, int]] = ((1, 512), (64,
 
 def stack(levels: tuple[str, ...], B: int, H: int, dtype: Any) -> tuple[tuple[Any, Any, Any], list[str]]:
     """gates_x, state and weights for `kernels.hybrid_step` on the GPU, and the levels."""
-    import torch
 
-    def normal(*shape: int) -> Any:
-        return torch.randn(*shape, device=gpu_tools.DEVICE, dtype=dtype) / shape[-1] ** 0.5
+    def scaled(*shape: int) -> Any:
+        return normal(*shape, dtype=dtype) / shape[-1] ** 0.5
 
     gates_x, state, weights = [], [], []
     for index, level in enumerate(levels):
         for cell in ("lstm", "gru") if level not in ("lstm", "gru") else (level,):
             G = 4 * H if cell == "lstm" else 3 * H
             if index == 0:
-                gates_x.append(normal(B, G))
+                gates_x.append(scaled(B, G))
             for _ in range(1 if index == 0 else 2):
-                weights += [normal(G, H), normal(G)]
-            state += [normal(B, H) for _ in range(2 if cell == "lstm" else 1)]
+                weights += [scaled(G, H), scaled(G)]
+            state += [scaled(B, H) for _ in range(2 if cell == "lstm" else 1)]
         if level in ("concat", "gated"):
-            weights += [normal(H, 2 * H), normal(H)]
+            weights += [scaled(H, 2 * H), scaled(H)]
     return (gates_x, state, weights), list(levels)
 
 

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import re
+import resource
 import signal
 import subprocess
-from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-_MARK = re.compile(r"^######## ([\w-]+)(?:: (.*))?$")  # a part begins; with a verdict: ends
+from benchmarks import gpu_tools
+
+_MARK = re.compile(r"^######## ([\w-]+)( goes on)?(?:: (.*))?$")  # a part begins; with a verdict: ends
 UNFINISHED = "not finished"
 MOST_BYTES = 1 << 20  # of a part's output that the log keeps; it is to stay a file that can be sent
+_LIBC, _SET_DEATH_SIGNAL = ctypes.CDLL(None), 1  # of prctl
 GRACE_S = {signal.SIGINT: 5.0, signal.SIGABRT: 2.0}  # to say where it stands, before it is killed
 
 
@@ -58,8 +62,14 @@ def bounded(command: list[str], seconds: float, log: Path, **where: object) -> i
 
 
 def _listen() -> None:
-    """Let a process hear interrupts, which one that runs behind another may have been told to ignore."""
+    """Let a process hear interrupts, which one that runs behind another may have been told to ignore.
+
+    It ends when this one does, whatever ends it. One that crashes leaves no image of its memory: writing all of it
+    takes longer than the part has.
+    """
+    _LIBC.prctl(_SET_DEATH_SIGNAL, signal.SIGKILL)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
 
 
 def _shorten(log: Path, begin: int) -> None:
@@ -88,10 +98,10 @@ def _end(session: int) -> None:
                     os.kill(int(folder.name), signal.SIGKILL)
 
 
-def begin(log: Path, part: str) -> None:
-    """A part's output comes now."""
+def begin(log: Path, part: str, goes_on: bool = False) -> None:
+    """A part's output comes now; what the log says of it already stays, where it goes on, and else its rows do."""
     with log.open("a") as to:
-        to.write(f"\n######## {part}\n")
+        to.write(f"\n######## {part}{' goes on' if goes_on else ''}\n")
 
 
 def end(log: Path, part: str, verdict: str) -> None:
@@ -109,21 +119,14 @@ def sections(log: Path) -> dict[str, Section]:
         if mark is None:
             if name:
                 found[name].lines.append(line)
-        elif mark[2] is None:
-            name = mark[1]
-            found[name] = Section(UNFINISHED, [])
+            continue
+        part, goes_on, verdict = mark.groups()
+        before = found[part].lines if part in found else []
+        if verdict is None:
+            name = part
+            kept = before if goes_on else [x for x in before if x.startswith(gpu_tools.MARK)]
+            found[part] = Section(UNFINISHED, kept)
         else:
-            found[mark[1]] = Section(mark[2], found[mark[1]].lines if mark[1] in found else [])
+            found[part] = Section(verdict, before)
             name = ""
     return found
-
-
-def forget(log: Path, parts: Iterable[str]) -> None:
-    """Leave in the log what it says of other parts only."""
-    kept = {name: section for name, section in sections(log).items() if name not in set(parts)}
-    log.write_text("")
-    for name, section in kept.items():
-        begin(log, name)
-        with log.open("a") as to:
-            to.write("\n".join(section.lines))
-        end(log, name, section.verdict)

@@ -1,27 +1,27 @@
 """A pytest plug-in of gpu_check.py: a test that breaks the GPU's context or its process takes no other test with it.
 
-The names of tests that have begun are kept in the file that `BEGUN` names. Where the context is broken pytest ends with
-the status `BROKEN`; gpu_check.py starts it again, and what has begun is left out. The first case of every test function
-comes first, then the second of each, so that a run that is cut off has seen something of all. Where all is skipped the
-status is `ALL_SKIPPED`: that is no parity. Launches that gave up waiting are named behind their test, which may pass;
-they wait for a tenth of what they wait elsewhere, since an exchange that does not work would take all the time.
+The names of tests that have begun, and of those that failed, are kept in a file (gpu_begun.py). Where the context is
+broken pytest ends with the status `BROKEN`; gpu_check.py starts it again, and what has begun is left out. The first
+case of every test function comes first, then the second of each, so that a run that is cut off has seen something of
+all. Where all is skipped the status is `ALL_SKIPPED`: that is no parity. Launches that gave up waiting are named behind
+their test, which may pass; they wait for a tenth of what they wait elsewhere, since an exchange that does not work
+would take all the time.
 """
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks import gpu_tools
+from benchmarks.gpu_begun import Begun
 
 if TYPE_CHECKING:
     import pytest  # gpu_check.py imports this where there may be none
 
-BEGUN = "MELODIA_GPU_CHECK_BEGUN"
 BROKEN, ALL_SKIPPED = 77, 78
+NOTHING_LEFT = 5  # pytest's own: no test was to be run
 GAVE_UP = "GAVE UP "  # how such a line begins
 LAST = "test_gpu_rescues.py"  # looks back at all others
 
@@ -66,10 +66,10 @@ class Watch:
     """What happens to the tests of a session.
 
     Args:
-        begun: the file with the names of those that have begun.
+        begun: those that have begun.
     """
 
-    def __init__(self, begun: Path) -> None:
+    def __init__(self, begun: Begun) -> None:
         self.begun = begun
         self.failed: set[str] = set()
         self.passed: set[str] = set()
@@ -85,19 +85,19 @@ class Watch:
 
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
         """Leave out what has begun in another process, and mix the rest."""
-        before = set(self.begun.read_text().splitlines()) if self.begun.exists() else set()
+        before = set(self.begun.names())
         config.hook.pytest_deselected(items=[item for item in items if item.nodeid in before])
         items[:] = mixed([item for item in items if item.nodeid not in before])
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         """Keep a test's name before anything of it can go wrong."""
-        with self.begun.open("a") as to:
-            to.write(f"{nodeid}\n")
+        self.begun.begin(nodeid)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Note what failed, and what ran."""
         if report.failed:
             self.failed.add(report.nodeid)
+            self.begun.fail(report.nodeid)
         elif report.passed and report.when == "call" and LAST not in report.nodeid:
             self.passed.add(report.nodeid)
 
@@ -117,10 +117,14 @@ class Watch:
         """Say so in the status, and where nothing ran."""
         if self.is_broken:
             session.exitstatus = BROKEN
+        elif exitstatus == NOTHING_LEFT and self.begun.names():
+            session.exitstatus = 0
         elif exitstatus == 0 and not self.passed and not session.config.option.collectonly:
             session.exitstatus = ALL_SKIPPED
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Watch."""
-    config.pluginmanager.register(Watch(Path(os.environ[BEGUN])))
+    begun = Begun.here()
+    assert begun is not None
+    config.pluginmanager.register(Watch(begun))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import json
 import math
 import statistics
@@ -10,6 +11,9 @@ import subprocess
 import time
 from collections.abc import Callable
 from typing import Any
+
+from benchmarks.gpu_begun import Begun
+from melodia.errors import MelodiaError
 
 MARK = "RESULT "  # a line of a part's output that holds a row of its table, as JSON
 NOTE = "NOTE "  # one that stands above its table
@@ -19,6 +23,8 @@ LIMIT_NS = (
 DEVICE = "cuda"  # tests of the measurements themselves choose another
 LEAST_MS = 0.2  # between two events: a call of a few microseconds is repeated until it takes that long
 MOST_REPEATS = 64
+FAILURES = (MelodiaError, ValueError, RuntimeError)  # of an engine or of torch
+DRAWN = 1 << 20  # random numbers; where more are needed, these again and again
 WARM_S = 0.2  # of work before a part's first timing, since the clocks of a GPU that has waited are low
 AGAIN_S, IDLE_S = 0.05, 0.5  # as much work again where it has waited for longer
 PATHS = {"automatic": 0, "resident": 1, "steps": 2, "rows": 3}
@@ -71,15 +77,24 @@ def note_rescues(before: int | None = 0, what: str = "") -> None:
     note(f"{what}: {says}" if what else says)
 
 
+def normal(*shape: int, dtype: Any) -> Any:
+    """Random numbers on the device, drawn by the CPU: a capture that failed can leave CUDA's own generator unusable."""
+    import torch
+
+    some = torch.randn(DRAWN).to(DEVICE, dtype)
+    size = math.prod(shape)
+    return some.repeat(math.ceil(size / DRAWN))[:size].view(shape)
+
+
 def arguments(kind: str, T: int, B: int, H: int, dtype: Any) -> list[Any]:
     """gates_x, states, weight_hh, bias_hh of an "lstm" or "gru" scan on the GPU."""
     import torch
 
     G = {"lstm": 4, "gru": 3}[kind]
-    states = [torch.randn(B, H, device=DEVICE, dtype=dtype) for _ in range(2 if kind == "lstm" else 1)]
-    weight = torch.randn(G * H, H, device=DEVICE, dtype=dtype) / H**0.5
+    states = [normal(B, H, dtype=dtype) for _ in range(2 if kind == "lstm" else 1)]
+    weight = normal(G * H, H, dtype=dtype) / H**0.5
     return [
-        torch.randn(T, B, G * H, device=DEVICE, dtype=dtype),
+        normal(T, B, G * H, dtype=dtype),
         *states,
         weight,
         torch.zeros(G * H, device=DEVICE, dtype=dtype),
@@ -109,7 +124,7 @@ def warm() -> None:
     last = _Warmth.busy
     seconds = WARM_S if last is None else AGAIN_S if now - last > IDLE_S else 0.0
     if seconds:
-        a = torch.randn(4096, 4096, device=DEVICE, dtype=torch.bfloat16)
+        a = normal(4096, 4096, dtype=torch.bfloat16)
         while time.monotonic() < now + seconds:
             for _ in range(16):
                 torch.mm(a, a)
@@ -201,14 +216,51 @@ def captured(**runs: Callable[[], None]) -> dict[str, Callable[[], object]]:
         try:
             run()
             torch.cuda.synchronize()
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                run()
-            graphs[f"{name}, graph"] = graph.replay
-        except RuntimeError as error:
-            torch.cuda.synchronize()  # an error that stays ends the part
+            graphs[f"{name}, graph"] = capture(run)
+        except FAILURES as error:
+            forget_capture()
             note(f"{name}, graph: {error}")
     return graphs
+
+
+def capture(run: Callable[[], object]) -> Callable[[], object]:
+    """A CUDA graph of it. What frees memory meanwhile would end the capture, so nothing is collected."""
+    import torch
+
+    gc.collect()
+    gc.disable()
+    try:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            run()
+    finally:
+        gc.enable()
+    return graph.replay
+
+
+def forget_capture() -> None:
+    """Leave what torch leaves behind where a capture fails at its end: its stream, and a generator that is captured.
+
+    An error that stays ends the part here.
+    """
+    import torch
+
+    torch.cuda.set_stream(torch.cuda.default_stream())
+    torch.cuda.synchronize()
+    capture(torch.zeros(1, device=DEVICE).zero_)
+
+
+def begins(what: str) -> bool:
+    """Whether a row is to be measured, which is kept; not where another process of this part began it already.
+
+    So a row that takes the process with it, or hangs, does not take those behind it along.
+    """
+    begun = Begun.here()
+    if begun is not None:
+        if what in begun.names():
+            return False
+        begun.begin(what)
+    return True
 
 
 def repeat(run: Callable[[], object], times: int) -> None:

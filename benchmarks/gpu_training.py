@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks import gpu_tools
-from benchmarks.gpu_tools import captured, chosen, library, medians, note, repeat, row
+from benchmarks.gpu_tools import begins, captured, chosen, library, medians, normal, note, repeat, row
 
 KINDS = ("lstm", "gru", "sequential", "reversed", "parallel")
 
@@ -51,10 +51,13 @@ def training(cases: Sequence[Case] = MAIN, graphs: bool = False) -> int:
     rate_of = lru_cache(square_rate)
     for case, kind in itertools.product(cases, KINDS):
         of_type, T, B, H = case
+        what = f"{kind}, {of_type}, T={T}, B={B}, H={H}"
+        if not begins(what):
+            continue
         dtype = torch.float32 if of_type == "tf32" else getattr(torch, of_type)
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = of_type == "tf32"
         parts = pieces(kind, H, dtype)
-        x = torch.randn(T, B, H, device=gpu_tools.DEVICE, dtype=dtype, requires_grad=True)
+        x = normal(T, B, H, dtype=dtype).requires_grad_()
         path = paths(parts, x, loaded)
         ways = {"cuDNN": both_ways(run_cudnn, parts, x), "melodia": both_ways(run_scans, parts, x, "native")}
         if graphs and T <= EAGER_STEPS:
@@ -66,7 +69,7 @@ def training(cases: Sequence[Case] = MAIN, graphs: bool = False) -> int:
         }
         if graphs:
             contestants |= captured(**ways)
-        took = medians(contestants, 5, f"{kind}, {of_type}, T={T}, B={B}, H={H}")
+        took = medians(contestants, 5, what)
         ours, theirs = took.get("melodia"), took.get("cuDNN")
         work = 3 * 2 * T * B * {"lstm": 4, "gru": 3}.get(kind, 7) * H * 2 * H
         row(
@@ -162,7 +165,7 @@ def square_rate(dtype: Any, tf32: bool, size: int = 8192) -> float:
     """Floating-point operations per second of a large square product; tf32 is as torch has it now."""
     import torch
 
-    a, b = (torch.randn(size, size, device=gpu_tools.DEVICE, dtype=dtype) for _ in range(2))
+    a, b = (normal(size, size, dtype=dtype) for _ in range(2))
     what = f"product of {size}, {str(dtype)[6:]}{', tf32' if tf32 else ''}"
     rate = 2 * size**3 / (medians({what: lambda: torch.mm(a, b)})[what] / 1000)
     note(f"{what}: {rate / 1e12:.4g} TFLOP/s")
@@ -246,13 +249,15 @@ def training_step(T: int = 512, B: int = 64, H: int = 512) -> int:
     import torch
 
     library()
-    updates: list[Callable[[], object]] = []
+    updates: dict[str, Callable[[], object]] = {}
     for kind, precision, recompute in STEPS:
+        what = f"{kind}, {precision}{', gates made again' if recompute else ''}"
+        if not begins(what):
+            continue
         with tempfile.TemporaryDirectory() as folder:
             learner = learner_of(Path(folder), kind, H, T, B, precision, recompute)
         update = partial(learner.update, [], lambda _: 1e-4)
-        updates.append(update)
-        what = f"{kind}, {precision}"
+        updates[what] = update
         took = medians({what: partial(repeat, update, AT_ONCE)}, 5, what).get(what)
         torch.cuda.synchronize()
         began = time.perf_counter()
@@ -269,7 +274,9 @@ def training_step(T: int = 512, B: int = 64, H: int = 512) -> int:
             ms=ms,
             **{"tokens/s": ms and 1000 * T * B / ms, "host (ms)": 1000 * host},
         )
-    note_profile(profiled(updates[0]))  # last, since a profiler may leave something behind
+    first = updates.get(", ".join(STEPS[0][:2]))
+    if first and begins("profile"):  # last, since a profiler may leave something behind
+        note_profile(profiled(first))
     return 0
 
 
@@ -351,14 +358,16 @@ def lookups(
     for dtype, G, hit in itertools.product(
         (torch.bfloat16, torch.float32), (4 * H, 3 * H), ("one row", "uniform")
     ):
-        places = [torch.randint(0, size, (T, B), device=gpu_tools.DEVICE) for size in rows]
+        if not begins(f"{dtype}, G={G}, {hit}"):
+            continue
+        places = [torch.randint(0, size, (T, B)).to(gpu_tools.DEVICE) for size in rows]
         if hit == "one row":
             places[2].zero_()
             places[-1].zero_()
         index = torch.stack(places, -1) + starts
         flat = index.flatten(0, 1)
-        table = torch.randn(sum(rows), G, device=gpu_tools.DEVICE, dtype=dtype, requires_grad=True)
-        grad = torch.randn(T, B, G, device=gpu_tools.DEVICE, dtype=dtype)
+        table = normal(sum(rows), G, dtype=dtype).requires_grad_()
+        grad = normal(T, B, G, dtype=dtype)
         with kernels.use_backend("native"):
             ours = kernels.lookup(index, table)
         theirs = F.embedding_bag(flat, table, mode="sum")

@@ -122,7 +122,7 @@ LIBRARIES = (
     ENGINE,
     CUDA_ENGINE,
     CUDA,
-)  # the last two are built together or not at all, what takes longest first
+)  # of the last two, what takes longest comes first
 
 # What a source distribution must hold, whatever the machine.
 ALL_SOURCES = [*_OPERATORS, *_OPERATORS_X86, *_ENGINE, *_ENGINE_X86, *_ENGINE_ARM]

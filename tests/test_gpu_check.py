@@ -1,6 +1,6 @@
 """benchmarks/gpu_check.py where there is no GPU: what it would run, its page, and its streams on the emulator.
 
-The measurements themselves: test_gpu_measure.py.
+The measurements themselves: test_gpu_measure.py; how parts are run and go on: test_gpu_runs.py.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 import types
 from pathlib import Path
 
@@ -21,6 +20,7 @@ import torch
 from torch import nn
 
 from benchmarks import gpu_check, gpu_page, gpu_primitives, gpu_process, gpu_pytest, gpu_tools, gpu_training
+from benchmarks.gpu_begun import Begun
 from benchmarks.gpu_measure import PARTS
 from build_support.toolchain import find_nvcc
 from melodia import engine
@@ -79,7 +79,8 @@ def test_the_first_command_has_time_for_what_decides_most() -> None:
 def test_stacks_are_a_part_of_their_own(tmp_path: Path) -> None:
     """Without the repository's options; what stands behind all is asked for, too."""
     command = [*gpu_check.command_of("parity-stacks"), "--collect-only", "-q", "-q"]
-    environment = gpu_check.environment_of("parity-stacks") | {gpu_pytest.BEGUN: str(tmp_path / "begun")}
+    begun = Begun(tmp_path / "begun", "parity-stacks")
+    environment = gpu_check.environment_of("parity-stacks") | begun.environment()
     done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
     found = set(re.findall(r"::(test_\w+)", done.stdout))
@@ -108,40 +109,6 @@ def test_page_has_verdicts_notes_figures_and_ends(tmp_path: Path, capsys: pytest
     assert "- SKIPPED [2] a.py: no engine\n- == 1 passed, 2 skipped in 3 s ==\n" in page
     assert "## exchange\n\n- it is warm\n\n| H | counter (us/step) | in_band (us/step) |\n" in page
     assert "| 64 | 1.235 | None |\n\nIt ended with\n\n```text\na warning\n```\n" in page
-
-
-def test_run_keeps_what_was_printed_and_ends_what_was_started(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A part that hangs ends at its limit with its children; rows stay; parts that run again replace themselves."""
-    alive = tmp_path / "alive"
-    hang = "import subprocess, sys, time; print('RESULT {\"x\": 1}', flush=True);"
-    hang += f"subprocess.Popen(['sh', '-c', 'sleep 6; touch {alive}']); time.sleep(60)"
-    codes = {"build": "print('built')", "exchange": hang, "decoding": "raise SystemExit(3)"}
-    monkeypatch.setattr(gpu_check, "command_of", lambda part: [sys.executable, "-c", codes[part]])
-    monkeypatch.setattr(gpu_check, "environment_of", lambda part: dict(os.environ))
-    monkeypatch.setitem(gpu_check.MINUTES, "exchange", 3 / 60)
-    began = time.monotonic()
-    verdicts = gpu_check.run(list(codes), tmp_path, 600, "A GPU.")
-    assert verdicts[0].startswith("passed (")
-    assert verdicts[1] == "failed: not done after 3 s"
-    assert verdicts[2].startswith("failed: status 3 (")
-    time.sleep(max(0.0, 8 - (time.monotonic() - began)))
-    assert not alive.exists()
-    page = (tmp_path / "gpu_check.md").read_text()
-    assert "| x |\n|---|\n| 1 |\n" in page
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["gpu_check.log", "gpu_check.md"]
-
-    codes["exchange"] = "print('done')"
-    assert gpu_check.run(["exchange"], tmp_path, 600, "A GPU.")[0].startswith("passed")
-    assert gpu_check.run(["decoding"], tmp_path, 5, "A GPU.") == ["not started: out of time"]
-    found = gpu_process.sections(tmp_path / "gpu_check.log")
-    assert [line for line in found["exchange"].lines if line] == ["done"]
-    assert list(found) == ["build", "exchange", "decoding"]
-
-    codes["build"] = "raise SystemExit(1)"
-    verdicts = gpu_check.run(["build", "exchange"], tmp_path, 600, "A GPU.")
-    assert verdicts[1] == "not started: nothing works without the build"
 
 
 @pytest.mark.parametrize(("count", "says"), [(0, ""), (3, "3 launches gave up"), (-1, "does not answer")])
@@ -194,93 +161,10 @@ def test_numbers_to_reach() -> None:
     assert found["one stream, i-a, bf16: times eager"]["measured"] == "not measured"
 
 
-def test_rest_is_what_is_not_known_yet(tmp_path: Path) -> None:
-    log = tmp_path / "gpu_check.log"
-    parts = ["build", "parity-engine", "training", "exchange", "decoding", "stepping"]
-    assert gpu_check.rest(log, parts) == parts
-    verdicts = {
-        "build": "passed (60 s)",
-        "parity-engine": "failed: status 1 (9 s)",
-        "training": "failed: not done after 60 s",
-        "exchange": "not started: out of time",
-    }
-    for part, verdict in verdicts.items():
-        gpu_process.begin(log, part)
-        gpu_process.end(log, part, verdict)
-    gpu_process.begin(log, "decoding")
-    assert gpu_check.rest(log, parts) == ["training", "exchange", "decoding", "stepping"]
-    gpu_process.end(log, "build", "failed: status 1 (3 s)")
-    assert gpu_check.rest(log, parts)[0] == "build"
-
-
-def test_tests_that_break_the_process_take_no_others_along(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A crash and a broken context: the rest runs in further processes; all are on the page. What is skipped failed."""
-    tests = tmp_path / "test_some.py"
-    tests.write_text(
-        "import os, pytest\n"
-        "from melodia.kernels import cuda\n"
-        "from benchmarks import gpu_pytest\n"
-        "@pytest.mark.parametrize('n', [1, 2])\n"
-        "def test_good(n): pass\n"
-        "def test_crash(): os.abort()\n"
-        "def test_break():\n"
-        "    gpu_pytest.broken = lambda: True\n"
-        "    assert False, 'an access went astray'\n"
-        "def test_late():\n"
-        "    gpu_pytest.usable_rescues = lambda: 2\n"
-        "    assert cuda.SPIN_LIMIT_NS < 10**9\n"
-        "@pytest.mark.skip('no room')\n"
-        "def test_skipped(): pass\n"
-    )
-    monkeypatch.setitem(gpu_check.PARITY, "parity-stacks", [str(tests)])
-    log = tmp_path / "gpu_check.log"
-    gpu_process.begin(log, "parity-stacks")
-    verdict = gpu_check.run_part("parity-stacks", log, 100)
-    gpu_process.end(log, "parity-stacks", verdict)
-    assert verdict.startswith("failed: status -6, then 77, then 0 (")
-    passed = re.findall(r"::(\S+) PASSED", log.read_text())
-    assert sorted(passed) == ["test_good[1]", "test_good[2]", "test_late"]
-    page = gpu_page.page(log, "A GPU.")
-    assert "an access went astray" in page
-    assert "\n- SKIPPED [1] " in page
-    assert "- !!!" in page
-    assert re.search(r"\n- GAVE UP waiting: 2 launches of \S*::test_late\n", page)
-    monkeypatch.setitem(gpu_check.PARITY, "parity-stacks", [str(tests), "-k", "skipped"])
-    assert gpu_check.run_part("parity-stacks", log, 100).startswith(
-        f"failed: status {gpu_pytest.ALL_SKIPPED} ("
-    )
-    monkeypatch.setitem(gpu_check.PARITY, "parity-stacks", [str(tests), "-k", "good or skipped"])
-    assert gpu_check.run_part("parity-stacks", log, 100).startswith("passed (")
-
-
 def test_tests_are_mixed() -> None:
     names = ["a.py::f[1]", "a.py::f[2]", "a.py::f[3]", "test_gpu_rescues.py::g", "a.py::h[1]", "a.py::h[2]"]
     items = [types.SimpleNamespace(nodeid=name) for name in names]
     assert [item.nodeid for item in gpu_pytest.mixed(items)] == [names[k] for k in (0, 4, 1, 5, 2, 3)]
-
-
-def test_pytest_that_is_cut_off_says_what_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tests = tmp_path / "test_some.py"
-    tests.write_text("import time\ndef test_bad(): assert 1 == 2\ndef test_long(): time.sleep(60)\n")
-    monkeypatch.setitem(gpu_check.PARITY, "parity-stacks", [str(tests)])
-    log = tmp_path / "gpu_check.log"
-    assert gpu_check.run_part("parity-stacks", log, 10) == "failed: not done after 10 s"
-    assert re.search(r"FAILED \S*::test_bad - assert 1 == 2", log.read_text())
-
-
-def test_of_much_output_the_middle_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    log = tmp_path / "log"
-    log.write_text("before\n")
-    monkeypatch.setattr(gpu_process, "MOST_BYTES", 1000)
-    code = "print('first'); print('\\n'.join(map(str, range(10000)))); print('last')"
-    assert gpu_process.bounded([sys.executable, "-c", code], 60, log) == 0
-    text = log.read_text()
-    assert len(text) < 1100
-    assert text.startswith("before\nfirst\n")
-    assert text.endswith("9999\nlast\n")
-    assert "\n[much more was printed]\n" in text
 
 
 @pytest.mark.skipif(native.reason() is not None, reason=f"no native library: {native.reason()}")
@@ -382,7 +266,7 @@ def test_plain_models_on_the_emulator(weights: str) -> None:
 )
 def test_parity_tests_run_on_a_stand_in(part: str, chosen: str, tmp_path: Path) -> None:
     """All but what the CPU does not have: half precision, graphs, and sums that tf32 makes different."""
-    environment = gpu_check.environment_of(part) | {gpu_pytest.BEGUN: str(tmp_path / "begun")}
+    environment = gpu_check.environment_of(part) | Begun(tmp_path / "begun", part).environment()
     environment["PYTHONPATH"] += os.pathsep + str(REPOSITORY / "tests")
     environment["OMP_NUM_THREADS"] = "1"
     command = [*gpu_check.command_of(part), "-p", "cuda_stand_in", "-k", chosen]  # the last -k counts

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
+import itertools
 import json
 import subprocess
 import sys
@@ -29,7 +31,9 @@ from benchmarks import (
     gpu_tools,
     gpu_training,
 )
+from benchmarks.gpu_begun import Begun
 from benchmarks.gpu_training import Case
+from benchmarks.suite import peers
 from melodia import engine
 from melodia.errors import ConfigError
 from melodia.kernels import cuda, native
@@ -77,6 +81,8 @@ def on_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         "Event": Event,
         "CUDAGraph": Graph,
         "graph": lambda graph: contextlib.nullcontext(),
+        "default_stream": lambda: None,
+        "set_stream": lambda stream: None,
     }.items():
         monkeypatch.setattr(torch.cuda, name, value)
     library = types.SimpleNamespace(
@@ -176,6 +182,57 @@ def test_clocks_are_noted(
     (note,) = printed(capsys)[1]
     assert note.startswith("before: SM ")
     assert note.endswith(told)
+
+
+def test_a_capture_that_fails_leaves_nothing_behind(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As torch does it: where the end of a capture fails, its stream and the generator stay as they are in it."""
+    now = {"stream": "usual", "captured": False}
+
+    class Capture:
+        def __init__(self, graph: object) -> None:
+            assert now["stream"] == "usual"
+
+        def __enter__(self) -> None:
+            assert not gc.isenabled()
+            now.update(stream="side", captured=True)
+
+        def __exit__(self, kind: object, *more: object) -> None:
+            if kind is not None:
+                raise RuntimeError("the capture has become invalid")
+            now.update(stream="usual", captured=False)
+
+    monkeypatch.setattr(torch.cuda, "graph", Capture)
+    monkeypatch.setattr(torch.cuda, "default_stream", lambda: "usual")
+    monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: now.update(stream=stream))
+    calls = itertools.count()
+
+    def bad() -> None:
+        if next(calls):
+            raise RuntimeError("not permitted")
+
+    assert list(gpu_tools.captured(bad=bad, good=lambda: None)) == ["good, graph"]
+    assert printed(capsys)[1] == ["bad, graph: the capture has become invalid"]
+    assert now == {"stream": "usual", "captured": False}
+    assert gc.isenabled()
+
+
+def test_inputs_are_drawn_by_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_tools, "DEVICE", "meta")  # which knows no numbers
+    monkeypatch.setattr(gpu_tools, "DRAWN", 10)
+    randn = torch.randn
+
+    def draw(*shape: int) -> torch.Tensor:
+        return randn(*shape)
+
+    monkeypatch.setattr(torch, "randn", draw)
+    found = gpu_tools.normal(3, 7, dtype=torch.bfloat16)
+    assert (found.shape, found.dtype, found.device.type) == ((3, 7), torch.bfloat16, "meta")
+    monkeypatch.setattr(gpu_tools, "DEVICE", "cpu")
+    found = gpu_tools.normal(3, 7, dtype=torch.float32).flatten()
+    assert torch.equal(found[:10], found[10:20])
+    assert found[:10].unique().numel() == 10
 
 
 @needs_native
@@ -296,16 +353,57 @@ def test_generation(
     assert gpu_generation.generation(*given) == 0
     rows, notes = printed(capsys)
     ways = [*gpu_generation.WEIGHTS, *(f"{weights}, cluster 4" for weights in gpu_generation.WEIGHTS)]
-    assert [(row["B"], row["weights"]) for row in rows] == [(B, way) for B in (1, 2) for way in ways]
-    assert wanted_of("generation") <= set(rows[0])
-    assert {row["fell back"] for row in rows} == {0}
-    assert rows[0]["x eager"] is not None
-    assert rows[0]["of the floor"] is None
+    alone = [row for row in rows if "fell back" in row]
+    beside = [row for row in rows if "x eager" in row]
+    assert [(row["B"], row["weights"]) for row in alone] == [(B, way) for B in (1, 2) for way in ways]
+    assert [(row["B"], row["weights"]) for row in beside] == list(
+        itertools.product((1, 2), gpu_generation.WEIGHTS)
+    )
+    assert rows[:2] == [alone[0], beside[0]]
+    assert wanted_of("generation") <= set(alone[0]) | set(beside[0])
+    assert {row["fell back"] for row in alone} == {0}
+    assert all(float(row[x]) > 0 for row in beside for x in ("x eager", "x graph", "us/step"))
+    assert alone[0]["of the floor"] is None
     assert notes[0] == "no reading floor: nvcc was not found"
     assert len([text for text in notes if "cluster 1000" in text]) == 2 * 3
     monkeypatch.setattr(gpu_primitives, "read_once", lambda probe, size: 1.0)
     assert gpu_generation.generation([("tiny", 1)], {}, (1, 2), emulator, lambda: None, models) == 0
-    assert all(row["of the floor"] == row["us/step"] for row in printed(capsys)[0])
+    rows = [row for row in printed(capsys)[0] if "of the floor" in row]
+    assert len(rows) == 3
+    assert all(row["of the floor"] == row["us/step"] for row in rows)
+
+
+@needs_engine
+def test_generation_does_not_need_its_rivals(
+    emulator: ctypes.CDLL,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A rival that fails is a note; one that ends the process ends it behind the engine's row, and only there."""
+
+    class Rival:
+        def __init__(self, model: Any, B: int) -> None:
+            raise error
+
+    models: dict[str, Any] = {"tiny": ("parallel", 8, {})}
+    given = ([("tiny", 1)], {}, (1, 2), emulator, lambda: None, models)
+    monkeypatch.setattr(gpu_primitives, "read_once", lambda probe, size: 1.0)
+    monkeypatch.setattr(peers, "Eager", Rival)
+    error: BaseException = RuntimeError("cuDNN has no such plan")
+    assert gpu_generation.generation(*given) == 0
+    rows, notes = printed(capsys)
+    assert [row["weights"] for row in rows] == list(gpu_generation.WEIGHTS)
+    assert notes[0] == "tiny, B=1, torch, bfloat16: cuDNN has no such plan"
+    error = KeyError("anything else")
+    for name, value in Begun(tmp_path / "begun", "generation").environment().items():
+        monkeypatch.setenv(name, value)
+    for weights in gpu_generation.WEIGHTS:
+        with pytest.raises(KeyError):
+            gpu_generation.generation(*given)
+        assert [row["weights"] for row in printed(capsys)[0]] == [weights]
+    assert gpu_generation.generation(*given) == 0
+    assert printed(capsys)[0] == []
 
 
 @needs_engine

@@ -1,0 +1,1 @@
+"""Measurements, and what makes the bundled model; none of it is installed with melodia."""
