@@ -33,8 +33,8 @@ FOREIGN = 1.0
 """How strongly pitches that are not of the chord are held back, in nats.
 
 Stronger chords repeat their notes. Of 18 held-out pieces, 0.8 nats (and 1.5 in the bass) keep 77 % of the notes' time
-in the chords and leave 23 % of the top notes where they are, 1.3 nats (and 2.5) 89 % and 28 %; without chords it is 45 %
-and 16 %. With 1.0 and 2.0 it is 83 % and 26 % of 36 pieces (`python -m benchmarks.harmonies`)."""
+in the chords and leave 23 % of the top notes where they are, 1.3 nats (and 2.5) 89 % and 28 %; without chords it is 45
+% and 16 %. With 1.0 and 2.0 it is 83 % and 26 % of 36 pieces (`python -m benchmarks.harmonies`)."""
 
 FOREIGN_BASS = 2.0
 """The same of pitches in the bass's register that are not the chord's bass."""
