@@ -210,7 +210,7 @@ def test_python_names_arguments_and_the_command_line_options(
     with pytest.raises(MelodiaError, match="choose another `out`, or give `force`"):
         generate_files(None, out, model=model)
     for make in (generate_files, partial(fill_files, bars=(1, 1))):
-        with pytest.raises(MelodiaError, match="is the file that is read"):
+        with pytest.raises(MelodiaError, match="is the input file"):
             make(str(out), out=str(out), model=model)
     assert main(["generate", "--model", str(model), "--out", str(out)]) == 1
     assert "choose another --out, or give --force" in capsys.readouterr().err

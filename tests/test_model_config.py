@@ -76,7 +76,7 @@ def test_defaults_of_every_kind() -> None:
         ({"kind": "bidirectional", "block_starts": (1,), "block_length": 4}, "and not both"),
         (
             {"kind": "bidirectional", "block_starts": (50,)},
-            r"`block_starts\[0\]` must be .* within 0 and 49",
+            r"`block_starts\[0\]` must be .* between 0 and 49",
         ),
         ({"kind": "bidirectional", "block_length": 4, "block_max": 5}, "leave block_max out"),
         ({"kind": "bidirectional", "block_length": 0}, "`block_max` must be"),

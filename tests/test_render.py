@@ -416,7 +416,7 @@ class TestFluidSynth:
         monkeypatch.setattr("melodia.render.audio.SOUNDFONT_FOLDERS", ["~/fonts"])
         assert find_fluidsynth()[1].name == "TimGM6mb.sf2"
         monkeypatch.setenv("MELODIA_SOUNDFONT", "~/mine.sf2")
-        with pytest.raises(ConfigError, match=r"~/mine\.sf2, which is no file"):
+        with pytest.raises(ConfigError, match=r"~/mine\.sf2, which is not a file"):
             find_fluidsynth()
 
     @pytest.mark.parametrize("script", ["echo broken >&2; exit 3", "exit 0"])

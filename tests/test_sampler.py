@@ -14,7 +14,7 @@ from melodia.errors import BackendError, CheckpointError, ConfigError, MelodiaEr
 from melodia.midi import midi_bytes, to_pretty_midi
 from melodia.model import KINDS
 from melodia.sampler import Event, Sampler, Session, feeding
-from melodia.sampler import sampler as sampler_module
+from melodia.sampler.loading import check_device
 from melodia.tokenizer import Tokenizer, TokenizerConfig
 
 SCHEMES = ("REMI", "TSD", "MIDILike", "Structured", "PerTok")
@@ -203,7 +203,7 @@ def test_a_file_that_appears_while_a_session_is_saved_stays(
 ) -> None:
     (tmp_path / "a").write_text("mine")
     monkeypatch.setattr("os.path.lexists", lambda path: False)  # as it was a moment ago
-    with pytest.raises(CheckpointError, match="is there already"):
+    with pytest.raises(CheckpointError, match="already exists"):
         sampler.save_state(tmp_path / "a")
     assert (tmp_path / "a").read_text() == "mine"
 
@@ -284,7 +284,7 @@ def test_reports_are_text_and_json(sampler: Sampler) -> None:
     made = sampler.generate(bars=1, random_seed=42)
     text = "\n".join(made.report.lines())
     assert "random seed 42" in text
-    assert "1 bar of 4/4 at 96 quarters" in text
+    assert "1 bar of 4/4 at 96 quarter notes" in text
     assert json.loads(json.dumps(made.report.to_dict()))["bars"] == 1
     assert sampler.prime_report is not None
     assert json.loads(json.dumps(sampler.prime_report.to_dict()))["notes"] == 8
@@ -312,9 +312,9 @@ def test_without_a_model_the_error_says_what_to_do(tmp_path: Path) -> None:
         Sampler.load(tmp_path)
     for device in ("abacus", "meta", "mps", "auto:1", "cuda:x", "cpu:0"):
         with pytest.raises(ConfigError, match="`device` must be auto, cpu, cuda or cuda:N"):
-            sampler_module.check_device(device)
+            check_device(device)
     with pytest.raises(BackendError, match="cuda:9999"):
-        sampler_module.check_device("cuda:9999")
+        check_device("cuda:9999")
 
 
 def test_a_checkpoint_is_loaded(sampler: Sampler, tmp_path: Path) -> None:
