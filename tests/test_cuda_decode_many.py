@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterable
 from typing import Any
 
 import cuda_decode_emulation as emulation
@@ -13,7 +14,11 @@ from cuda_decode_emulation import FILTERS, KINDS, check_lanes, check_loop, check
 from melodia import engine
 from melodia.decode import SamplingConfig
 from melodia.engine import cuda
+from melodia.engine.description import describe
 from melodia.engine.loop import Stopped, Terms
+from melodia.errors import ConfigError
+from melodia.model import ModelConfig, Network
+from melodia.model.network import tensor_shapes
 
 pytestmark = [
     pytest.mark.skipif(emulation.COMPILER is None, reason="no C++ compiler"),
@@ -60,11 +65,32 @@ def test_rows_of_odd_sizes(library: ctypes.CDLL, H: int, weights: str) -> None:
 )
 def test_groups_of_every_width(library: ctypes.CDLL, name: str, B: int, weights: str) -> None:
     """8, 16 or 32 sessions pass a stage together, their rows asked for ahead or not: the bits of eight by words."""
+    ways = (WORDS | EIGHT, ROWS | EIGHT, ROWS | EIGHT | {"ahead": -1}, ROWS | {"group": 16}, ROWS)
+    same_bits(library, name, weights, 9, B, ways)
+
+
+@pytest.mark.parametrize("weights", ["fp32", "bf16", "int8"])
+def test_groups_that_bring_embeddings(
+    library: ctypes.CDLL, weights: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Five groups of eight pass the first stage, too: nobody posts what comes into it."""
+    monkeypatch.setattr("melodia.engine.description.TABLE_BYTES", 0)
+    emulation.described.cache_clear()
+    try:
+        same_bits(library, "sequential-deep", weights, 4, 35, (WORDS | EIGHT, ROWS | EIGHT))
+    finally:
+        emulation.described.cache_clear()
+
+
+def same_bits(
+    library: ctypes.CDLL, name: str, weights: str, T: int, B: int, ways: Iterable[dict[str, Any]]
+) -> None:
+    """The same logits and states, whichever way the sessions pass the stages, and no launch that fell back."""
     ints, floats, sizes = emulation.described(name, weights)
     configure(library, schedule=B, shared_bytes=200 << 10)
-    tokens, sides = emulation.random_input(sizes, 9, B)
+    tokens, sides = emulation.random_input(sizes, T, B)
     found = []
-    for way in (WORDS | EIGHT, ROWS | EIGHT, ROWS | EIGHT | {"ahead": -1}, ROWS | {"group": 16}, ROWS):
+    for way in ways:
         packed = cuda.CudaEngine(ints, floats, library=library, options=emulation.options(**way))
         lanes = engine.Lanes(packed, B)
         found.append([lanes.advance(tokens, sides), *(lanes.read(lane) for lane in range(B))])
@@ -125,7 +151,7 @@ def test_compute_blocks_that_sample(library: ctypes.CDLL, schedule: int, changed
     check_loop(library, 2, 4, SamplingConfig(temperature=1.5), pairs=True, **JOINT, **changed)
 
 
-@pytest.mark.parametrize("changed", [ROWS, WORDS], ids=str)
+@pytest.mark.parametrize("changed", [ROWS, ROWS | EIGHT, WORDS], ids=str)
 @pytest.mark.parametrize("schedule", [1, 2, 3])
 def test_blocks_that_give_up(library: ctypes.CDLL, schedule: int, changed: dict[str, Any]) -> None:
     """One of two has 15 sessions, the other's have ended; it waits, and may not: stage by stage it is the same."""
@@ -160,6 +186,18 @@ def test_who_samples(library: ctypes.CDLL, B: int, changed: dict[str, Any], bloc
     assert isinstance(packed, cuda.CudaEngine)
     assert packed.fallback() == f"the device holds 2 blocks at once of {blocks}"
     configure(library, schedule=1)
+
+
+def test_sessions_that_need_more_than_32_bits_count(library: ctypes.CDLL) -> None:
+    """More than 2 GB of states in one block are refused like a little too much."""
+    config = ModelConfig("sequential", vocab_size=8, hidden_size=176, lstm_layers=64, gru_layers=64)
+    tensors = {name: np.zeros(shape, np.float32) for name, shape in tensor_shapes(config).items()}
+    packed = cuda.CudaEngine(
+        *describe(Network(config, tensors)), library=library, options=cuda.Options(blocks=1)
+    )
+    assert 4 * 6 * 128 * 176 * 4096 > 1 << 31
+    with pytest.raises(ConfigError, match="so many sessions do not fit into the shared memory"):
+        engine.Lanes(packed, 4096)
 
 
 def test_no_room_for_blocks_that_only_sample(library: ctypes.CDLL) -> None:

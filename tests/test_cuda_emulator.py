@@ -10,7 +10,15 @@ import pytest
 
 CSRC = Path(__file__).resolve().parent.parent / "csrc"
 COMPILER = shutil.which("g++") or shutil.which("c++")
-FLAGS = ["-x", "c++", "-std=c++17", "-U_FORTIFY_SOURCE", "-DMELODIA_EMULATOR", f"-I{CSRC}"]
+FLAGS = [
+    "-x",
+    "c++",
+    "-std=c++17",
+    "-U_FORTIFY_SOURCE",
+    "-DMELODIA_EMULATOR",
+    "-fsanitize=alignment",
+    f"-I{CSRC}",
+]
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
 
@@ -37,7 +45,18 @@ def tried(program: str, case: str, schedules: int = 100) -> tuple[int, str]:
 
 @pytest.mark.parametrize(
     "case",
-    ["all_gather", "in_band", "through_shared", "in_cluster", "gives_up", "product bf16", "product fp16"],
+    [
+        "all_gather",
+        "in_band",
+        "through_shared",
+        "over_shared",
+        "in_cluster",
+        "gives_up",
+        "product bf16",
+        "product fp16",
+        "product tf32",
+        "not_a_number_tf32",
+    ],
 )
 def test_right_kernels_pass(program: str, case: str) -> None:
     assert tried(program, case, 300) == (0, "")
@@ -53,6 +72,7 @@ def test_right_kernels_pass(program: str, case: str) -> None:
         "in_band without epoch",
         "in_band with one buffer",
         "through_shared without wait",
+        "over_shared without barrier",
         "in_cluster without first barrier",
     ],
 )
@@ -67,6 +87,18 @@ def test_missing_order_is_found(program: str, case: str) -> None:
         ("waits_for_ever", "kernel waits_for_ever: deadlock: nobody can go on; block 0: 64 threads spin"),
         ("half_a_barrier", "wait at two barriers, 'half' and 'whole'"),
         ("past_the_end", "block 0 wrote past its shared memory"),
+        ("copies_past_the_end", "copies to 16 bytes that are not in its shared memory"),
+        ("ends_early", "ends before its copies have arrived"),
+        ("ends_early uncommitted", "ends before its copies have arrived"),
+        ("reads_beside", "reads 4 bytes that the device does not have, at byte -4 of 4"),
+        ("reads_across", "reads 16 bytes that the device does not have, at byte 4088 of 4096"),
+        ("writes_beside", "writes 4 bytes that the device does not have, at byte 4 of 4"),
+        ("adds_beside", "adds to 4 bytes that the device does not have, at byte 4 of 4"),
+        ("copies_beside", "copies 16 bytes that the device does not have, at byte 0 of 4"),
+        ("writes_plainly_beside", "somebody wrote beside 4 bytes of global memory"),
+        ("copies_unaligned", "copies 16 bytes at an address that is not a multiple of 16"),
+        ("reads_unaligned", "reads 8 bytes at an address that is not a multiple of 8"),
+        ("reads_plainly_unaligned", "has a pointer that is not aligned, "),
     ],
 )
 def test_errors_name_the_kernel(program: str, case: str, error: str) -> None:
@@ -74,6 +106,10 @@ def test_errors_name_the_kernel(program: str, case: str, error: str) -> None:
     assert wrong == 100
     assert error in received
     assert received.startswith(f"kernel {case}: ")
+
+
+def test_who_reads_beside_global_memory_reads_nan(program: str) -> None:
+    assert tried(program, "reads_plainly_beside") == (100, "")
 
 
 def test_stores_to_blocks_that_have_ended_are_found(program: str) -> None:

@@ -18,7 +18,8 @@ pytestmark = pytest.mark.skipif(emulation.COMPILER is None, reason="no C++ compi
 
 NAMES = re.compile(r'MELODIA_(?:SYNC|ALL|ORDER|EPOCH)\(\s*"([^"]+)"')
 SCANS = ("scan_forward", "scan_backward")
-IN_WORDS = ("exchange: parity", "exchange: epoch")  # which no stack exchanges
+# No stack exchanges words, and none gives up inside a product.
+NOT_OF_STACKS = ("exchange: parity", "exchange: epoch", "tile: nothing on its way")
 
 
 def where() -> dict[tuple[str, str], tuple[str, ...]]:
@@ -32,7 +33,7 @@ def where() -> dict[tuple[str, str], tuple[str, ...]]:
             checks = "stacks" if file.stem.startswith("hybrid") else "scans"
             assert found.get((name, checks), (file.stem,)) == (file.stem,), f"{name} stands in two files"
             found[name, checks] = (file.stem,) if file.suffix == ".cu" else SCANS
-            if file.suffix == ".h" and name not in IN_WORDS:
+            if file.suffix == ".h" and name not in NOT_OF_STACKS:
                 found[name, "stacks"] = ("hybrid_step",)
     return found
 

@@ -155,6 +155,10 @@ def test_what_gives_up_is_done_in_another_way(emulator: Emulator, name: str) -> 
         assert emulator.rescues() > before
 
 
+def test_blocks_that_give_up_between_chunks(emulator: Emulator) -> None:
+    emulation.check_giving_up(emulator, range(1, 5))
+
+
 def test_weights_that_do_not_fit(emulator: Emulator) -> None:
     emulator.configure(blocks=1, shared_bytes=12 << 10)
     compare(emulator, "lstm_scan", (3, 2, 40))
@@ -178,9 +182,11 @@ def test_automatic_is_resident_and_the_same_in_every_schedule(emulator: Emulator
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
+@pytest.mark.parametrize("path", ["automatic", "resident"])
 @pytest.mark.parametrize("name", SCANS)
-def test_no_steps_and_no_batch(emulator: Emulator, name: str) -> None:
+def test_no_steps_and_no_batch(emulator: Emulator, name: str, path: str) -> None:
     """Without steps the state and its gradient pass through; without a batch everything is empty."""
+    emulator.configure(path=path)
     inputs = arguments(name, 0, 3, 5)
     states = inputs[2:5] if name == "pair_scan" else inputs[1:-2]
     outputs = 2 if name == "pair_scan" else 1

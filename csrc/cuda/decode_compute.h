@@ -313,7 +313,8 @@ class ComputeBlock : BlockParts<W> {
         const bool here = g + 1 < a.groups;
         const int after = here ? s : s + 1, group = here ? g + 1 : 0;
         Ahead ahead = {after - 1, group, 0, 0};
-        if (!a.plain || group == g || after >= a.net.stages || after + 1 >= a.phase_end) return ahead;
+        const bool posted = after > 0 && after < a.net.stages;  // nobody posts what comes into the first
+        if (!a.plain || group == g || !posted || after + 1 >= a.phase_end) return ahead;
         ahead.live = going(step, group);
         if (thread() == 0) ahead.count = load_relaxed(counter_of(a, ahead.stage, group));
         return ahead;

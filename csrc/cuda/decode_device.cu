@@ -34,20 +34,24 @@ void require(const char* failure) {
 }
 
 #if defined(MELODIA_EMULATOR)
-void Memory::release() { std::free(data_); }
-unsigned char* Memory::reserve(int64_t bytes) {
+namespace {
+void copy(void* to, const void* from, const void* device, int64_t bytes) {
+    if (bytes <= 0) return;
+    if (!emulator::machine.memory.holds(device, static_cast<size_t>(bytes)))
+        throw std::runtime_error("the device: a copy beside its memory");
+    std::memcpy(to, from, static_cast<size_t>(bytes));
+}
+}  // namespace
+void Memory::release() { emulator::machine.memory.give_back(data_); }
+unsigned char* Memory::reserve(int64_t bytes) {  // not rounded up, so that what lies beside it is found
     if (bytes <= size_ && data_ != nullptr) return data_;
     release();
-    size_ = up(std::max<int64_t>(bytes, 16), 256);
-    data_ = static_cast<unsigned char*>(std::aligned_alloc(256, static_cast<size_t>(size_)));
-    if (data_ == nullptr) throw std::bad_alloc();
-    std::memset(data_, 0, static_cast<size_t>(size_));
+    size_ = std::max<int64_t>(bytes, 16);
+    data_ = emulator::machine.memory.take(static_cast<size_t>(size_));
     return data_;
 }
-void Memory::write(void* device, const void* host, int64_t bytes) {
-    if (bytes > 0) std::memcpy(device, host, static_cast<size_t>(bytes));
-}
-void Memory::read(void* host, const void* device, int64_t bytes) { write(host, device, bytes); }
+void Memory::write(void* device, const void* host, int64_t bytes) { copy(device, host, device, bytes); }
+void Memory::read(void* host, const void* device, int64_t bytes) { copy(host, device, device, bytes); }
 #else
 namespace {
 void check(cudaError_t error) {
@@ -310,25 +314,33 @@ Layout Decoder::layout_of(int64_t B, const Way& way, std::vector<Stage>& of,
     for (const ReaderLevel& level : readers_of) widen(0, level.cell);
     in = std::max(in, 2 * padded_x);
     input = std::max(input, in);
+    // Places are cut to 32 bits, which is all of them where they fit; that is asked below, of all 64.
+    const int64_t each = B * U, reader_each = B * reader.units;
+    int64_t numbers = 0;
+    const auto count = [&](int64_t some) {
+        const int64_t from = numbers;
+        numbers += some;
+        return static_cast<int32_t>(from);
+    };
     own = {};
-    own.c = static_cast<int32_t>(B * U);
-    own.sums = 2 * own.c;
-    own.slot = 6 * own.c;
-    own.tokens = net.slots * own.slot;
-    own.sides = own.tokens + static_cast<int32_t>(2 * B);
-    own.size = own.sides + static_cast<int32_t>(B * net.S);
+    own.c = static_cast<int32_t>(each);
+    own.sums = static_cast<int32_t>(2 * each);
+    own.slot = static_cast<int32_t>(6 * each);
+    (void)count(net.slots * 6 * each);
+    own.tokens = count(2 * B);
+    own.sides = count(B * net.S);
     if (reader.levels > 0) {
-        own.reader = own.size;
-        own.reader_c = static_cast<int32_t>(B * reader.units);
-        own.reader_sums = 2 * own.reader_c;
-        own.reader_slot = 6 * own.reader_c;
-        own.share = static_cast<int32_t>(
-            up(own.reader + 2 * reader.levels * own.reader_slot, 4));  // read 16 bytes at once
-        own.waiting = own.share + of[0].cells * 4 * own.c;
-        own.read = own.waiting + static_cast<int32_t>(B);
-        own.length = own.read + static_cast<int32_t>(B);
-        own.size = own.length + static_cast<int32_t>(B);
+        own.reader = count(2 * reader.levels * 6 * reader_each);
+        own.reader_c = static_cast<int32_t>(reader_each);
+        own.reader_sums = static_cast<int32_t>(2 * reader_each);
+        own.reader_slot = static_cast<int32_t>(6 * reader_each);
+        numbers = up(numbers, 4);  // read 16 bytes at once
+        own.share = count(of[0].cells * 4 * each);
+        own.waiting = count(B);
+        own.read = count(B);
+        own.length = count(B);
     }
+    own.size = static_cast<int32_t>(numbers);
 
     Layout l{};
     int64_t at = 0;
@@ -369,9 +381,12 @@ Layout Decoder::layout_of(int64_t B, const Way& way, std::vector<Stage>& of,
     l.sums = take(sums);
     // One place for both where a barrier comes between them: behind what is posted in rows.
     l.shadow_sums = way.plain && reader.levels == 0 ? l.sums : take(sums);
-    l.own = take(own.size * 4);
+    l.own = take(numbers * 4);
     l.flag = take(16);
     l.sampler = way.joint ? take(kSamplerBytes) : l.words;
+    if (at > device.shared_bytes)
+        throw std::invalid_argument("so many sessions do not fit into the shared memory of this device (" +
+                                    std::to_string(device.shared_bytes) + " bytes); take fewer at once");
     l.weights = static_cast<int32_t>(at);
     // What a token waits for first, then what is made in the shadow.
     const int64_t space = options.streamed ? 0 : device.shared_bytes;
@@ -396,9 +411,6 @@ Layout Decoder::layout_of(int64_t B, const Way& way, std::vector<Stage>& of,
         l.sampler_bytes = l.choices + 12 * net.V;
     else
         l.choices = -1;
-    if (l.weights > device.shared_bytes)
-        throw std::invalid_argument("so many sessions do not fit into the shared memory of this device (" +
-                                    std::to_string(device.shared_bytes) + " bytes); take fewer at once");
     return l;
 }
 

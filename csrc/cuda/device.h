@@ -194,7 +194,7 @@ MELODIA_DEVICE void store_data(T* p, T value) {
 MELODIA_DEVICE uint64_t load_relaxed(const uint64_t* p) {
     uint64_t value;
 #if defined(MELODIA_EMULATOR)
-    std::memcpy(&value, p, 8);
+    emulator::machine.load_relaxed(p, &value, 8);
 #else
     asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(value) : "l"(p) : "memory");
 #endif
@@ -203,7 +203,7 @@ MELODIA_DEVICE uint64_t load_relaxed(const uint64_t* p) {
 MELODIA_DEVICE uint32_t load_relaxed(const uint32_t* p) {
     uint32_t value;
 #if defined(MELODIA_EMULATOR)
-    std::memcpy(&value, p, 4);
+    emulator::machine.load_relaxed(p, &value, 4);
 #else
     asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(p) : "memory");
 #endif
@@ -286,7 +286,7 @@ MELODIA_DEVICE uint64_t load_from_cluster(const uint64_t* own) {
 // whole, ordered with nothing.
 MELODIA_DEVICE void store_to_cluster(uint64_t* own, unsigned rank, uint64_t value) {
 #if defined(MELODIA_EMULATOR)
-    emulator::machine.store(emulator::machine.shared_of(own, rank), &value, 8);
+    emulator::machine.store_to(rank, own, &value, 8);
 #elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
     unsigned to;
     const auto at = static_cast<unsigned>(__cvta_generic_to_shared(own));
@@ -413,11 +413,11 @@ MELODIA_DEVICE void multiply_16x8x16(float (&c)[4], const uint32_t (&a)[4], cons
 #endif
 }
 
-// A float as a tensor core takes it: rounded to 10 bits of fraction, halves away from zero. The core itself
-// ignores the bits below.
+// A float as a tensor core takes it: rounded to 10 bits of fraction, halves away from zero; infinities stay.
+// The core itself ignores the bits below, which may be all that makes a NaN one.
 MELODIA_DEVICE uint32_t tf32_bits(Tf32 x) {
     const uint32_t bits = bits_of(x.value);
-    return (bits & 0x7F800000) == 0x7F800000 ? bits : (bits + 0x1000) & 0xFFFFE000;
+    return x.value != x.value ? bits | 0x400000 : (bits + 0x1000) & 0xFFFFE000;
 }
 
 // The same over 8 numbers of tf32_bits:
@@ -430,7 +430,7 @@ MELODIA_DEVICE void multiply_16x8x8(float (&c)[4], const uint32_t (&a)[4], const
         const auto number = [&](unsigned from, unsigned k) {
             uint32_t x;
             std::memcpy(&x, w.box[from] + 4 * k, 4);
-            return float_of(x);
+            return float_of(x & 0xFFFFE000);
         };
         for (unsigned k = 0; k < 8; ++k)
             for (unsigned sum = 0; sum < 4; ++sum)

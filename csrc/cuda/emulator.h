@@ -5,12 +5,14 @@
 //  - any order of threads; a block or a warp may stand still until nobody else can go on (a "victim");
 //  - stores to global memory (store_data, store_relaxed) are seen late and in any order until a release;
 //  - loads of data (load_data) may see what stood there before, until an acquire;
-//  - asynchronous copies arrive only when they are waited for;
+//  - asynchronous copies arrive at once or only when they are waited for;
 //  - shared memory starts as NaN or as a block before left it, and writes past its end are found, as are
-//  stores of a cluster's block to one that has
-//    ended.
-// Threads of a block that wait at different barriers, and a launch in which nobody can go on, are errors that
-// name the kernel, never a hang. Not modelled: bank conflicts, time, caches.
+//    stores of a cluster's block to one that has ended.
+// Errors that name the kernel, never a hang or a crash: threads of a block that wait at different barriers, a
+// launch in which nobody can go on, a thread that ends before its copies have arrived, global memory that is
+// not there (all accesses of device.h; of plain ones the stores beside memory that was taken from the
+// emulator), an access that is not aligned as its width asks for (plain ones where the compiler is given
+// -fsanitize=alignment). Not modelled: bank conflicts, time, caches.
 //
 // One launch at a time, one dimension of blocks and threads. Kernels see all of this only through device.h.
 #pragma once
@@ -19,28 +21,14 @@
 #include <functional>
 #include <memory>
 #include <string>
-#include <unordered_map>
 
-#include "cuda/emulator_parts.h"
+#include "cuda/emulator_traffic.h"
 
 namespace melodia::emulator {
 
 // The machine: one, because a kernel's code finds it without an argument.
-struct Machine {
-    Setup setup;
-    std::string error;   // of the last launch, empty if it went well
-    int64_t faults = 0;  // of all launches: stores to the shared memory of blocks that had ended
-
-    Fiber* current = nullptr;
-    unsigned threads = 0, blocks = 0;
-    std::vector<Block> resident;
-    Random random{1};
-
-    // ---- called by device.h, from inside a fiber
-    // --------------------------------------------------------------
-
-    Block& block() { return resident[current->slot]; }
-    unsigned char* shared() { return aligned(block().shared.data()); }
+struct Machine : Traffic {
+    // ---- Called by device.h, from inside a fiber
 
     void pause() {
         current->paused = true;
@@ -86,13 +74,6 @@ struct Machine {
         if (current->wait == Wait::cluster) yield();
     }
 
-    // What stands in the shared memory of block `rank` where `own` stands in this block's.
-    void* shared_of(const void* own, unsigned rank) {
-        const auto at = static_cast<const unsigned char*>(own) - shared();
-        const Block& other = resident[rank];
-        return aligned(other.shared.data()) + at;
-    }
-
     // Every lane puts `bytes` and may read every lane's.
     template <class F>
     void exchange(const void* mine, unsigned size, F read) {
@@ -103,95 +84,7 @@ struct Machine {
         sync_warp();
     }
 
-    void store(void* address, const void* bytes, unsigned size) {
-        ++progress_;
-        if (!weak_) {
-            if (alive(address)) std::memcpy(address, bytes, size);
-            return;
-        }
-        Store made{static_cast<unsigned char*>(address), {}, size, block().generation};
-        std::memcpy(made.bytes, bytes, size);
-        current->stores.push_back(made);
-        ++block().pending;
-    }
-
-    void load(const void* address, void* bytes, unsigned size) {
-        std::memcpy(bytes, address, size);
-        if (!weak_) return;
-        if (!old_.empty() && random.below(2)) {
-            const auto at = reinterpret_cast<uintptr_t>(address);
-            for (unsigned k = 0; k + 2 <= size; k += 2) {
-                const auto found = old_.find(at + k);
-                if (found == old_.end()) continue;
-                const Old& old = found->second;
-                if (old.sequence > current->acquired && old.slot != current->slot)
-                    std::memcpy(static_cast<unsigned char*>(bytes) + k, &old.value, 2);
-            }
-        }
-        if (block().pending == 0) return;
-        for (const Fiber& f : fibers_of(current->slot)) {  // a block sees its own stores after its barrier
-            for (const Store& s : f.stores) {
-                if (&f != current && s.generation == block().generation) continue;
-                forward(s, static_cast<const unsigned char*>(address), static_cast<unsigned char*>(bytes),
-                        size);
-            }
-        }
-    }
-
-    // Everything this thread made or saw at its block's last barrier is visible to all.
-    void release() {
-        const uint64_t generation = block().generation;
-        for (Fiber& f : fibers_of(current->slot)) {
-            flush(f, [&](const Store& s) { return &f == current || s.generation < generation; });
-        }
-        ++progress_;
-    }
-
-    void acquire() { current->acquired = sequence_; }
-
-    // A read-modify-write happens at once.
-    template <class T>
-    T add(T* address, T value) {
-        ++progress_;
-        const T before = *address;
-        *address = before + value;
-        return before;
-    }
-
-    void copy(void* to, const void* from) {
-        Copy made{static_cast<unsigned char*>(to),
-                  static_cast<const unsigned char*>(from),
-                  {},
-                  current->group,
-                  random.below(2) == 0};
-        if (made.read) load(from, made.bytes, 16);
-        current->copies.push_back(made);
-    }
-
-    void commit() { ++current->group; }
-
-    void wait_copies(unsigned groups_left) {
-        auto& copies = current->copies;
-        size_t kept = 0;
-        for (Copy& c : copies) {
-            if (c.group + groups_left >= current->group) {
-                copies[kept++] = c;
-                continue;
-            }
-            if (!c.read) load(c.from, c.bytes, 16);
-            std::memcpy(c.to, c.bytes, 16);
-        }
-        copies.resize(kept);
-    }
-
-    void fail(const std::string& what) {
-        if (error.empty()) error = what;
-        failed_ = true;
-        yield();
-    }
-
-    // ---- called by the host
-    // -----------------------------------------------------------------------------------
+    // ---- Called by the host
 
     // Runs body() as every thread; false and `error` if that cannot be done.
     bool run(const char* name, unsigned grid, unsigned threads_, size_t shared_bytes, bool together,
@@ -212,54 +105,6 @@ struct Machine {
     }
 
   private:
-    struct Range {
-        Fiber *first, *last;
-        Fiber* begin() const { return first; }
-        Fiber* end() const { return last; }
-    };
-    // Whether an address is anything but the shared memory of a block that has ended; if it is, that is an
-    // error.
-    bool alive(const void* address) {
-        const auto* p = static_cast<const unsigned char*>(address);
-        for (const Block& b : resident) {
-            if (b.left < threads || p < b.shared.data() || p >= b.shared.data() + b.shared.size()) continue;
-            if (error.empty())
-                error =
-                    "a store to the shared memory of block " + std::to_string(b.index) + ", which has ended";
-            failed_ = true;
-            ++faults;
-            return false;
-        }
-        return true;
-    }
-
-    Range fibers_of(unsigned slot) { return {&fibers_[slot * threads], &fibers_[(slot + 1) * threads]}; }
-
-    template <class F>
-    void flush(Fiber& f, F chosen) {
-        size_t kept = 0;
-        for (size_t k = 0; k < f.stores.size(); ++k) {
-            const Store s = f.stores[k];
-            bool now = chosen(s);
-            for (size_t j = 0; now && j < kept; ++j)
-                now = f.stores[j].address != s.address;  // per address in order
-            if (!now) {
-                f.stores[kept++] = s;
-                continue;
-            }
-            ++sequence_;
-            ++progress_;
-            --resident[f.slot].pending;
-            for (unsigned b = 0; b + 2 <= s.size; b += 2) {
-                uint16_t before;
-                std::memcpy(&before, s.address + b, 2);
-                old_[reinterpret_cast<uintptr_t>(s.address) + b] = {before, sequence_, f.slot};
-            }
-            if (alive(s.address)) std::memcpy(s.address, s.bytes, s.size);
-        }
-        f.stores.resize(kept);
-    }
-
     void finish_block(unsigned slot) {
         Block& b = resident[slot];
         if (b.arrived == 0 || b.arrived + b.left < threads) return;
@@ -293,27 +138,17 @@ struct Machine {
         cluster_arrived_ = 0;
     }
 
-    // Everything this thread made is visible to all.
-    void release_all() {
-        flush(*current, [](const Store&) { return true; });
-        ++progress_;
-    }
-
     void wake(Fiber& f) {
         f.wait = Wait::none;
         ++progress_;
         if (&f != current) ready_.push_back(&f);
     }
 
-    void yield() {
-        if (!_setjmp(current->context)) _longjmp(main_, 1);
-    }
-
     static void enter();  // the first function of every fiber
 
     void leave() {  // the last
         Fiber& f = *current;
-        wait_copies(0);
+        if (!f.copies.empty()) fail_here("ends before its copies have arrived");
         f.wait = Wait::done;
         ++progress_;
         Block& b = resident[f.slot];
@@ -333,19 +168,9 @@ struct Machine {
         setcontext(&f.entry);
     }
 
-    // NaN, or what a block before left there.
-    std::vector<unsigned char> new_shared(const std::vector<unsigned char>& before, size_t shared_bytes) {
-        std::vector<unsigned char> shared(shared_bytes + 128 + kCanary, 0xFF);
-        if (setup.schedule && !before.empty() && random.below(2)) {
-            const size_t left = std::min(shared_bytes, before.size() - 128 - kCanary);
-            std::memcpy(aligned(shared.data()), aligned(before.data()), left);
-        }
-        return shared;
-    }
-
-    void start_block(unsigned slot, unsigned index, size_t shared_bytes) {
+    void start_block(unsigned slot, unsigned index) {
         Block& b = resident[slot];
-        std::vector<unsigned char> shared = new_shared(b.shared, shared_bytes);
+        std::vector<unsigned char> shared = new_shared(b.shared, shared_bytes_, setup, random);
         b = Block{};
         b.index = index;
         b.shared.swap(shared);
@@ -373,15 +198,9 @@ struct Machine {
         ready_.push_back(&f);
     }
 
-    bool canary_lives(unsigned slot, size_t shared_bytes) {
-        const Block& b = resident[slot];
-        return std::all_of(aligned(b.shared.data()) + shared_bytes,
-                           const_cast<unsigned char*>(b.shared.data()) + b.shared.size(),
-                           [](unsigned char c) { return c == 0xFF; });
-    }
-
     void execute(size_t shared_bytes, std::function<void()> body) {
         body_ = std::move(body);
+        shared_bytes_ = shared_bytes;
         random.state = setup.schedule * 0x2545F4914F6CDD1Du + 1;
         weak_ = setup.schedule % 2 == 1;
         failed_ = expired_ = false;
@@ -395,7 +214,7 @@ struct Machine {
         fibers_.resize(std::max<size_t>(fibers_.size(), size_t{slots} * threads));
         stacks_.resize(fibers_.size());
         unsigned started = 0, finished = 0;
-        for (; started < slots; ++started) start_block(started, started, shared_bytes);
+        for (; started < slots; ++started) start_block(started, started);
         Victim victim = choose(setup, random, resident.size(), threads);
         int stalled = 0;
         std::vector<Fiber*> now, kept;
@@ -423,12 +242,12 @@ struct Machine {
                 if (b.left < threads) continue;
                 ++finished;
                 for (Fiber& g : fibers_of(f->slot)) flush(g, [](const Store&) { return true; });
-                if (!canary_lives(f->slot, shared_bytes)) {
+                if (!canary_lives(b.shared, shared_bytes_)) {
                     error = "block " + std::to_string(b.index) + " wrote past its shared memory";
                     failed_ = true;
                     break;
                 }
-                if (started < blocks) start_block(f->slot, started++, shared_bytes);
+                if (started < blocks) start_block(f->slot, started++);
             }
             ready_.insert(ready_.end(), kept.begin(), kept.end());
             if (weak_ && random.below(8) == 0) drain();
@@ -451,12 +270,10 @@ struct Machine {
             expired_ = true;
             stalled = 0;
         }
-    }
-
-    void drain() {  // half of all stores
-        for (Fiber& f : fibers_) {
-            if (!f.stores.empty()) flush(f, [&](const Store&) { return random.below(2) == 0; });
-        }
+        current = nullptr;
+        const int64_t spoiled = memory.spoiled();
+        if (spoiled >= 0 && error.empty())
+            error = "somebody wrote beside " + std::to_string(spoiled) + " bytes of global memory";
     }
 
     std::string describe() {
@@ -477,15 +294,12 @@ struct Machine {
         return text;
     }
 
-    jmp_buf main_;
     std::function<void()> body_;
-    std::vector<Fiber> fibers_;
     std::vector<std::unique_ptr<char[]>> stacks_;
     std::vector<Fiber*> ready_;
-    std::unordered_map<uintptr_t, Old> old_;
-    uint64_t rounds_ = 0, progress_ = 0, sequence_ = 0;
+    uint64_t rounds_ = 0;
     size_t cluster_arrived_ = 0;
-    bool weak_ = false, failed_ = false, expired_ = false;
+    bool expired_ = false;
 };
 
 inline Machine machine;
@@ -496,3 +310,17 @@ inline void Machine::enter() {
 }
 
 }  // namespace melodia::emulator
+
+// With -fsanitize=alignment the compiler calls this where a pointer is not aligned as its type asks for,
+// which the host forgives. It begins what it hands over with a place in the sources.
+extern "C" __attribute__((weak, used)) void __ubsan_handle_type_mismatch_v1(void* data, void*) {
+    struct Place {
+        const char* file;
+        uint32_t line, column;
+    };
+    const auto* at = static_cast<const Place*>(data);
+    auto& machine = melodia::emulator::machine;
+    if (machine.current != nullptr)
+        machine.fail_here(std::string("has a pointer that is not aligned, ") + at->file + ":" +
+                          std::to_string(at->line));
+}

@@ -37,12 +37,15 @@ struct Store {
     uint64_t generation;  // of the block's barrier when it was made
 };
 
+// What became of a copy when it was issued: nothing, its source was read, or it arrived.
+enum class Copied { asked, read, landed };
+
 struct Copy {
     unsigned char* to;
     const unsigned char* from;
     unsigned char bytes[16];
     unsigned group;
-    bool read;  // the source was read when the copy was issued
+    Copied copied;
 };
 
 enum class Wait { none, block, warp, cluster, done };
@@ -119,5 +122,22 @@ inline Victim choose(const Setup& setup, Random& random, size_t blocks, unsigned
 
 constexpr size_t kStack = 128 << 10, kCanary = 64;
 constexpr int kPatience = 200;  // rounds in which everybody spins before it counts as a deadlock
+
+// Shared memory of a block: NaN, or what a block before left there.
+inline std::vector<unsigned char> new_shared(const std::vector<unsigned char>& before, size_t bytes,
+                                             const Setup& setup, Random& random) {
+    std::vector<unsigned char> shared(bytes + 128 + kCanary, 0xFF);
+    if (setup.schedule && !before.empty() && random.below(2)) {
+        const size_t left = std::min(bytes, before.size() - 128 - kCanary);
+        std::memcpy(aligned(shared.data()), aligned(before.data()), left);
+    }
+    return shared;
+}
+
+// Whether nobody wrote behind the `bytes` of a block's.
+inline bool canary_lives(const std::vector<unsigned char>& shared, size_t bytes) {
+    return std::all_of<const unsigned char*>(aligned(shared.data()) + bytes, shared.data() + shared.size(),
+                                             [](unsigned char c) { return c == 0xFF; });
+}
 
 }  // namespace melodia::emulator

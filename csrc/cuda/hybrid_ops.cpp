@@ -59,7 +59,7 @@ std::tuple<Tensor, std::vector<Tensor>> hybrid_step(std::vector<Tensor> gates_x,
         of_weights(where, weights, "weights", kept);
     const auto state_like = [&](size_t at) {
         after.push_back(made(state[0], {B, H}, state[at].scalar_type()));
-        return after.back().mutable_data_ptr();
+        return mutable_data(after.back());
     };
     StepLevel built[kMaxLevels] = {};
     for (size_t i = 0; i < levels.size(); ++i) {
@@ -107,12 +107,12 @@ std::tuple<Tensor, std::vector<Tensor>> hybrid_step(std::vector<Tensor> gates_x,
                           static_cast<int32_t>(levels.size()),
                           residual,
                           built,
-                          output.mutable_data_ptr(),
+                          mutable_data(output),
                           type_of(output, "state")};
     if (B * H == 0) return {output, after};
     const Tensor workspace = made(output, {stack_workspace(stack)}, ScalarType::Byte);
-    const char* error = stack_step(type_of(gates_x[0], "gates_x"), stack, options,
-                                   workspace.mutable_data_ptr(), where.stream(), &chosen);
+    const char* error = stack_step(type_of(gates_x[0], "gates_x"), stack, options, mutable_data(workspace),
+                                   where.stream(), &chosen);
     STD_TORCH_CHECK(error == nullptr, error ? error : "");
     return {output, after};
 }

@@ -214,6 +214,7 @@ inline void free_stream(Stream stream) {
 inline const char* clear(void* at, size_t bytes, Stream stream) {
 #if defined(MELODIA_EMULATOR)
     (void)stream;
+    if (!emulator::machine.memory.holds(at, bytes)) return "zeros beside the device's memory";
     std::memset(at, 0, bytes);
     return nullptr;
 #else

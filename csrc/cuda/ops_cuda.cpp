@@ -127,7 +127,7 @@ Tensor lstm_gates(Tensor sums, Tensor bias_hh) {
     bias_hh = checked_floats(where, bias_hh, "bias_hh", {4 * H});
     const Tensor gates = made(sums, {T, B, 4 * H}, sums.scalar_type());
     const char* error = gates_again(type_of(sums, "sums"), true, T * B, H, data(sums), nullptr,
-                                    floats(bias_hh), gates.mutable_data_ptr(), where.stream());
+                                    floats(bias_hh), mutable_data(gates), where.stream());
     STD_TORCH_CHECK(error == nullptr, error ? error : "");
     return gates;
 }
@@ -142,7 +142,7 @@ Tensor gru_gates(Tensor gates_x, Tensor gates_h) {
     gates_h = checked(where, gates_h, "gates_h", {T, B, 3 * H}, type);
     const Tensor gates = made(gates_x, {T, B, 4 * H}, type);
     const char* error = gates_again(type_of(gates_x, "gates_x"), false, T * B, H, data(gates_x),
-                                    data(gates_h), nullptr, gates.mutable_data_ptr(), where.stream());
+                                    data(gates_h), nullptr, mutable_data(gates), where.stream());
     STD_TORCH_CHECK(error == nullptr, error ? error : "");
     return gates;
 }
@@ -159,7 +159,7 @@ Tensor lookup(Tensor index, Tensor table) {
     const Tensor out = made(table, {T, B, G}, table.scalar_type());
     const char* error = lookup_forward(type_of(table, "table"), T * B, index.size(2), G,
                                        static_cast<const int64_t*>(data(index)), data(table),
-                                       out.mutable_data_ptr(), where.stream());
+                                       mutable_data(out), where.stream());
     STD_TORCH_CHECK(error == nullptr, error ? error : "");
     return out;
 }
@@ -188,7 +188,7 @@ Tensor lookup_backward(Tensor grad_out, Tensor index, int64_t rows) {
         stable_sort(torch::stable::to(torch::stable::flatten(index), ScalarType::Int));
     const LookupPlaces places{order.size(0), rows, static_cast<const int32_t*>(data(sorted)),
                               static_cast<const int64_t*>(data(order)),
-                              static_cast<int64_t*>(starts.mutable_data_ptr())};
+                              static_cast<int64_t*>(mutable_data(starts))};
     const char* error = lookup_backward(type_of(grad_out, "grad_out"), places, index.size(2), G,
                                         data(grad_out), mutable_floats(grad), where.stream());
     STD_TORCH_CHECK(error == nullptr, error ? error : "");

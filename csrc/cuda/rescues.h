@@ -8,6 +8,9 @@ namespace melodia::cuda {
 namespace {
 
 __device__ uint32_t rescues;
+#if defined(MELODIA_EMULATOR)
+const bool known = emulator::machine.memory.keep(&rescues, sizeof rescues);
+#endif
 
 // By a kernel that makes a launch again.
 MELODIA_DEVICE void count_rescue() {

@@ -32,7 +32,7 @@ MELODIA_DEVICE void run(const ScanLaunch<ScanCellBackward>& a, const Part<ScanCe
     const auto bring_weights = [&](S* to, int k0, int width) {
         stage(to, scratch.layout.weights_stride, p.tiling.rows(), k0, width, K, weight_row);
     };
-    if (p.tiling.resident) {
+    if (p.tiling.resident && p.from > p.to) {  // without steps nobody would wait for them
         bring_weights(scratch.weights(0), 0, p.tiling.depth);
         commit_copies();
     }

@@ -30,7 +30,7 @@ MELODIA_DEVICE void run(const ScanLaunch<ScanCell>& a, const Part<ScanCell>& p, 
     const auto bring_weights = [&](S* to, int k0, int width) {
         stage(to, scratch.layout.weights_stride, p.tiling.rows(), k0, width, H, weight_row);
     };
-    if (p.tiling.resident) {
+    if (p.tiling.resident && p.from < p.to) {  // without steps nobody would wait for them
         bring_weights(scratch.weights(0), 0, p.tiling.depth);
         commit_copies();
     }

@@ -64,10 +64,10 @@ struct ForwardJob {
                 floats(c),
                 data(weight_hh),
                 floats(bias_hh),
-                output.mutable_data_ptr(),
+                mutable_data(output),
                 mutable_floats(h_n),
                 c_n ? mutable_floats(*c_n) : nullptr,
-                keep == kGates ? gates.mutable_data_ptr() : nullptr,
+                keep == kGates ? mutable_data(gates) : nullptr,
                 keep != kNothing && cells ? mutable_floats(*cells) : nullptr};
     }
     Tensor last_h() const { return converted(h_n, h_type); }
@@ -120,8 +120,8 @@ struct BackwardJob {
                 data(output),
                 floats(h),
                 data(weight_hh_t),
-                grad_gates_x ? grad_gates_x->mutable_data_ptr() : nullptr,
-                grad_gates_h.mutable_data_ptr(),
+                grad_gates_x ? mutable_data(*grad_gates_x) : nullptr,
+                mutable_data(grad_gates_h),
                 mutable_floats(grad_h),
                 grad_c ? mutable_floats(*grad_c) : nullptr};
     }
@@ -149,7 +149,7 @@ void run(const Where& where,
         }
         const Tensor workspace = made(like, {scan_workspace(B, numbers, count)}, ScalarType::Byte);
         const char* error =
-            scan(type, B, cells, count, options, workspace.mutable_data_ptr(), where.stream(), &chosen);
+            scan(type, B, cells, count, options, mutable_data(workspace), where.stream(), &chosen);
         STD_TORCH_CHECK(error == nullptr, error ? error : "");
     }
 }

@@ -16,7 +16,9 @@
 
 #include "cuda/scan.h"
 
-#if !defined(MELODIA_EMULATOR)
+#if defined(MELODIA_EMULATOR)
+#include "cuda/emulator.h"
+#else
 #include <dlfcn.h>
 #endif
 
@@ -63,6 +65,8 @@ class Where {
   public:
 #if defined(MELODIA_EMULATOR)
     explicit Where(const Tensor&) {}
+    Where(const Where&) = delete;
+    ~Where() { emulator::machine.memory.forget(); }
     bool has(const Tensor& x) const { return x.is_cpu(); }
     void* stream() const { return nullptr; }
 #else
@@ -128,11 +132,22 @@ inline Tensor made(const Tensor& like, const Sizes& sizes, ScalarType type) {
     return torch::stable::new_empty(like, sizes, type);
 }
 
-inline const void* data(const Tensor& x) { return x.const_data_ptr(); }
-inline const void* data(const Maybe& x) { return x.has_value() ? x->const_data_ptr() : nullptr; }
-inline const float* floats(const Tensor& x) { return static_cast<const float*>(x.const_data_ptr()); }
-inline const float* floats(const Maybe& x) { return x.has_value() ? floats(*x) : nullptr; }
-inline float* mutable_floats(const Tensor& x) { return static_cast<float*>(x.mutable_data_ptr()); }
+// A tensor's data for a kernel, and the emulator is told.
+template <class P>
+P lent(const Tensor& x, P data) {
+#if defined(MELODIA_EMULATOR)
+    emulator::machine.memory.lend(data, static_cast<size_t>(x.numel()) * x.element_size());
+#else
+    (void)x;
+#endif
+    return data;
+}
+inline const void* data(const Tensor& x) { return lent(x, x.const_data_ptr()); }
+inline void* mutable_data(const Tensor& x) { return lent(x, x.mutable_data_ptr()); }
+inline const void* data(const Maybe& x) { return x.has_value() ? data(*x) : nullptr; }
+inline const float* floats(const Tensor& x) { return static_cast<const float*>(data(x)); }
+inline const float* floats(const Maybe& x) { return static_cast<const float*>(data(x)); }
+inline float* mutable_floats(const Tensor& x) { return static_cast<float*>(mutable_data(x)); }
 inline const int64_t* integers(const Maybe& x) { return static_cast<const int64_t*>(data(x)); }
 
 inline Type type_of(const Tensor& x, const char* name) {

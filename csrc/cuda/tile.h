@@ -212,7 +212,10 @@ MELODIA_DEVICE bool multiply(const Scratch<S>& scratch, V stage_vectors, W stage
             MELODIA_ORDER("tile: last chunk copied", wait_copies<0>());
         }
         MELODIA_SYNC("tile: chunk staged");
-        if (*scratch.flag() == 0) return false;
+        if (*scratch.flag() == 0) {  // the block ends, and the next chunk is still on its way into it
+            MELODIA_ORDER("tile: nothing on its way", wait_copies<0>());
+            return false;
+        }
         const int k0 = chunk * t.chunk, width = t.depth - k0 < t.chunk ? t.depth - k0 : t.chunk;
         const int steps = width / 16, each = (steps + t.shares - 1) / t.shares;
         const int begin = share * each < steps ? share * each : steps;
