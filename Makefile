@@ -1,12 +1,15 @@
 # make install | demo | test | test-slow | lint | format: each sets up .venv first, once.
 # PYTHON=python3.12 chooses the interpreter; MELODIA_NATIVE=0 leaves the native library out (see setup.py).
+# JOBS=1: tests run in so many processes, otherwise in one for each core.
 PYTHON ?= python3
+JOBS ?= auto
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.melodia-installed
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu)
 PROBES := $(wildcard benchmarks/*.cu)
+PYTEST := $(BIN)/python -m pytest --numprocesses $(JOBS) --maxprocesses 8 --dist worksteal
 
 .PHONY: install demo test test-slow lint format clean
 
@@ -19,10 +22,10 @@ demo: $(STAMP)
 install: $(STAMP)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) -m slow
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

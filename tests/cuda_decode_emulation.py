@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from cuda_emulation import one_at_a_time
 from grammar_helpers import sample
 from model_zoo import BAR, ZOO, V, make
 from sampler_helpers import make_seed, scale, tiny_sampler, tokenizer_of
@@ -106,7 +107,9 @@ def build() -> Path:
         digest.update(file.read_bytes())
     folder = CSRC.parent / "build" / f"decode-{digest.hexdigest()[:16]}"
     out = folder / "libmelodia_cuda_emulator.so"
-    if not out.exists():
+    with one_at_a_time(folder):
+        if out.exists():
+            return out
         with ThreadPoolExecutor(2) as pool:
             link(folder, list(pool.map(lambda source: compile_object(folder, source), SOURCES)))
     return out

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 from kernel_helpers import stack_arguments
 from torch import Tensor
 
@@ -75,9 +76,16 @@ def build() -> Path:
     for file in [*files(), CSRC / "cells.h"]:
         digest.update(file.read_bytes())
     folder = CSRC.parent / "build" / f"emulator-{digest.hexdigest()[:16]}"
-    if not (folder / LIBRARY).exists():
-        link(folder, compile_objects(folder))
+    with one_at_a_time(folder):
+        if not (folder / LIBRARY).exists():
+            link(folder, compile_objects(folder))
     return folder / LIBRARY
+
+
+def one_at_a_time(folder: Path) -> FileLock:
+    """Held by the process that builds in a folder; others wait for what it makes."""
+    folder.parent.mkdir(exist_ok=True)
+    return FileLock(folder.with_suffix(".lock"), timeout=600)
 
 
 def link(folder: Path, objects: list[Path]) -> Path:

@@ -104,8 +104,9 @@ template <class T>
 MELODIA_DEVICE T shuffle(T value, unsigned source) {
 #if defined(MELODIA_EMULATOR)
     T out;
-    emulator::machine.exchange(&value, sizeof(T),
-                               [&](emulator::Warp& w) { std::memcpy(&out, w.box[source % 32], sizeof(T)); });
+    emulator::machine.exchange(&value, sizeof(T), [&](const emulator::Warp::Box& box) {
+        std::memcpy(&out, box[source % 32], sizeof(T));
+    });
     return out;
 #else
     return __shfl_sync(0xFFFFFFFFu, value, source);
@@ -127,8 +128,8 @@ MELODIA_DEVICE uint32_t warp_ballot(bool predicate) {
     uint32_t out = 0;
     const unsigned char mine = predicate;
     const unsigned lanes = std::min(32u, threads() - warp() * 32);
-    emulator::machine.exchange(&mine, 1, [&](emulator::Warp& w) {
-        for (unsigned k = 0; k < lanes; ++k) out |= uint32_t{w.box[k][0]} << k;
+    emulator::machine.exchange(&mine, 1, [&](const emulator::Warp::Box& box) {
+        for (unsigned k = 0; k < lanes; ++k) out |= uint32_t{box[k][0]} << k;
     });
     return out;
 #else
@@ -376,10 +377,10 @@ MELODIA_DEVICE void multiply_16x8x16(float (&c)[4], const uint32_t (&a)[4], cons
 #if defined(MELODIA_EMULATOR)
     uint32_t mine[6] = {a[0], a[1], a[2], a[3], b[0], b[1]};
     const unsigned g = lane() / 4, q = lane() % 4;
-    emulator::machine.exchange(mine, sizeof mine, [&](emulator::Warp& w) {
+    emulator::machine.exchange(mine, sizeof mine, [&](const emulator::Warp::Box& box) {
         const auto word = [&](unsigned from, unsigned k) {
             uint32_t x;
-            std::memcpy(&x, w.box[from] + 4 * k, 4);
+            std::memcpy(&x, box[from] + 4 * k, 4);
             return x;
         };
         const auto number = [](uint32_t x, unsigned high) {
@@ -426,10 +427,10 @@ MELODIA_DEVICE void multiply_16x8x8(float (&c)[4], const uint32_t (&a)[4], const
 #if defined(MELODIA_EMULATOR)
     uint32_t mine[6] = {a[0], a[1], a[2], a[3], b[0], b[1]};
     const unsigned g = lane() / 4, q = lane() % 4;
-    emulator::machine.exchange(mine, sizeof mine, [&](emulator::Warp& w) {
+    emulator::machine.exchange(mine, sizeof mine, [&](const emulator::Warp::Box& box) {
         const auto number = [&](unsigned from, unsigned k) {
             uint32_t x;
-            std::memcpy(&x, w.box[from] + 4 * k, 4);
+            std::memcpy(&x, box[from] + 4 * k, 4);
             return float_of(x & 0xFFFFE000);
         };
         for (unsigned k = 0; k < 8; ++k)

@@ -30,10 +30,7 @@ namespace melodia::emulator {
 struct Machine : Traffic {
     // ---- Called by device.h, from inside a fiber
 
-    void pause() {
-        current->paused = true;
-        yield();
-    }
+    void pause() { yield(); }
 
     uint64_t clock() const { return rounds_ + (expired_ ? uint64_t{1} << 62 : 0); }
 
@@ -74,14 +71,14 @@ struct Machine : Traffic {
         if (current->wait == Wait::cluster) yield();
     }
 
-    // Every lane puts `bytes` and may read every lane's.
+    // Every lane puts `size` bytes and may read every lane's.
     template <class F>
     void exchange(const void* mine, unsigned size, F read) {
         Warp& w = block().warps[current->thread / 32];
-        std::memcpy(w.box[current->thread % 32], mine, size);
+        auto& box = w.boxes[w.generation % 2];  // no lane is more than one exchange ahead of another
+        std::memcpy(box[current->thread % 32], mine, size);
         sync_warp();
-        read(w);
-        sync_warp();
+        read(box);
     }
 
     // ---- Called by the host
@@ -128,6 +125,7 @@ struct Machine : Traffic {
             if (f.wait == Wait::warp) wake(f);
         }
         w.arrived = 0;
+        ++w.generation;
     }
 
     void finish_cluster() {
@@ -156,14 +154,13 @@ struct Machine : Traffic {
         ++b.warps[f.thread / 32].left;
         finish_block(f.slot);
         finish_warp(f.slot, f.thread / 32);
-        _longjmp(main_, 1);
+        __builtin_longjmp(main_, 1);
     }
 
-    void resume(Fiber& f) {
+    __attribute__((noinline)) void resume(Fiber& f) {
         current = &f;
-        f.paused = false;
-        if (_setjmp(main_)) return;
-        if (f.started) _longjmp(f.context, 1);
+        if (__builtin_setjmp(main_)) return;
+        if (f.started) __builtin_longjmp(f.context, 1);
         f.started = true;
         setcontext(&f.entry);
     }
@@ -192,7 +189,7 @@ struct Machine : Traffic {
         if (!stack) stack.reset(new char[kStack]);
         getcontext(&f.entry);
         f.entry.uc_stack.ss_sp = stack.get();
-        f.entry.uc_stack.ss_size = kStack;
+        f.entry.uc_stack.ss_size = kStack - (slot * threads + thread) % 61 * 64;
         f.entry.uc_link = nullptr;
         makecontext(&f.entry, &Machine::enter, 0);
         ready_.push_back(&f);

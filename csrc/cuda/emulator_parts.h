@@ -1,7 +1,6 @@
 // What the emulator (emulator.h) is made of: fibers, warps, blocks, stores that are under way.
 #pragma once
 
-#include <setjmp.h>
 #include <ucontext.h>
 
 #include <algorithm>
@@ -50,11 +49,14 @@ struct Copy {
 
 enum class Wait { none, block, warp, cluster, done };
 
+// Where a fiber, or the machine, goes on; the compiler's own jumps cost a tenth of the C library's.
+using Context = void* [5];
+
 struct Fiber {
-    jmp_buf context;
+    Context context;
     ucontext_t entry;
     unsigned thread, slot;  // slot: of the block among those that are resident
-    bool started = false, paused = false;
+    bool started = false;
     Wait wait = Wait::none;
     uint64_t acquired = 0;  // stores flushed up to here are certainly seen
     unsigned group = 0;     // of asynchronous copies
@@ -64,7 +66,9 @@ struct Fiber {
 
 struct Warp {
     unsigned arrived = 0, left = 0;
-    alignas(16) unsigned char box[32][64];
+    uint64_t generation = 0;  // of its barrier
+    using Box = unsigned char[32][64];
+    alignas(16) Box boxes[2];
 };
 
 struct Block {

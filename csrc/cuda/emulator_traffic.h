@@ -122,8 +122,8 @@ struct Traffic {
     };
     Range fibers_of(unsigned slot) { return {&fibers_[slot * threads], &fibers_[(slot + 1) * threads]}; }
 
-    void yield() {
-        if (!_setjmp(current->context)) _longjmp(main_, 1);
+    __attribute__((noinline)) void yield() {
+        if (!__builtin_setjmp(current->context)) __builtin_longjmp(main_, 1);
     }
 
     template <class F>
@@ -163,7 +163,7 @@ struct Traffic {
         }
     }
 
-    jmp_buf main_;
+    Context main_;
     std::vector<Fiber> fibers_;
     std::unordered_map<uintptr_t, Old> old_;
     uint64_t progress_ = 0, sequence_ = 0;
