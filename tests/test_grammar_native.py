@@ -94,6 +94,10 @@ def walk(grammar: Grammar, seed: int, steps: int) -> int:
             ):
                 setattr(state, name, int(value))
                 setattr(follower.state, name, int(value))
+        for program in range(-1, 128):
+            rows = follower.state.heard_row(program), state.heard_row(program)
+            assert (rows[0] is None) == (rows[1] is None)
+            assert rows[0] is None or (rows[0] == rows[1]).all()
         mine = follower.state.copy()
         assert [getattr(mine, name) for name in REGISTERS] == [getattr(state, name) for name in REGISTERS]
         assert mine.ends == state.ends

@@ -14,7 +14,7 @@ from melodia.cli.fill import bar_numbers
 from melodia.errors import ConfigError
 from melodia.midi import bar_table, read_score, window
 from melodia.sampler import Filling, Sampler, branching
-from melodia.sampler.feeding import feed_more
+from melodia.sampler.feeding import CHUNK, nll_behind
 from melodia.sampler.filling import GIVEN
 from melodia.sampler.following import Following
 
@@ -127,12 +127,11 @@ def test_rests_before_what_follows_are_read() -> None:
     rests = [index["Bar_None"], index["TimeSig_4/4"]] * 2
     music = window(piece, 16 * 480, 32 * 480)[0]
     following = Following(sampler._reader(), music, sampler.tokenizer)
-    session, _ = feed_more(sampler._reader(), sampler.state, np.array(rests, np.int32))
-    assert filling.surprise_before == pytest.approx(
-        (feed_more(sampler._reader(), session, following.ids)[1] * len(following.ids)
-         + feed_more(sampler._reader(), sampler.state, np.array(rests, np.int32))[1] * 4)
-        / (len(following.ids) + 4), rel=1e-5,
-    )  # fmt: skip
+    state = sampler.state
+    whole = nll_behind(sampler._reader(), [state], np.array([*rests, *following.ids], np.int32))
+    assert filling.surprise_before == pytest.approx(whole.item(), rel=1e-5)
+    without = nll_behind(sampler._reader(), [state], following.ids)
+    assert filling.surprise_before != pytest.approx(without.item(), rel=1e-3)
 
 
 @pytest.mark.parametrize("name", GIVEN)
@@ -266,3 +265,20 @@ def test_a_sampler_of_arrays_fills_too(samples_dir: Path) -> None:
     sampler = Sampler.load(weights="int8")
     filling = sampler.fill(samples_dir / "sakura.mid", (3, 4), random_seed=1)[0]
     assert filling.midi.get_end_time() > 0
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_behind_many_sessions_at_once(backend: str) -> None:
+    """As behind each by itself; the sessions stay where they are."""
+    tiny = tiny_sampler()
+    sampler = Sampler(tiny.model, tiny.tokenizer, backend=backend)
+    sessions = []
+    for bars in (1, 2, 3):
+        sampler.prime(make_seed(scale(bars)))
+        sessions.append(sampler.state)
+    ids = sampler.tokenizer.encode(make_seed(scale(40, program=40))).ids
+    assert len(ids) * len(sessions) > CHUNK
+    alone = [nll_behind(sampler._reader(), [session], ids).item() for session in sessions]
+    assert len(set(alone)) == 3
+    for _ in range(2):
+        assert nll_behind(sampler._reader(), sessions, ids).tolist() == pytest.approx(alone, rel=1e-5)

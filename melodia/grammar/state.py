@@ -116,6 +116,10 @@ class GrammarState:
             row = self.rows[program] = np.full(128, FREE if self.on_off else 0, dtype=np.int64)
         return row
 
+    def heard_row(self, program: int) -> NDArray[np.int64] | None:
+        """The times of a program's pitches, int64 [128], not to be written to; None where it has not played."""
+        return self.rows.get(program)
+
     def release(
         self,
         programs: Collection[int] | None,

@@ -100,18 +100,28 @@ class Judge:
 
     def best(self, branches: Sequence[Lane]) -> Lane:
         """The branch that fits best, the first among equals; all stand at the same bar line, or have ended."""
-        best = max(branches, key=self.fitness)
-        if len(branches) > 1:
-            best.chosen += 1
-            best.chosen_from = len(branches)
+        if len(branches) == 1:
+            return branches[0]
+        surprises: dict[Lane, float] = {}
+        if self.following is not None:
+            ended = [branch for branch in branches if branch.ended]
+            found = self.following.surprises([branch.session for branch in ended], [b.end for b in ended])
+            surprises = dict(zip(ended, found, strict=True))
+        best = max(branches, key=lambda branch: self.fitness(branch, surprises.get(branch)))
+        best.chosen += 1
+        best.chosen_from = len(branches)
         return best
 
-    def fitness(self, branch: Lane) -> float:
+    def fitness(self, branch: Lane, surprise: float | None = None) -> float:
         """How well the last stretch of a branch fits; only the order of such numbers means anything.
 
         The distance of its texture from those around is taken off; how well it keeps to the requested chords is added.
         Where the piece ends its `closure` is added, in the key of the last requested chord, or of the requested scale;
         where other music follows, how much that surprises is taken off.
+
+        Args:
+            branch: it stands at a bar line, or has ended.
+            surprise: of what follows, in nats a token; None: nothing does.
         """
         fitness = 0.0
         quarter = branch.classes.tables.ticks_per_quarter
@@ -124,8 +134,8 @@ class Judge:
                 fitness -= sum(texture.distance(other) for other in self.around) / len(self.around)
         if (kept := branch.plan.keeps_chords(branch.session.grammar, notes)) is not None:
             fitness += CHORDS * kept[0] + CHORD_BASSES * kept[1]
-        if branch.ended and self.following is not None:
-            fitness -= SURPRISE * self.following.surprise(branch.session, branch.end)
+        if surprise is not None:
+            fitness -= SURPRISE * surprise
         elif branch.ended:
             key = branch.plan.asked_key(branch.session.grammar, branch.end)
             if key is None:

@@ -12,12 +12,14 @@ they are forgotten.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from melodia.grammar import GrammarState
 from melodia.grammar.state import NONE
-from melodia.sampler.feeding import Reader, feed_more
+from melodia.sampler.feeding import Reader, nll_behind
 from melodia.sampler.seed import open_music
 from melodia.sampler.session import Session, shifts_over
 
@@ -59,17 +61,31 @@ class Following:
         self.ids = tokenizer.encode(cut_score(score, bars=rest + AHEAD_BARS)[0]).ids
         self._reader = reader
 
-    def surprise(self, session: Session, join: int) -> float:
+    def surprises(self, sessions: Sequence[Session], joins: Sequence[int]) -> list[float]:
         """How little the model expects it: -log probability of a token of it, on the average, in nats.
 
         Args:
-            session: where the music before stands.
-            join: the bar line behind that music, in grid ticks.
+            sessions: where the music before may stand, B of them.
+            joins: the bar line behind that music of each, in grid ticks.
+
+        Returns:
+            of each, [B].
         """
-        state, vocabulary = session.grammar, self._reader.vocabulary
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for k, (session, join) in enumerate(zip(sessions, joins, strict=True)):
+            groups.setdefault(self._rest(session.grammar, join), []).append(k)
+        found = [0.0] * len(sessions)
+        for rest, members in groups.items():
+            ids = np.array([*rest, *self.ids], np.int32)
+            nll = nll_behind(self._reader, [sessions[k] for k in members], ids)
+            for k, value in zip(members, nll.tolist(), strict=True):
+                found[k] = value
+        return found
+
+    def _rest(self, state: GrammarState, join: int) -> tuple[int, ...]:
+        """The tokens that lead to a bar line from where the music before stands."""
+        vocabulary = self._reader.grammar.vocabulary
         if state.has_bars:  # rests before it have said nothing yet
             bar = [vocabulary.index["Bar_None"], *([] if state.metre == NONE else [state.metre])]
-            rest = bar * max(0, (join - state.bar_end) // state.bar_length) if state.bar >= 0 else []
-        else:
-            rest = shifts_over(vocabulary, (join - state.now) // state.unit)
-        return feed_more(self._reader, session, np.array([*rest, *self.ids], np.int32))[1]
+            return tuple(bar * max(0, (join - state.bar_end) // state.bar_length)) if state.bar >= 0 else ()
+        return tuple(shifts_over(vocabulary, (join - state.now) // state.unit))

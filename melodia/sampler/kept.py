@@ -133,7 +133,7 @@ class Kept:
         """An independent copy, for another branch."""
         return copy(self)
 
-    def due(self, s: GrammarState, legal: Mask) -> int | None:
+    def continues(self, legal: Mask) -> int | None:
         """The token that must come now, inside one of the notes; None where the choice is free."""
         if self._told:
             token = self._notes[self._next].tokens[self._told]
@@ -141,14 +141,17 @@ class Kept:
                 self._owed = True
                 return token
             self._pass()
+        return None
+
+    def skip(self, s: GrammarState) -> None:
+        """Pass over notes that cannot come any more."""
         here = max(s.now, s.bar_start)
         while self._next < len(self._notes):
             note = self._notes[self._next]
-            row = s.rows.get(note.program)
+            row = s.heard_row(note.program)
             if note.tick > here or (note.tick == here and (row is None or row[note.pitch] <= here)):
                 break
             self._pass()  # its pitch sounds already, in another part of the same program
-        return None
 
     def _pass(self) -> None:
         self._next, self._told = self._next + 1, 0
@@ -171,7 +174,8 @@ class Kept:
     def _narrow_soloists(self, s: GrammarState, wanted: Mask) -> None:
         """Take out second notes of soloists, and places at which all new programs are still at one."""
         classes = self._classes
-        until = {p: int(s.rows[p].max()) if p in s.rows else 0 for p in self._solo}
+        rows = {program: s.heard_row(program) for program in self._solo}
+        until = {program: 0 if row is None else int(row.max()) for program, row in rows.items()}
         for program, end in until.items():
             if end > s.now:
                 wanted &= classes.program_of != program

@@ -103,9 +103,11 @@ class Plan(Bars):
 
     def restrict(self, s: GrammarState, legal: Mask) -> Mask:
         """Narrow what the grammar allows (bool [V]) to what the plan wants; at least one token is left."""
-        wanted = self._wanted(s, legal)
-        if self.kept is not None and (token := self.kept.due(s, legal)) is not None:
+        if self.kept is not None and (token := self.kept.continues(legal)) is not None:
             return _only(token, legal)
+        wanted = self._wanted(s, legal)
+        if self.kept is not None:
+            self.kept.skip(s)
         if self._script:
             token, classes = self._script[-1], self.classes
             allowed = wanted if classes.bar[token] or classes.metre[token] else legal
@@ -306,7 +308,10 @@ class Plan(Bars):
             self._bar_tokens = 0
             self._enter_bar(s, index, start)
             self._ask_for_programs(s, start)
-        self._cast.find(s.rows.keys(), self._bar // self.pieces)  # from where the music, not this plan, began
+        if self._cast.finds:
+            self._cast.find(
+                s.rows.keys(), self._bar // self.pieces
+            )  # from where the music, not this plan, began
         self._settle(s, count)
 
     @property

@@ -100,6 +100,9 @@ class Cast:
         programs: those that may play, -1 for the drums; None for all.
         finds: music from nothing keeps the programs that it begins with.
         silent: nobody is asked for.
+
+    Attributes:
+        finds: whether it still waits for those programs.
     """
 
     def __init__(
@@ -115,13 +118,13 @@ class Cast:
         self._silent = silent
         self._players = Players() if silent else Players.of(rests, programs or ())
         self._due: tuple[frozenset[int], ...] = ()  # the next notes must be of these, one of each group
-        self._finds = finds
+        self.finds = finds
         self._ensemble: Ensemble | None = None
 
     @property
     def settled(self) -> bool:
         """Whether `narrow` forbids nothing but `others`, and goes on so until the next bar."""
-        return not (self._finds or self._due)
+        return not (self.finds or self._due)
 
     @property
     def found(self) -> tuple[int, ...] | None:
@@ -160,11 +163,9 @@ class Cast:
 
     def find(self, programs: Collection[int], bars: int) -> None:
         """Music from nothing: keep the programs that have played once they are enough, `bars` bars from its begin."""
-        if not self._finds:
-            return
         self._ensemble = Ensemble.found(self._classes, programs, bars)
         if self._ensemble is not None:
-            self._finds = False
+            self.finds = False
             if not self._silent:
                 self._players = Players.of({}, self._ensemble.programs)
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from melodia.checks import listener, whole_number
 from melodia.errors import CheckpointError, ConfigError, TokenizerError
-from melodia.grammar import Grammar
+from melodia.grammar import Constraints, Grammar
 from melodia.model.config import ModelConfig
 from melodia.model.network import Network
 from melodia.model.stored import StoredCheckpoint
@@ -244,4 +244,4 @@ class PrimedModel:
             raise CheckpointError("the session belongs to another model; prime the seed again with this one")
 
     def _reader(self, progress: Told | None = None) -> Reader:
-        return Reader(self._runner, self.vocabulary, self._fingerprint, progress)
+        return Reader(self._runner, self._grammar(Constraints()), self._fingerprint, progress)

@@ -249,7 +249,8 @@ class Sampler(PrimedModel):
         """
         start = state if state is not None else self.state
         self._check_session(start)
-        return Following(self._reader(), music, self.tokenizer).surprise(start, start.context.join)
+        (found,) = Following(self._reader(), music, self.tokenizer).surprises([start], [start.context.join])
+        return found
 
     @cached_property
     def originality_index(self) -> Index | None:

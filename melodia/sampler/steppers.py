@@ -31,7 +31,7 @@ class Stepper(Protocol):
         ...
 
     def read(self, tokens: NDArray[np.int32], sides: NDArray[np.int32]) -> Rows:
-        """Many tokens for the only lane, [T], and their side inputs, [T, S] -> logits [T, V]."""
+        """Many tokens for each lane, [T, B], and their side inputs, [T, B, S] -> logits [T, B, V]."""
         ...
 
     def keep(self, lanes: Sequence[int]) -> None:
@@ -76,7 +76,7 @@ class EngineStepper:
 
     def read(self, tokens: NDArray[np.int32], sides: NDArray[np.int32]) -> Rows:
         """See `Stepper.read`."""
-        return self.lanes.advance(tokens[:, None], sides[:, None] if self._sides else None)[:, 0]
+        return self.lanes.advance(tokens, sides if self._sides else None)
 
     def keep(self, lanes: Sequence[int]) -> None:
         """See `Stepper.keep`."""

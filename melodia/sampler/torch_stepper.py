@@ -50,12 +50,12 @@ class TorchStepper:
     def read(self, tokens: NDArray[np.int32], sides: NDArray[np.int32]) -> Rows:
         """See `Stepper.read`."""
         with torch.inference_mode(), self._kernels():
-            ids = torch.from_numpy(tokens.astype(np.int64))[None].to(self._device)
+            ids = torch.from_numpy(tokens.astype(np.int64)).T.to(self._device)
             side = None
             if self.model.config.side_inputs:
-                side = torch.from_numpy(sides.astype(np.int64))[None].to(self._device)
+                side = torch.from_numpy(sides.astype(np.int64)).transpose(0, 1).to(self._device)
             logits, self._state = self.model(ids, side, self._state)
-            return logits[0].float().cpu().numpy()
+            return logits.transpose(0, 1).float().cpu().numpy()
 
     def keep(self, lanes: Sequence[int]) -> None:
         """See `Stepper.keep`."""
