@@ -235,6 +235,7 @@ def test_inputs_are_drawn_by_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found[:10].unique().numel() == 10
 
 
+@pytest.mark.slow
 @needs_native
 def test_training(capsys: pytest.CaptureFixture[str]) -> None:
     cases = [Case("bfloat16", 3, 2, 8), Case("tf32", 3, 2, 8), Case("float16", 3, 2, 8)]
@@ -331,6 +332,7 @@ def test_what_the_sanitizers_watch(emulator: ctypes.CDLL, capsys: pytest.Capture
     assert capsys.readouterr().out.count("done") == 12 + 4 * 4
 
 
+@pytest.mark.slow
 @needs_engine
 def test_generation(
     emulator: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

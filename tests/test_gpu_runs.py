@@ -133,6 +133,7 @@ def test_tests_that_break_the_process_take_no_others_along(
     assert run().startswith("passed (")
 
 
+@pytest.mark.slow
 def test_pytest_that_is_cut_off_says_what_failed_and_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -191,6 +192,7 @@ def test_rows_that_break_the_process_take_no_others_along(tmp_path: Path, stand_
     assert lines_of(tmp_path, "training")[-1] == "not built"
 
 
+@pytest.mark.slow
 def test_rows_go_on_where_they_were(
     tmp_path: Path, stand_ins: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
