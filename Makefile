@@ -1,6 +1,6 @@
 # make install | demo | test | test-slow | lint | format: each sets up .venv first, once.
 # PYTHON=python3.12 chooses the interpreter; MELODIA_NATIVE=0 leaves the native library out (see setup.py).
-# JOBS=1: tests run in so many processes, otherwise in one for each core.
+# JOBS=1 runs the tests in one process; otherwise there is one for each core.
 PYTHON ?= python3
 JOBS ?= auto
 VENV := .venv

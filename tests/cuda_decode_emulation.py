@@ -108,10 +108,9 @@ def build() -> Path:
     folder = CSRC.parent / "build" / f"decode-{digest.hexdigest()[:16]}"
     out = folder / "libmelodia_cuda_emulator.so"
     with one_at_a_time(folder):
-        if out.exists():
-            return out
-        with ThreadPoolExecutor(2) as pool:
-            link(folder, list(pool.map(lambda source: compile_object(folder, source), SOURCES)))
+        if not out.exists():
+            with ThreadPoolExecutor(2) as pool:
+                link(folder, list(pool.map(lambda source: compile_object(folder, source), SOURCES)))
     return out
 
 

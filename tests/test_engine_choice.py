@@ -103,7 +103,7 @@ def test_choice_is_that_of_decode() -> None:
 
 @pytest.mark.slow
 def test_choice_is_that_of_decode_in_many_cases() -> None:
-    compare_random(100_000, 1)
+    compare_random(250_000, 1)
 
 
 def test_top_p_at_its_very_edge() -> None:

@@ -111,7 +111,7 @@ def test_chords_that_cannot_be(text: Any, message: str) -> None:
         parse_chords(text)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None)
 @given(
     counts=st.lists(st.integers(1, 8), min_size=1, max_size=4),
     beats=st.sampled_from([1, 2, 3, 4, 5, 6, 7, 9, 12]),

@@ -189,6 +189,7 @@ struct Machine : Traffic {
         if (!stack) stack.reset(new char[kStack]);
         getcontext(&f.entry);
         f.entry.uc_stack.ss_sp = stack.get();
+        // Stacks that all began at the same place of a page would share a few lines of the cache.
         f.entry.uc_stack.ss_size = kStack - (slot * threads + thread) % 61 * 64;
         f.entry.uc_link = nullptr;
         makecontext(&f.entry, &Machine::enter, 0);

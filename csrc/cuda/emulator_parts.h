@@ -49,7 +49,7 @@ struct Copy {
 
 enum class Wait { none, block, warp, cluster, done };
 
-// Where a fiber, or the machine, goes on; the compiler's own jumps cost a tenth of the C library's.
+// Where a fiber, or the machine, goes on: for the compiler's own jumps, which cost less than the C library's.
 using Context = void* [5];
 
 struct Fiber {

@@ -167,7 +167,7 @@ class NativeState(GrammarState):
     `rows` and `ends` are copies; `copy` gives a state of Python's.
     """
 
-    __slots__ = ("_at", "_begun", "_ends", "_index", "_programs", "_rows")
+    __slots__ = ("_at", "_begun", "_ends", "_index", "_rows")
 
     def __init__(self, follower: Any, programs: Sequence[int]) -> None:
         """The state of a follower.
@@ -180,13 +180,12 @@ class NativeState(GrammarState):
         self._begun: NDArray[np.int64] = follower.begun
         self._rows: NDArray[np.int64] = follower.rows
         self._ends: NDArray[np.int64] = follower.ends
-        self._programs = programs
         self._index = {program: i for i, program in enumerate(programs)}
 
     @property
     def rows(self) -> dict[int, NDArray[np.int64]]:  # type: ignore[override]
         """Copies of the rows of the programs that have played."""
-        return {p: self._rows[i].copy() for i, p in enumerate(self._programs) if self._begun[i]}
+        return {p: self._rows[i].copy() for p, i in self._index.items() if self._begun[i]}
 
     def heard_row(self, program: int) -> NDArray[np.int64] | None:
         """As `GrammarState.heard_row`: the memory itself."""

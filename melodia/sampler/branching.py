@@ -105,7 +105,8 @@ class Judge:
         surprises: dict[Lane, float] = {}
         if self.following is not None:
             ended = [branch for branch in branches if branch.ended]
-            found = self.following.surprises([branch.session for branch in ended], [b.end for b in ended])
+            sessions, joins = [branch.session for branch in ended], [branch.end for branch in ended]
+            found = self.following.surprises(sessions, joins)
             surprises = dict(zip(ended, found, strict=True))
         best = max(branches, key=lambda branch: self.fitness(branch, surprises.get(branch)))
         best.chosen += 1

@@ -74,13 +74,11 @@ class Following:
         groups: dict[tuple[int, ...], list[int]] = {}
         for k, (session, join) in enumerate(zip(sessions, joins, strict=True)):
             groups.setdefault(self._rest(session.grammar, join), []).append(k)
-        found = [0.0] * len(sessions)
+        found = np.zeros(len(sessions))
         for rest, members in groups.items():
             ids = np.array([*rest, *self.ids], np.int32)
-            nll = nll_behind(self._reader, [sessions[k] for k in members], ids)
-            for k, value in zip(members, nll.tolist(), strict=True):
-                found[k] = value
-        return found
+            found[members] = nll_behind(self._reader, [sessions[k] for k in members], ids)
+        return [float(value) for value in found]
 
     def _rest(self, state: GrammarState, join: int) -> tuple[int, ...]:
         """The tokens that lead to a bar line from where the music before stands."""

@@ -309,9 +309,8 @@ class Plan(Bars):
             self._enter_bar(s, index, start)
             self._ask_for_programs(s, start)
         if self._cast.finds:
-            self._cast.find(
-                s.rows.keys(), self._bar // self.pieces
-            )  # from where the music, not this plan, began
+            bars = self._bar // self.pieces  # from where the music, not this plan, began
+            self._cast.find(s.rows.keys(), bars)
         self._settle(s, count)
 
     @property
