@@ -6,6 +6,7 @@ import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -26,11 +27,13 @@ COMMON = ("blocks", "dispatch", "engine", "kernels_portable", "plan", "team")
 ALIASES = {"amd64": "x86_64", "arm64": "aarch64"}
 
 
-def compiled(compiler: str, machine: str, program: str, flags: list[str], folder: Path) -> Path:
+def compiled(
+    compiler: str, machine: str, program: str, flags: list[str], folder: Path, common: Sequence[str] = COMMON
+) -> Path:
     """A test program of csrc/tests with the engine in it; skips where this compiler has no such sanitizer."""
     flags = [*flags, "-std=c++17", "-Wno-maybe-uninitialized", "-Wno-uninitialized", "-pthread", "-Icsrc"]
     sources = {f"csrc/engine/{name}.cpp": extra for name, extra in MACHINE.get(machine, {}).items()}
-    sources |= {f"csrc/engine/{name}.cpp": [] for name in COMMON} | {f"csrc/tests/{program}.cpp": []}
+    sources |= {f"csrc/engine/{name}.cpp": [] for name in common} | {f"csrc/tests/{program}.cpp": []}
     objects = []
     for source, extra in sources.items():
         objects.append(str(folder / f"{Path(source).stem}.o"))
@@ -87,8 +90,8 @@ def test_kernels_agree(tmp_path: Path) -> None:
     check([str(made)])
 
 
-def test_long_tiles_are_shared(tmp_path: Path) -> None:
+@pytest.mark.parametrize("flags", [["-O2"], ["-O1", "-g", "-fsanitize=thread"]], ids=["fast", "thread"])
+def test_late_mates_are_waited_for(flags: list[str], tmp_path: Path) -> None:
     if len(os.sched_getaffinity(0)) < 2:
         pytest.skip("needs two cores")
-    machine = platform.machine().lower()
-    check([str(compiled(host_compiler(), ALIASES.get(machine, machine), "team_test", ["-O2"], tmp_path))])
+    check([str(compiled(host_compiler(), "", "team_test", flags, tmp_path, ["team"]))])

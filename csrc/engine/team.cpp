@@ -47,12 +47,13 @@ int allowed_cores() {
     return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
 }
 
-Team::Team(int threads)
+Team::Team(int threads, Clock::time_point (*now)())
     : threads_(std::max(1, std::min(threads, allowed_cores()))),
+      now_(now),
       ranges_(new Range[threads_]),
       forks_((count_forks(), forks.load())),
       alone_for_(kShortest) {
-    alone_until_ = calm_since_ = Clock::now();
+    alone_until_ = calm_since_ = now_();
 #if defined(__linux__)
     CPU_ZERO(&allowed_);
     sched_getaffinity(0, sizeof allowed_, &allowed_);
@@ -89,9 +90,9 @@ void Team::stop() {
 int Team::active() {
     if (threads_ == 1 || forks.load(std::memory_order_relaxed) != forks_) return 1;
     if (!stalled_) return threads_;
-    if (Clock::now() < alone_until_) return 1;
+    if (now_() < alone_until_) return 1;
     stalled_ = false;
-    calm_since_ = Clock::now();
+    calm_since_ = now_();
     return threads_;
 }
 
@@ -117,7 +118,7 @@ void Team::run(int64_t tiles, Call call, void* context) {
         std::lock_guard<std::mutex> lock(sleep_mutex_);
         wake_->notify_all();
     }
-    const Clock::time_point begin = Clock::now();
+    const Clock::time_point begin = now_();
     const int64_t done = work_off(0);
     useless_ = done == tiles ? useless_ + 1 : 0;
     wait(tiles, done, begin);
@@ -149,7 +150,7 @@ void Team::wait(int64_t tiles, int64_t done, Clock::time_point begin) {
         pause();
         if (done_.load(std::memory_order_acquire) == tiles) return;
     }
-    const Clock::time_point idle = Clock::now();
+    const Clock::time_point idle = now_();
     const auto patience =
         std::max<Clock::duration>(kStall, kTiles * (idle - begin) / std::max<int64_t>(1, done));
     bool late = false;
@@ -158,7 +159,7 @@ void Team::wait(int64_t tiles, int64_t done, Clock::time_point begin) {
             std::this_thread::yield();  // the mate may need this core
         } else {
             for (int i = 0; i < 20; ++i) pause();
-            late = Clock::now() - idle > patience;
+            late = now_() - idle > patience;
         }
     }
     if (late) shed();
@@ -166,7 +167,7 @@ void Team::wait(int64_t tiles, int64_t done, Clock::time_point begin) {
 
 void Team::shed() {
     useless_ = 0;
-    const Clock::time_point now = Clock::now();
+    const Clock::time_point now = now_();
     if (now - calm_since_ > alone_for_) alone_for_ = kShortest;  // worth it, on the whole
     stalled_ = true;
     stalls_.fetch_add(1, std::memory_order_relaxed);
@@ -190,10 +191,10 @@ void Team::mate(int thread) {
     for (;;) {
         uint64_t now = phase_.load(std::memory_order_acquire);
         if (now == seen) {
-            const Clock::time_point begin = Clock::now();
+            const Clock::time_point begin = now_();
             for (int i = 1; (now = phase_.load(std::memory_order_acquire)) == seen; ++i) {
                 pause();
-                if (i % 64 == 0 && Clock::now() - begin > kSleepAfter) {
+                if (i % 64 == 0 && now_() - begin > kSleepAfter) {
                     std::unique_lock<std::mutex> lock(sleep_mutex_);
                     sleepers_.fetch_add(1);
                     wake_->wait(lock, [&] { return phase_.load() != seen; });

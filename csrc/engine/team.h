@@ -24,8 +24,11 @@ namespace melodia::engine {
 
 class Team {
   public:
+    using Clock = std::chrono::steady_clock;
+
     // threads: with the caller; at least 1, at most as many as cores that this process may use.
-    explicit Team(int threads);
+    // now: the time; tests have one of their own.
+    explicit Team(int threads, Clock::time_point (*now)() = Clock::now);
     ~Team();
     Team(const Team&) = delete;
     Team& operator=(const Team&) = delete;
@@ -44,7 +47,6 @@ class Team {
 
   private:
     using Call = void (*)(void*, int64_t);
-    using Clock = std::chrono::steady_clock;
 
     struct alignas(64) Range {
         std::atomic<uint64_t> word{0};  // end of the range << 32 | next tile
@@ -60,6 +62,7 @@ class Team {
     int active();
 
     const int threads_;
+    Clock::time_point (*const now_)();
     std::mutex mutex_;  // of the caller
     Call call_ = nullptr;
     void* context_ = nullptr;
