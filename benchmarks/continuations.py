@@ -298,8 +298,13 @@ def measure(
         compare(piece.seed, continuation.score) | {"nats a token": continuation.report.nll}
         for continuation in made
     ]
-    names = dict.fromkeys(name for one in found for name in one)
-    return {name: mean(one.get(name, NAN) for one in found) for name in names}
+    return means(found)
+
+
+def means(rows: Sequence[dict[str, float]]) -> dict[str, float]:
+    """The mean of every figure over the rows that have it."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: mean(row.get(name, NAN) for row in rows) for name in names}
 
 
 def table(columns: dict[str, list[dict[str, float]]]) -> list[str]:
@@ -307,19 +312,32 @@ def table(columns: dict[str, list[dict[str, float]]]) -> list[str]:
     names = dict.fromkeys(name for rows in columns.values() for row in rows for name in row)
     lines = [f"{'':36}" + "".join(f"{title:>14}" for title in columns)]
     for name in names:
-        means = (mean(row.get(name, NAN) for row in rows) for rows in columns.values())
-        lines.append(f"{name:36}" + "".join(f"{value:14.3f}" for value in means))
+        values = (mean(row.get(name, NAN) for row in rows) for rows in columns.values())
+        lines.append(f"{name:36}" + "".join(f"{value:14.3f}" for value in values))
     return lines
+
+
+def parser_of(description: str | None, weights: str) -> argparse.ArgumentParser:
+    """The options that the measurements of music share; weights: their default format."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--model", type=Path, help="a checkpoint folder; without: the model that comes along")
+    parser.add_argument("--weights", default=weights, choices=("fp32", "bf16", "int8"))
+    parser.add_argument("--count", type=int, default=36, help="how many of the held-out pieces")
+    parser.add_argument("--json", type=Path, help="write the figures of every piece here")
+    return parser
+
+
+def write_figures(figures: object, path: Path | None) -> None:
+    """The figures of every piece as JSON, what is not defined as null; None: nowhere."""
+    if path is not None:
+        path.write_text(json.dumps(figures, indent=1).replace("NaN", "null") + "\n", encoding="utf-8")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Continue, compare, print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", type=Path, help="a checkpoint folder; without: the model that comes along")
-    parser.add_argument("--weights", default="fp32", choices=("fp32", "bf16", "int8"))
+    parser = parser_of(__doc__, weights="fp32")
     parser.add_argument("--whole", type=Path, metavar="FOLDER", help="files to continue behind their end")
     parser.add_argument("--pieces", type=Path, metavar="FOLDER", help="files to continue behind 16 bars")
-    parser.add_argument("--count", type=int, default=36, help="how many of --pieces")
     parser.add_argument("--times", type=int, default=4, help="continuations of each")
     parser.add_argument("--temperature", type=float, default=RECOMMENDED["temperature"])
     parser.add_argument("--top-p", type=float, default=RECOMMENDED["top_p"])
@@ -328,7 +346,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--pitch-bias", type=float, default=RECOMMENDED["pitch_bias"])
     parser.add_argument("--branches", type=int, default=RECOMMENDED["branches"])
     parser.add_argument("--recall", type=float, default=RECOMMENDED["recall"])
-    parser.add_argument("--json", type=Path, help="write the figures of every piece here")
     options = parser.parse_args(arguments)
     sampler = Sampler.load(options.model, weights=options.weights)
     sampling = SamplingConfig(
@@ -348,9 +365,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             real[piece.name] = compare(piece.seed, piece.real)
     sets = {"whole": whole, "held-out": held_out, "real": real}
     print("\n".join(table({name: list(rows.values()) for name, rows in sets.items() if rows})))
-    if options.json is not None:
-        text = json.dumps(sets, indent=1).replace("NaN", "null") + "\n"
-        options.json.write_text(text, encoding="utf-8")
+    write_figures(sets, options.json)
 
 
 if __name__ == "__main__":

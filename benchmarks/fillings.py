@@ -6,15 +6,13 @@ were drawn once from what stands before, without regard to what comes behind. Me
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.continuations import mean, pieces_of, table
+from benchmarks.continuations import means, parser_of, pieces_of, table, write_figures
 from melodia.decode.config import RECOMMENDED
 from melodia.errors import MelodiaError
 from melodia.midi import bar_table, window
@@ -93,13 +91,9 @@ def fillings(sampler: Sampler, score: Any, times: int, random_seed: int) -> dict
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Fill, compare, print."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = parser_of(__doc__, weights="int8")
     parser.add_argument("pieces", type=Path, metavar="FOLDER", help="held-out MIDI files")
-    parser.add_argument("--model", type=Path, help="a checkpoint folder; without: the model that comes along")
-    parser.add_argument("--weights", default="int8", choices=("fp32", "bf16", "int8"))
-    parser.add_argument("--count", type=int, default=36, help="how many pieces")
     parser.add_argument("--times", type=int, default=2, help="fillings of each")
-    parser.add_argument("--json", type=Path, help="write the figures of every piece here")
     options = parser.parse_args(arguments)
     sampler = Sampler.load(options.model, weights=options.weights)
     columns: dict[str, list[dict[str, float]]] = {"real": [], "one draw": [], "filled": []}
@@ -110,11 +104,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(f"{piece.name}: {error}")
             continue
         for name, rows in found.items():
-            keys = dict.fromkeys(key for row in rows for key in row)
-            columns[name].append({key: mean(row.get(key, NAN) for row in rows) for key in keys})
+            columns[name].append(means(rows))
     print("\n".join(table(columns)))
-    if options.json is not None:
-        options.json.write_text(json.dumps(columns, indent=1).replace("NaN", "null") + "\n", encoding="utf-8")
+    write_figures(columns, options.json)
 
 
 if __name__ == "__main__":

@@ -7,15 +7,23 @@ are over pieces.
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.continuations import BARS, NAN, compare, mean, pieces_of, table
+from benchmarks.continuations import (
+    BARS,
+    NAN,
+    compare,
+    mean,
+    means,
+    parser_of,
+    pieces_of,
+    table,
+    write_figures,
+)
 from melodia.decode.config import RECOMMENDED
 from melodia.evaluation.statistics import estimate_key
 from melodia.harmony import Bars, parse_chords
@@ -93,13 +101,9 @@ def triad_shares(notes: Notes, start: int, end: int) -> np.ndarray[Any, np.dtype
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Continue under chords, compare, print."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = parser_of(__doc__, weights="int8")
     parser.add_argument("pieces", type=Path, metavar="FOLDER", help="held-out MIDI files")
-    parser.add_argument("--model", type=Path, help="a checkpoint folder; without: the model that comes along")
-    parser.add_argument("--weights", default="int8", choices=("fp32", "bf16", "int8"))
-    parser.add_argument("--count", type=int, default=36, help="how many pieces")
     parser.add_argument("--times", type=int, default=2, help="continuations of each")
-    parser.add_argument("--json", type=Path, help="write the figures of every piece here")
     options = parser.parse_args(arguments)
     sampler = Sampler.load(options.model, weights=options.weights)
     columns: dict[str, list[dict[str, float]]] = {"real": [], "without": [], "under chords": []}
@@ -118,11 +122,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             rows = [
                 figures(piece.seed, each.score, chords) | {"nats a token": each.report.nll} for each in made
             ]
-            names = dict.fromkeys(name for row in rows for name in row)
-            columns[name].append({what: mean(row.get(what, NAN) for row in rows) for what in names})
+            columns[name].append(means(rows))
     print("\n".join(table(columns)))
-    if options.json is not None:
-        options.json.write_text(json.dumps(columns, indent=1).replace("NaN", "null") + "\n", encoding="utf-8")
+    write_figures(columns, options.json)
 
 
 def figures(seed: Any, music: Any, chords: Bars) -> dict[str, float]:

@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
-from melodia.errors import show_path
+from melodia.errors import MelodiaError, show_path
 
 
 @contextlib.contextmanager
@@ -45,6 +45,68 @@ def write_whole(target: Path, content: bytes | str, *, force: bool = True, own: 
     """Write a file, text as UTF-8; arguments and errors as in `whole_file`."""
     with whole_file(target, force=force, own=own) as part:
         part.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
+
+
+@contextlib.contextmanager
+def asked_file(target: Path, error: type[MelodiaError] = MelodiaError, *, force: bool) -> Iterator[Path]:
+    """`whole_file` where a caller says what to write: what goes wrong is an `error` that says what to do."""
+    try:
+        with whole_file(target, force=force) as part:
+            yield part
+    except FileExistsError:  # it came a moment ago
+        raise error(taken(target)) from None
+    except OSError as problem:
+        raise error(
+            f"{show_path(target)}: cannot be written ({problem.strerror or problem}); check the folder, its "
+            "permissions and the free space"
+        ) from None
+
+
+def check_free(
+    path: str | os.PathLike[str],
+    error: type[MelodiaError] = MelodiaError,
+    *,
+    force: bool,
+    form: str = "",
+    other: str = "name",
+) -> None:
+    """Refuse before the work what could not be written after it: a directory, or a file that is there already.
+
+    Args:
+        path: where a file shall be written.
+        error: what to raise.
+        force: a file that is there may be replaced.
+        form: what name to give instead of a directory's, behind "give a file name".
+        other: what has to be another one where the file is there.
+    """
+    if Path(path).is_dir():
+        raise error(f"{show_path(path)}: is a directory; give a file name{form}")
+    if not force and os.path.lexists(path):
+        raise error(taken(path, other))
+
+
+def check_target(path: str | os.PathLike[str], suffix: str, force: bool) -> Path:
+    """Refuse a target that cannot be meant.
+
+    Args:
+        path: where a file shall be written.
+        suffix: how its name has to end, ``".png"``.
+        force: a file that is there may be replaced.
+
+    Returns:
+        the path.
+
+    Raises:
+        MelodiaError: the name ends otherwise, is a directory, lies in no directory, or is taken.
+    """
+    target, name = Path(path), show_path(path)
+    check_free(path, force=True, form=f" that ends in {suffix}")
+    if target.suffix.lower() != suffix:
+        raise MelodiaError(f"{name}: the name must end in {suffix}")
+    if not target.parent.is_dir():
+        raise MelodiaError(f"{name}: there is no folder {show_path(target.parent)}; create it first")
+    check_free(path, force=force)
+    return target
 
 
 def taken(target: str | os.PathLike[str], other: str = "name") -> str:

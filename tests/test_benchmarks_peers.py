@@ -78,9 +78,8 @@ def test_the_engine_makes_as_many_valid_tokens_as_it_says() -> None:
     vocabulary = ours.small_vocabulary()
     model = Model(ModelConfig("sequential", vocabulary.size, 16), random_seed=1).eval()
     streams = ours.Ours(model, vocabulary, "fp32", 3, 1)
-    made = [
-        np.concatenate(parts) for parts in zip(*(streams.make(n) for n in (1, 500, 1, 2_000)), strict=True)
-    ]
+    parts = [[tokens for tokens, _, _ in streams.make(n)] for n in (1, 500, 1, 2_000)]
+    made = [np.concatenate(each) for each in zip(*parts, strict=True)]
     grammar = Grammar.compile(vocabulary, Constraints(allow_eos=False))
     for tokens in made:
         assert len(tokens) == 2_502

@@ -17,9 +17,9 @@ import melodia
 from melodia import engine, kernels
 from melodia.cli import main
 from melodia.errors import MelodiaError
+from melodia.files import check_target
 from melodia.midi import read_score
 from melodia.model.checkpoint import load_checkpoint
-from melodia.render.files import check_target
 from melodia.workflows.fill import fill_files
 from melodia.workflows.generate import generate_files
 

@@ -9,11 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import cuda_decode_checks as checks
 import cuda_decode_emulation as emulation
 import numpy as np
 import pytest
 import torch
-from cuda_decode_emulation import (
+from cuda_decode_checks import (
     BLOCKS,
     FILTERS,
     KINDS,
@@ -23,11 +24,11 @@ from cuda_decode_emulation import (
     check_lanes,
     check_loop,
     compare_lanes,
-    configure,
     loops,
     same,
     steps_of,
 )
+from cuda_decode_emulation import configure
 from model_zoo import BAR, make, music
 from sampler_helpers import make_seed, scale, tiny_sampler
 
@@ -76,24 +77,35 @@ def test_every_way_through_the_kernel(library: ctypes.CDLL, changed: dict[str, i
 def test_embeddings_that_are_not_folded(library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> None:
     configure(library, schedule=4)
     monkeypatch.setattr("melodia.engine.description.TABLE_BYTES", 0)
-    emulation.described.cache_clear()
+    checks.described.cache_clear()
     try:
         check_lanes(library, "sequential-deep", "fp32", 4, 3)
         check_lanes(library, "reversed", "int8", 4, 2)
         check_lanes(library, "bilstm-gru-deep", "fp32", 26, 3)
         check_lanes(library, "bigru-lstm", "int8", 26, 2)
     finally:
-        emulation.described.cache_clear()
+        checks.described.cache_clear()
+
+
+def test_streams_that_part_say_where() -> None:
+    tokens, nlls = np.array([3, 5, 8, 8]), np.array([1.0, 2.0, 0.5, 0.25])
+    checks.same_tokens((tokens, nlls), (tokens, nlls + 1e-3))
+    others = np.array([3, 5, 9, 8])
+    message = r"lane 1: token 2 is 8 \(nll 0.5\d+\) and 9 \(nll 0.5\d+\); before it the nlls differ by 1.0e-03 at most"
+    with pytest.raises(AssertionError, match=message):
+        checks.same_tokens((tokens, nlls), (others, nlls + 1e-3), "lane 1: ")
+    with pytest.raises(AssertionError, match="4 tokens and 2, the same as far as both go"):
+        checks.same_tokens((tokens, nlls), (tokens[:2], nlls[:2]))
 
 
 @pytest.mark.parametrize("name", ["sequential-deep", "bilstm-gru-deep"])
 def test_a_session_does_not_depend_on_the_others(library: ctypes.CDLL, name: str) -> None:
     """Alone or among nine, in one call or in three: the same bits."""
     configure(library, schedule=2)
-    ints, floats, sizes = emulation.described(name, "fp32")
-    packed = cuda.CudaEngine(ints, floats, library=library, options=emulation.options())
+    ints, floats, sizes = checks.described(name, "fp32")
+    packed = cuda.CudaEngine(ints, floats, library=library, options=checks.options())
     T = steps_of(name) + 2
-    tokens, sides = emulation.random_input(sizes, T, 9)
+    tokens, sides = checks.random_input(sizes, T, 9)
     together, alone = engine.Lanes(packed, 9), engine.Lanes(packed, 1)
     all_logits = together.advance(tokens, sides)
     for part in (slice(0, 1), slice(1, T - 2), slice(T - 2, T)):
@@ -119,10 +131,10 @@ def test_blocks_of_music_of_every_length(library: ctypes.CDLL, name: str, limit:
 def test_states_of_blocks_move_between_engines(library: ctypes.CDLL, name: str) -> None:
     """Saved in the middle of a block by either engine, forked, gone on with by the other."""
     configure(library, schedule=7)
-    ints, floats, sizes = emulation.described(name, "fp32")
-    on_gpu = cuda.CudaEngine(ints, floats, library=library, options=emulation.options())
+    ints, floats, sizes = checks.described(name, "fp32")
+    on_gpu = cuda.CudaEngine(ints, floats, library=library, options=checks.options())
     on_cpu = engine.Engine(ints, floats, threads=1)
-    tokens, sides = emulation.random_input(sizes, 60, 3)
+    tokens, sides = checks.random_input(sizes, 60, 3)
     first, then = slice(0, 33), slice(33, 60)
     for one, other in ((on_gpu, on_cpu), (on_cpu, on_gpu)):
         before = engine.Lanes(one, 3)
@@ -137,7 +149,7 @@ def test_states_of_blocks_move_between_engines(library: ctypes.CDLL, name: str) 
                 assert np.array_equal(after.read(lane), before.read(place))
             found.append(after.advance(tokens[then][:, places], rows))
             assert np.array_equal(found[-1][:, 0], found[-1][:, 4])
-        emulation.close(*found, 2e-5)
+        checks.close(*found, 2e-5)
 
 
 @pytest.mark.parametrize("changed", [{}, {"counted": 1}, {"apart": 1}, {"launch_steps": 3}], ids=str)
@@ -201,7 +213,7 @@ def test_a_bias_by_program(library: ctypes.CDLL, changed: dict[str, int]) -> Non
 def test_tokens_of_byte_pairs(library: ctypes.CDLL, scheme: str, changed: dict[str, int]) -> None:
     """Masks of the machine that the trie's walk gives, by threads that each ask for their own tokens."""
     configure(library, schedule=2)
-    vocabulary = emulation.primed(scheme, pairs=True).vocabulary
+    vocabulary = checks.primed(scheme, pairs=True).vocabulary
     assert max(map(len, vocabulary.expansions.values())) >= 4
     pair = loops(library, 3, SamplingConfig(temperature=1.5), scheme, pairs=True, **changed)
     for loop in pair:
@@ -251,7 +263,7 @@ def test_where_a_lane_stops(library: ctypes.CDLL) -> None:
     for terms, pause in [
         (Terms(4), False),
         (Terms(100, stop=bits("Velocity")), False),
-        (Terms(100, stop_tick=emulation.primed().state.grammar.now + 1), False),
+        (Terms(100, stop_tick=checks.primed().state.grammar.now + 1), False),
         (Terms(100, exclude=bits("Bar", "EOS"), late=late), True),
     ]:
         pair = loops(library, 1)
@@ -300,7 +312,7 @@ def test_blocks_that_give_up_in_the_middle(
     library: ctypes.CDLL, schedule: int, changed: dict[str, int]
 ) -> None:
     configure(library, schedule=schedule)
-    emulation.check_giving_up(library, **changed)
+    checks.check_giving_up(library, **changed)
 
 
 @pytest.mark.parametrize("encoder", [None, "gru"])
@@ -322,19 +334,19 @@ def test_blocks_that_wait_in_vain(library: ctypes.CDLL, encoder: str | None) -> 
 @pytest.mark.parametrize("counted", [0, 1])
 def test_time_that_runs_out_while_a_block_is_read(library: ctypes.CDLL, counted: int) -> None:
     """Samplers give up on a reading of 64 tokens, the others with them; stage by stage it is the same."""
-    ints, floats, _ = emulation.described("bigru-lstm-deep", "fp32")
+    ints, floats, _ = checks.described("bigru-lstm-deep", "fp32")
     tokens = np.random.default_rng(2).integers(0, BAR, (70, 2))
     found = []
     for schedule in range(1, 6):
         configure(library, schedule=schedule)
-        options = emulation.options(limit_us=1, counted=counted)
+        options = checks.options(limit_us=1, counted=counted)
         packed = cuda.CudaEngine(ints, floats, library=library, options=options)
         lanes = engine.Lanes(packed, 2)
         found.append(lanes.advance(tokens))
         assert packed.facts()["stalls"] == 1
         assert packed.fallback() == "a block gave up waiting for the others"
     on_cpu = engine.Lanes(engine.Engine(ints, floats, threads=1), 2)
-    emulation.close(found[0], on_cpu.advance(tokens), 2e-5)
+    checks.close(found[0], on_cpu.advance(tokens), 2e-5)
     for other in found[1:]:
         assert np.array_equal(found[0], other)
 
@@ -370,7 +382,7 @@ def test_the_sampler_generates_with_it(
     sampler.prime(make_seed(scale(1)))
     made = [sampler.generate_many(2, random_seed=3, **wish)]
     packed = cuda.CudaEngine(
-        *describe(sampler.model, "fp32"), library=library, options=emulation.options(least_units=12)
+        *describe(sampler.model, "fp32"), library=library, options=checks.options(least_units=12)
     )
     config = sampler.model.config
     monkeypatch.setattr(sampler._runner, "stepper", lambda first: EngineStepper(packed, config, first))
@@ -384,7 +396,7 @@ def test_the_sampler_generates_with_it(
 
 def test_what_cannot_run_says_why(library: ctypes.CDLL) -> None:
     configure(library)
-    ints, floats, _ = emulation.described("bilstm-gru", "fp32")
+    ints, floats, _ = checks.described("bilstm-gru", "fp32")
     lanes = engine.Lanes(cuda.CudaEngine(ints, floats, library=library), 1)
     broken = lanes.read(0)
     broken[-1] = 8  # blocks have 7 tokens at most
@@ -393,7 +405,7 @@ def test_what_cannot_run_says_why(library: ctypes.CDLL) -> None:
     if cuda.reason() is not None:
         with pytest.raises(BackendError, match="use device cpu"):
             cuda.CudaEngine(ints, floats)
-    ints, floats, _ = emulation.described("gru", "fp32")
+    ints, floats, _ = checks.described("gru", "fp32")
     lanes = engine.Lanes(cuda.CudaEngine(ints, floats, library=library), 1)
     with pytest.raises(ValueError, match="token 99 is not in a vocabulary of 23"):
         lanes.step([99])
@@ -428,7 +440,7 @@ def test_without_any_barrier_fence_or_epoch_a_check_fails(tmp_path: Path) -> Non
     with ThreadPoolExecutor(2) as pool:
         libraries = [whole, *pool.map(mutant, range(len(names)))]
     done = subprocess.run(
-        [sys.executable, str(Path(emulation.__file__)), *map(str, libraries)],
+        [sys.executable, str(Path(checks.__file__)), *map(str, libraries)],
         capture_output=True,
         text=True,
         timeout=900,

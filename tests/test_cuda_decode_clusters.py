@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ctypes
 
+import cuda_decode_checks as checks
 import cuda_decode_emulation as emulation
 import pytest
-from cuda_decode_emulation import FILTERS, check_loop, configure, loops, same
+from cuda_decode_checks import FILTERS, check_loop, loops, same
+from cuda_decode_emulation import configure
 
 from melodia import engine
 from melodia.engine import cuda
@@ -52,7 +54,7 @@ def test_clusters_of_every_size(library: ctypes.CDLL, cluster: int) -> None:
 def test_the_environment_chooses_clusters(library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> None:
     """More blocks at once than one cluster of two has would be needed otherwise."""
     configure(library, schedule=1)
-    ints, floats, _ = emulation.described("gru", "fp32")
+    ints, floats, _ = checks.described("gru", "fp32")
     for word, blocks in (("", 7), ("0", 7), ("2", 1), ("4", 3)):
         monkeypatch.setenv("MELODIA_CUDA_CLUSTER", word)
         assert cuda.CudaEngine(ints, floats, library=library).facts()["threads"] <= blocks

@@ -6,10 +6,12 @@ import ctypes
 from collections.abc import Iterable
 from typing import Any
 
+import cuda_decode_checks as checks
 import cuda_decode_emulation as emulation
 import numpy as np
 import pytest
-from cuda_decode_emulation import FILTERS, KINDS, check_lanes, check_loop, check_plain, configure, loops, same
+from cuda_decode_checks import FILTERS, KINDS, check_lanes, check_loop, check_plain, loops, same
+from cuda_decode_emulation import configure
 
 from melodia import engine
 from melodia.decode import SamplingConfig
@@ -35,17 +37,17 @@ EIGHT: dict[str, Any] = {"group": 8}
 def test_rows_are_what_words_are(library: ctypes.CDLL, name: str, weights: str) -> None:
     """The CPU's logits and states, and the same bits by either exchange, whichever blocks hand given tokens on."""
     configure(library, schedule=len(name) + 1)
-    ints, floats, sizes = emulation.described(name, weights)
-    tokens, sides = emulation.random_input(sizes, emulation.steps_of(name), 9)
+    ints, floats, sizes = checks.described(name, weights)
+    tokens, sides = checks.random_input(sizes, checks.steps_of(name), 9)
     found = []
     for way in (ROWS, WORDS, ROWS | JOINT, WORDS | JOINT):
-        packed = cuda.CudaEngine(ints, floats, library=library, options=emulation.options(**way))
+        packed = cuda.CudaEngine(ints, floats, library=library, options=checks.options(**way))
         lanes = engine.Lanes(packed, 9)
         found.append([lanes.advance(tokens, sides), *(lanes.read(lane) for lane in range(9))])
         assert packed.facts()["stalls"] == 0, packed.fallback()
     for other in found[1:]:
         assert all(np.array_equal(*pair) for pair in zip(found[0], other, strict=True))
-    check_lanes(library, name, weights, emulation.steps_of(name), 9, **ROWS)
+    check_lanes(library, name, weights, checks.steps_of(name), 9, **ROWS)
 
 
 @pytest.mark.parametrize("weights", ["fp32", "bf16", "int8"])
@@ -75,23 +77,23 @@ def test_groups_that_bring_embeddings(
 ) -> None:
     """Five groups of eight pass the first stage, too: nobody posts what comes into it."""
     monkeypatch.setattr("melodia.engine.description.TABLE_BYTES", 0)
-    emulation.described.cache_clear()
+    checks.described.cache_clear()
     try:
         same_bits(library, "sequential-deep", weights, 4, 35, (WORDS | EIGHT, ROWS | EIGHT))
     finally:
-        emulation.described.cache_clear()
+        checks.described.cache_clear()
 
 
 def same_bits(
     library: ctypes.CDLL, name: str, weights: str, T: int, B: int, ways: Iterable[dict[str, Any]]
 ) -> None:
     """The same logits and states, whichever way the sessions pass the stages, and no launch that fell back."""
-    ints, floats, sizes = emulation.described(name, weights)
+    ints, floats, sizes = checks.described(name, weights)
     configure(library, schedule=B, shared_bytes=200 << 10)
-    tokens, sides = emulation.random_input(sizes, T, B)
+    tokens, sides = checks.random_input(sizes, T, B)
     found = []
     for way in ways:
-        packed = cuda.CudaEngine(ints, floats, library=library, options=emulation.options(**way))
+        packed = cuda.CudaEngine(ints, floats, library=library, options=checks.options(**way))
         lanes = engine.Lanes(packed, B)
         found.append([lanes.advance(tokens, sides), *(lanes.read(lane) for lane in range(B))])
         assert packed.facts()["stalls"] == 0, packed.fallback()

@@ -10,7 +10,7 @@ import itertools
 
 import pytest
 import torch
-from cuda_decode_emulation import (
+from cuda_decode_checks import (
     FILTERS,
     KINDS,
     WHOLE,

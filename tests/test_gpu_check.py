@@ -14,6 +14,7 @@ import sys
 import types
 from pathlib import Path
 
+import cuda_decode_checks as checks
 import cuda_decode_emulation as emulation
 import pytest
 import torch
@@ -238,18 +239,18 @@ def test_streams_on_the_emulator() -> None:
     library = emulation.load(emulation.build())
     emulation.configure(library, schedule=2)
     for changed in ({"least_units": 6}, {"cluster": 4}):
-        assert emulation.check_streams(library, "parallel", 16, 2, 6, threads=64, **changed) == ""
+        assert checks.check_streams(library, "parallel", 16, 2, 6, threads=64, **changed) == ""
 
 
 @pytest.mark.skipif(
     emulation.COMPILER is None or engine.reason() is not None, reason="no compiler or no engine"
 )
-@pytest.mark.parametrize("weights", emulation.TOLERANCE)
+@pytest.mark.parametrize("weights", checks.TOLERANCE)
 def test_plain_models_on_the_emulator(weights: str) -> None:
     """What the parity test of large models runs, with the device's own 256 threads."""
     library = emulation.load(emulation.build())
     emulation.configure(library, schedule=3)
-    emulation.check_plain(library, "parallel", weights, 2, 9, 40, 50, **emulation.WHOLE)
+    checks.check_plain(library, "parallel", weights, 2, 9, 40, 50, **checks.WHOLE)
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cuda_decode_emulation import paired_tokenizer
+from cuda_decode_checks import paired_tokenizer
 from sampler_helpers import make_seed, scale, tiny_sampler
 
 from melodia import engine

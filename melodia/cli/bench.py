@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
+from melodia.cli.choice import ModelFolder
 from melodia.cli.output import tell
 from melodia.wording import counted
 
@@ -16,9 +16,7 @@ if TYPE_CHECKING:
 
 
 def bench(
-    model: Path | None = typer.Option(
-        None, "--model", metavar="DIR", help="A checkpoint (default: the model that comes with melodia)."
-    ),
+    model: ModelFolder = None,
     weights: str = typer.Option("fp32,bf16,int8", help="Weight formats to measure, separated by commas."),
     threads: str | None = typer.Option(
         None,

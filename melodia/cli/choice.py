@@ -2,24 +2,38 @@
 
 from __future__ import annotations
 
+from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer.models import OptionInfo
 
 if TYPE_CHECKING:
     from melodia.decode import SamplingConfig
 
-Temperature = Annotated[float, typer.Option(help="Divides the logits: below 1 is safer, above 1 wilder.")]
-TopK = Annotated[int | None, typer.Option(help="Keep the K likeliest tokens.")]
-TopP = Annotated[
-    float | None,
-    typer.Option(help="Keep the smallest set of likeliest tokens with this total probability (1 = all)."),
-]
-MinP = Annotated[
-    float | None, typer.Option(help="Keep tokens at least this share as likely as the likeliest.")
-]
-RepetitionPenalty = Annotated[float, typer.Option(help="Above 1, recent tokens become less likely.")]
+TEMPERATURE: OptionInfo = typer.Option(help="Divides the logits: below 1 is safer, above 1 wilder.")
+TOP_K: OptionInfo = typer.Option(help="Keep the K likeliest tokens.")
+TOP_P: OptionInfo = typer.Option(
+    help="Keep the smallest set of likeliest tokens with this total probability (1 = all)."
+)
+MIN_P: OptionInfo = typer.Option(help="Keep tokens at least this share as likely as the likeliest.")
+REPETITION_PENALTY: OptionInfo = typer.Option(help="Above 1, recent tokens become less likely.")
+PITCH_BIAS: OptionInfo = typer.Option(
+    help="How strongly new notes keep to the pitch classes before them, and instruments to their range there, 0 (not "
+    "at all) to 1."
+)
+RECALL: OptionInfo = typer.Option(
+    help="Share of bars that repeat earlier ones, 0 (none) to 0.9; more after a repetitive seed."
+)
+
+Temperature = Annotated[float, TEMPERATURE]
+TopK = Annotated[int | None, TOP_K]
+TopP = Annotated[float | None, TOP_P]
+MinP = Annotated[float | None, MIN_P]
+RepetitionPenalty = Annotated[float, REPETITION_PENALTY]
+PitchBias = Annotated[float, PITCH_BIAS]
+Recall = Annotated[float, RECALL]
 ScaleName = Annotated[
     str | None,
     typer.Option(
@@ -52,6 +66,13 @@ Weights = Annotated[
     typer.Option(help="fp32, bf16 or int8: smaller weights are faster and slightly less exact (CPU only)."),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite existing files.")]
+
+
+def only_with(needed: str, option: OptionInfo) -> OptionInfo:
+    """The same option, whose help says that it needs another one."""
+    limited, text = copy(option), option.help or ""
+    limited.help = f"With {needed}: {text[0].lower()}{text[1:]}"
+    return limited
 
 
 def sampling_of(

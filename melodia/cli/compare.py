@@ -6,6 +6,7 @@ from pathlib import Path
 
 import typer
 
+from melodia.cli.choice import Backend, Device
 from melodia.cli.loading import loading
 from melodia.cli.output import tell
 
@@ -28,8 +29,8 @@ def compare(
     without_side_inputs: bool = typer.Option(
         False, "--without-side-inputs", help="Add a row for the first kind without side inputs."
     ),
-    device: str = typer.Option("auto", help="auto, cpu, cuda or cuda:N."),
-    backend: str = typer.Option("auto", help="auto, reference or native."),
+    device: Device = "auto",
+    backend: Backend = "auto",
     threads: int | None = typer.Option(None, help="CPU threads."),
     random_seed: int = typer.Option(
         0, help="Seed for the weights, the order of pieces and the augmentation."

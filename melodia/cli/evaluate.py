@@ -3,10 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from melodia.cli.choice import (
+    MIN_P,
+    PITCH_BIAS,
+    RECALL,
+    REPETITION_PENALTY,
+    TEMPERATURE,
+    TOP_K,
+    TOP_P,
+    Backend,
+    Device,
+    Force,
+    ModelFolder,
+    only_with,
+    sampling_of,
+)
 from melodia.cli.loading import loading
 from melodia.cli.output import tell
 from melodia.cli.words import as_options, is_given
@@ -19,7 +34,6 @@ if TYPE_CHECKING:
 
 PLAIN_WIDTH = 160  # of tables where there is no terminal
 
-
 GENERATION = ("seed_bars", "bars", *FILTERS, "pitch_bias", "branches", "recall", "random_seed")
 
 
@@ -30,12 +44,7 @@ def evaluate(
         metavar="FOLDER",
         help="MIDI files that the model was not trained on (sub-folders are searched too).",
     ),
-    model: Path | None = typer.Option(
-        None,
-        "--model",
-        metavar="DIR",
-        help="A checkpoint made by `melodia train` (default: the model that comes with melodia).",
-    ),
+    model: ModelFolder = None,
     generate: int = typer.Option(
         0,
         "--generate",
@@ -45,35 +54,19 @@ def evaluate(
     ),
     seed_bars: int = typer.Option(16, min=1, help="With --generate: bars of each seed."),
     bars: int = typer.Option(16, min=1, help="With --generate: bars of each continuation."),
-    temperature: float = typer.Option(
-        RECOMMENDED["temperature"], help="With --generate: divides the logits."
-    ),
-    top_k: int | None = typer.Option(None, help="With --generate: keep the K likeliest tokens."),
-    top_p: float | None = typer.Option(
-        RECOMMENDED["top_p"],
-        help="With --generate: keep the smallest set of likeliest tokens with this total "
-        "probability (1 = all).",
-    ),
-    min_p: float | None = typer.Option(
-        None, help="With --generate: keep tokens at least this share as likely as the likeliest."
-    ),
-    repetition_penalty: float = typer.Option(
-        1.0, help="With --generate: above 1, recent tokens become less likely."
-    ),
-    pitch_bias: float = typer.Option(
-        RECOMMENDED["pitch_bias"],
-        help="With --generate: how strongly notes keep to the seed's pitch classes, and instruments to their range "
-        "there, 0 to 1.",
-    ),
+    temperature: Annotated[float, only_with("--generate", TEMPERATURE)] = RECOMMENDED["temperature"],
+    top_k: Annotated[int | None, only_with("--generate", TOP_K)] = None,
+    top_p: Annotated[float | None, only_with("--generate", TOP_P)] = RECOMMENDED["top_p"],
+    min_p: Annotated[float | None, only_with("--generate", MIN_P)] = None,
+    repetition_penalty: Annotated[float, only_with("--generate", REPETITION_PENALTY)] = 1.0,
+    pitch_bias: Annotated[float, only_with("--generate", PITCH_BIAS)] = RECOMMENDED["pitch_bias"],
     branches: int = typer.Option(
         RECOMMENDED["branches"],
         min=1,
         max=64,
         help="With --generate: generate every two bars this many times and keep what fits best.",
     ),
-    recall: float = typer.Option(
-        RECOMMENDED["recall"], help="With --generate: share of bars that repeat earlier ones, 0 to 0.9."
-    ),
+    recall: Annotated[float, only_with("--generate", RECALL)] = RECOMMENDED["recall"],
     random_seed: int = typer.Option(
         0, help="With --generate: seed for the choice of pieces and for the music."
     ),
@@ -83,9 +76,9 @@ def evaluate(
     html_file: Path | None = typer.Option(
         None, "--html", metavar="FILE", help="Also write one HTML page with plots and piano rolls."
     ),
-    device: str = typer.Option("auto", help="auto, cpu, cuda or cuda:N."),
-    backend: str = typer.Option("auto", help="auto, reference or native."),
-    force: bool = typer.Option(False, "--force", help="Overwrite existing files."),
+    device: Device = "auto",
+    backend: Backend = "auto",
+    force: Force = False,
 ) -> None:
     """Score a model's likelihood on music, and compare what it writes with how the pieces really go on."""
     if generate == 1:
@@ -99,21 +92,14 @@ def evaluate(
     with loading():
         from melodia.cli.console import LastingConsole
         from melodia.cli.progress import ConsoleProgress
-        from melodia.decode import SamplingConfig
         from melodia.errors import show_path
-        from melodia.render.files import check_target
+        from melodia.files import check_target
         from melodia.workflows.evaluate import evaluate_folder, write_json
 
     for path, suffix in ((json_file, ".json"), (html_file, ".html")):
         if path is not None:
             check_target(path, suffix, force)  # before the work, not behind it
-    sampling = SamplingConfig(
-        temperature=temperature,
-        top_k=top_k,
-        top_p=None if top_p == 1.0 else top_p,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-    )
+    sampling = sampling_of(temperature, top_k, top_p, min_p, repetition_penalty)
     with ConsoleProgress("evaluate") as progress:
         evaluation = evaluate_folder(
             folder,

@@ -15,6 +15,7 @@ from melodia.cli.choice import (
     Force,
     MinP,
     ModelFolder,
+    PitchBias,
     Plot,
     RandomSeed,
     RepetitionPenalty,
@@ -57,11 +58,7 @@ def fill(
     top_p: TopP = RECOMMENDED["top_p"],
     min_p: MinP = None,
     repetition_penalty: RepetitionPenalty = 1.0,
-    pitch_bias: float = typer.Option(
-        RECOMMENDED["pitch_bias"],
-        help="How strongly new notes keep to the pitch classes before them, and instruments to their range there, "
-        "0 (not at all) to 1.",
-    ),
+    pitch_bias: PitchBias = RECOMMENDED["pitch_bias"],
     branches: int = typer.Option(
         FILL_BRANCHES,
         min=2,

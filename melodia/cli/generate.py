@@ -14,8 +14,10 @@ from melodia.cli.choice import (
     Force,
     MinP,
     ModelFolder,
+    PitchBias,
     Plot,
     RandomSeed,
+    Recall,
     RepetitionPenalty,
     ScaleName,
     Temperature,
@@ -50,11 +52,7 @@ def generate(
     top_p: TopP = RECOMMENDED["top_p"],
     min_p: MinP = None,
     repetition_penalty: RepetitionPenalty = 1.0,
-    pitch_bias: float = typer.Option(
-        RECOMMENDED["pitch_bias"],
-        help="How strongly new notes keep to the seed's pitch classes, and instruments to their range there, "
-        "0 (not at all) to 1.",
-    ),
+    pitch_bias: PitchBias = RECOMMENDED["pitch_bias"],
     branches: int = typer.Option(
         RECOMMENDED["branches"],
         min=1,
@@ -62,10 +60,7 @@ def generate(
         help="Generate every two bars this many times and keep the version that fits the seed and closes best; with "
         "--tokens, the whole; without a seed, only the last two bars.",
     ),
-    recall: float = typer.Option(
-        RECOMMENDED["recall"],
-        help="Share of bars that repeat earlier ones, 0 (none) to 0.9; more after a repetitive seed.",
-    ),
+    recall: Recall = RECOMMENDED["recall"],
     programs: str | None = typer.Option(
         None,
         metavar="P,P",

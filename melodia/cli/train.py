@@ -6,6 +6,7 @@ from pathlib import Path
 
 import typer
 
+from melodia.cli.choice import Backend, Device
 from melodia.cli.loading import loading
 from melodia.cli.output import tell
 
@@ -31,8 +32,8 @@ def train(
     encoder: str | None = typer.Option(None, help="For a bidirectional model: lstm or gru."),
     minutes: float | None = typer.Option(None, help="Budget in minutes (20 if no budget is given)."),
     epochs: float | None = typer.Option(None, help="Budget in passes over the corpus."),
-    device: str = typer.Option("auto", help="auto, cpu, cuda or cuda:N."),
-    backend: str = typer.Option("auto", help="auto, reference or native."),
+    device: Device = "auto",
+    backend: Backend = "auto",
     resume: bool = typer.Option(
         False,
         "--resume",

@@ -28,7 +28,7 @@ from melodia.evaluation.report import (
     likelihood_table,
     originality_table,
 )
-from melodia.render.files import check_target, fresh_file
+from melodia.files import asked_file, check_target
 from melodia.render.pianoroll import plot_pianoroll
 
 ROLLS = 6
@@ -66,7 +66,7 @@ def write_page(evaluation: Evaluation, path: Path | str, *, force: bool = False)
     """
     target = check_target(path, ".html", force)
     page = "\n".join(_page(evaluation))
-    with fresh_file(target, force) as part:
+    with asked_file(target, force=force) as part:
         part.write_text(page, encoding="utf-8")
     return target
 

@@ -13,7 +13,7 @@ from symusic.core import ScoreTick, TrackTick
 
 from melodia.checks import file_path
 from melodia.errors import MidiError, show_path
-from melodia.files import taken, write_whole
+from melodia.files import asked_file, check_free
 from melodia.midi.bars import metres_of
 from melodia.midi.convert import tempi_of
 
@@ -54,21 +54,13 @@ def write_midi(
     ...     read_score(path)[0].note_num() == score.note_num()
     True
     """
-    name, target = show_path(path), file_path("path", path)
-    if target.is_dir() or os.fsdecode(path).endswith(("/", os.sep)):  # a Path forgets the slash
-        raise MidiError(f"{name}: is a directory; give a file name for the MIDI file")
-    if not force and os.path.lexists(target):
-        raise MidiError(taken(target))
+    target = file_path("path", path)
+    if not os.fsdecode(path) or os.fsdecode(path).endswith(("/", os.sep)):  # a Path forgets the slash
+        raise MidiError(f"{show_path(path)}: is a directory; give a file name for the MIDI file")
+    check_free(target, MidiError, force=force, form=" for the MIDI file")
     data = midi_bytes(midi)
-    try:
-        write_whole(target, data, force=force)
-    except FileExistsError:
-        raise MidiError(taken(target)) from None
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise MidiError(
-            f"{name}: cannot be written ({reason}); check the folder, its permissions and the free space"
-        ) from None
+    with asked_file(target, MidiError, force=force) as part:
+        part.write_bytes(data)
     return target
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from melodia.errors import BackendError, ConfigError, MidiError, show_path
-from melodia.render.files import check_target, fresh_file
+from melodia.files import asked_file, check_target
 
 if TYPE_CHECKING:
     import pretty_midi
@@ -111,7 +111,7 @@ def render_audio(
             f"the piece lasts {end / 3600:.1f} h, the limit is {LONGEST / 3600:.0f} h; cut it first"
         )
     reason = "pretty_midi's own synthesis, as asked for"
-    with fresh_file(target, force) as part:
+    with asked_file(target, force=force) as part:
         if synthesiser != "pretty_midi":
             try:
                 command, soundfont = find_fluidsynth()

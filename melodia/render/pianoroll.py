@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from melodia.errors import ConfigError, MidiError
+from melodia.files import asked_file, check_target
 from melodia.notes import program_of
 from melodia.render.clock import Bar, Clock
-from melodia.render.files import check_target, fresh_file
 from melodia.wording import clock
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def plot_pianoroll(
     bars = clock.bars(end)
     places = [float(clock.quarters(max(at, 0.0))) for at in (split_at, split_end) if at is not None]
     figure = _Page(clock, bars, programs, melodic, drums, places, title, size).draw()
-    with fresh_file(target, force) as part:
+    with asked_file(target, force=force) as part:
         figure.savefig(part, format="png", dpi=DPI, metadata={"Software": "melodia"})
     return target
 

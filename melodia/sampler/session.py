@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from melodia.checks import file_path
 from melodia.errors import CheckpointError, MelodiaError
-from melodia.files import taken, write_whole
+from melodia.files import asked_file, check_free
 from melodia.grammar import GrammarState, Op, TokenReader, compile_tables
 from melodia.model.config import ModelConfig
 from melodia.model.network import ModelState, checked_state
@@ -226,10 +226,7 @@ class Session:
         from melodia.midi import midi_bytes
 
         target = file_path("path", path)
-        if target.is_dir():
-            raise CheckpointError(f"{target}: is a directory; give a file name for the session")
-        if os.path.lexists(target) and not force:
-            raise CheckpointError(taken(target))
+        check_free(target, CheckpointError, force=force, form=" for the session")
         arrays: dict[str, NDArray[Any]] = {f"model.{name}": part for name, part in self.model_state.items()}
         arrays["logits"] = self.logits
         arrays["grammar"] = self.grammar.to_array()
@@ -255,14 +252,8 @@ class Session:
         arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
         about["crc32"] = _checksum(about, arrays)
         data = safetensors.numpy.save(arrays, metadata={"melodia": json.dumps(about)})
-        try:
-            write_whole(target, data, force=force)
-        except FileExistsError:  # it came a moment ago
-            raise CheckpointError(taken(target)) from None
-        except OSError as error:
-            raise CheckpointError(
-                f"{target}: cannot be written ({error.strerror or error}); check the folder and the space on the disk"
-            ) from error
+        with asked_file(target, CheckpointError, force=force) as part:
+            part.write_bytes(data)
         return target
 
     @classmethod

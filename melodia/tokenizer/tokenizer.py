@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from melodia.checks import file_path
 from melodia.errors import ConfigError, TokenizerError
-from melodia.files import taken, write_whole
+from melodia.files import asked_file, check_free
 from melodia.grammar.reader import NoteEvent, TokenReader
 from melodia.tokenizer.bpe import Pair, apply_pairs, learn_pairs, with_pairs
 from melodia.tokenizer.config import TokenizerConfig
@@ -189,14 +189,9 @@ class Tokenizer:
             TokenizerError: the file is there already (without `force`), or cannot be written.
         """
         target = file_path("path", path)
-        try:
-            write_whole(target, json.dumps(self.to_dict(), separators=(",", ":")), force=force)
-        except FileExistsError:
-            raise TokenizerError(taken(target)) from None
-        except OSError as error:
-            raise TokenizerError(
-                f"{target}: cannot be written ({error.strerror or error}); check the folder and the space on the disk"
-            ) from error
+        check_free(target, TokenizerError, force=force, form=" for the tokenizer")
+        with asked_file(target, TokenizerError, force=force) as part:
+            part.write_text(json.dumps(self.to_dict(), separators=(",", ":")), encoding="utf-8")
         return target
 
     @classmethod

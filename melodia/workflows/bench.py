@@ -263,10 +263,10 @@ class Streams:
     def prepare(self) -> None:
         """Nothing: the threads are the engine's own."""
 
-    def make(self, tokens: int) -> list[NDArray[np.int32]]:
-        """So many tokens of each stream, in one call: B of [tokens]."""
+    def make(self, tokens: int) -> list[tuple[NDArray[np.int32], NDArray[np.float64], NDArray[np.float64]]]:
+        """So many tokens of each of the B streams, in one call; with each, NLL and entropy (`TokenLoop.drain`)."""
         self._loop.run(steps=tokens)
-        return [self._loop.drain(b)[0] for b in range(self.lanes.count)]
+        return [self._loop.drain(b) for b in range(self.lanes.count)]
 
 
 class _PyTorch:

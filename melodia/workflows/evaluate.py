@@ -19,8 +19,8 @@ from melodia.evaluation.collapse import collapse_report
 from melodia.evaluation.comparison import compare_sets
 from melodia.evaluation.continuations import Settings, continue_pieces, key_agreement
 from melodia.evaluation.report import Evaluation, Generated
+from melodia.files import asked_file, check_target
 from melodia.originality import Index
-from melodia.render.files import check_target, fresh_file
 from melodia.sampler import Request, Sampler
 
 if TYPE_CHECKING:
@@ -169,6 +169,6 @@ def write_json(evaluation: Evaluation, path: Path | str, *, force: bool = False)
     """
     target = check_target(path, ".json", force)
     text = json.dumps(evaluation.to_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    with fresh_file(target, force) as part:
+    with asked_file(target, force=force) as part:
         part.write_text(text, encoding="utf-8")
     return target
