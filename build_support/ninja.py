@@ -103,7 +103,9 @@ def nvcc_rules(tools: Toolchain, nvcc: Nvcc) -> list[str]:
         f"-I{ROOT / 'csrc'}",
         *(f"-I{folder / 'include'}" for folder in nvcc.folders),
     ]
-    code = [f"-gencode=arch=compute_{n},code=sm_{n}" for n in nvcc.architectures]
+    # The kernels use nothing that only later members of a family have, so the first one's PTX serves all of it.
+    of_family = {n // 10: n for n in sorted(nvcc.architectures, reverse=True)}
+    code = [f"-gencode=arch=compute_{of_family[n // 10]},code=sm_{n}" for n in nvcc.architectures]
     code += [f"-gencode=arch=compute_{nvcc.architectures[-1]},code=compute_{nvcc.architectures[-1]}"]
     # nvcc links, because it knows where its static run-time library is; a driver is not needed to load the result.
     link = ["-shared", "-cudart", "static", "-ccbin", tools.compiler[0], "-Xlinker", "-z,defs"]

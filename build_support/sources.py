@@ -89,11 +89,11 @@ CUDA = Library(
     "CUDA kernels",
     {"csrc/cuda/ops_cuda.cpp": [], "csrc/cuda/hybrid_ops.cpp": [], "csrc/cuda/wave_ops.cpp": []},
     {
+        "csrc/cuda/hybrid_step.cu": True,
         "csrc/cuda/scan_forward.cu": True,
         "csrc/cuda/scan_backward.cu": True,
         "csrc/cuda/scan_rows.cu": True,
         "csrc/cuda/lookup.cu": True,
-        "csrc/cuda/hybrid_step.cu": True,
         "csrc/cuda/gates.cu": True,
         "csrc/cuda/scan.cu": False,
         "csrc/cuda/hybrid.cu": False,

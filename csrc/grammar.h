@@ -234,6 +234,7 @@ struct Grammar {
     MELODIA_HD bool allows(const State& s, const GrammarBounds& b, int64_t token) const {
         if (token == b.always) return true;
         if (b.base == nullptr || !has_bit(b.base, token)) return false;
+        MELODIA_ROLLED
         for (int64_t i = 0; i < b.count; ++i)
             if (b.cleared[i].first <= token && token < b.cleared[i].end) return false;
         return passes(s, b, token);
@@ -242,23 +243,24 @@ struct Grammar {
     // Which tokens of word w of the mask may follow, BPE tokens left out.
     MELODIA_HD uint64_t word(const GrammarState& s, const GrammarBounds& b, int64_t w) const {
         uint64_t bits = b.base == nullptr ? 0 : b.base[w];
+        MELODIA_ROLLED
         for (int64_t i = 0; i < b.count; ++i) bits &= ~bits_between(w, b.cleared[i].first, b.cleared[i].end);
         if (b.ask_pitches) bits &= ~sounding(s, b, w);
-        if (b.ask_ends) bits = left(s, b, w, bits, s.r->program < 0 ? kDrumOff : kNoteOff);
-        if (b.ask_programs) bits = left(s, b, w, bits, kProgram);
-        if (b.ask_positions) bits = left(s, b, w, bits, kPosition);
-        if (b.ask_shifts) bits = left(s, b, w, bits, kTimeShift);
+        uint64_t asked = 0;
+        if (b.ask_ends) asked |= in_slice(w, s.r->program < 0 ? kDrumOff : kNoteOff);
+        if (b.ask_programs) asked |= in_slice(w, kProgram);
+        if (b.ask_positions) asked |= in_slice(w, kPosition);
+        if (b.ask_shifts) asked |= in_slice(w, kTimeShift);
+        asked &= bits;
+        MELODIA_ROLLED
+        for (int64_t id = 64 * w; asked != 0; ++id, asked >>= 1)
+            if ((asked & 1) && !passes(s, b, id)) bits &= ~(uint64_t{1} << (id % 64));
         if (b.always >= 0 && b.always / 64 == w) bits |= uint64_t{1} << (b.always % 64);
         return bits;
     }
 
-    // Of the bits of a word, those that stand for another operation or pass.
-    MELODIA_HD uint64_t left(const GrammarState& s, const GrammarBounds& b, int64_t w, uint64_t bits,
-                             Op op) const {
-        uint64_t asked = bits & bits_between(w, head->slices[op].first, head->slices[op].end);
-        for (int64_t id = 64 * w; asked != 0; ++id, asked >>= 1)
-            if ((asked & 1) && !passes(s, b, id)) bits &= ~(uint64_t{1} << (id % 64));
-        return bits;
+    MELODIA_HD uint64_t in_slice(int64_t w, Op op) const {
+        return bits_between(w, head->slices[op].first, head->slices[op].end);
     }
 
     // The pitches of a word that may not begin: as `passes`, but for all at once.
@@ -310,6 +312,7 @@ struct Grammar {
         if (!s.has_begun(row)) return may_begin;
         const GrammarRegisters& r = s.registers();
         const int64_t* plays = playable_by(row);
+        MELODIA_ROLLED
         for (int64_t p = 0; p < kPitches; ++p) {
             if (!plays[p]) continue;
             const int64_t time = s.time_of(row, p);
@@ -325,11 +328,14 @@ struct Grammar {
         if (s.registers().ends < head->roomy) return true;
         if (head->max_polyphony >= 0 && s.ends_behind(time) >= head->max_polyphony) return false;
         int64_t begun = 0;
+        MELODIA_ROLLED
         for (int64_t row = 0; row < head->programs; ++row) begun += s.has_begun(row);
         if (begun < head->allowed_programs) return true;
+        MELODIA_ROLLED
         for (int64_t row = 0; row < head->allowed_programs; ++row) {
             if (!s.has_begun(row)) return true;
             const int64_t* plays = playable_by(row);
+            MELODIA_ROLLED
             for (int64_t p = 0; p < kPitches; ++p)
                 if (plays[p] && s.time_of(row, p) <= time + head->reach) return true;
         }

@@ -30,6 +30,7 @@ struct GrammarState {
         int64_t* times = rows + row * kPitches;
         if (!begun[row]) {
             begun[row] = 1;
+            MELODIA_ROLLED
             for (int64_t p = 0; p < kPitches; ++p) times[p] = r->on_off ? kFree : 0;
         }
         times[pitch] = time;
@@ -79,10 +80,12 @@ struct GrammarTrial {
     MELODIA_HD const GrammarRegisters& registers() const { return r; }
     MELODIA_HD bool has_begun(int64_t row) const {
         bool begun = from.has_begun(row);
+        MELODIA_ROLLED
         for (int64_t i = 0; i < steps; ++i) begun = begun || changes[i].row == row;
         return begun;
     }
     MELODIA_HD int64_t time_of(int64_t row, int64_t pitch) const {
+        MELODIA_ROLLED
         for (int64_t i = steps; i-- > 0;)
             if (changes[i].row == row && changes[i].pitch == pitch) return changes[i].time;
         return from.has_begun(row) ? from.time_of(row, pitch) : r.on_off ? kFree : 0;
@@ -93,6 +96,7 @@ struct GrammarTrial {
     }
     MELODIA_HD int64_t ends_behind(int64_t time) const {
         int64_t count = 0;
+        MELODIA_ROLLED
         for (int64_t i = 0; i < from.r->ends + steps; ++i) count += is_there(i) && end_at(i) > time;
         return count;
     }
@@ -124,12 +128,14 @@ struct GrammarTrial {
         return i < from.r->ends ? from.ends[i] : changes[i - from.r->ends].end;
     }
     MELODIA_HD bool is_there(int64_t i) const {
+        MELODIA_ROLLED
         for (int64_t step = 0; step < steps; ++step)
             if (changes[step].removed == i) return false;
         return i < from.r->ends || changes[i - from.r->ends].appended;
     }
     template <class Wanted>
     MELODIA_HD int64_t find(Wanted wanted) const {
+        MELODIA_ROLLED
         for (int64_t i = 0; i < from.r->ends + steps; ++i)
             if (is_there(i) && wanted(end_at(i))) return i;
         return -1;

@@ -4,11 +4,7 @@
 #include <cmath>
 #include <cstdint>
 
-#if defined(__CUDACC__)
-#define MELODIA_HD __host__ __device__ inline
-#else
-#define MELODIA_HD inline
-#endif
+#include "host_device.h"
 
 namespace melodia {
 

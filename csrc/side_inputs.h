@@ -158,9 +158,11 @@ struct SideInputs {
         r.bar += 1;
         if (r.bar <= 0) return;
         int64_t any = 0;
+        MELODIA_ROLLED
         for (int64_t& weight : r.weights) any |= weight = weight * tables.fade_top / tables.fade_low;
         r.key = 0;
         int64_t best = INT64_MIN;
+        MELODIA_ROLLED
         for (int64_t key = 0; any && key < kKeys; ++key) {
             int64_t score = 0;
             for (int64_t i = 0; i < kPitchClasses; ++i) score += r.weights[i] * tables.profiles[key * 12 + i];

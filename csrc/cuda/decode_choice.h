@@ -19,9 +19,11 @@ MELODIA_DEVICE uint32_t ordered(float x) {    // as x is
 }
 
 MELODIA_DEVICE int ones_in(uint32_t bits) {
-    int count = 0;
-    for (; bits != 0; bits &= bits - 1) ++count;
-    return count;
+#if defined(MELODIA_EMULATOR)
+    return __builtin_popcount(bits);
+#else
+    return __popc(bits);
+#endif
 }
 
 // By all threads of a block.
@@ -103,6 +105,7 @@ class Choice : protected Records {
         double top = kRemoved, lift = 0.0;
         const bool pools = other.row != nullptr && lift_of(from, allowed, other, &top, &lift);
         int32_t nan = 0, here = 0;
+        MELODIA_ROLLED
         for (int i = me(); i < V; i += count()) {  // 1, 2, 3
             const float logit = from[i];
             nan |= logit != logit;
@@ -122,6 +125,7 @@ class Choice : protected Records {
         if (v.top_p < 1.0 && !keep_top_p(x, masses(b), v.top_p)) return kNotANumber;      // 5
         if (v.min_p > 0.0) {                                                              // 6
             const double threshold = top_of(x) + v.log_min_p;
+            MELODIA_ROLLED
             for (int i = me(); i < V; i += count())
                 if (double(x[i]) < threshold) x[i] = kRemoved;
         }
@@ -133,11 +137,13 @@ class Choice : protected Records {
     MELODIA_DEVICE bool lift_of(const float* from, const uint64_t* allowed, const Opinion& other, double* top,
                                 double* lift) {
         const auto counts = [&](int i) { return has_bit(allowed, i) && has_bit(other.members, i); };
+        MELODIA_ROLLED
         for (int i = me(); i < a.net.V; i += count())
             if (counts(i)) *top = double(from[i]) > *top ? double(from[i]) : *top;
         *top = greatest(*top);
         if (!(*top > kRemoved && *top < -double(kRemoved))) return false;
         double own = 0.0, flat = 0.0;
+        MELODIA_ROLLED
         for (int i = me(); i < a.net.V; i += count()) {
             if (!counts(i) || !(from[i] > kRemoved)) continue;
             own += mass_of(double(from[i]) - *top);
@@ -150,6 +156,7 @@ class Choice : protected Records {
 
     MELODIA_DEVICE double top_of(const float* x) {
         double top = kRemoved;
+        MELODIA_ROLLED
         for (int i = me(); i < a.net.V; i += count()) top = double(x[i]) > top ? double(x[i]) : top;
         return greatest(top);
     }
@@ -157,6 +164,7 @@ class Choice : protected Records {
     MELODIA_DEVICE int32_t likeliest(const float* x) {
         const double top = top_of(x);
         int32_t best = INT32_MAX;
+        MELODIA_ROLLED
         for (int i = me(); i < a.net.V; i += count())
             if (double(x[i]) == top && i < best) best = i;
         return least(best);
@@ -168,8 +176,10 @@ class Choice : protected Records {
     MELODIA_DEVICE uint32_t threshold(const float* x, T enough, F amount) {
         uint32_t key = 0;
         bool exact = false;
+        MELODIA_ROLLED
         for (int shift = 30; shift >= 0 && !exact; shift -= 2) {
             T above[4] = {};
+            MELODIA_ROLLED
             for (int i = me(); i < a.net.V; i += count()) {
                 const uint32_t at = ordered(x[i]);
                 const T more = amount(i);
@@ -186,6 +196,7 @@ class Choice : protected Records {
     // Keeps what is above `key`, and of what is there the first `ties`.
     MELODIA_DEVICE void keep(float* x, uint32_t key, int32_t ties) {
         int32_t equal = 0;
+        MELODIA_ROLLED
         for (int i = me(); i < a.net.V; i += count()) {
             const uint32_t at = ordered(x[i]);
             equal += at == key;
@@ -208,6 +219,7 @@ class Choice : protected Records {
     MELODIA_DEVICE void keep_top_k(float* x, int32_t k) {
         const uint32_t key = threshold(x, k, [](int) { return int32_t{1}; });
         int32_t above = 0;
+        MELODIA_ROLLED
         for (int i = me(); i < a.net.V; i += count()) above += ordered(x[i]) > key;
         keep(x, key, k - total(above));
     }
@@ -216,6 +228,7 @@ class Choice : protected Records {
         const double top = top_of(x);
         if (top == -double(kRemoved)) return false;  // infinite: no number is its mass
         double part = 0.0;
+        MELODIA_ROLLED
         for (int i = me(); i < a.net.V; i += count()) {
             mass[i] = x[i] > kRemoved ? mass_of(double(x[i]) - top) : 0.0;
             part += mass[i];
@@ -224,6 +237,7 @@ class Choice : protected Records {
         const uint32_t key = threshold(x, limit, [=](int i) { return mass[i]; });
         part = 0.0;
         double each = 0.0;
+        MELODIA_ROLLED
         for (int i = me(); i < a.net.V; i += count()) {
             if (ordered(x[i]) > key) part += mass[i];
             if (ordered(x[i]) == key) each = mass[i];
@@ -240,6 +254,7 @@ class Choice : protected Records {
     MELODIA_DEVICE int32_t noisiest(const float* x, const uint32_t* words) {
         constexpr double margin = 4e-6;
         double bound = kRemoved;
+        MELODIA_ROLLED
         for (int i = me(); i < a.net.V; i += count()) {
             const double low = double(x[i]) + (a.edges[words[i] >> 22] - margin);
             bound = low > bound ? low : bound;
@@ -247,6 +262,7 @@ class Choice : protected Records {
         bound = greatest(bound);
         double score = kRemoved;
         int32_t best = INT32_MAX;
+        MELODIA_ROLLED
         for (int i = me(); i < a.net.V; i += count()) {
             if (!(x[i] > kRemoved) || double(x[i]) + (a.edges[(words[i] >> 22) + 1] + margin) < bound)
                 continue;
@@ -264,12 +280,14 @@ class Choice : protected Records {
         const float *all = logits(b), *x = candidates(b);
         const double top = top_of(all);
         double part = 0.0;
+        MELODIA_ROLLED
         for (int i = me(); i < a.net.V; i += count()) part += fast_exp(double(all[i]) - top);
         const double whole = sum(part);
         double entropy = 0.0;
         if (!v.greedy) {
             const double best = top_of(x);
             double weights = 0.0, weighted = 0.0;
+            MELODIA_ROLLED
             for (int i = me(); i < a.net.V; i += count()) {
                 if (!(x[i] > kRemoved)) continue;
                 const double weight = fast_exp(double(x[i]) - best);

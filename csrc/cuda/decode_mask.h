@@ -42,10 +42,12 @@ struct Records {
 // By a warp: each lane its words of the mask. As Grammar::mask, BPE tokens left out. A function of its own,
 // as the next, for the sake of ptxas.
 MELODIA_APART void grammar_words(const Grammar& g, const GrammarState& s, uint64_t* mask) {
+    MELODIA_ROLLED
     for (bool strict : {true, false}) {
         GrammarBounds bounds;
         g.bound(s, strict, bounds);
         uint64_t any = 0;
+        MELODIA_ROLLED
         for (int64_t w = lane(); w < g.W; w += 32) any |= mask[w] = g.word(s, bounds, w);
         if (warp_ballot(any != 0) != 0) return;
     }

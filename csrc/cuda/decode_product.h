@@ -168,7 +168,7 @@ class Sums {
           shares_(first->shares) {}
 
     // By all warps; a barrier must follow.
-    MELODIA_DEVICE void make(const unsigned char* shared, const Vectors& x0, const Vectors& x1, int n) {
+    MELODIA_DEVICE void make(const unsigned char* shared, const Vectors& x0, const Vectors& x1, int n) const {
         for (Walk item(shares_, tiles_, static_cast<int>(warp()), static_cast<int>(warps())); item.there();
              item.next()) {
             int tile = item.k;

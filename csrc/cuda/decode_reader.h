@@ -73,11 +73,13 @@ class ReaderBlock : BlockParts<W> {
         if (a.part == kWhole || a.part == kCommands) listen(step, g);
         if (a.part == kCommands) return true;
         const int L = longest(g);
-        if (a.part == kReading)
-            return a.reader_step > L || L == 0 || advance(step, g, a.reader_level, a.reader_step, L);
-        for (int l = 0; a.part == kWhole && L > 0 && l < reader.levels; ++l)
-            for (int t = 0; t <= L; ++t)
+        const bool one = a.part == kReading;
+        const int levels = L == 0 || a.part == kRest ? 0 : one ? a.reader_level + 1 : reader.levels;
+        const int last = one && a.reader_step < L ? a.reader_step : L;
+        for (int l = one ? a.reader_level : 0; l < levels; ++l)
+            for (int t = one ? a.reader_step : 0; t <= last; ++t)
                 if (!advance(step, g, l, t, L)) return false;
+        if (one) return true;
         if (L > 0 && !summarise(step, g)) return false;
         keep(step, g);
         return true;
@@ -134,6 +136,7 @@ class ReaderBlock : BlockParts<W> {
     MELODIA_DEVICE int length_of(int b) const { return static_cast<int>(*number(a.own_layout.length, b)); }
     MELODIA_DEVICE int longest(int g) const {
         int most = 0;
+        MELODIA_ROLLED
         for (int v = 0; v < sessions(g); ++v) {
             const int length = length_of(g * a.group + v);
             most = length > most ? length : most;

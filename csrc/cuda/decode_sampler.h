@@ -18,6 +18,22 @@ MELODIA_APART void grammar_advance(const Grammar& g, GrammarState& s, int64_t to
 MELODIA_APART void side_advance(const SideInputs& sides, SideState& s, int64_t token, int32_t* out) {
     sides.advance(s, token, out);
 }
+// Mask and noise of a session's next choice.
+MELODIA_APART void prepare(const Records& of, int b) {
+    const Args& a = of.a;
+    const Record& v = of.voice(b);
+    if (v.tokens > 0) {
+        uint32_t* noise = of.noise(b);
+        MELODIA_ROLLED
+        for (int q = static_cast<int>(thread()); 4 * q < a.net.V; q += static_cast<int>(threads())) {
+            const Words4 words = noise_words(v.random_seed, static_cast<uint32_t>(v.session),
+                                             static_cast<uint64_t>(v.fed), static_cast<uint32_t>(q));
+            for (int j = 0; j < 4 && 4 * q + j < a.net.V; ++j) noise[4 * q + j] = words.x[j];
+        }
+        narrow(of, b);
+    }
+    MELODIA_SYNC("decode sampler: prepared");
+}
 
 class SamplerBlock : Choice {
   public:
@@ -120,7 +136,7 @@ class SamplerBlock : Choice {
         if (look.ended) return true;
         if (look.waits && !receive_logits(step - 1, b, logits(b))) return false;
         if (fed && !look.taken) {
-            if (!look.prepared) prepare(b);
+            if (!look.prepared) prepare(*this, b);
             fed = decide(b);
         }
         Row side = none();
@@ -132,20 +148,6 @@ class SamplerBlock : Choice {
         command(step, b, fed ? static_cast<uint32_t>(v.token) : kEnd, side.x);
         *goes_on = fed;
         return true;
-    }
-
-    // Mask and noise.
-    MELODIA_DEVICE void prepare(int b) {
-        Record& v = voice(b);
-        if (v.tokens > 0) {
-            for (int q = me(); 4 * q < a.net.V; q += count()) {
-                const Words4 words = noise_words(v.random_seed, static_cast<uint32_t>(v.session),
-                                                 static_cast<uint64_t>(v.fed), static_cast<uint32_t>(q));
-                for (int j = 0; j < 4 && 4 * q + j < a.net.V; ++j) noise(b)[4 * q + j] = words.x[j];
-            }
-            narrow(*this, b);
-        }
-        MELODIA_SYNC("decode sampler: prepared");
     }
 
     // The next token, or why there is none; true: it is to be fed.
@@ -180,13 +182,13 @@ class SamplerBlock : Choice {
         Record& v = voice(b);
         MELODIA_SYNC("decode sampler: commanded");
         const bool chosen = v.standing == int64_t(Standing::chosen);
-        if (v.ended) {
-            if (v.ended == 2 || v.standing != int64_t(Standing::stopped)) return;
-            measure(b, static_cast<int32_t>(v.token));
+        const bool ended = v.ended != 0;
+        if (ended && (v.ended == 2 || v.standing != int64_t(Standing::stopped))) return;
+        if (chosen || ended) measure(b, static_cast<int32_t>(v.token));
+        if (ended) {
             if (thread() == 0) v.ended = 2;
             return;
         }
-        if (chosen) measure(b, static_cast<int32_t>(v.token));
         if (thread() == 0) {
             const DeviceRules& rules = a.rules[v.rules];
             if (chosen) {
@@ -205,7 +207,7 @@ class SamplerBlock : Choice {
             v.prepared = step + 1 < a.step_end && step + 1 < a.steps && !v.pauses;
         }
         MELODIA_SYNC("decode sampler: accepted");
-        if (v.prepared) prepare(b);
+        if (v.prepared) prepare(*this, b);
     }
 
     static constexpr uint8_t kEndsNote = 1, kBeginsNote = 2;

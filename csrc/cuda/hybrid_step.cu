@@ -163,7 +163,8 @@ class StackBlock {
                   units = left < tiling.units ? left : tiling.units;
         // Sums of this thread's units: r, z, n of the state, n of the input for a GRU.
         float sums[kItems][4] = {};
-        MELODIA_UNROLL
+        // One product's code serves both passes.
+        MELODIA_ROLLED
         for (int pass = G == 1 ? 1 : 0; pass < 2; ++pass) {
             if (pass == 1 && !enter(s)) return false;
             const bool given = G > 1 && pass == 1 && cell.gates_x != nullptr;
@@ -195,6 +196,14 @@ class StackBlock {
                     });
             };
             if (!given && !multiply(scratch, bring_vectors, bring_weights)) return false;
+            int place[kItems];
+            float sum[kItems][G] = {};
+            MELODIA_UNROLL
+            for (int i = 0; i < kItems; ++i) {
+                const int at = static_cast<int>(thread()) + i * kThreads, j = at % units, row = at / units;
+                place[i] = given || row >= rows_ ? -1 : scratch.sum_at(scratch.row_of(j, 0, G), row);
+            }
+            add_sums<G>(scratch, place, sum);
             MELODIA_UNROLL
             for (int i = 0; i < kItems; ++i) {
                 const int at = static_cast<int>(thread()) + i * kThreads, j = at % units, row = at / units;
@@ -202,11 +211,13 @@ class StackBlock {
                 MELODIA_UNROLL
                 for (int gate = 0; gate < G; ++gate) {
                     const int of = gate * H_ + unit + j;
-                    const float sum =
-                        given ? to_float(
-                                    static_cast<const S*>(cell.gates_x)[(row_ + row) * int64_t{G} * H_ + of])
-                              : sum_of(scratch, scratch.row_of(j, gate, G), row) + number_at(bias, of);
-                    sums[i][G == 3 && gate == 2 && pass == 1 ? 3 : gate] += sum;
+                    const float more = given ? to_float(static_cast<const S*>(
+                                                   cell.gates_x)[(row_ + row) * int64_t{G} * H_ + of])
+                                             : sum[i][gate] + number_at(bias, of);
+                    if (G == 3 && gate == 2 && pass == 1)
+                        sums[i][3] += more;
+                    else
+                        sums[i][gate] += more;
                 }
             }
         }

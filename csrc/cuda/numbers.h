@@ -4,6 +4,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "host_device.h"
+
 #if defined(MELODIA_EMULATOR)
 #include <cmath>
 

@@ -89,10 +89,14 @@ MELODIA_DEVICE void run(const ScanLaunch<ScanCellBackward>& a, const Part<ScanCe
                 }
             };
             if (!multiply(scratch, bring_vectors, bring_weights)) return;
+            int place_of_sum[kItems];
+            float sum[kItems][1] = {};
             MELODIA_UNROLL
-            for (int i = 0; i < kItems; ++i) {
-                if (rows[i] >= 0) dh[i] += sum_of(scratch, units[i], rows[i]);
-            }
+            for (int i = 0; i < kItems; ++i)
+                place_of_sum[i] = rows[i] < 0 ? -1 : scratch.sum_at(units[i], rows[i]);
+            add_sums<1>(scratch, place_of_sum, sum);
+            MELODIA_UNROLL
+            for (int i = 0; i < kItems; ++i) dh[i] += sum[i][0];
         }
         if (t < 0) break;
         MELODIA_UNROLL

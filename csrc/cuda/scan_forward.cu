@@ -82,6 +82,12 @@ MELODIA_DEVICE void run(const ScanLaunch<ScanCell>& a, const Part<ScanCell>& p, 
             }
         };
         if (!multiply(scratch, bring_vectors, bring_weights)) return;
+        int place_of_sum[kItems];
+        float sum[kItems][G] = {};
+        MELODIA_UNROLL
+        for (int i = 0; i < kItems; ++i)
+            place_of_sum[i] = rows[i] < 0 ? -1 : scratch.sum_at(scratch.row_of(units[i], 0, G), rows[i]);
+        add_sums<G>(scratch, place_of_sum, sum);
         MELODIA_UNROLL
         for (int i = 0; i < kItems; ++i) {
             if (rows[i] < 0) continue;
@@ -89,10 +95,8 @@ MELODIA_DEVICE void run(const ScanLaunch<ScanCell>& a, const Part<ScanCell>& p, 
             const bool live = lives(cell.lengths, b, t);
             float s[G];
             MELODIA_UNROLL
-            for (int gate = 0; gate < G; ++gate) {
-                const int row = scratch.row_of(units[i], gate, G);
-                s[gate] = sum_of(scratch, row, rows[i]) + scratch.bias()[row];
-            }
+            for (int gate = 0; gate < G; ++gate)
+                s[gate] = sum[i][gate] + scratch.bias()[scratch.row_of(units[i], gate, G)];
             float kept[4] = {};
             if constexpr (Lstm) {
                 const auto made = melodia::lstm_forward(s[0] + x[i][0], s[1] + x[i][1], s[2] + x[i][2],

@@ -24,6 +24,7 @@ struct Scratch {
     }
     MELODIA_DEVICE float* sums() const { return reinterpret_cast<float*>(base + layout.sums); }
     MELODIA_DEVICE float* bias() const { return reinterpret_cast<float*>(base + layout.bias); }
+    MELODIA_DEVICE int sum_at(int row, int vector) const { return row * layout.sums_stride + vector; }
     // 1 as long as nobody of the block has given up.
     MELODIA_DEVICE int* flag() const { return reinterpret_cast<int*>(base + layout.flag); }
     MELODIA_DEVICE int row_of(int unit, int gate, int gates) const {
@@ -257,14 +258,21 @@ MELODIA_DEVICE bool multiply(const Scratch<S>& scratch, V stage_vectors, W stage
     return true;
 }
 
-// One sum, its shares added in a fixed order.
-template <class S>
-MELODIA_DEVICE float sum_of(const Scratch<S>& scratch, int row, int vector) {
-    const int stride = scratch.tiling.rows() * scratch.layout.sums_stride;
-    const float* from = scratch.sums() + row * scratch.layout.sums_stride + vector;
-    float sum = from[0];
-    for (int share = 1; share < scratch.tiling.shares; ++share) sum += from[share * stride];
-    return sum;
+// The sums of a thread's items, G rows beside each other of each, their shares added in a fixed order; those
+// of a share are asked for together. place: where an item's first row stands among the sums (`sum_at`), -1
+// for no item.
+template <int G, class S>
+MELODIA_DEVICE void add_sums(const Scratch<S>& scratch, const int (&place)[kItems], float (&sum)[kItems][G]) {
+    const int next_row = scratch.layout.sums_stride, next_share = scratch.tiling.rows() * next_row;
+    const float* from = scratch.sums();
+    for (int share = 0; share < scratch.tiling.shares; ++share, from += next_share) {
+        MELODIA_UNROLL
+        for (int i = 0; i < kItems; ++i) {
+            if (place[i] < 0) continue;
+            MELODIA_UNROLL
+            for (int g = 0; g < G; ++g) sum[i][g] += from[place[i] + g * next_row];
+        }
+    }
 }
 
 }  // namespace melodia::cuda
