@@ -45,20 +45,20 @@ def edge(notes: Notes, quarter: int, tick: int) -> dict[str, float]:
     }
 
 
-def fit(score: Any, start: int, stop: int, surprise: float | None) -> dict[str, float]:
+def fit(score: Any, start: int, stop: int, nll: float | None) -> dict[str, float]:
     """How the music between two ticks of a score fits: figures by name.
 
     Args:
         score: the whole piece.
         start, stop: in its ticks.
-        surprise: of what comes behind, in nats a token.
+        nll: of what comes behind, in nats a token.
     """
     notes, quarter = notes_of_score(score), score.ticks_per_quarter
     pitched = notes.select(notes.program >= 0)
     spans = {"": (start, stop), "before": (0, start), "behind": (stop, score.end())}
     textures = {name: texture_of(notes, quarter, *span) for name, span in spans.items()}
     here = textures.pop("")
-    found = {"nats a token behind": NAN if surprise is None else surprise}
+    found = {"nats a token behind": NAN if nll is None else nll}
     for name, tick in (("first", start), ("second", stop)):
         found |= {f"{what}, {name} join": value for what, value in edge(pitched, quarter, tick).items()}
     for name, texture in textures.items():
@@ -75,8 +75,8 @@ def fillings(sampler: Sampler, score: Any, times: int, random_seed: int) -> dict
     found: dict[str, list[dict[str, float]]] = {"one draw": [], "filled": []}
     for filling in sampler.fill(score, BARS, num_samples=times, random_seed=random_seed, **wishes):
         scale = filling.score.ticks_per_quarter // score.ticks_per_quarter
-        found["filled"].append(fit(filling.score, start * scale, stop * scale, filling.surprise))
-        found["real"] = [fit(score, start, stop, filling.surprise_before)]
+        found["filled"].append(fit(filling.score, start * scale, stop * scale, filling.following_nll))
+        found["real"] = [fit(score, start, stop, filling.following_nll_before)]
     twin, behind = sampler.fork(), window(score, stop, lines.end)[0]
     twin.prime(score, seed_bars=BARS[0] - 1)
     for made in twin.generate_many(
@@ -84,8 +84,8 @@ def fillings(sampler: Sampler, score: Any, times: int, random_seed: int) -> dict
     ):
         whole, _ = replace(score, made.score, start, stop)
         scale = whole.ticks_per_quarter // score.ticks_per_quarter
-        surprise = twin.surprise(behind, state=made.state)
-        found["one draw"].append(fit(whole, start * scale, stop * scale, surprise))
+        nll = twin.nll(behind, state=made.state)
+        found["one draw"].append(fit(whole, start * scale, stop * scale, nll))
     return found
 
 

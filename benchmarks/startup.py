@@ -33,6 +33,7 @@ mark("import symusic")
 import melodia.workflows.generate
 mark("import melodia")
 from melodia.sampler import Sampler
+from melodia.decode.config import RECOMMENDED
 from melodia.midi import write_midi
 sampler = Sampler.load(sys.argv[1], device="cpu", weights=sys.argv[4])
 mark("read the checkpoint")
@@ -43,8 +44,10 @@ sampler._runner._packed
 mark("pack the weights")
 sampler.prime(sys.argv[2])
 mark("read the seed again, and feed it")
-made = sampler.generate(bars=8, random_seed=1)
+made = sampler.generate(bars=8, random_seed=1, **RECOMMENDED)
 mark("8 bars")
+made.originality
+mark("compare with the training music")
 write_midi(made.joined_score, sys.argv[3], force=True)
 mark("write")
 for (_, before), (name, after) in zip(marks, marks[1:]):

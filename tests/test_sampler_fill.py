@@ -53,7 +53,7 @@ def test_only_the_new_bars_are_new(scheme: str, metre: tuple[int, int]) -> None:
         assert {program for program, *_ in notes_of(filling.score)} <= {0, 40}
         assert len(bar_table(filling.score)) == 8
         assert filling.span == pytest.approx((2 * bar * 60 / 96, 5 * bar * 60 / 96))
-        assert filling.surprise is not None
+        assert filling.following_nll is not None
         assert "bars 3 to 5 rewritten" in filling.lines()[0]
     again = sampler.fill(piece, (3, 5), num_samples=2, random_seed=1)
     assert [notes_of(one.score) for one in again] == [notes_of(one.score) for one in fillings]
@@ -68,7 +68,7 @@ def test_the_first_and_the_last_bars() -> None:
     assert opening.continuation.report.tempo == pytest.approx(96, rel=0.05)
     (close,) = sampler.fill(piece, (5, 6), random_seed=1)
     check(close, piece, 16, 24)
-    assert (close.surprise, close.surprise_before) == (None, None)
+    assert (close.following_nll, close.following_nll_before) == (None, None)
     (whole,) = sampler.fill(piece, (1, 6), random_seed=1)
     check(whole, piece, 0, 24)
 
@@ -79,7 +79,7 @@ def test_a_rest_before_the_bars() -> None:
     check(filling, piece, 4, 12)
     (filling,) = tiny_sampler().fill(piece, (1, 2), random_seed=2)
     check(filling, piece, 0, 8)
-    assert filling.surprise_before is None
+    assert filling.following_nll_before is None
     assert "nats per token" in filling.lines()[1]
 
 
@@ -111,7 +111,7 @@ def test_what_begins_in_the_bars_is_nothing_behind_them() -> None:
     """A note that rings on beyond the bars goes, and nobody leads to it."""
     piece = make_seed([*scale(4)[:12], (12, 4.5, 48, 0)])
     (filling,) = tiny_sampler().fill(piece, (4, 4), random_seed=1)
-    assert filling.surprise is None
+    assert filling.following_nll is None
     ringing = make_seed([*scale(8, program=40), (6, 4, 50, 48)])
     (filling,) = tiny_sampler().fill(ringing, (3, 3), random_seed=1)
     assert filling.notes_before == 4
@@ -130,7 +130,7 @@ def test_rests_before_what_follows_are_read() -> None:
     (of_rests,) = nll_behind(sampler._reader(), [sampler.state], np.array(rests, np.int32))
     sampler.prime(np.array(rests, np.int32), append=True)
     (behind,) = nll_behind(sampler._reader(), [sampler.state], following.ids)
-    assert filling.surprise_before == pytest.approx(
+    assert filling.following_nll_before == pytest.approx(
         (behind * len(following.ids) + of_rests * 4) / (len(following.ids) + 4), rel=1e-5
     )
 
@@ -146,7 +146,7 @@ def test_rests_behind_the_bars() -> None:
     piece = make_seed([note for note in scale(12) if not 16 <= note[0] < 32])
     (filling,) = tiny_sampler().fill(piece, (3, 4), random_seed=2)
     check(filling, piece, 8, 16)
-    assert filling.surprise is not None
+    assert filling.following_nll is not None
 
 
 def test_other_programs_on_request() -> None:
@@ -201,22 +201,21 @@ def test_following_needs_branches() -> None:
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_what_is_kept_leads_to_what_follows(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Behind music that is judged by what follows, that surprises less than behind music that closes."""
-    monkeypatch.setattr(branching, "SURPRISE", 1000.0)
+    monkeypatch.setattr(branching, "FOLLOWING", 1000.0)
     sampler = tiny_sampler(scheme)
     sampler.prime(make_seed(scale(4)))
     following = make_seed(scale(4, program=40))
     settings = {"bars": 2, "branches": 8, "random_seed": 3}
     leading = sampler.generate_many(6, following=following, **settings)
     closing = sampler.generate_many(6, **settings)
-    surprises = [
-        np.mean([sampler.surprise(following, state=made.state) for made in many])
-        for many in (leading, closing)
+    nlls = [
+        np.mean([sampler.nll(following, state=made.state) for made in many]) for many in (leading, closing)
     ]
-    assert surprises[0] < surprises[1]
+    assert nlls[0] < nlls[1]
     assert all(made.report.ended == "length" for made in leading)
 
 
-def test_surprise_is_the_likelihood_of_the_tokens() -> None:
+def test_nll_is_the_likelihood_of_the_tokens() -> None:
     """Of the first two bars, as the whole model in torch gives it."""
     sampler = tiny_sampler(sides=())
     seed, music = make_seed(scale(3)), make_seed(scale(5))
@@ -227,7 +226,7 @@ def test_surprise_is_the_likelihood_of_the_tokens() -> None:
     with torch.no_grad():
         logits = sampler.model(whole[None])[0][0].log_softmax(-1)
     likely = logits[len(before) - 1 : -1].gather(1, whole[len(before) :, None])
-    assert sampler.surprise(music) == pytest.approx(-float(likely.mean()), rel=1e-4)
+    assert sampler.nll(music) == pytest.approx(-float(likely.mean()), rel=1e-4)
 
 
 def test_the_numbers_of_bars() -> None:

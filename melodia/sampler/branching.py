@@ -38,7 +38,7 @@ CLOSING = 8
 """So many times the branches at the end: of 36 held-out pieces, 54 % ended on the tonic with as many as elsewhere, 80 %
 with three or four times as many, 89 % with eight times."""
 
-SURPRISE = 8.0
+FOLLOWING = 8.0
 """The weight of a nat per token of what follows beside a distance of textures.
 
 Four times as much, or sixteen times, lowers what follows by 0.02 and 0.03 nats a token (41 held-out pieces, four bars
@@ -102,27 +102,27 @@ class Judge:
         """The branch that fits best, the first among equals; all stand at the same bar line, or have ended."""
         if len(branches) == 1:
             return branches[0]
-        surprises: dict[Lane, float] = {}
+        nlls: dict[Lane, float] = {}
         if self.following is not None:
             ended = [branch for branch in branches if branch.ended]
             sessions, joins = [branch.session for branch in ended], [branch.end for branch in ended]
-            found = self.following.surprises(sessions, joins)
-            surprises = dict(zip(ended, found, strict=True))
-        best = max(branches, key=lambda branch: self.fitness(branch, surprises.get(branch)))
+            found = self.following.nlls(sessions, joins)
+            nlls = dict(zip(ended, found, strict=True))
+        best = max(branches, key=lambda branch: self.fitness(branch, nlls.get(branch)))
         best.chosen += 1
         best.chosen_from = len(branches)
         return best
 
-    def fitness(self, branch: Lane, surprise: float | None = None) -> float:
+    def fitness(self, branch: Lane, nll: float | None = None) -> float:
         """How well the last stretch of a branch fits; only the order of such numbers means anything.
 
         The distance of its texture from those around is taken off; how well it keeps to the requested chords is added.
         Where the piece ends its `closure` is added, in the key of the last requested chord, or of the requested scale;
-        where other music follows, how much that surprises is taken off.
+        where other music follows, its NLL is taken off.
 
         Args:
             branch: it stands at a bar line, or has ended.
-            surprise: of what follows, in nats a token; None: nothing does.
+            nll: of a token of what follows, in nats; None: nothing does.
         """
         fitness = 0.0
         quarter = branch.classes.tables.ticks_per_quarter
@@ -135,8 +135,8 @@ class Judge:
                 fitness -= sum(texture.distance(other) for other in self.around) / len(self.around)
         if (kept := branch.plan.keeps_chords(branch.session.grammar, notes)) is not None:
             fitness += CHORDS * kept[0] + CHORD_BASSES * kept[1]
-        if surprise is not None:
-            fitness -= SURPRISE * surprise
+        if nll is not None:
+            fitness -= FOLLOWING * nll
         elif branch.ended:
             key = branch.plan.asked_key(branch.session.grammar, branch.end)
             if key is None:

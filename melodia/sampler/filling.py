@@ -45,9 +45,9 @@ class Filling:
         span: where the new bars begin and end in it, in seconds.
         continuation: the new bars by themselves, as what continues the music before them.
         notes_before: how many notes stood there.
-        surprise: -log probability of a token of the two bars behind, after the new ones, in nats; None where nothing
-            comes behind.
-        surprise_before: the same after the bars that stood there; None, too, where nothing was played up to there.
+        following_nll: the NLL of a token of the two bars behind, after the new ones, in nats; None where nothing comes
+            behind.
+        following_nll_before: the same after the bars that stood there; None, too, where nothing was played up to there.
         findings: what reading did not carry or repaired, and what was cut.
     """
 
@@ -57,8 +57,8 @@ class Filling:
     span: tuple[float, float]
     continuation: Continuation
     notes_before: int
-    surprise: float | None
-    surprise_before: float | None
+    following_nll: float | None
+    following_nll_before: float | None
     findings: list[Finding]
 
     @property
@@ -81,10 +81,10 @@ class Filling:
             f"{self.where} rewritten ({begin:.1f} s to {end:.1f} s): {counted(new.notes, 'note')}, "
             f"{self.notes_before} before; {counted(new.tokens, 'token')}"
         ]
-        if self.surprise is not None:
-            old = self.surprise_before
+        if self.following_nll is not None:
+            old = self.following_nll_before
             lines.append(
-                f"what follows: {self.surprise:.2f} nats per token"
+                f"what follows: {self.following_nll:.2f} nats per token"
                 + ("" if old is None else f" ({old:.2f} after the original bars)")
             )
         return [*lines, *new.lines()[1:], *(str(finding) for finding in self.findings)]
@@ -138,7 +138,7 @@ def fill(
         settings["following"] = after
         if heard:
             twin.prime(seed, last)
-            behind_old = twin.surprise(after)
+            behind_old = twin.nll(after)
     if programs_of(before):
         twin.prime(seed, first - 1)
     else:
@@ -157,8 +157,8 @@ def fill(
                 span=tuple(seconds_of(whole, lines).tolist()),
                 continuation=made,
                 notes_before=sum(len(track.notes) for track in here.tracks),
-                surprise=twin.surprise(after, state=made.state) if leads else None,
-                surprise_before=behind_old,
+                following_nll=twin.nll(after, state=made.state) if leads else None,
+                following_nll_before=behind_old,
                 findings=[*found, *cut],
             )
         )

@@ -61,8 +61,8 @@ class Following:
         self.ids = tokenizer.encode(cut_score(score, bars=rest + AHEAD_BARS)[0]).ids
         self._reader = reader
 
-    def surprises(self, sessions: Sequence[Session], joins: Sequence[int]) -> list[float]:
-        """How little the model expects it: -log probability of a token of it, on the average, in nats.
+    def nlls(self, sessions: Sequence[Session], joins: Sequence[int]) -> list[float]:
+        """Its negative log-likelihood (NLL): the mean of its tokens, in nats.
 
         Args:
             sessions: where the music before may stand, B of them.

@@ -232,8 +232,8 @@ class Sampler(PrimedModel):
         """
         return fill(self, music, bars, num_samples, truth_value("beside", beside), settings)
 
-    def surprise(self, music: Any, *, state: Session | None = None) -> float:
-        """How little the model expects music behind the session: -log probability of a token, in nats.
+    def nll(self, music: Any, *, state: Session | None = None) -> float:
+        """The negative log-likelihood (NLL) of music behind the session: the mean of its tokens, in nats.
 
         Args:
             music: in any form that a seed has; its first two bars with notes count, and rests before them.
@@ -244,12 +244,12 @@ class Sampler(PrimedModel):
 
         >>> sampler = Sampler.load(device="cpu")
         >>> report = sampler.prime("midi_samples/petzold_minuet_g_major.mid", seed_bars=8)
-        >>> 0 < sampler.surprise("midi_samples/petzold_minuet_g_minor.mid") < 3
+        >>> 0 < sampler.nll("midi_samples/petzold_minuet_g_minor.mid") < 3
         True
         """
         start = state if state is not None else self.state
         self._check_session(start)
-        (found,) = Following(self._reader(), music, self.tokenizer).surprises([start], [start.context.join])
+        (found,) = Following(self._reader(), music, self.tokenizer).nlls([start], [start.context.join])
         return found
 
     @cached_property
