@@ -62,25 +62,22 @@ def asked_file(target: Path, error: type[MelodiaError] = MelodiaError, *, force:
         ) from None
 
 
-def check_free(
+def refuse_folder(
+    path: str | os.PathLike[str], error: type[MelodiaError] = MelodiaError, *, form: str = ""
+) -> None:
+    """Raise `error` where a file cannot be written because a directory is there; form: what name to give instead."""
+    if Path(path).is_dir():
+        raise error(f"{show_path(path)}: is a directory; give a file name{form}")
+
+
+def refuse_taken(
     path: str | os.PathLike[str],
     error: type[MelodiaError] = MelodiaError,
     *,
     force: bool,
-    form: str = "",
     other: str = "name",
 ) -> None:
-    """Refuse before the work what could not be written after it: a directory, or a file that is there already.
-
-    Args:
-        path: where a file shall be written.
-        error: what to raise.
-        force: a file that is there may be replaced.
-        form: what name to give instead of a directory's, behind "give a file name".
-        other: what has to be another one where the file is there.
-    """
-    if Path(path).is_dir():
-        raise error(f"{show_path(path)}: is a directory; give a file name{form}")
+    """Raise `error` where a file is there already, without `force`; other: what has to be another one then."""
     if not force and os.path.lexists(path):
         raise error(taken(path, other))
 
@@ -100,12 +97,12 @@ def check_target(path: str | os.PathLike[str], suffix: str, force: bool) -> Path
         MelodiaError: the name ends otherwise, is a directory, lies in no directory, or is taken.
     """
     target, name = Path(path), show_path(path)
-    check_free(path, force=True, form=f" that ends in {suffix}")
+    refuse_folder(path, form=f" that ends in {suffix}")
     if target.suffix.lower() != suffix:
         raise MelodiaError(f"{name}: the name must end in {suffix}")
     if not target.parent.is_dir():
         raise MelodiaError(f"{name}: there is no folder {show_path(target.parent)}; create it first")
-    check_free(path, force=force)
+    refuse_taken(path, force=force)
     return target
 
 

@@ -302,10 +302,10 @@ def check_bias(library: ctypes.CDLL, **changed: int) -> None:
         for lane in range(3):
             loop.set_terms(lane, Terms(1000))
         assert loop.run(steps=60) == Stopped.STEPS
-    drawn = [[vocabulary.tokens[token] for token in pair[1].drain(lane)[0].tolist()] for lane in range(3)]
-    assert drawn == [
-        [vocabulary.tokens[token] for token in pair[0].drain(lane)[0].tolist()] for lane in range(3)
-    ]
+    made = [[loop.drain(lane) for lane in range(3)] for loop in pair]
+    for lane, (wanted, got) in enumerate(zip(*made, strict=True)):
+        same_tokens(wanted, got, f"lane {lane}: ")
+    drawn = [[vocabulary.tokens[token] for token in got[0].tolist()] for got in made[1]]
     found, program = set(), 0
     for token in drawn[0]:
         kind, _, value = token.partition("_")

@@ -13,7 +13,7 @@ from symusic.core import ScoreTick, TrackTick
 
 from melodia.checks import file_path
 from melodia.errors import MidiError, show_path
-from melodia.files import asked_file, check_free
+from melodia.files import asked_file, refuse_folder, refuse_taken
 from melodia.midi.bars import metres_of
 from melodia.midi.convert import tempi_of
 
@@ -57,7 +57,8 @@ def write_midi(
     target = file_path("path", path)
     if not os.fsdecode(path) or os.fsdecode(path).endswith(("/", os.sep)):  # a Path forgets the slash
         raise MidiError(f"{show_path(path)}: is a directory; give a file name for the MIDI file")
-    check_free(target, MidiError, force=force, form=" for the MIDI file")
+    refuse_folder(target, MidiError, form=" for the MIDI file")
+    refuse_taken(target, MidiError, force=force)
     data = midi_bytes(midi)
     with asked_file(target, MidiError, force=force) as part:
         part.write_bytes(data)

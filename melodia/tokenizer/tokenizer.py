@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from melodia.checks import file_path
 from melodia.errors import ConfigError, TokenizerError
-from melodia.files import asked_file, check_free
+from melodia.files import asked_file, refuse_folder, refuse_taken
 from melodia.grammar.reader import NoteEvent, TokenReader
 from melodia.tokenizer.bpe import Pair, apply_pairs, learn_pairs, with_pairs
 from melodia.tokenizer.config import TokenizerConfig
@@ -189,7 +189,8 @@ class Tokenizer:
             TokenizerError: the file is there already (without `force`), or cannot be written.
         """
         target = file_path("path", path)
-        check_free(target, TokenizerError, force=force, form=" for the tokenizer")
+        refuse_folder(target, TokenizerError, form=" for the tokenizer")
+        refuse_taken(target, TokenizerError, force=force)
         with asked_file(target, TokenizerError, force=force) as part:
             part.write_text(json.dumps(self.to_dict(), separators=(",", ":")), encoding="utf-8")
         return target

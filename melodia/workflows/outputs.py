@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from melodia.errors import ConfigError, MelodiaError, MidiError, show_path
-from melodia.files import check_free
+from melodia.files import refuse_folder, refuse_taken
 from melodia.midi import write_midi
 
 if TYPE_CHECKING:
@@ -103,10 +103,10 @@ def check_writable(paths: Sequence[Path], seed: Path | None, *, plot: bool, audi
     beside = [".png"] * plot + [".wav"] * audio
     for path in (*paths, *(path.with_suffix(suffix) for path in paths for suffix in beside)):
         name = show_path(path)
-        check_free(path, MidiError, force=True)
+        refuse_folder(path, MidiError)
         if seed is not None and seed.exists() and path.exists() and seed.samefile(path):
             raise MidiError(f"{name}: is the input file, which is never overwritten; choose another `out`")
-        check_free(path, MidiError, force=force, other="`out`")
+        refuse_taken(path, MidiError, force=force, other="`out`")
         if not path.parent.is_dir():
             raise MidiError(f"{name}: there is no folder {show_path(path.parent)}; create it first")
 
