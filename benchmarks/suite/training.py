@@ -14,7 +14,7 @@ from benchmarks.suite.measuring import Timing, Way, interleave
 from benchmarks.suite.options import Options
 from benchmarks.suite.page import Section, Table, Target, figure
 from benchmarks.suite.peers import torch_layers
-from melodia.kernels import backend_report
+from melodia.kernels import backend_report, fast_precision
 from melodia.model import KINDS, Model, ModelConfig
 from melodia.model.layers import PairLevel
 from melodia.training.memory import keep_freed_memory
@@ -182,7 +182,7 @@ def run(options: Options, section: Section) -> None:
         f"kind one of them in each direction over blocks of {BLOCK} tokens, and one that decodes. *Of the square*: "
         f"operations of melodia's matrix products a second, over those of a product of {SQUARE} × {SQUARE} measured in "
         f"the same turns. bf16: either side under autocast, as in `melodia train --precision bf16`; empty where "
-        f"torch cannot. Freed memory is kept for both (`melodia train` asks for that). melodia runs {report.runs}: "
+        f"torch cannot, and where the processor does not multiply it. Freed memory is kept for both (`melodia train` asks for that). melodia runs {report.runs}: "
         f"{report.why}."
     )
     table = Table(
@@ -206,11 +206,12 @@ def run(options: Options, section: Section) -> None:
             options.say(f"training: {name}")
             ours, theirs = contest(kind, B, T, H)
             ways = {"theirs": Way(theirs), "ours": Way(ours), "square": Way(squared)}
-            ways["ours bf16"] = in_bf16(ours)
-            with contextlib.suppress(RuntimeError):  # torch's LSTM in bf16 needs AVX-512
-                way = in_bf16(theirs)
-                way.work(1)
-                ways["theirs bf16"] = way
+            if fast_precision(torch.device("cpu")) == "bf16":
+                ways["ours bf16"] = in_bf16(ours)
+                with contextlib.suppress(RuntimeError):  # what torch has no kernel for
+                    way = in_bf16(theirs)
+                    way.work(1)
+                    ways["theirs bf16"] = way
             found = interleave(ways, options.seconds(5, 0.2), turn=0.05)
             ratio = found["theirs"].median / found["ours"].median
             operations = products(ours.model.config, B, T)
@@ -240,8 +241,8 @@ def _row(name: str, found: dict[str, Timing], tokens: int, ratio: float, share: 
     theirs, ours = found["theirs"], found["ours"]
     row = [name, figure(theirs.median * 1e3), figure(ours.median * 1e3), f"{tokens / ours.median:,.0f}"]
     row += [figure(ratio), figure(share)]
-    theirs_bf16, ours_bf16 = found.get("theirs bf16"), found["ours bf16"]
+    theirs_bf16, ours_bf16 = found.get("theirs bf16"), found.get("ours bf16")
     row.append(figure(theirs_bf16.median * 1e3) if theirs_bf16 else "")
-    row += [figure(ours_bf16.median * 1e3), f"{tokens / ours_bf16.median:,.0f}"]
-    row.append(figure(theirs_bf16.median / ours_bf16.median) if theirs_bf16 else "")
+    row += [figure(ours_bf16.median * 1e3), f"{tokens / ours_bf16.median:,.0f}"] if ours_bf16 else ["", ""]
+    row.append(figure(theirs_bf16.median / ours_bf16.median) if theirs_bf16 and ours_bf16 else "")
     return [*row, f"±{max(theirs.spread, ours.spread):.0%}"]

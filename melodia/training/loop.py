@@ -17,6 +17,7 @@ import torch
 
 from melodia.corpus.shards import Corpus
 from melodia.errors import TrainingError
+from melodia.kernels import fast_precision
 from melodia.model import ModelConfig
 from melodia.model.checkpoint import save_checkpoint
 from melodia.training.config import TrainingConfig
@@ -429,6 +430,12 @@ class _Run:
         tokens = int(pieces.lengths[once].sum())
         for text in corpus_warnings(len(once), tokens, len(held_out), parameters):
             self._warn(text)
+        device = self.world.device
+        if self.config.precision == "bf16" and device.type == "cpu" and fast_precision(device) != "bf16":
+            self._warn(
+                "bf16 is slower than fp32 where the processor cannot multiply it (AMX, AVX512-BF16), as here, often by "
+                "ten times and more; precision auto chooses the faster"
+            )
         if self.config.transpose_probability > 0 and self.corpus.vocabulary.expansions:
             self._warn(
                 "with byte pair encoding most pieces cannot be transposed while training, since the shifted tokens do "
