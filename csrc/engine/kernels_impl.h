@@ -189,9 +189,11 @@ template <class W>
 constexpr int kRows = sizeof(W) == 2 ? Vector::batch_rows - 1 : Vector::batch_rows;  // a pair takes two
 constexpr int64_t kDepth = 64;  // k of a part: 16 KB of fp32
 
-// sums[r][0 .. 16) += sum over k of x[r][k] * w[k * width ..]; w: fp32, or bf16 in pairs.
+// sums[r][0 .. 16) += sum over k of x[r][k] * w[k * width ..]; w: fp32, or bf16 in pairs. next: what the caches
+// are to bring meanwhile, a line each time, since strides of a panel's width are no stream that they follow.
 template <int R, class W>
-MELODIA_INLINE void part(const W* w, int64_t width, int64_t K, const float* const* x, float* const* sums) {
+MELODIA_INLINE void part(const W* w, int64_t width, int64_t K, const W* next, const float* const* x,
+                         float* const* sums) {
     Vector acc[R][kParts];
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
@@ -199,7 +201,8 @@ MELODIA_INLINE void part(const W* w, int64_t width, int64_t K, const float* cons
         for (int n = 0; n < kParts; ++n) acc[r][n] = Vector::load(sums[r] + n * Vector::width);
     }
     if constexpr (sizeof(W) == 2) {
-        for (int64_t k = 0; k < K; k += 2, w += 2 * width) {
+        for (int64_t k = 0; k < K; k += 2, w += 2 * width, next += 2 * kTile) {
+            __builtin_prefetch(next);
             Pair column[kParts];
 #pragma GCC unroll 4
             for (int n = 0; n < kParts; ++n) column[n] = Pair::load(w + 2 * n * Vector::width);
@@ -211,7 +214,8 @@ MELODIA_INLINE void part(const W* w, int64_t width, int64_t K, const float* cons
             }
         }
     } else {
-        for (int64_t k = 0; k < K; ++k, w += width) {
+        for (int64_t k = 0; k < K; ++k, w += width, next += kTile) {
+            __builtin_prefetch(next);
             Vector column[kParts];
 #pragma GCC unroll 4
             for (int n = 0; n < kParts; ++n) column[n] = Vector::load(w + n * Vector::width);
@@ -231,12 +235,12 @@ MELODIA_INLINE void part(const W* w, int64_t width, int64_t K, const float* cons
 }
 
 template <class W, int R = kRows<W> >
-MELODIA_INLINE void part_of(int64_t rows, const W* w, int64_t width, int64_t K, const float* const* x,
-                            float* const* sums) {
+MELODIA_INLINE void part_of(int64_t rows, const W* w, int64_t width, int64_t K, const W* next,
+                            const float* const* x, float* const* sums) {
     if constexpr (R > 1) {
-        if (rows < R) return part_of<W, R - 1>(rows, w, width, K, x, sums);
+        if (rows < R) return part_of<W, R - 1>(rows, w, width, K, next, x, sums);
     }
-    part<R>(w, width, K, x, sums);
+    part<R>(w, width, K, next, x, sums);
 }
 
 template <class W>
@@ -267,7 +271,7 @@ void product_batch(const Product& p) {
                 float* to[kRows<W>];
                 const int64_t rows = p.M - m < kRows<W> ? p.M - m : kRows<W>;
                 for (int64_t r = 0; r < rows; ++r) to[r] = sums[m + r] + n * kTile;
-                part_of(rows, w + n * group, width, K, x + m, to);
+                part_of(rows, w + n * group, width, K, w + K * width + n * K * kTile, x + m, to);
             }
         }
     }
