@@ -103,10 +103,12 @@ def nvcc_rules(tools: Toolchain, nvcc: Nvcc) -> list[str]:
         f"-I{ROOT / 'csrc'}",
         *(f"-I{folder / 'include'}" for folder in nvcc.folders),
     ]
-    # The kernels use nothing that only later members of a family have, so the first one's PTX serves all of it.
-    of_family = {n // 10: n for n in sorted(nvcc.architectures, reverse=True)}
-    code = [f"-gencode=arch=compute_{of_family[n // 10]},code=sm_{n}" for n in nvcc.architectures]
-    code += [f"-gencode=arch=compute_{nvcc.architectures[-1]},code=compute_{nvcc.architectures[-1]}"]
+    # The sources know two kinds of GPU, with clusters (from 9.0 on) and without. The PTX of a kind's first serves all of
+    # it, so that what is proven on one of them is what the others run, and the front end works twice.
+    first = {n >= 90: n for n in sorted(nvcc.architectures, reverse=True)}
+    ptx = [f"compute_{first[n >= 90]}" for n in nvcc.architectures]
+    code = [f"-gencode=arch={of},code=sm_{n}" for of, n in zip(ptx, nvcc.architectures, strict=True)]
+    code += [f"-gencode=arch={ptx[-1]},code={ptx[-1]}"]
     # nvcc links, because it knows where its static run-time library is; a driver is not needed to load the result.
     link = ["-shared", "-cudart", "static", "-ccbin", tools.compiler[0], "-Xlinker", "-z,defs"]
     link += [f"-L{folder / name}" for folder in nvcc.folders for name in ("lib64", "lib")]

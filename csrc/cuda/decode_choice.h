@@ -34,6 +34,12 @@ class Choice : protected Records {
 
     MELODIA_DEVICE int count() const { return static_cast<int>(threads()); }
     MELODIA_DEVICE int me() const { return static_cast<int>(thread()); }
+    // f(i) for the tokens that are this thread's.
+    template <class F>
+    MELODIA_DEVICE void each(F f) const {
+        MELODIA_ROLLED
+        for (int i = me(); i < a.net.V; i += count()) f(i);
+    }
 
     // ---- Where things stand
 
@@ -97,7 +103,6 @@ class Choice : protected Records {
 
     MELODIA_DEVICE int32_t draw(int b) {
         const Record& v = voice(b);
-        const int V = a.net.V;
         const float* from = logits(b);
         float* x = candidates(b);
         const uint64_t* allowed = wanted(b);
@@ -105,8 +110,7 @@ class Choice : protected Records {
         double top = kRemoved, lift = 0.0;
         const bool pools = other.row != nullptr && lift_of(from, allowed, other, &top, &lift);
         int32_t nan = 0, here = 0;
-        MELODIA_ROLLED
-        for (int i = me(); i < V; i += count()) {  // 1, 2, 3
+        each([&](int i) {  // 1, 2, 3
             const float logit = from[i];
             nan |= logit != logit;
             float kept = has_bit(allowed, i) ? logit : kRemoved;
@@ -116,7 +120,7 @@ class Choice : protected Records {
             if (v.penalty != 1.0f && counts(b)[i] > 0) kept = penalised(kept, v.penalty);
             if (!v.greedy && v.temperature != 1.0f) kept /= v.temperature;
             x[i] = kept > kRemoved ? kept : kRemoved;
-        }
+        });
         if (total(nan) != 0) return kNotANumber;
         here = total(here);
         if (here == 0) return kNothingLegal;
@@ -125,9 +129,9 @@ class Choice : protected Records {
         if (v.top_p < 1.0 && !keep_top_p(x, masses(b), v.top_p)) return kNotANumber;      // 5
         if (v.min_p > 0.0) {                                                              // 6
             const double threshold = top_of(x) + v.log_min_p;
-            MELODIA_ROLLED
-            for (int i = me(); i < V; i += count())
+            each([&](int i) {
                 if (double(x[i]) < threshold) x[i] = kRemoved;
+            });
         }
         return noisiest(x, noise(b));  // 7
     }
@@ -137,18 +141,17 @@ class Choice : protected Records {
     MELODIA_DEVICE bool lift_of(const float* from, const uint64_t* allowed, const Opinion& other, double* top,
                                 double* lift) {
         const auto counts = [&](int i) { return has_bit(allowed, i) && has_bit(other.members, i); };
-        MELODIA_ROLLED
-        for (int i = me(); i < a.net.V; i += count())
+        each([&](int i) {
             if (counts(i)) *top = double(from[i]) > *top ? double(from[i]) : *top;
+        });
         *top = greatest(*top);
         if (!(*top > kRemoved && *top < -double(kRemoved))) return false;
         double own = 0.0, flat = 0.0;
-        MELODIA_ROLLED
-        for (int i = me(); i < a.net.V; i += count()) {
-            if (!counts(i) || !(from[i] > kRemoved)) continue;
+        each([&](int i) {
+            if (!counts(i) || !(from[i] > kRemoved)) return;
             own += mass_of(double(from[i]) - *top);
             flat += mass_of(other.exponent * (double(from[i]) - *top));
-        }
+        });
         own = sum(own);
         *lift = log(own / sum(flat));
         return true;
@@ -156,17 +159,16 @@ class Choice : protected Records {
 
     MELODIA_DEVICE double top_of(const float* x) {
         double top = kRemoved;
-        MELODIA_ROLLED
-        for (int i = me(); i < a.net.V; i += count()) top = double(x[i]) > top ? double(x[i]) : top;
+        each([&](int i) { top = double(x[i]) > top ? double(x[i]) : top; });
         return greatest(top);
     }
 
     MELODIA_DEVICE int32_t likeliest(const float* x) {
         const double top = top_of(x);
         int32_t best = INT32_MAX;
-        MELODIA_ROLLED
-        for (int i = me(); i < a.net.V; i += count())
+        each([&](int i) {
             if (double(x[i]) == top && i < best) best = i;
+        });
         return least(best);
     }
 
@@ -179,14 +181,13 @@ class Choice : protected Records {
         MELODIA_ROLLED
         for (int shift = 30; shift >= 0 && !exact; shift -= 2) {
             T above[4] = {};
-            MELODIA_ROLLED
-            for (int i = me(); i < a.net.V; i += count()) {
+            each([&](int i) {
                 const uint32_t at = ordered(x[i]);
                 const T more = amount(i);
                 MELODIA_UNROLL
                 for (uint32_t digit = 1; digit < 4; ++digit)
                     if (at >= (key | digit << shift)) above[digit] += more;
-            }
+            });
             key |= static_cast<uint32_t>(reached(above, enough, &exact)) << shift;
             exact = exact && same_type<T, int32_t>::value;  // what has no mass may stand below a sum
         }
@@ -196,12 +197,11 @@ class Choice : protected Records {
     // Keeps what is above `key`, and of what is there the first `ties`.
     MELODIA_DEVICE void keep(float* x, uint32_t key, int32_t ties) {
         int32_t equal = 0;
-        MELODIA_ROLLED
-        for (int i = me(); i < a.net.V; i += count()) {
+        each([&](int i) {
             const uint32_t at = ordered(x[i]);
             equal += at == key;
             if (at < key) x[i] = kRemoved;
-        }
+        });
         if (total(equal) <= ties) return;
         if (warp() == 0) {
             int32_t before = 0;
@@ -219,8 +219,7 @@ class Choice : protected Records {
     MELODIA_DEVICE void keep_top_k(float* x, int32_t k) {
         const uint32_t key = threshold(x, k, [](int) { return int32_t{1}; });
         int32_t above = 0;
-        MELODIA_ROLLED
-        for (int i = me(); i < a.net.V; i += count()) above += ordered(x[i]) > key;
+        each([&](int i) { above += ordered(x[i]) > key; });
         keep(x, key, k - total(above));
     }
 
@@ -228,24 +227,22 @@ class Choice : protected Records {
         const double top = top_of(x);
         if (top == -double(kRemoved)) return false;  // infinite: no number is its mass
         double part = 0.0;
-        MELODIA_ROLLED
-        for (int i = me(); i < a.net.V; i += count()) {
+        each([&](int i) {
             mass[i] = x[i] > kRemoved ? mass_of(double(x[i]) - top) : 0.0;
             part += mass[i];
-        }
+        });
         const double limit = p * sum(part);
         const uint32_t key = threshold(x, limit, [=](int i) { return mass[i]; });
         part = 0.0;
-        double each = 0.0;
-        MELODIA_ROLLED
-        for (int i = me(); i < a.net.V; i += count()) {
+        double tied = 0.0;
+        each([&](int i) {
             if (ordered(x[i]) > key) part += mass[i];
-            if (ordered(x[i]) == key) each = mass[i];
-        }
+            if (ordered(x[i]) == key) tied = mass[i];
+        });
         double before = sum(part);
-        each = greatest(each);
+        tied = greatest(tied);
         int32_t ties = 0;
-        while (before < limit && each > 0.0) before += each, ++ties;
+        while (before < limit && tied > 0.0) before += tied, ++ties;
         keep(x, key, ties);
         return true;
     }
@@ -254,21 +251,18 @@ class Choice : protected Records {
     MELODIA_DEVICE int32_t noisiest(const float* x, const uint32_t* words) {
         constexpr double margin = 4e-6;
         double bound = kRemoved;
-        MELODIA_ROLLED
-        for (int i = me(); i < a.net.V; i += count()) {
+        each([&](int i) {
             const double low = double(x[i]) + (a.edges[words[i] >> 22] - margin);
             bound = low > bound ? low : bound;
-        }
+        });
         bound = greatest(bound);
         double score = kRemoved;
         int32_t best = INT32_MAX;
-        MELODIA_ROLLED
-        for (int i = me(); i < a.net.V; i += count()) {
-            if (!(x[i] > kRemoved) || double(x[i]) + (a.edges[(words[i] >> 22) + 1] + margin) < bound)
-                continue;
+        each([&](int i) {
+            if (!(x[i] > kRemoved) || double(x[i]) + (a.edges[(words[i] >> 22) + 1] + margin) < bound) return;
             const double now = double(x[i]) + gumbel_of(words[i]);
             if (now > score) score = now, best = i;
-        }
+        });
         const double highest = greatest(score);
         best = least(score == highest ? best : INT32_MAX);
         return best == INT32_MAX ? kNotANumber : best;
@@ -280,20 +274,18 @@ class Choice : protected Records {
         const float *all = logits(b), *x = candidates(b);
         const double top = top_of(all);
         double part = 0.0;
-        MELODIA_ROLLED
-        for (int i = me(); i < a.net.V; i += count()) part += fast_exp(double(all[i]) - top);
+        each([&](int i) { part += fast_exp(double(all[i]) - top); });
         const double whole = sum(part);
         double entropy = 0.0;
         if (!v.greedy) {
             const double best = top_of(x);
             double weights = 0.0, weighted = 0.0;
-            MELODIA_ROLLED
-            for (int i = me(); i < a.net.V; i += count()) {
-                if (!(x[i] > kRemoved)) continue;
+            each([&](int i) {
+                if (!(x[i] > kRemoved)) return;
                 const double weight = fast_exp(double(x[i]) - best);
                 weights += weight;
                 weighted += weight * (double(x[i]) - best);
-            }
+            });
             weights = sum(weights);
             weighted = sum(weighted);
             entropy = log(weights) - weighted / weights;
