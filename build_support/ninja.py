@@ -103,8 +103,8 @@ def nvcc_rules(tools: Toolchain, nvcc: Nvcc) -> list[str]:
         f"-I{ROOT / 'csrc'}",
         *(f"-I{folder / 'include'}" for folder in nvcc.folders),
     ]
-    # The sources know two kinds of GPU, with clusters (from 9.0 on) and without. The PTX of a kind's first serves all of
-    # it, so that what is proven on one of them is what the others run, and the front end works twice.
+    # The sources know two kinds of GPU, with clusters (from 9.0 on) and without. The PTX of the first of a kind
+    # serves all of it: what is proven on one is what the others run, and the front end works twice.
     first = {n >= 90: n for n in sorted(nvcc.architectures, reverse=True)}
     ptx = [f"compute_{first[n >= 90]}" for n in nvcc.architectures]
     code = [f"-gencode=arch={of},code=sm_{n}" for of, n in zip(ptx, nvcc.architectures, strict=True)]

@@ -182,8 +182,8 @@ def run(options: Options, section: Section) -> None:
         f"kind one of them in each direction over blocks of {BLOCK} tokens, and one that decodes. *Of the square*: "
         f"operations of melodia's matrix products a second, over those of a product of {SQUARE} × {SQUARE} measured in "
         f"the same turns. bf16: either side under autocast, as in `melodia train --precision bf16`; empty where "
-        f"torch cannot, and where the processor does not multiply it. Freed memory is kept for both (`melodia train` asks for that). melodia runs {report.runs}: "
-        f"{report.why}."
+        f"torch cannot, and where the processor does not multiply it. Freed memory is kept for both (`melodia train` "
+        f"asks for that). melodia runs {report.runs}: {report.why}."
     )
     table = Table(
         [

@@ -189,8 +189,9 @@ template <class W>
 constexpr int kRows = sizeof(W) == 2 ? Vector::batch_rows - 1 : Vector::batch_rows;  // a pair takes two
 constexpr int64_t kDepth = 64;  // k of a part: 16 KB of fp32
 
-// sums[r][0 .. 16) += sum over k of x[r][k] * w[k * width ..]; w: fp32, or bf16 in pairs. next: what the caches
-// are to bring meanwhile, a line each time, since strides of a panel's width are no stream that they follow.
+// sums[r][0 .. 16) += sum over k of x[r][k] * w[k * width ..]; w: fp32, or bf16 in pairs. next: what the
+// caches are to bring meanwhile, a line each time, since strides of a panel's width are no stream that they
+// follow.
 template <int R, class W>
 MELODIA_INLINE void part(const W* w, int64_t width, int64_t K, const W* next, const float* const* x,
                          float* const* sums) {
