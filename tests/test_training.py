@@ -18,7 +18,6 @@ import torch
 from torch.nn import functional as F
 from training_helpers import ENVIRONMENT, small_corpus, small_vocabulary
 
-from melodia import kernels
 from melodia.corpus.shards import Corpus, ShardWriter
 from melodia.errors import ConfigError, TrainingError
 from melodia.model import Model, ModelConfig
@@ -441,18 +440,6 @@ def test_bfloat16_and_label_smoothing_train(corpus: Corpus, tmp_path: Path) -> N
     config = TrainingConfig(iterations=40, **SMALL, precision="bf16", label_smoothing=0.05)  # type: ignore[arg-type]
     summary = train(corpus, model_config(corpus, "parallel"), config, tmp_path)
     assert summary.valid_nats_per_token < 2.5
-
-
-@pytest.mark.parametrize(("isa", "told"), [("amx", False), ("avx2", True)])
-def test_slow_bfloat16_is_told(
-    isa: str, told: bool, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    report = kernels.BackendReport("auto", "native", "", isa)
-    monkeypatch.setattr(kernels, "backend_report", lambda: report)
-    monkeypatch.setattr(kernels.native, "instruction_set", lambda: isa)
-    config = TrainingConfig(iterations=1, **SMALL, precision="bf16")  # type: ignore[arg-type]
-    summary = train(corpus, model_config(corpus), config, tmp_path)
-    assert any("precision auto chooses the faster" in note for note in summary.warnings) == told
 
 
 IMPORTS = """

@@ -1,4 +1,4 @@
-"""Reports on a GPU, where losses are fetched rarely: the log and the errors say what they say on the CPU."""
+"""Reports: on a GPU, which fetches losses rarely, as on the CPU; what is told of a slow precision."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 import torch
 from training_helpers import small_corpus
 
+from melodia import kernels
 from melodia.corpus.shards import Corpus
 from melodia.errors import TrainingError
 from melodia.model import ModelConfig
@@ -99,3 +100,15 @@ def test_a_gpu_says_where_the_loss_stopped_being_finite(
     assert len(rates) == 20
     assert f"(learning rate {rates[7]:.2g}," in str(caught.value)
     assert f"{rates[7]:.2g}" != f"{rates[19]:.2g}"
+
+
+@pytest.mark.parametrize(("isa", "told"), [("amx", False), ("avx2", True)])
+def test_slow_bfloat16_is_told(
+    isa: str, told: bool, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = kernels.BackendReport("auto", "native", "", isa)
+    monkeypatch.setattr(kernels, "backend_report", lambda: report)
+    monkeypatch.setattr(kernels.native, "instruction_set", lambda: isa)
+    config = TrainingConfig(iterations=1, **SMALL, device="cpu", precision="bf16")  # type: ignore[arg-type]
+    summary = train(corpus, form(corpus), config, tmp_path)
+    assert any("precision auto chooses the faster" in note for note in summary.warnings) == told

@@ -241,8 +241,10 @@ def _row(name: str, found: dict[str, Timing], tokens: int, ratio: float, share: 
     theirs, ours = found["theirs"], found["ours"]
     row = [name, figure(theirs.median * 1e3), figure(ours.median * 1e3), f"{tokens / ours.median:,.0f}"]
     row += [figure(ratio), figure(share)]
-    theirs_bf16, ours_bf16 = found.get("theirs bf16"), found.get("ours bf16")
-    row.append(figure(theirs_bf16.median * 1e3) if theirs_bf16 else "")
-    row += [figure(ours_bf16.median * 1e3), f"{tokens / ours_bf16.median:,.0f}"] if ours_bf16 else ["", ""]
-    row.append(figure(theirs_bf16.median / ours_bf16.median) if theirs_bf16 and ours_bf16 else "")
-    return [*row, f"±{max(theirs.spread, ours.spread):.0%}"]
+    bf16 = ["", "", "", ""]
+    if (ours_bf16 := found.get("ours bf16")) is not None:
+        bf16[1:3] = figure(ours_bf16.median * 1e3), f"{tokens / ours_bf16.median:,.0f}"
+        if (theirs_bf16 := found.get("theirs bf16")) is not None:
+            bf16[0] = figure(theirs_bf16.median * 1e3)
+            bf16[3] = figure(theirs_bf16.median / ours_bf16.median)
+    return [*row, *bf16, f"±{max(theirs.spread, ours.spread):.0%}"]

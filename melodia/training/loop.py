@@ -433,8 +433,8 @@ class _Run:
         device = self.world.device
         if self.config.precision == "bf16" and device.type == "cpu" and fast_precision(device) != "bf16":
             self._warn(
-                "bf16 is slower than fp32 where the processor cannot multiply it (AMX, AVX512-BF16), as here, often by "
-                "ten times and more; precision auto chooses the faster"
+                "bf16 is not known to be faster than fp32 here, and takes ten times as long or more on a processor "
+                "that cannot multiply it (AMX, AVX512-BF16); precision auto chooses the faster"
             )
         if self.config.transpose_probability > 0 and self.corpus.vocabulary.expansions:
             self._warn(
