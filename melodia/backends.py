@@ -27,6 +27,15 @@ def chosen() -> str:
     return _chosen
 
 
+def meant(backend: str) -> str:
+    """What an argument `backend` asks for: its "auto" leaves the choice to whoever chose for the whole process.
+
+    >>> meant("reference")
+    'reference'
+    """
+    return _chosen if backend == "auto" else backend
+
+
 def choose(backend: str) -> None:
     """Ask for a backend; `melodia.kernels.set_backend` also sees to it that it is there.
 

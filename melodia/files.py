@@ -29,8 +29,7 @@ def whole_file(target: Path, *, force: bool = True, own: bool = False) -> Iterat
     part = target.with_name(f"{target.name}.part" if own else f".melodia-{secrets.token_hex(8)}.tmp")
     try:
         yield part
-        with part.open("rb+") as stream:
-            os.fsync(stream.fileno())
+        sync_file(part)
         if force:
             part.replace(target)
         else:
@@ -113,6 +112,12 @@ def taken(target: str | os.PathLike[str], other: str = "name") -> str:
     'new.mid: already exists; choose another name, or give `force` to replace it'
     """
     return f"{show_path(target)}: already exists; choose another {other}, or give `force` to replace it"
+
+
+def sync_file(path: Path) -> None:
+    """Wait until a file that was written is on the disk."""
+    with path.open("rb+") as stream:  # Windows flushes only what may be written
+        os.fsync(stream.fileno())
 
 
 def sync_folder(folder: Path) -> None:

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from melodia.files import sync_file, sync_folder
+
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # <linux/fs.h>
 
 
@@ -35,10 +37,10 @@ def replace_folder(folder: Path) -> Iterator[Path]:
     try:
         yield new
         for path in sorted(new.rglob("*")):
-            _sync(path)
-        _sync(new)
+            sync_folder(path) if path.is_dir() else sync_file(path)
+        sync_folder(new)
         _swap(new, folder)
-        _sync(folder.parent)
+        sync_folder(folder.parent)
     finally:
         shutil.rmtree(new, ignore_errors=True)  # what is left of a failure, or the folder that was replaced
         if folder.exists():
@@ -70,6 +72,8 @@ def _tidy(folder: Path) -> None:
 
 
 def _alive(process: int) -> bool:
+    if os.name == "nt":
+        return True  # nobody knows: there os.kill(process, 0) sends Ctrl-C
     try:
         os.kill(process, 0)
     except ProcessLookupError:
@@ -97,14 +101,3 @@ def _exchange(first: Path, second: Path) -> bool:
     except (OSError, AttributeError):
         return False
     return rename(AT_FDCWD, os.fsencode(first), AT_FDCWD, os.fsencode(second), RENAME_EXCHANGE) == 0
-
-
-def _sync(path: Path) -> None:
-    """Wait until a file or a folder is on the disk."""
-    if path.is_dir() and os.name == "nt":
-        return
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -107,17 +107,14 @@ class Runner:
         _need_torch(f"without the engine models run in torch, and {obstacle}")
         from melodia import kernels
 
-        if self._backend == "auto":
+        with kernels.use_backend(backends.meant(self._backend)):
             report = kernels.backend_report()
-        else:
-            with kernels.use_backend(self._backend):
-                report = kernels.backend_report()
         return report.runs, report.why if report.runs == "reference" else f"{obstacle}; {report.why}"
 
 
 def engine_obstacle(backend: str) -> str | None:
     """Why no model on the CPU runs in the engine under a backend that was asked for; None if they do."""
-    if (backends.chosen() if backend == "auto" else backend) == "reference":
+    if backends.meant(backend) == "reference":
         return "the reference backend was asked for"
     return engine.reason()
 

@@ -6,13 +6,13 @@ The rest of the sampler imports this only where it is needed. Letters: B live la
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from melodia import kernels
+from melodia import backends, kernels
 from melodia.model.model import Model
 from melodia.model.network import ModelState
 from melodia.model.state import State, from_numpy, leaves, select, stack, to_numpy
@@ -66,4 +66,4 @@ class TorchStepper:
         return to_numpy(select(self._state, lane))
 
     def _kernels(self) -> AbstractContextManager[None]:
-        return nullcontext() if self._backend == "auto" else kernels.use_backend(self._backend)
+        return kernels.use_backend(backends.meant(self._backend))

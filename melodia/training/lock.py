@@ -49,6 +49,8 @@ def only_training(out: Path, world: World) -> Iterator[None]:
         yield
     finally:
         if file is not None:
+            if fcntl is None:
+                file.close()  # Windows deletes nothing that is open
             # Removed while it is held: whoever opened it in between sees that it is gone, and makes another.
             with contextlib.suppress(OSError):
                 (out / FILE).unlink()

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from melodia import __version__, kernels
+from melodia import __version__, backends, kernels
 from melodia.checks import file_path
 from melodia.corpus.shards import Corpus
 from melodia.errors import ConfigError, TrainingError
@@ -129,7 +129,11 @@ def compare_kinds(
     config = TrainingConfig.from_dict(settings)
     folder, out = file_path("folder", folder), file_path("out", out)
     check_apart(folder, out)
-    with kernels.use_backend(backend), join(config.device) as world, only_training(out, world):
+    with (
+        kernels.use_backend(backends.meant(backend)),
+        join(config.device) as world,
+        only_training(out, world),
+    ):
         corpus = open_corpus(folder, cache=cache, reporter=reporter)
         if not len(corpus.pieces("valid")):
             raise TrainingError(

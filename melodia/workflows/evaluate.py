@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import melodia
+from melodia import backends
 from melodia.checks import file_path, whole_number
 from melodia.corpus.discover import find_midi_files
 from melodia.decode import SamplingConfig
@@ -65,6 +66,7 @@ def evaluate_folder(
         >>> evaluation = evaluate_folder("held-out", "my-model", generate=20)  # doctest: +SKIP
         >>> evaluation.likelihood.interval("note").value  # doctest: +SKIP
     """
+    from melodia import kernels
     from melodia.evaluation.likelihood import encode_files, model_likelihood
 
     if whole_number("generate", generate, 0) == 1:
@@ -90,13 +92,14 @@ def evaluate_folder(
     read = None if progress is None else progress.read
     sampler = Sampler.load(model, device=device, backend=backend)
     pieces = encode_files(folder, sampler.tokenizer, progress=read)
-    likelihood = model_likelihood(
-        sampler.model,
-        sampler.vocabulary,
-        pieces.tokens,
-        constant_velocity=pieces.constant_velocity,
-        seconds=pieces.seconds,
-    )
+    with kernels.use_backend(backends.meant(backend)):
+        likelihood = model_likelihood(
+            sampler.model,
+            sampler.vocabulary,
+            pieces.tokens,
+            constant_velocity=pieces.constant_velocity,
+            seconds=pieces.seconds,
+        )
     rows = [pieces.rows[i] for i in pieces.used]
     generated = None
     if generate:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from melodia import kernels
+from melodia import backends, kernels
 from melodia.checks import file_path
 from melodia.corpus.manifest import MANIFEST, read_manifest
 from melodia.corpus.shards import Corpus
@@ -205,7 +205,7 @@ def train_folder(
     form = {"kind": kind, "size": size, "combine": combine, "encoder": encoder, "side_inputs": sides}
     base = None if init is None else str(Path(init).resolve())
     with (
-        kernels.use_backend(backend),
+        kernels.use_backend(backends.meant(backend)),
         join(training_config(given).device) as world,
         only_training(out, world),
     ):
