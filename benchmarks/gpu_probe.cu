@@ -60,9 +60,9 @@ __global__ void __launch_bounds__(kThreads, 1) exchange(const ExchangeArgs a) {
     auto* parts = reinterpret_cast<uint32_t*>(shared + 16 * a.numbers);
     auto* flag = reinterpret_cast<int*>(parts + 32);
     const int me = static_cast<int>(thread()), count = static_cast<int>(threads());
-    const int share = (a.numbers + static_cast<int>(blocks()) - 1) / static_cast<int>(blocks());
-    const int begin = static_cast<int>(block()) * share;
-    const int end = begin + share < a.numbers ? begin + share : a.numbers;
+    // Every block has a share: two buffers are enough only where each waits for all others.
+    const int begin = static_cast<int>(a.numbers * block() / blocks());
+    const int end = static_cast<int>(a.numbers * (block() + 1) / blocks());
     const bool cluster = a.way == kCluster;
     for (int i = me; i < 2 * a.numbers; i += count) near[i] = 0;
     if (me == 0) *flag = 1;

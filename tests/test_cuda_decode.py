@@ -427,7 +427,7 @@ def test_many_schedules(library: ctypes.CDLL) -> None:
 
 @pytest.mark.slow
 def test_without_any_barrier_fence_or_epoch_a_check_fails(tmp_path: Path) -> None:
-    names = emulation.mutant_names()
+    names = ["nothing has this name", *emulation.mutant_names()]  # the first shows that the checks pass
     whole = emulation.build()
     objects = [whole.parent / f"{Path(source).stem}.o" for source in emulation.SOURCES[1:]]
 
@@ -438,7 +438,7 @@ def test_without_any_barrier_fence_or_epoch_a_check_fails(tmp_path: Path) -> Non
         )
 
     with ThreadPoolExecutor(2) as pool:
-        libraries = [whole, *pool.map(mutant, range(len(names)))]
+        libraries = list(pool.map(mutant, range(len(names))))
     done = subprocess.run(
         [sys.executable, str(Path(checks.__file__)), *map(str, libraries)],
         capture_output=True,
@@ -447,6 +447,5 @@ def test_without_any_barrier_fence_or_epoch_a_check_fails(tmp_path: Path) -> Non
     )
     assert done.returncode == 0, done.stderr[-2000:]
     verdicts = done.stdout.splitlines()
-    assert verdicts[0] == "passed"
-    survivors = [name for name, verdict in zip(names, verdicts[1:], strict=True) if verdict == "passed"]
-    assert not survivors
+    survivors = [name for name, verdict in zip(names, verdicts, strict=True) if verdict == "passed"]
+    assert survivors == names[:1]

@@ -211,6 +211,9 @@ def test_primitives_on_the_emulator(tmp_path: Path) -> None:
         for schedule in range(4):
             probe.probe_configure(schedule)
             assert gpu_primitives.exchange(probe, way, 4, 50, 6) == 0.0
+    for schedule in range(24):  # nearly as many blocks as numbers
+        probe.probe_configure(schedule)
+        assert gpu_primitives.exchange(probe, "words", 5, 6, 6) == 0.0
     with pytest.raises(RuntimeError, match="asks for 17 blocks at once of 16"):
         gpu_primitives.exchange(probe, "words", 17, 50, 6)
     probe.probe_configure(1)
