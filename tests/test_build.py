@@ -200,6 +200,7 @@ def test_pure_wheel_is_for_every_platform(tmp_path: Path) -> None:
     assert wheel.name.endswith("-py3-none-any.whl")
 
 
+@pytest.mark.slow
 def test_source_distribution_builds_as_pip_does_it(tmp_path: Path) -> None:
     """PEP 517: no folder of ours is on the path when setup.py runs; all it needs is in the archive."""
     code = "from setuptools import build_meta as b; import sys; print(b.{}(sys.argv[1]))"

@@ -59,6 +59,7 @@ def test_every_sample_is_continued(sampler: Sampler, path: Path) -> None:
     assert not any("one note" in finding for finding in collapse_report(made.midi).findings)
 
 
+@pytest.mark.slow
 def test_it_keeps_the_key_of_most(sampler: Sampler) -> None:
     """Notes of the continuations in the seeds' own scales; of twelve pitch classes drawn at random 7/12 would be."""
     shares = []

@@ -147,31 +147,44 @@ def test_several_python_threads() -> None:
     assert wrong == []
 
 
+def program(code: str, *arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A program without torch, ended."""
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        cwd=REPOSITORY,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
 CODE = """
 import sys
-import numpy as np, torch
-sys.path.insert(0, "tests")
-from test_engine import run
-from model_zoo import make
+import numpy as np
 from melodia import engine
-out = {w: run(make("sequential-deep", dtype=torch.float32, hidden_size=100), w)[0] for w in ("fp32", "bf16", "int8")}
-np.savez(sys.argv[1], name=engine.instruction_set(), **out)
+
+given, out = np.load(sys.argv[1]), {}
+for weights in ("fp32", "bf16", "int8"):
+    packed = engine.Engine(given[weights], given["floats"], threads=1)
+    out[weights] = engine.Lanes(packed, 3).advance(given["tokens"], given["sides"])
+np.savez(sys.argv[2], name=engine.instruction_set(), **out)
 """
 
 
 def test_instruction_sets_agree(tmp_path: Path) -> None:
     """Every one that this machine can run, forced in a process of its own."""
+    model = make("sequential-deep", dtype=torch.float32, hidden_size=100)
+    descriptions = {weights: describe(model, weights) for weights in ("fp32", "bf16", "int8")}
+    given = {weights: ints for weights, (ints, _) in descriptions.items()}
+    tokens, side = music(model, 3, 30)
+    assert side is not None
+    given |= {"tokens": tokens.T.numpy(), "sides": side.transpose(0, 1).numpy()}
+    np.savez(tmp_path / "given.npz", floats=descriptions["fp32"][1], **given)
     made: dict[str, dict[str, np.ndarray]] = {}
     for name in ("portable", "avx2", "avx512", "avx512bf16", "neon", "neondot"):
         path = tmp_path / f"{name}.npz"
-        done = subprocess.run(
-            [sys.executable, "-c", CODE, str(path)],
-            cwd=REPOSITORY,
-            env={**os.environ, "MELODIA_CPU": name},
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
+        done = program(CODE, tmp_path / "given.npz", path, MELODIA_CPU=name)
         if "cannot run it" in done.stderr:
             continue
         assert done.returncode == 0, done.stderr
@@ -330,13 +343,20 @@ def test_memory_stays_flat() -> None:
     assert resident() - before < 2 << 20
 
 
+@pytest.fixture
+def description(tmp_path: Path) -> Path:
+    """A file with a model's two rows."""
+    ints, floats = describe(Model(ModelConfig("gru", vocab_size=50, hidden_size=128)))
+    np.savez(tmp_path / "description.npz", ints=ints, floats=floats)
+    return tmp_path / "description.npz"
+
+
 FORKING = """
 import os, sys, time
+import numpy as np
 from melodia import engine
-from melodia.engine.description import describe
-from melodia.model import Model, ModelConfig
 
-description = describe(Model(ModelConfig("gru", vocab_size=50, hidden_size=64)))
+description = np.load(sys.argv[1]).values()
 
 def new():
     lanes = engine.Lanes(engine.Engine(*description, threads=2), 1)
@@ -356,8 +376,8 @@ sys.exit(os.waitstatus_to_exitcode(os.wait()[1]))
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_forked_child_drops_its_engine_and_ends() -> None:
-    done = subprocess.run([sys.executable, "-c", FORKING], timeout=60, capture_output=True, text=True)
+def test_a_forked_child_drops_its_engine_and_ends(description: Path) -> None:
+    done = program(FORKING, description)
     assert done.returncode == 0, done.stderr
 
 
@@ -370,13 +390,11 @@ def test_tokens_that_are_no_whole_numbers_of_32_bits() -> None:
 
 
 ENDING = """
-import threading, time
+import sys, threading, time
 import numpy as np
 from melodia import engine
-from melodia.engine.description import describe
-from melodia.model import Model, ModelConfig
 
-description = describe(Model(ModelConfig("gru", vocab_size=50, hidden_size=128)))
+description = np.load(sys.argv[1]).values()
 
 def play():
     lanes = engine.Lanes(engine.Engine(*description, threads=1), 1)
@@ -388,7 +406,7 @@ time.sleep(0.1)
 """
 
 
-def test_a_program_ends_while_a_daemon_thread_plays() -> None:
+def test_a_program_ends_while_a_daemon_thread_plays(description: Path) -> None:
     for _ in range(3):
-        done = subprocess.run([sys.executable, "-c", ENDING], timeout=60, capture_output=True, text=True)
+        done = program(ENDING, description)
         assert done.returncode == 0, done.stderr

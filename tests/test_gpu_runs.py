@@ -90,6 +90,7 @@ def test_rest_is_what_is_not_known_yet_and_then_what_was_not_done(
     assert gpu_check.rest(log, parts)[0] == "build"
 
 
+@pytest.mark.slow
 def test_tests_that_break_the_process_take_no_others_along(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

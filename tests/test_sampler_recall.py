@@ -275,7 +275,7 @@ def test_only_programs_that_may_play_come_again() -> None:
     assert {note[0] for note in notes_of(made.score)} == {40}
 
 
-@pytest.mark.parametrize("backend", ["reference", "auto"])
+@pytest.mark.parametrize("backend", [pytest.param("reference", marks=pytest.mark.slow), "auto"])
 def test_the_same_in_one_or_many_and_from_a_saved_session(backend: str, tmp_path: Any) -> None:
     plain = tiny_sampler()
     sampler = Sampler(plain.model, plain.tokenizer, backend=backend)
