@@ -135,29 +135,67 @@ def events_of_pretty_midi(midi: pretty_midi.PrettyMIDI, findings: Findings, limi
         ) from None
 
 
+class _Clock:
+    """Ticks of seconds under the tempi of a PrettyMIDI, whole microseconds per quarter as in a file.
+
+    Attributes:
+        tempi: microseconds per quarter, int64 [N]; N at least 1.
+        places: where they begin, in ticks, float64 [N].
+    """
+
+    def __init__(self, midi: Any, resolution: int) -> None:
+        times, qpm = (np.asarray(values, np.float64) for values in midi.get_tempo_changes())
+        tempi = np.clip(np.rint(60e6 / np.maximum(qpm, 1e-3)), 1, 0xFFFFFF).astype(np.int64)
+        if not len(times):
+            times, tempi = np.zeros(1), np.array([500_000])
+        self._times, self.tempi = times, tempi
+        self._speed = resolution * 1e6 / tempi  # ticks per second
+        self.places = np.concatenate(([0.0], np.cumsum(np.diff(times) * self._speed[:-1])))
+
+    def __call__(self, seconds: Any) -> NDArray[np.int64]:
+        seconds = np.asarray(seconds, np.float64)
+        if not np.isfinite(seconds).all():
+            raise ValueError("a time that is not finite")
+        index = np.maximum(0, np.searchsorted(self._times, seconds, "right") - 1)
+        exact = self.places[index] + (seconds - self._times[index]) * self._speed[index]
+        return np.clip(np.rint(exact), 0, 1 << 40).astype(np.int64)
+
+
 def _events(midi: Any, findings: Findings, limits: Limits) -> SmfEvents:
     resolution = int(midi.resolution)
     if not 1 <= resolution <= 32767:
         findings.add("repaired", "resolution out of range", detail=f"{resolution}, 480 assumed")
         resolution = 480
-    times, qpm = (np.asarray(values, np.float64) for values in midi.get_tempo_changes())
-    tempi = np.clip(np.rint(60e6 / np.maximum(qpm, 1e-3)), 1, 0xFFFFFF).astype(np.int64)
-    if not len(times):
-        times, tempi = np.zeros(1), np.array([500_000])
-    speed = resolution * 1e6 / tempi  # ticks per second
-    places = np.concatenate(([0.0], np.cumsum(np.diff(times) * speed[:-1])))
+    ticks = _Clock(midi, resolution)
+    lyrics = len(getattr(midi, "lyrics", ())) + len(getattr(midi, "text_events", ()))
+    findings.add("not carried", "texts, lyrics and markers", lyrics)
+    parts = [_channel_events(index, part, ticks) for index, part in enumerate(midi.instruments)]
+    table = np.concatenate([np.zeros((6, 0), np.int64), *parts], axis=1)
+    if table.shape[1] > limits.events:
+        raise MidiError(
+            f"<PrettyMIDI>: has {table.shape[1]:,} events, more than the limit of {limits.events:,}; "
+            "split it into pieces"
+        )
+    table = table[:, np.lexsort((table[2], table[1], table[0]))]
+    ends = [table[1][table[0] == index].max(initial=0) for index in range(len(parts))]
+    return SmfEvents(
+        midi_format=-1,
+        division=resolution,
+        track=table[0].astype(np.int32),
+        tick=table[1],
+        status=table[3].astype(np.uint8),
+        data1=table[4].astype(np.uint8),
+        data2=table[5].astype(np.uint8),
+        metas=_metas(midi, ticks),
+        track_ends=np.array(ends or [0], np.int64),
+    )
 
-    def ticks(seconds: Any) -> NDArray[np.int64]:
-        seconds = np.asarray(seconds, np.float64)
-        if not np.isfinite(seconds).all():
-            raise ValueError("a time that is not finite")
-        index = np.maximum(0, np.searchsorted(times, seconds, "right") - 1)
-        exact = places[index] + (seconds - times[index]) * speed[index]
-        return np.clip(np.rint(exact), 0, 1 << 40).astype(np.int64)
 
+def _metas(midi: Any, ticks: _Clock) -> list[Meta]:
+    """Tempi, metres and keys, and the names of the tracks."""
     metas = [
         Meta(0, int(tick), TEMPO, int(tempo).to_bytes(3, "big"))
-        for tick, tempo in zip(np.rint(places).tolist(), tempi.tolist(), strict=True)
+        for tick, tempo in zip(np.rint(ticks.places).tolist(), ticks.tempi.tolist(), strict=True)
     ]
     for sign in midi.time_signature_changes:
         power = int(sign.denominator).bit_length() - 1
@@ -168,51 +206,34 @@ def _events(midi: Any, findings: Findings, limits: Limits) -> SmfEvents:
         minor = sign.key_number >= 12
         sharps = (7 * (sign.key_number % 12 - (9 if minor else 0)) + 5) % 12 - 5
         metas.append(Meta(0, int(ticks(sign.time)), KEY_SIGNATURE, bytes([sharps & 0xFF, minor])))
-    lyrics = len(getattr(midi, "lyrics", ())) + len(getattr(midi, "text_events", ()))
-    findings.add("not carried", "texts, lyrics and markers", lyrics)
+    names = (str(part.name or "").encode() for part in midi.instruments)
+    return [*metas, *(Meta(index, 0, TRACK_NAME, name) for index, name in enumerate(names))]
 
-    columns: list[NDArray[np.int64]] = []  # track, tick, rank at one tick, status, data1, data2
-    for index, part in enumerate(midi.instruments):
-        channel = 9 if part.is_drum else 0
-        metas.append(Meta(index, 0, TRACK_NAME, str(part.name or "").encode()))
-        notes = [(note.pitch, note.velocity, note.start, note.end) for note in part.notes]
-        controls = [(change.number, change.value, change.time) for change in part.control_changes]
-        bends = [(bend.pitch, bend.time) for bend in part.pitch_bends]
-        pitch, velocity, start, end = np.array(notes, np.float64).reshape(-1, 4).T
-        on, off = ticks(start), ticks(end)
-        flat = off <= on
-        number, value, when = np.array(controls, np.float64).reshape(-1, 3).T
-        bend, bent = np.array(bends, np.float64).reshape(-1, 2).T
-        bend = np.clip(bend, -8192, 8191) + 8192
-        rows: list[tuple[Any, int, int, Any, Any]] = [
-            (np.zeros(1), 0, 0xC0, np.array([float(part.program)]), 0),
-            (ticks(when), 1, 0xB0, number, value),
-            (ticks(bent), 1, 0xE0, bend % 128, bend // 128),
-            (off[~flat], 2, 0x80, pitch[~flat], 0),
-            (on, 3, 0x90, pitch, np.maximum(velocity, 1)),
-            (on[flat], 4, 0x80, pitch[flat], 0),
-        ]
-        for when, rank, status, first, second in rows:
-            block = np.zeros((6, len(when)), np.int64)
-            block[0], block[1], block[2], block[3] = index, when, rank, status | channel
-            block[4], block[5] = np.rint(np.clip(first, 0, 255)), np.rint(np.clip(second, 0, 127))
-            columns.append(block)
-    table = np.concatenate(columns, axis=1) if columns else np.zeros((6, 0), np.int64)
-    if table.shape[1] > limits.events:
-        raise MidiError(
-            f"<PrettyMIDI>: has {table.shape[1]:,} events, more than the limit of {limits.events:,}; "
-            "split it into pieces"
-        )
-    table = table[:, np.lexsort((table[2], table[1], table[0]))]
-    ends = [table[1][table[0] == index].max(initial=0) for index in range(len(midi.instruments))]
-    return SmfEvents(
-        midi_format=-1,
-        division=resolution,
-        track=table[0].astype(np.int32),
-        tick=table[1],
-        status=table[3].astype(np.uint8),
-        data1=table[4].astype(np.uint8),
-        data2=table[5].astype(np.uint8),
-        metas=metas,
-        track_ends=np.array(ends or [0], np.int64),
-    )
+
+def _channel_events(index: int, part: Any, ticks: _Clock) -> NDArray[np.int64]:
+    """An instrument's events [6, N]: track, tick, rank among those of one tick, status, data1, data2."""
+    channel = 9 if part.is_drum else 0
+    notes = [(note.pitch, note.velocity, note.start, note.end) for note in part.notes]
+    controls = [(change.number, change.value, change.time) for change in part.control_changes]
+    bends = [(bend.pitch, bend.time) for bend in part.pitch_bends]
+    pitch, velocity, start, end = np.array(notes, np.float64).reshape(-1, 4).T
+    on, off = ticks(start), ticks(end)
+    flat = off <= on
+    number, value, when = np.array(controls, np.float64).reshape(-1, 3).T
+    bend, bent = np.array(bends, np.float64).reshape(-1, 2).T
+    bend = np.clip(bend, -8192, 8191) + 8192
+    rows: list[tuple[Any, int, int, Any, Any]] = [
+        (np.zeros(1), 0, 0xC0, np.array([float(part.program)]), 0),
+        (ticks(when), 1, 0xB0, number, value),
+        (ticks(bent), 1, 0xE0, bend % 128, bend // 128),
+        (off[~flat], 2, 0x80, pitch[~flat], 0),
+        (on, 3, 0x90, pitch, np.maximum(velocity, 1)),
+        (on[flat], 4, 0x80, pitch[flat], 0),
+    ]
+    blocks = []
+    for tick, rank, status, first, second in rows:
+        block = np.zeros((6, len(tick)), np.int64)
+        block[0], block[1], block[2], block[3] = index, tick, rank, status | channel
+        block[4], block[5] = np.rint(np.clip(first, 0, 255)), np.rint(np.clip(second, 0, 127))
+        blocks.append(block)
+    return np.concatenate(blocks, axis=1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from melodia.midi import BarTable, Finding
     from melodia.sampler.sampler import Sampler
+    from melodia.tokenizer import Tokenizer
 
 GIVEN = (
     *("seconds", "tokens", "endless", "may_end", "state", "following"),
@@ -90,6 +91,30 @@ class Filling:
         return [*lines, *new.lines()[1:], *(str(finding) for finding in self.findings)]
 
 
+class _Place(NamedTuple):
+    """Bars of a piece that are to be filled, and what stands around them.
+
+    Attributes:
+        score: the whole piece.
+        findings: what reading it did not carry or repaired.
+        table: of its bars.
+        bars: the first and the last bar to fill, counted from 1.
+        span: where they begin and end, in ticks.
+        early: a note that begins so many ticks before a bar line belongs behind it, as the grid rounds.
+        before, here, after: the music before them, in them, and in the bars behind.
+    """
+
+    score: ScoreTick
+    findings: list[Finding]
+    table: BarTable
+    bars: tuple[int, int]
+    span: tuple[int, int]
+    early: int
+    before: ScoreTick
+    here: ScoreTick
+    after: ScoreTick
+
+
 def fill(
     sampler: Sampler,
     music: Any,
@@ -99,70 +124,92 @@ def fill(
     settings: dict[str, Any],
 ) -> list[Filling]:
     """See `Sampler.fill`."""
-    from melodia.midi import bar_table, seconds_of, window
+    from melodia.midi import seconds_of
     from melodia.midi.replace import replace
 
     settings = {name: value for name, value in settings.items() if value is not None}
     for name in GIVEN:
         if name in settings:
             raise ConfigError(f"`{name}` comes from the piece when its bars are filled; leave it out")
-    score, _, found, _ = open_music(music, sampler.tokenizer)
+    place = _find_place(music, bars, sampler.tokenizer)
+    settings = {"branches": FILL_BRANCHES, "metre": _metre(place.table, place.bars[0] - 1), **settings}
+    goes, heard = None, bool(programs_of(place.before) or programs_of(place.here))
+    if beside:
+        goes, stays, place = _parted(place, settings.get("programs"))
+        settings |= {"programs": goes} | ({"beside": stays} if programs_of(stays) else {})
+    elif not settings.get("any_program"):
+        settings.setdefault("programs", programs_of(place.here) or programs_of(place.score))
+    twin = sampler.fork()
+    leads, behind_old = bool(programs_of(place.after)), None
+    seed, (first, last) = _with_whole_bar(place.score, place.table, place.bars[0] - 2), place.bars
+    if leads:
+        settings["following"] = place.after
+        if heard:
+            twin.prime(seed, last)
+            behind_old = twin.nll(place.after)
+    if programs_of(place.before):
+        twin.prime(seed, first - 1)
+    else:
+        twin.prime(None)
+        settings["tempo"] = _tempo(place.score, place.span[0])
+    filled = []
+    for made in twin.generate_many(num_samples, bars=last - first + 1, **settings):
+        assert not made.report.completed
+        whole, cut = replace(place.score, made.score, *place.span, goes, early=place.early)
+        lines = np.array(place.span) * (whole.ticks_per_quarter // place.score.ticks_per_quarter)
+        filled.append(
+            Filling(
+                bars=place.bars,
+                programs=goes,
+                score=whole,
+                span=tuple(seconds_of(whole, lines).tolist()),
+                continuation=made,
+                notes_before=sum(len(track.notes) for track in place.here.tracks),
+                following_nll=twin.nll(place.after, state=made.state) if leads else None,
+                following_nll_before=behind_old,
+                findings=[*place.findings, *cut],
+            )
+        )
+    return filled
+
+
+def _find_place(music: Any, bars: object, tokenizer: Tokenizer) -> _Place:
+    """Read a piece and find the bars to fill in it.
+
+    Raises:
+        ConfigError: it has no notes, or no such bars.
+        MidiError: it cannot be read.
+    """
+    from melodia.midi import bar_table, window
+
+    score, _, found, _ = open_music(music, tokenizer)
     if not programs_of(score):
         raise ConfigError("the music has no notes, so there is nothing to fill; give music with notes")
     table, quarter = bar_table(score), score.ticks_per_quarter
     first, last = _check_bars(bars, table, quarter)
     start, stop = table.line(first - 1), table.line(last)
-    early = quarter // (2 * sampler.tokenizer.config.positions_per_beat)  # as the grid rounds
+    early = quarter // (2 * tokenizer.config.positions_per_beat)
     before, here, behind = (
         _begun(score, begin - early, end - early)
         for begin, end in ((0, start), (start, stop), (stop, table.end + quarter))
     )
-    heard = [*programs_of(before), *programs_of(here)]
     after = window(behind, stop, table.end)[0]
-    settings = {"branches": FILL_BRANCHES, "metre": _metre(table, first - 1), **settings}
-    goes = None
-    if beside:
-        if "programs" not in settings:
-            raise ConfigError("`beside` needs `programs`: those to rewrite")
-        goes = settings["programs"] = check_programs(settings["programs"])
-        stays = _part(window(score, start, stop)[0], lambda program: program not in goes)
-        here = _part(here, lambda program: program in goes)
-        if programs_of(stays):
-            settings["beside"] = stays
-    elif not settings.get("any_program"):
-        settings.setdefault("programs", programs_of(here) or programs_of(score))
-    twin, leads = sampler.fork(), bool(programs_of(after))
-    seed = _with_whole_bar(score, table, first - 2)
-    behind_old = None
-    if leads:
-        settings["following"] = after
-        if heard:
-            twin.prime(seed, last)
-            behind_old = twin.nll(after)
-    if programs_of(before):
-        twin.prime(seed, first - 1)
-    else:
-        twin.prime(None)
-        settings["tempo"] = _tempo(score, start)
-    filled = []
-    for made in twin.generate_many(num_samples, bars=last - first + 1, **settings):
-        assert not made.report.completed
-        whole, cut = replace(score, made.score, start, stop, goes, early=early)
-        lines = np.array([start, stop]) * (whole.ticks_per_quarter // quarter)
-        filled.append(
-            Filling(
-                bars=(first, last),
-                programs=goes,
-                score=whole,
-                span=tuple(seconds_of(whole, lines).tolist()),
-                continuation=made,
-                notes_before=sum(len(track.notes) for track in here.tracks),
-                following_nll=twin.nll(after, state=made.state) if leads else None,
-                following_nll_before=behind_old,
-                findings=[*found, *cut],
-            )
-        )
-    return filled
+    return _Place(score, found, table, (first, last), (start, stop), early, before, here, after)
+
+
+def _parted(place: _Place, programs: Any) -> tuple[tuple[int, ...], ScoreTick, _Place]:
+    """The programs to rewrite, what the others play in the bars, and the place with only those that go in them.
+
+    Raises:
+        ConfigError: no programs are named, or there are no such programs.
+    """
+    from melodia.midi import window
+
+    if programs is None:
+        raise ConfigError("`beside` needs `programs`: those to rewrite")
+    goes = check_programs(programs)
+    stays = _part(window(place.score, *place.span)[0], lambda program: program not in goes)
+    return goes, stays, place._replace(here=_part(place.here, lambda program: program in goes))
 
 
 def _check_bars(bars: object, table: BarTable, ticks_per_quarter: int) -> tuple[int, int]:
