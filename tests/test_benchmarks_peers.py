@@ -151,7 +151,10 @@ def test_training_compares_the_same_outputs_and_gradients(kind: str) -> None:
     )
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind",
+    [kind if kind == "bidirectional" else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS],
+)
 def test_operations_are_those_that_torch_counts(kind: str) -> None:
     """All but the first step's gradient with respect to the state before it, which nobody asks for."""
     from torch.utils.flop_counter import FlopCounterMode

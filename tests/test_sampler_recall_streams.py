@@ -40,7 +40,7 @@ def begun(events: Iterable[Event]) -> list[tuple[float, int, int]]:
     return sorted((event.onset, event.program, event.pitch) for event in events)
 
 
-@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("backend", ["auto", pytest.param("reference", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("length", [{"bars": 11}, {"bars": 12}, {"seconds": 25.0}, {"tokens": 300}])
 def test_a_stream_is_what_generate_gives(backend: str, length: dict[str, Any]) -> None:
     sampler = sampler_of(backend)
@@ -77,7 +77,7 @@ def test_themes_come_back_without_an_end(metre: tuple[int, int]) -> None:
     assert shares[1] > 0.15
 
 
-@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("backend", ["auto", pytest.param("reference", marks=pytest.mark.slow)])
 def test_a_session_goes_on_as_the_stream_did(backend: str, tmp_path: Path) -> None:
     """Taken behind any note, in the midst of what comes again, too; from a file as from memory."""
     sampler = sampler_of(backend)
