@@ -27,6 +27,21 @@ def test_every_quality_stands_above_any_root(quality: str) -> None:
         assert {(each - pitch_class) % 12 for each in chord.classes} == set(QUALITIES[quality])
 
 
+@pytest.mark.parametrize(
+    ("name", "notes"),
+    [
+        ("Caug", "C E G#"), ("Cdim", "C Eb Gb"), ("Cdim7", "C Eb Gb A"), ("Cm7b5", "C Eb Gb Bb"), ("C5", "C G"),
+        ("Csus2", "C D G"), ("Csus4", "C F G"), ("C7sus4", "C F G Bb"), ("C6", "C E G A"), ("Cm6", "C Eb G A"),
+        ("C7", "C E G Bb"), ("Cmaj7", "C E G B"), ("Cm7", "C Eb G Bb"), ("CmM7", "C Eb G B"), ("Cadd9", "C D E G"),
+        ("C9", "C D E G Bb"), ("Cmaj9", "C D E G B"), ("Cm9", "C D Eb G Bb"), ("C7b9", "C Db E G Bb"),
+    ],
+)  # fmt: skip
+def test_chords_by_their_notes(name: str, notes: str) -> None:
+    chord, wanted = parse_chord(name), {parse_scale(f"{note} major").tonic for note in notes.split()}
+    assert chord is not None
+    assert chord.classes == wanted
+
+
 def test_a_bass_belongs_to_its_chord() -> None:
     chord = parse_chord("C/Bb")
     assert chord is not None

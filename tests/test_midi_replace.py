@@ -32,6 +32,16 @@ def test_a_grid_that_does_not_fit_makes_the_resolution_finer():
     assert [tempo.time for tempo in whole.tempos] == [0, 7 * BAR]
 
 
+@pytest.mark.parametrize("quarter", [24, 28])
+def test_what_begins_a_little_early_belongs_behind_the_bar_line(quarter):
+    piece = [(BAR - 30, 400, 60), (BAR - 31, 400, 61), (2 * BAR - 30, 400, 62), (2 * BAR - 31, 400, 63)]
+    whole, _ = replace(make((0, piece)), make((0, []), quarter=quarter), BAR, 2 * BAR, early=30)
+    scale = whole.ticks_per_quarter // 480
+    assert scale == common_resolution(480, quarter) // 480
+    kept = [(BAR - 31, 31, 61), (2 * BAR - 30, 400, 62)]
+    assert parts(whole) == [(0, [(scale * time, scale * length, pitch) for time, length, pitch in kept])]
+
+
 def test_what_sounds_into_the_new_bars_ends_there():
     whole, findings = replace(make((0, [(0, 5000, 40), (4000, 10, 50)])), make((0, [])), BAR, 2 * BAR)
     assert parts(whole) == [(0, [(0, BAR, 40), (4000, 10, 50)])]

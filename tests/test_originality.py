@@ -290,6 +290,11 @@ def test_the_tune_is_what_nothing_sounds_above() -> None:
     fall = Notes(*np.array([[0, 13, 72, 0], [12, 25, 71, 0], [24, 37, 69, 0], [36, 48, 67, 0]]).T)
     (falling,) = lines_of(fall)
     assert falling.onset.tolist() == [0, 12, 24, 36]
+    # Short under the end of a long note: covered, though little of the long one is left.
+    held = Notes(
+        *np.array([[0, 1000, 80, 0], [900, 1000, 60, 0], [1000, 1100, 81, 0], [1100, 1200, 83, 0]]).T
+    )
+    assert lines_of(held)[0].onset.tolist() == [0, 1000, 1100]
     octaves = join(notes, Notes(notes.onset, notes.end, notes.pitch, notes.program + 1))
     assert len(lines_of(octaves)) == 4
     assert len(lines_of(octaves, whole=True)) == 6

@@ -230,18 +230,22 @@ def test_transposition(scheme: str, samples_dir: Path) -> None:
     assert before == after
 
 
-def test_the_key_of_the_bars_before() -> None:
-    def bar(*pitches: int) -> str:
-        notes = [f"Position_{6 * i} {'Program_0 ' * (i == 0)}Pitch_{p} {NOTE}" for i, p in enumerate(pitches)]
-        return "Bar TimeSig_4/4 " + " ".join(notes)
+def bar_of(pitches: tuple[int, ...], program: str) -> str:
+    notes = [f"Position_{6 * i} {program * (i == 0)}Pitch_{p} {NOTE}" for i, p in enumerate(pitches)]
+    return "Bar TimeSig_4/4 " + " ".join(notes)
 
-    first = bar(60, 62, 64, 65, 67, 60)  # C major
-    again = "Bar TimeSig_4/4 " + " ".join(
-        f"Position_{6 * i} Pitch_{p} {NOTE}" for i, p in enumerate((62, 64, 66, 67, 69, 62))
-    )
-    line = " ".join([first, again, again, again, again, "Bar TimeSig_4/4 Bar TimeSig_4/4"])
-    ids = ids_of("REMI", line)
-    keys = table("REMI", line)["key"]
+
+INTO_D_MAJOR = " ".join(
+    [
+        bar_of((60, 62, 64, 65, 67, 60), "Program_0 "),  # C major
+        *[bar_of((62, 64, 66, 67, 69, 62), "")] * 4,
+        "Bar TimeSig_4/4 Bar TimeSig_4/4",
+    ]
+)
+
+
+def test_the_key_of_the_bars_before() -> None:
+    keys, ids = table("REMI", INTO_D_MAJOR)["key"], ids_of("REMI", INTO_D_MAJOR)
     bars = np.cumsum(ids == tokenizer_of("REMI").vocabulary.index["Bar_None"]) - 1
     of_bar = [set(keys[bars == bar].tolist()) for bar in range(7)]
     assert of_bar[0] == {0}, "nothing has been heard"
@@ -262,12 +266,14 @@ def test_the_key_moves_with_the_music() -> None:
 def test_the_tracker_as_an_array() -> None:
     vocabulary = tokenizer_of("REMI").vocabulary
     specs = default_specs(vocabulary)
-    tracker = SideInputTracker(vocabulary, specs, bars_total=2, density=3)
-    ids = ids_of("REMI", REMI)
-    for token in ids[:15]:
-        tracker.advance(int(token))
-    twin = SideInputTracker.from_array(vocabulary, specs, tracker.to_array())
-    for token in ids[15:]:
-        assert twin.advance(int(token)).tolist() == tracker.advance(int(token)).tolist()
+    for line in (REMI, INTO_D_MAJOR):
+        tracker, ids = SideInputTracker(vocabulary, specs, bars_total=7, density=3), ids_of("REMI", line)
+        wanted = [tracker.advance(int(token)).tolist() for token in ids]
+        for cut in range(len(ids)):
+            tracker = SideInputTracker(vocabulary, specs, bars_total=7, density=3)
+            for token in ids[:cut]:
+                tracker.advance(int(token))
+            twin = SideInputTracker.from_array(vocabulary, specs, tracker.to_array())
+            assert [twin.advance(int(token)).tolist() for token in ids[cut:]] == wanted[cut:]
     with pytest.raises(ConfigError, match="not the state of side inputs"):
         SideInputTracker.from_array(vocabulary, specs, tracker.to_array()[:-1])
