@@ -9,6 +9,7 @@ import re
 import resource
 import shutil
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -165,6 +166,23 @@ def die_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
         count(Path, name)
     count(shutil, "rmtree")
     count(folders, "_exchange")
+
+
+def test_what_the_dead_left_is_cleared_away_and_the_living_are_left_alone(tmp_path: Path) -> None:
+    """Half-written folders carry the numbers of the processes that write them."""
+    with (
+        subprocess.Popen([sys.executable, "-c", ""]) as dead,
+        subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as living,
+    ):
+        dead.wait()
+        left = {process: tmp_path / f".model.new-{process.pid}" for process in (dead, living)}
+        for folder in left.values():
+            (folder / "deep").mkdir(parents=True)
+        with folders.replace_folder(tmp_path / "model") as new:
+            (new / "file").touch()
+        assert names(tmp_path) == {"model", left[living].name}
+        assert living.stdin is not None
+        living.stdin.close()
 
 
 @pytest.mark.parametrize("exchange", SWAPS, ids=["exchange", "two renames"])
