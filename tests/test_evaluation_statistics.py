@@ -152,6 +152,10 @@ def test_repeated_run():
     assert st.repeated_run(note_table(make([(4, 1, 60), *chords])))[:2] == (4, 1)
     # Alternating with another track does not break a run; alternating within a track does.
     assert st.longest_repeated_run(make([(i, 1, 60, 80, i % 2) for i in range(10)])) == 5.0
+    late = make([(0, 1, 62), *((3 + i, 1, 60) for i in range(5))])  # the time before the first one is another
+    assert st.longest_repeated_run(late) == 5.0
+    slower = make([(place, 1, 60) for place in (0, 1, 2, 4, 6, 8, 10)])
+    assert st.longest_repeated_run(slower) == 5.0
     assert st.longest_repeated_run(make([(i, 1, 60 + i % 2) for i in range(10)])) == 1.0
     assert st.repeated_run(note_table(make(kicks(range(9)), drum=True)))[:2] == (0, 0), (
         "drums repeat by trade"

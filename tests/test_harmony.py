@@ -67,6 +67,20 @@ def test_the_key_of_a_scale_is_the_one_that_is_found_in_its_notes(mode: str, ton
     assert find_key(weights) == scale.key
 
 
+@pytest.mark.parametrize(
+    ("name", "notes"),
+    [
+        ("C major", "C D E F G A B"), ("D dorian", "C D E F G A B"), ("E phrygian", "C D E F G A B"),
+        ("F lydian", "C D E F G A B"), ("G mixolydian", "C D E F G A B"), ("A minor", "C D E F G A B"),
+        ("B locrian", "C D E F G A B"), ("A harmonic minor", "A B C D E F G#"),
+        ("A melodic minor", "A B C D E F# G#"), ("C pentatonic", "C D E G A"),
+        ("A minor pentatonic", "C D E G A"), ("A blues", "A C D Eb E G"), ("C whole tone", "C D E F# G# A#"),
+    ],
+)  # fmt: skip
+def test_scales_by_their_notes(name: str, notes: str) -> None:
+    assert parse_scale(name).classes == {parse_scale(f"{note} major").tonic for note in notes.split()}
+
+
 @pytest.mark.parametrize("name", [" d  Harmonic   minor ", "D harmonic minor"])
 def test_scales_are_read_kindly(name: str) -> None:
     assert parse_scale(name).name == "D harmonic minor"

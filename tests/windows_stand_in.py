@@ -15,6 +15,7 @@ import signal
 import stat
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 MODULES = ("fcntl", "grp", "pwd", "resource", "termios")
@@ -98,13 +99,15 @@ def _names(event: str, arguments: tuple[Any, ...]) -> None:
         raise OSError(errno.EINVAL, "Invalid argument", name)
 
 
-class _Windows:
-    """`os`, by the name that it has there."""
+class _Changed:
+    """A module with other values for some of its names."""
 
-    name = "nt"
+    def __init__(self, module: ModuleType, **values: str) -> None:
+        self._module = module
+        self.__dict__.update(values)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(os, name)
+        return getattr(self._module, name)
 
 
 def pretend() -> None:
@@ -126,8 +129,8 @@ def pretend() -> None:
 
     from melodia.model import folders
 
-    folders._exchange = lambda first, second: False
-    folders.os = _Windows()
+    folders.os = _Changed(os, name="nt")
+    folders.sys = _Changed(sys, platform="win32")
 
 
 if __name__ == "__main__":
