@@ -368,7 +368,7 @@ def test_pretty_midi_is_read():
     drums = pretty_midi.Instrument(0, is_drum=True)
     drums.notes = [pretty_midi.Note(80, 36, 0.0, 0.1)]
     midi.instruments = [part, drums, pretty_midi.Instrument(3)]
-    midi.time_signature_changes = [pretty_midi.TimeSignature(3, 4, 0)]
+    midi.time_signature_changes = [pretty_midi.TimeSignature(3, 4, 0), pretty_midi.TimeSignature(1, 4, 1.8)]
     midi.key_signature_changes = [pretty_midi.KeySignature(15, 0)]  # D sharp minor
     midi.lyrics = [pretty_midi.Lyric("la", 0.6)]
     score, report = read_score(midi)
@@ -379,7 +379,7 @@ def test_pretty_midi_is_read():
     assert [(c.time, c.number, c.value) for c in violin.controls] == [(480, 64, 100)]
     assert [(b.time, b.value) for b in violin.pitch_bends] == [(960, -500)]
     assert report.tempi == [(0, pytest.approx(100))]
-    assert report.time_signatures == [(0, 3, 4)]
+    assert report.time_signatures == [(0, 3, 4), (1440, 1, 4)]
     assert report.key_signatures == [(0, 6, 1)]
     whats = {finding.what for finding in report.findings}
     assert {

@@ -112,3 +112,8 @@ def test_slow_bfloat16_is_told(
     config = TrainingConfig(iterations=1, **SMALL, device="cpu", precision="bf16")  # type: ignore[arg-type]
     summary = train(corpus, form(corpus), config, tmp_path)
     assert any("precision auto chooses the faster" in note for note in summary.warnings) == told
+
+
+def test_a_sliver_of_an_epoch_is_one_iteration(corpus: Corpus, tmp_path: Path) -> None:
+    config = TrainingConfig(epochs=1e-6, **SMALL)  # type: ignore[arg-type]
+    assert train(corpus, form(corpus), config, tmp_path).iterations == 1
