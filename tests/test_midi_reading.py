@@ -258,6 +258,23 @@ def test_controllers_go_with_their_notes():
     assert Finding("not carried", "controllers of channels without notes", 1) in report.findings
 
 
+@pytest.mark.parametrize("channel", [1, 5, 15])
+def test_controllers_go_with_the_next_note_of_their_channel(channel: int):
+    """Its program changes in the midst; another track of the file plays before."""
+
+    def pedal(value: int) -> bytes:
+        return bytes([0, 0xB0 | channel, 0x40, value])
+
+    pieces = [
+        part
+        for program, value in ((5, 127), (6, 0))
+        for part in (bytes([0, 0xC0 | channel, program]), pedal(value), note(channel=channel))
+    ]
+    score, _ = read_score(smf(TRACK, b"".join(pieces) + EOT))
+    found = {track.program: [(c.time, c.value) for c in track.controls] for track in score.tracks}
+    assert found == {0: [], 5: [(0, 127)], 6: [(480, 0)]}
+
+
 def test_controllers_of_silent_channels_only():
     score, report = read_score(smf(b"\x00\xb3\x07\x40" + TRACK))
     assert len(score.tracks[0].controls) == 0

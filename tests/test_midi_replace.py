@@ -50,6 +50,20 @@ def test_what_sounds_into_the_new_bars_ends_there():
     ] or len(findings) == 1
 
 
+def test_new_notes_end_where_the_next_of_their_pitch_begins():
+    """Other pitches sound on; a note that begins early still begins behind the new bars."""
+    piece = make((0, [(2 * BAR - 5, 480, 60), (2 * BAR + 240, 480, 62)]))
+    new = make((0, [(0, 3000, 60), (480, 3000, 62), (960, 3000, 64)]))
+    whole, _ = replace(piece, new, BAR, 2 * BAR, early=10)
+    assert parts(whole)[0][1] == [
+        (BAR, BAR - 5, 60),
+        (BAR + 480, BAR - 240, 62),
+        (BAR + 960, 3000, 64),
+        (2 * BAR - 5, 480, 60),
+        (2 * BAR + 240, 480, 62),
+    ]
+
+
 def test_two_hands_get_the_notes_that_lie_near_them():
     right, left = [(0, 480, 76), (3 * BAR, 480, 72)], [(0, 480, 45), (3 * BAR, 480, 50)]
     piece = make((0, right), (0, left), (40, [(0, 480, 60)]))
