@@ -42,7 +42,7 @@ def random_config(generator: np.random.Generator) -> SamplingConfig:
         top_p=[None, 1e-9, 0.5, 0.9, 0.95, 1 - 1e-12, 1.0, float(generator.uniform(0.01, 1))][
             generator.integers(8)
         ],
-        min_p=[None, None, 0.05, 0.3][generator.integers(4)],
+        min_p=[None, None, 0.05, 0.3, 1.0][generator.integers(5)],  # 1: all that share the first place
         repetition_penalty=penalty,
     )
 
