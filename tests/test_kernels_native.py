@@ -14,6 +14,7 @@ from kernel_helpers import (
     as_tuple,
     assert_close,
     generator,
+    halve,
     instruction_set,
     native_function,
     run,
@@ -55,6 +56,24 @@ def test_lengths(name: str, lengths: list[int], instruction_set: str) -> None:
     inputs, more = arguments(name, 5, 5, 17), torch.tensor(lengths)
     want = run(getattr(reference, name), inputs, more)
     assert_close(run(native_function(name), inputs, more), want, OUTPUTS[name], 5, 17)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["lstm_scan", "gru_scan", "pair_scan"])
+def test_many_rows(name: str, dtype: torch.dtype, instruction_set: str) -> None:
+    """One thread has more rows than go over a panel together (48, csrc/cpu/products.h), of unlike lengths."""
+    B, T, H = 103, 5, 33
+    inputs = arguments(name, T, B, H, seed=4)
+    inputs = halve(name, inputs) if dtype == torch.bfloat16 else inputs
+    lengths = torch.randint(0, T + 1, (B,), generator=generator(5))
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for more in (None, lengths):
+            want = run(getattr(reference, name), inputs, more)
+            assert_close(run(native_function(name), inputs, more), want, OUTPUTS[name], T, H, dtype)
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("kind", ["lstm", "gru"])
