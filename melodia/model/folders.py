@@ -37,7 +37,7 @@ def replace_folder(folder: Path) -> Iterator[Path]:
     try:
         yield new
         for path in sorted(new.rglob("*")):
-            sync_folder(path) if path.is_dir() else sync_file(path)
+            (sync_folder if path.is_dir() else sync_file)(path)
         sync_folder(new)
         _swap(new, folder)
         sync_folder(folder.parent)
