@@ -30,9 +30,10 @@ ROWS: dict[str, Any] = {"counted": 1}
 WORDS: dict[str, Any] = {"counted": -1}
 JOINT: dict[str, Any] = {"samplers": -1}
 EIGHT: dict[str, Any] = {"group": 8}
+MOST = ["fp32", pytest.param("bf16", marks=pytest.mark.slow), "int8"]
 
 
-@pytest.mark.parametrize("weights", ["fp32", "bf16", "int8"])
+@pytest.mark.parametrize("weights", MOST)
 @pytest.mark.parametrize("name", KINDS)
 def test_rows_are_what_words_are(library: ctypes.CDLL, name: str, weights: str) -> None:
     """The CPU's logits and states, and the same bits by either exchange, whichever blocks hand given tokens on."""
@@ -61,7 +62,7 @@ def test_rows_of_odd_sizes(library: ctypes.CDLL, H: int, weights: str) -> None:
         check_plain(library, kind, weights, 3, B, H, V, **ROWS)
 
 
-@pytest.mark.parametrize("weights", ["fp32", "bf16", "int8"])
+@pytest.mark.parametrize("weights", MOST)
 @pytest.mark.parametrize(
     ("name", "B"), [("parallel-gated", 17), ("sequential-deep", 35), ("bilstm-gru-deep", 18)]
 )

@@ -40,7 +40,7 @@ def check(filling: Filling, piece, first: float, last: float) -> None:
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize("metre", [(4, 4), (3, 4), (6, 8)])
+@pytest.mark.parametrize("metre", [(4, 4), pytest.param((3, 4), marks=pytest.mark.slow), (6, 8)])
 def test_only_the_new_bars_are_new(scheme: str, metre: tuple[int, int]) -> None:
     sampler = tiny_sampler(scheme)
     piece = make_seed([*scale(8, metre, length=0.9), *scale(8, metre, program=40)], metre)
@@ -198,7 +198,9 @@ def test_following_needs_branches() -> None:
         sampler.stream(following=make_seed(scale(2)), branches=2)
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize(
+    "scheme", ["REMI", "TSD", *(pytest.param(scheme, marks=pytest.mark.slow) for scheme in SCHEMES[2:])]
+)
 def test_what_is_kept_leads_to_what_follows(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Behind music that is judged by what follows, that surprises less than behind music that closes."""
     monkeypatch.setattr(branching, "FOLLOWING", 1000.0)
