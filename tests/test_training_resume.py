@@ -129,8 +129,8 @@ def kill_and_resume(corpus: Corpus, out: Path, waits: list[tuple[int, float]]) -
 
 
 def test_killed_and_resumed(corpus: Corpus, whole: tuple[Path, TrainingSummary], tmp_path: Path) -> None:
-    waits = [(20, random.uniform(0, 0.02))]
-    assert kill_and_resume(corpus, tmp_path, waits) == 1, waits
+    waits = [(3, random.uniform(0, 0.02)), (20, random.uniform(0, 0.02))]
+    assert kill_and_resume(corpus, tmp_path, waits) == 2, waits
     assert_same_run(tmp_path, whole[0])
 
 

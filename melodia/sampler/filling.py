@@ -136,7 +136,9 @@ def fill(
     goes, heard = None, bool(programs_of(place.before) or programs_of(place.here))
     if beside:
         goes, stays, place = _parted(place, settings.get("programs"))
-        settings |= {"programs": goes} | ({"beside": stays} if programs_of(stays) else {})
+        settings["programs"] = goes
+        if programs_of(stays):
+            settings["beside"] = stays
     elif not settings.get("any_program"):
         settings.setdefault("programs", programs_of(place.here) or programs_of(place.score))
     twin = sampler.fork()
