@@ -176,6 +176,17 @@ def test_one_note_for_ever():
     assert not report.healthy
 
 
+def test_a_closing_note_in_a_bar_of_its_own_is_no_collapse():
+    """Bars beyond the last whole window belong to it; no window of one bar stands for the last third."""
+    report = collapse_report(make(varied(8) + [(32, 4, 60)]))
+    assert report.healthy
+    assert len(report.pitch_entropy) == 2
+    assert report.density == (4.0, 17 / 5)
+    short = collapse_report(make(varied(3)))
+    assert len(short.pitch_entropy) == 1
+    assert collapse_report(make([])).pitch_entropy == ()
+
+
 def test_a_pulse_under_a_melody_is_no_loop():
     """A bass that repeats its note, an octave of melody in another track twice as fast."""
     melody = [(i / 2, 0.5, pitch) for i, (_, _, pitch) in enumerate(varied(24))]

@@ -63,7 +63,7 @@ class CollapseReport:
         note_loop_bar: the bar in which it begins.
         bar_loops: for 1, 2 and 4 bars, the passage with the most copies in a row.
         distinct_bars: share of the bars with onsets that no earlier bar equals.
-        pitch_entropy: entropy of the pitches in each window of 4 bars, bits [W].
+        pitch_entropy: entropy of the pitches in each window of 4 bars, bits [W]; the last has the bars left over, too.
         rhythm_entropy: entropy of the onset intervals in each window, bits [W].
         entropy_drop: share of the pitch entropy of the first third that is lost in the last; negative if it grows.
         key: of the whole piece, or None.
@@ -128,10 +128,7 @@ def collapse_report(score: Any) -> CollapseReport:
     loops = tuple(longest_bar_loop(words, period) for period in LOOP_PERIODS)
     filled = [word for word in words if word]
     key = estimate_key(table)
-    windows = [
-        table.bars_between(first, min(first + WINDOW_BARS, table.bars))
-        for first in range(0, table.bars, WINDOW_BARS)
-    ]
+    windows = [table.bars_between(first, end) for first, end in windows_of(table.bars)]
     pitch = tuple(entropy(np.bincount(window.pitched.pitch, minlength=128)) for window in windows)
     rhythm = tuple(entropy(_intervals(window)) for window in windows)
     inside = tuple(pitch_in_scale(window, key.tonic, key.mode) if key else NAN for window in windows)
@@ -153,6 +150,19 @@ def collapse_report(score: Any) -> CollapseReport:
         silence,
         tuple(_findings(run, loops, drop, inside, silence, table)),
     )
+
+
+def windows_of(bars: int) -> list[tuple[int, int]]:
+    """The first bar of each window, and the first behind it [W].
+
+    Bars left over belong to the last one: a closing chord alone in its bar is no music that got stuck.
+
+    >>> windows_of(9)
+    [(0, 4), (4, 9)]
+    """
+    count = max(1, bars // WINDOW_BARS)
+    ends = [WINDOW_BARS * (w + 1) for w in range(count - 1)] + [bars]
+    return list(zip([0, *ends[:-1]], ends, strict=True)) if bars else []
 
 
 def bar_words(table: NoteTable) -> list[tuple[tuple[int, ...], ...]]:
