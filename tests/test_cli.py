@@ -435,7 +435,7 @@ def test_importing_melodia_is_cheap() -> None:
 def test_the_recommended_settings_are_the_defaults(command: str) -> None:
     from typer.main import get_command
 
-    from melodia.cli.app import app
+    from melodia.cli.app import app_of
 
-    parameters = {p.name: p.default for p in get_command(app).commands[command].params}
+    parameters = {p.name: p.default for p in get_command(app_of()).commands[command].params}
     assert {name: parameters[name] for name in melodia.RECOMMENDED} == dict(melodia.RECOMMENDED)

@@ -178,7 +178,7 @@ def test_one_note_for_ever():
 
 def test_a_closing_note_in_a_bar_of_its_own_is_no_collapse():
     """Bars beyond the last whole window belong to it; no window of one bar stands for the last third."""
-    report = collapse_report(make(varied(8) + [(32, 4, 60)]))
+    report = collapse_report(make([*varied(8), (32, 4, 60)]))
     assert report.healthy
     assert len(report.pitch_entropy) == 2
     assert report.density == (4.0, 17 / 5)

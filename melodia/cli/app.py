@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import typer
 
 from melodia import __version__
-from melodia.cli import bench, compare, evaluate, fill, generate, info, inspect, originality, train
 from melodia.cli.output import tell
 from melodia.cli.words import as_options
 from melodia.errors import ConfigError, MelodiaError, out_of_memory
@@ -18,30 +18,34 @@ EXIT_FAILURE = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 
-app = typer.Typer(
-    name="melodia",
-    help="Train a small recurrent music model on your own MIDI files, then continue and fill music with it.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-LINES: dict[
-    Callable[..., None], str
-] = {  # of the list of commands, which cuts off what is longer than some 60 letters
-    generate.generate: "Continue a MIDI file, or write music from nothing.",
-    fill.fill: "Rewrite some bars of a MIDI file.",
-    train.train: "Train a model on a folder of MIDI files.",
-    compare.compare: "Train all kinds of model at equal size and compare them.",
-    evaluate.evaluate: "Score a model on music it has not seen.",
-    inspect.inspect: "Read MIDI files and report what is in them.",
-    originality.originality: "Find what MIDI files share with the training music.",
-    bench.bench: "Measure how fast a model generates.",
-    info.info: "Print which backends run here and why.",
+COMMANDS = {  # and their lines in the list of commands, which cuts off what is longer than some 60 letters
+    "generate": "Continue a MIDI file, or write music from nothing.",
+    "fill": "Rewrite some bars of a MIDI file.",
+    "train": "Train a model on a folder of MIDI files.",
+    "compare": "Train all kinds of model at equal size and compare them.",
+    "evaluate": "Score a model on music it has not seen.",
+    "inspect": "Read MIDI files and report what is in them.",
+    "originality": "Find what MIDI files share with the training music.",
+    "bench": "Measure how fast a model generates.",
+    "info": "Print which backends run here and why.",
 }
-for _command, _line in LINES.items():
-    app.command(_command.__name__, short_help=_line)(_command)
+
+
+def app_of(command: str | None = None) -> typer.Typer:
+    """The command line with one command, since each takes milliseconds to make; None: with all of them."""
+    app = typer.Typer(
+        name="melodia",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(_root)
+    for name in COMMANDS if command is None else [command]:
+        function = getattr(importlib.import_module(f"melodia.cli.{name}"), name)
+        app.command(name, short_help=COMMANDS[name])(function)
+    return app
 
 
 def _print_version(wanted: bool) -> None:
@@ -50,7 +54,6 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def _root(
     version: bool = typer.Option(
         False, "--version", help="Print the version and exit.", callback=_print_version, is_eager=True
@@ -68,7 +71,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     command = next((word for word in given if not word.startswith("-")), None)
     try:
         _refuse_empty(given)
-        app(args=given, prog_name="melodia")
+        app_of(given[0] if given and given[0] in COMMANDS else None)(args=given, prog_name="melodia")
     except SystemExit as stop:
         if stop.code == EXIT_INTERRUPTED:  # Typer has caught Ctrl-C, and said nothing
             _complain("interrupted")

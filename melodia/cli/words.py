@@ -35,8 +35,9 @@ def _options(command: str | None) -> dict[str, str]:
     """The long option of every parameter of a command; none of what is no command."""
     from typer.main import get_command
 
-    from melodia.cli.app import app
+    from melodia.cli.app import COMMANDS, app_of
 
-    found = getattr(get_command(app), "commands", {}).get(command)
-    parameters = [] if found is None else found.params
+    if command not in COMMANDS:
+        return {}
+    parameters = getattr(get_command(app_of(command)), "commands", {})[command].params
     return {p.name: p.opts[0] for p in parameters if p.opts[0].startswith("--")}

@@ -5,13 +5,13 @@ The form is that of csrc/engine/plan.cpp. Letters: V vocabulary, S side inputs, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from melodia.engine.encoder_description import NORM_EPS, describe_encoder
+from melodia.engine.encoder_description import NORM_EPS, Part, describe_encoder
 from melodia.model.config import COMBINES as JOINS
 from melodia.model.network import GATES, Network, cell_prefix, level_cells
 
@@ -48,14 +48,12 @@ def describe(model: Network | Model, weights: str = "fp32") -> tuple[NDArray[np.
     sizes = [spec.size for spec in config.side_inputs]
     ints = [MAGIC, VERSION, WEIGHTS.index(weights), config.vocab_size, H, D, context, int(folded)]
     ints += [len(sizes), *sizes, len(levels)]
-    parts: list[NDArray[Any]] = []
+    parts: list[Part] = []
     if folded:
-        stacked = np.concatenate(sources).astype(
-            np.float64
-        )  # rounded once, so that every machine has the same
-        for cell in levels[0]:
-            weight = tensors[f"{cell_prefix(0, levels[0], cell)}.weight_ih"][:, :D]
-            parts.append((stacked @ weight.T.astype(np.float64)).astype(np.float32))
+        stacked = np.concatenate(sources)
+        parts += [
+            (stacked, tensors[f"{cell_prefix(0, levels[0], cell)}.weight_ih"][:, :D]) for cell in levels[0]
+        ]
     else:
         parts += sources
     for index, cells in enumerate(levels):
@@ -88,7 +86,20 @@ def describe(model: Network | Model, weights: str = "fp32") -> tuple[NDArray[np.
         more, tensors_behind = describe_encoder(config, tensors, sources, folded)
         ints += more
         parts += tensors_behind
-    return np.array(ints, np.int64), np.concatenate([part.reshape(-1) for part in parts])
+    return np.array(ints, np.int64), _laid(parts)
+
+
+def _laid(parts: Sequence[Part]) -> NDArray[np.float32]:
+    """The parts one behind the other; products are made where they are to stand, for they are large."""
+    shapes = [(len(part[0]), len(part[1])) if isinstance(part, tuple) else (part.size,) for part in parts]
+    ends = np.cumsum([np.prod(shape) for shape in shapes])
+    floats = np.empty(ends[-1], np.float32)
+    for part, place, shape in zip(parts, np.split(floats, ends[:-1]), shapes, strict=True):
+        if isinstance(part, tuple):
+            np.matmul(part[0], part[1].T, out=place.reshape(shape))
+        else:
+            place[:] = part.reshape(-1)
+    return floats
 
 
 def _weight_and_bias(tensors: Mapping[str, NDArray[Any]], prefix: str) -> list[NDArray[Any]]:

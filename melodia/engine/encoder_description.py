@@ -17,13 +17,16 @@ from melodia.model.config import ModelConfig
 NORM_EPS = 1e-5
 """Of torch's LayerNorm."""
 
+Part = NDArray[Any] | tuple[NDArray[Any], NDArray[Any]]
+"""A tensor of a description; or E [R, D] and W [N, D], which stand for the table E W^T [R, N]."""
+
 
 def describe_encoder(
     config: ModelConfig,
     tensors: Mapping[str, NDArray[Any]],
     sources: Sequence[NDArray[Any]],
     folded: bool,
-) -> tuple[list[int], list[NDArray[np.float32]]]:
+) -> tuple[list[int], list[Part]]:
     """What stands behind the head in a bidirectional model's two rows.
 
     Args:
@@ -41,13 +44,11 @@ def describe_encoder(
     starts = sorted(config.block_starts or ())
     ints = [config.encoder_layers, int(config.encoder == "gru"), config.encoder_hidden_size]
     ints += [int(config.residual), int(config.layer_norm), config.block_max, len(starts), *starts]
-    parts: list[NDArray[np.float32]] = []
+    parts: list[Part] = []
     directions = ("forward", "backward")
     if folded:
-        stacked = np.concatenate([table.astype(np.float64) for table in sources])
-        for way in directions:
-            weight = tensors[f"reader.encoder.{way}_layers.0.weight_ih"].astype(np.float64)
-            parts.append((stacked @ weight.T).astype(np.float32))
+        stacked = np.concatenate(sources)
+        parts += [(stacked, tensors[f"reader.encoder.{way}_layers.0.weight_ih"]) for way in directions]
     for level in range(config.encoder_layers):
         for way in directions:
             prefix = f"reader.encoder.{way}_layers.{level}"
