@@ -11,9 +11,9 @@ from sampler_helpers import check_continuation, decoded_after_join, make_seed, n
 from melodia import engine
 from melodia.errors import ConfigError
 from melodia.grammar import Grammar, NoteEvent
-from melodia.notes import notes_of_events
+from melodia.notes import notes_of_events, notes_of_score
 from melodia.sampler import Request, Sampler
-from melodia.sampler.branching import Judge, closure, key_of
+from melodia.sampler.branching import FAR, Judge, closure, key_of, last_stretches
 from melodia.sampler.loop import Loop
 from melodia.sampler.stretches import STRETCH_BARS
 from melodia.sampler.texture import texture_of
@@ -33,8 +33,10 @@ def test_branched_music_is_music(scheme: str) -> None:
         check_continuation(sampler, made, bars=5)
         assert decoded_after_join(sampler, made) == notes_of(made.score)
         assert made.report.random_seed == random_seed
-        assert made.report.stretches == 3
-        assert "3 stretches chosen from 4 branches each, the last from 32 branches" in made.report.lines()
+        report = made.report
+        assert report.stretches == 3
+        wide = f", {report.widened} of them from 16" if report.widened else ""
+        assert f"3 stretches chosen from 4 branches each{wide}, the last from 32 branches" in report.lines()
 
 
 @pytest.mark.parametrize("scheme", ["REMI", "TSD"])
@@ -66,6 +68,72 @@ def test_where_the_branches_are(scheme: str) -> None:
         (first + 3 * BAR, first + 5 * BAR),
     ]
     assert lane.tokens == sampler.generate(bars=5, random_seed=7).tokens.tolist()
+
+
+def test_more_branches_where_all_are_far() -> None:
+    """Four times as many, the first among them, but neither at the end nor where one is near or alone."""
+    sampler = tiny_sampler()
+    sampler.prime(SEED)
+    root = sampler._lane(sampler.state, Request(bars=5, random_seed=7, branches=3))
+    judge = Judge(root.session.seed, root.programs)
+    group = judge.branches_of(root)
+    sampler._run(group)
+    distances = [judge.distance(branch) for branch in group]
+    judge.far = min(distances)
+    assert judge.more_of(root, group) == []
+    judge.far = min(distances) - 1e-6
+    more = judge.more_of(root, group)
+    assert len(more) == 9
+    assert judge.more_of(root, group[:1]) == []
+    seeds = [branch.random_seed for branch in [*group, *more]]
+    assert len(set(seeds)) == 12
+    assert seeds[0] == 7
+
+    judge.far = -1.0
+    last = root
+    while not last.plan.closes:
+        (last, *_) = group = judge.branches_of(last)
+        sampler._run(group)
+    group = judge.branches_of(last)
+    assert len(group) == 24
+    sampler._run(group)
+    assert judge.more_of(last, group) == []
+    assert Judge(None, None).more_of(root, judge.branches_of(root)) == []
+
+
+def test_the_best_of_more_branches_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    sampler = tiny_sampler()
+    sampler.prime(SEED)
+    near = sampler.generate(bars=4, random_seed=1, branches=4)
+    monkeypatch.setattr(Judge, "distance", lambda judge, branch: 1000 - branch.random_seed % 997)
+    far = sampler.generate(bars=4, random_seed=1, branches=4)
+    assert far.report.widened == 1
+    assert near.report.widened in (0, 1)
+    step = 0x9E3779B97F4A7C15
+    best = max(((1 + k * step) % 2**64 for k in range(16)), key=lambda random_seed: random_seed % 997)
+    assert best not in [(1 + k * step) % 2**64 for k in range(4)], "else the test says nothing"
+    assert far.tokens.tolist()[:20] == sampler.generate(bars=4, random_seed=best).tokens.tolist()[:20]
+
+
+def test_what_is_far() -> None:
+    """The farthest of the last 32 stretches from all of the music; of plain music, what is said to be far."""
+    sampler = tiny_sampler()
+    sampler.prime(SEED)
+    assert Judge(sampler.state.seed, None).far == FAR
+    odd = [(64 + beat / 4, 0.25, 24 + 3 * beat, 0) for beat in range(32)]  # two bars of another kind
+    even = [(bar * 4 + beat, 1, pitch, 0) for bar in range(16) for beat, pitch in enumerate((48, 55, 64, 72))]
+    seed = make_seed([*even, *odd, *[(start + 72, *note) for start, *note in even]])
+    judge = Judge(seed, None)
+    quarter = seed.ticks_per_quarter
+    (whole,) = judge.around
+    notes = notes_of_score(seed)
+    there = texture_of(notes, quarter, 64 * quarter, 72 * quarter)
+    assert there is not None
+    assert judge.far == there.distance(whole) > FAR
+    assert len(last_stretches(notes, seed)) == 17
+    longer = make_seed([*odd, *[(72 + start + 64 * k, *note) for k in range(5) for start, *note in even]])
+    assert len(last_stretches(notes_of_score(longer), longer)) == 32
+    assert Judge(longer, None).far == FAR, "what was long ago does not count"
 
 
 @pytest.mark.skipif(engine.reason() is not None, reason=f"no engine: {engine.reason()}")

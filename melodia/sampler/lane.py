@@ -53,6 +53,7 @@ class Lane:
         before: how many notes there were where that stretch began.
         chosen, chosen_from: how many stretches so far were chosen from several branches, and the last of them from how
             many.
+        widened: how many of them were chosen from more branches than at first.
         recall: what comes again; see `melodia.sampler.recall`.
     """
 
@@ -92,7 +93,7 @@ class Lane:
         self._recent = list(session.recent)
         self.random_seed = request.random_seed
         self.stretch = (session.context.join, session.context.join)
-        self.before = self.chosen = self.chosen_from = 0
+        self.before = self.chosen = self.chosen_from = self.widened = 0
         self._seen = before.seen
         self.recall = Recall.of(request.recall, before, request.random_seed, request.session)
         self.memory = Memory(classes, self.plan.pieces, before)

@@ -7,6 +7,7 @@ from typing import Any
 
 from melodia.decode import SamplingConfig
 from melodia.midi.report import Finding
+from melodia.sampler.stretches import WIDER
 from melodia.wording import counted
 
 
@@ -34,6 +35,7 @@ class GenerationReport:
         branches: how many times a stretch was played.
         stretches: how many stretches were chosen from so many.
         closing: how many times the last of them was played.
+        widened: how many of the others were played four times as often, since all of those were unlike the seed.
         recalled: how many bars were played again.
         chords: the share of the notes' time that belongs to the requested chords, and the share of the chords that
             begin over their bass; None where none were requested.
@@ -62,6 +64,7 @@ class GenerationReport:
     branches: int
     stretches: int
     closing: int
+    widened: int
     recalled: int
     chords: tuple[float, float] | None
     backend: str
@@ -84,10 +87,11 @@ class GenerationReport:
         ]
         if self.stretches:
             last = f"from {self.closing} branches"
+            wide = f", {self.widened} of them from {WIDER * self.branches}" if self.widened else ""
             lines.append(
                 f"1 stretch chosen {last}"
                 if self.stretches == 1
-                else f"{self.stretches} stretches chosen from {self.branches} branches each, the last {last}"
+                else f"{self.stretches} stretches chosen from {self.branches} branches each{wide}, the last {last}"
             )
         if self.recalled:
             lines.append(f"repeated from memory: {counted(self.recalled, 'bar')}")

@@ -55,6 +55,7 @@ def continuations_of(
             branches=lane.request.branches,
             stretches=lane.chosen,
             closing=lane.chosen_from,
+            widened=lane.widened,
             recalled=sum(part.bars for part in lane.plan.recalled),
             chords=lane.plan.keeps_chords(lane.session.grammar, notes_of_events(lane.notes)),
             backend=f"{runner.runs} on {runner.device}",

@@ -7,6 +7,9 @@ from dataclasses import dataclass, replace
 STRETCH_BARS = 2
 """Bars between two branchings, where branches are wanted."""
 
+WIDER = 4
+"""So many times the branches where all of them are far from the music around."""
+
 
 @dataclass
 class Stretches:
