@@ -9,6 +9,7 @@ import pytest
 from sampler_helpers import make_seed, scale, tiny_sampler
 
 from melodia.cli.late_bar import LateBar
+from melodia.sampler import Sampler
 from melodia.sampler.feeding import CHUNK
 
 Heard = list[tuple[int, int, str]]
@@ -55,6 +56,30 @@ def test_progress_rises_to_what_was_asked_for_and_changes_nothing(
     assert done == sorted(set(done)), "each is told once"
     assert 0 <= done[0] <= 1
     assert done[-1] == max(totals), "the last bar is told, too"
+
+
+@pytest.mark.parametrize("branches", [1, 2])
+def test_many_samples_run_group_after_group(branches: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The samples are the same, no more lanes than that run side by side, and progress is that of all of them."""
+    sampler = tiny_sampler()
+    sampler.prime(make_seed(scale(3)))
+    wishes: dict[str, Any] = {"bars": 4, "random_seed": 3, "branches": branches}
+    whole = [one.tokens.tolist() for one in sampler.generate_many(5, **wishes)]
+    monkeypatch.setattr("melodia.sampler.sampler.AT_ONCE", 2 if branches == 1 else 33)
+    lanes: list[int] = []
+    run = Sampler._run
+    monkeypatch.setattr(
+        Sampler, "_run", lambda self, them, teller: (lanes.append(len(them)), run(self, them, teller))
+    )
+    heard: Heard = []
+    made = sampler.generate_many(5, progress=lambda *told: heard.append(told), **wishes)
+    assert [one.tokens.tolist() for one in made] == whole
+    assert max(lanes) <= (2 if branches == 1 else 32)
+    groups = 3
+    assert {total for _, total, _ in heard} == {4 * groups}
+    done = [told[0] for told in heard]
+    assert done == sorted(set(done))
+    assert done[-1] == 4 * groups
 
 
 def test_a_long_seed_is_told_in_parts() -> None:

@@ -57,8 +57,8 @@ def generate(
         RECOMMENDED["branches"],
         min=1,
         max=64,
-        help="Generate every two bars this many times and keep the version that fits the seed and closes best; with "
-        "--tokens, the whole; without a seed, only the last two bars.",
+        help="Generate every two bars this many times (four times as many where none is like the seed) and keep the "
+        "version that fits the seed and closes best; with --tokens, the whole; without a seed, only the last two bars.",
     ),
     recall: Recall = RECOMMENDED["recall"],
     programs: str | None = typer.Option(

@@ -15,21 +15,28 @@ class Teller:
 
     Args:
         told: is called.
+        parts: as many groups of lanes run one after the other.
+
+    Attributes:
+        part: which of them runs, counted from 0.
     """
 
-    def __init__(self, told: Told) -> None:
+    def __init__(self, told: Told, parts: int = 1) -> None:
         self._told = told
-        self._last = (-1, -1)
+        self._parts = parts
+        self._last = -1
+        self.part = 0
 
     def look(self, lanes: Sequence[Lane]) -> None:
-        """Tell, if there is more than the last time and it is known how much there will be."""
+        """Tell, if there is more than ever before (branches go the same way again) and it is known of how much."""
         places = [reached(lane) for lane in lanes]
         if not places or not all(wanted for _, wanted in places):
             return
-        now = min(places, key=lambda place: place[0] / place[1])
-        if now != self._last:
-            self._last = now
-            self._told(*now, "bars" if lanes[0].request.tokens is None else "tokens")
+        done, wanted = min(places, key=lambda place: place[0] / place[1])
+        done += self.part * wanted
+        if done > self._last:
+            self._last = done
+            self._told(done, self._parts * wanted, "bars" if lanes[0].request.tokens is None else "tokens")
 
 
 def reached(lane: Lane) -> tuple[int, int]:

@@ -51,9 +51,9 @@ class Request:
         max_polyphony: most notes at once; None for no limit.
         pitch_bias: how strongly new notes keep to the seed's pitch classes, and each program to its range there, 0 (not
             at all) to 1; see `melodia.sampler.bias`.
-        branches: so many times every two bars are played, the last two eight times as often, and what fits the seed
-            best, and closes best at the end, is kept; see `melodia.sampler.branching`. 1: once. Not for streams, nor
-            with `may_end`.
+        branches: so many times every two bars are played, four times as often where none of them is like the seed, the
+            last two eight times as often, and what fits the seed best, and closes best at the end, is kept; see
+            `melodia.sampler.branching`. 1: once. Not for streams, nor with `may_end`.
         recall: how many of the bars come again, 0 (none, but by chance) to 0.9: two at a time are played as 2, 4, 8, 16
             or 32 bars before. A seed in which more or fewer come again shifts it; see `melodia.sampler.recall`. Where
             bars are tokens, and tokens no byte pairs; elsewhere nothing comes again. With `chords` only new bars do,

@@ -15,7 +15,7 @@ from melodia.decode import SamplingConfig
 from melodia.errors import ConfigError
 from melodia.grammar import Constraints
 from melodia.grammar.state import NONE
-from melodia.sampler.branching import run_branches
+from melodia.sampler.branching import CLOSING, run_branches
 from melodia.sampler.continuation import Continuation
 from melodia.sampler.filling import Filling, fill
 from melodia.sampler.following import Following
@@ -33,6 +33,9 @@ from melodia.sampler.stream import Stream
 
 if TYPE_CHECKING:
     from melodia.originality import Index
+
+AT_ONCE = 4096
+"""Lanes that run side by side; of more, a group of continuations after the other. Each takes some 40 KB."""
 
 
 class Sampler(PrimedModel):
@@ -157,22 +160,29 @@ class Sampler(PrimedModel):
         if request.endless:
             raise ConfigError("`endless` music has no end to wait for; use `stream`")
         start = state if state is not None else self.state
-        began = time.perf_counter()
         before = self._before(start, request)
         kept = Kept.of(request, self._classes, self.tokenizer, start)
-        lanes = [
-            self._lane(start, replace(request, session=request.session + k), before, kept)
-            for k in range(num_samples)
-        ]
-        run = partial(self._run, teller=None if progress is None else Teller(progress))
-        if request.branches > 1:
-            lanes, drawn = run_branches(lanes, run, self._following(request))
-        else:
-            run(lanes)
-            drawn = sum(lane.count for lane in lanes)
-        return continuations_of(
-            lanes, self._runner, self.originality_index, time.perf_counter() - began, drawn
-        )
+        following = self._following(request)
+        branches = CLOSING * request.branches if request.branches > 1 else 1
+        size = max(1, AT_ONCE // branches)
+        groups = [range(first, min(first + size, num_samples)) for first in range(0, num_samples, size)]
+        teller = None if progress is None else Teller(progress, len(groups))
+        run = partial(self._run, teller=teller)
+        made: list[Continuation] = []
+        for part, group in enumerate(groups):
+            began = time.perf_counter()
+            if teller is not None:
+                teller.part = part
+            requests = [replace(request, session=request.session + k) for k in group]
+            lanes = [self._lane(start, one, before, kept) for one in requests]
+            if request.branches > 1:
+                lanes, drawn = run_branches(lanes, run, following)
+            else:
+                run(lanes)
+                drawn = sum(lane.count for lane in lanes)
+            wall = time.perf_counter() - began
+            made += continuations_of(lanes, self._runner, self.originality_index, wall, drawn)
+        return made
 
     def stream(self, *, state: Session | None = None, **settings: Any) -> Stream:
         """Continue the session note by note: an iterator of events that are the notes of `generate`.
