@@ -138,7 +138,7 @@ def mean_part(score: Any) -> Part | None:
     of_program = notes_by_program(score).values()
     if not of_program:
         return None
-    parts = [astuple(part_of(notes)) for notes in of_program]
+    parts = [astuple(part_of(notes, score.ticks_per_quarter)) for notes in of_program]
     return Part(*np.average(parts, axis=0, weights=[len(notes.pitch) for notes in of_program]).tolist())
 
 
@@ -166,6 +166,13 @@ def compare(seed: Any, music: Any) -> dict[str, float]:
         found["step, ratio"] = after.part.step / before.part.step if before.part.step else NAN
         found["notes repeated, seed"] = before.part.repeated
         found["notes repeated"] = after.part.repeated
+        found["note length, log size"] = abs(np.log(after.part.length / before.part.length))
+        found["velocity drift, size"] = abs(after.part.velocity - before.part.velocity)
+        found["velocity spread, ratio"] = (
+            after.part.spread / before.part.spread if before.part.spread else NAN
+        )
+        found["velocity spread where there was none"] = NAN if before.part.spread else after.part.spread
+    found["chords in single lines"] = thickened(seed, music)
     found["notes a bar, ratio"] = after.notes / before.notes
     found["notes a bar, log size"] = abs(np.log(max(after.notes, 0.1) / before.notes))
     found["players, ratio"] = after.players / before.players
@@ -194,6 +201,16 @@ def compare(seed: Any, music: Any) -> dict[str, float]:
     found["collapse findings"] = float(bool(report.findings))
     found["note loop"] = float(report.note_loop)
     return found
+
+
+def thickened(seed: Any, music: Any) -> float:
+    """Notes beyond one an onset in the parts that have none in the seed, as a share of the onsets; nan without such."""
+    found = notes_by_program(music)
+    shares = []
+    for program, notes in notes_by_program(seed).items():
+        if program in found and part_of(notes, seed.ticks_per_quarter).chord == 1:
+            shares.append(part_of(found[program], music.ticks_per_quarter).chord - 1)
+    return mean(shares)
 
 
 def astray(seed: Any, music: Any) -> float:

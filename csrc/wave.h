@@ -2,11 +2,12 @@
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/util/Exception.h>
 
 #include <initializer_list>
 #include <optional>
 #include <vector>
+
+#include "check.h"
 
 namespace melodia {
 
@@ -17,15 +18,15 @@ class Taker {
   public:
     Taker(const Tensors& list, const char* name) : list_(list), name_(name) {}
     const torch::stable::Tensor& next() {
-        STD_TORCH_CHECK(at_ < list_.size(), "`", name_,
-                        "` must have a tensor for each cell of its kind "
-                        "(received ",
-                        list_.size(), ")");
+        MELODIA_CHECK(at_ < list_.size(), "`", name_,
+                      "` must have a tensor for each cell of its kind "
+                      "(received ",
+                      list_.size(), ")");
         return list_[at_++];
     }
     void finish() const {
-        STD_TORCH_CHECK(at_ == list_.size(), "`", name_, "` must have ", at_, " tensors (received ",
-                        list_.size(), ")");
+        MELODIA_CHECK(at_ == list_.size(), "`", name_, "` must have ", at_, " tensors (received ",
+                      list_.size(), ")");
     }
 
   private:
@@ -35,7 +36,7 @@ class Taker {
 };
 
 inline bool is_lstm(const torch::stable::Tensor& weight_hh) {
-    STD_TORCH_CHECK(
+    MELODIA_CHECK(
         weight_hh.dim() == 2 && weight_hh.size(1) > 0 &&
             (weight_hh.size(0) == 4 * weight_hh.size(1) || weight_hh.size(0) == 3 * weight_hh.size(1)),
         "`weight_hh` must be [4H, H] of an LSTM or [3H, H] of a GRU");
@@ -45,12 +46,12 @@ inline bool is_lstm(const torch::stable::Tensor& weight_hh) {
 // How many cells there are; every list has as many, or none where it may be left out.
 inline size_t count_of(const Tensors& first, std::initializer_list<const Tensors*> lists,
                        const Tensors& lengths) {
-    STD_TORCH_CHECK(!first.empty(), "a wave has one cell at least (received none)");
+    MELODIA_CHECK(!first.empty(), "a wave has one cell at least (received none)");
     for (const Tensors* list : lists)
-        STD_TORCH_CHECK(list->size() == first.size(), "a wave of ", first.size(),
-                        " cells needs as many tensors of each kind (received ", list->size(), ")");
-    STD_TORCH_CHECK(lengths.empty() || lengths.size() == first.size(), "`lengths` must be empty or have ",
-                    first.size(), " tensors (received ", lengths.size(), ")");
+        MELODIA_CHECK(list->size() == first.size(), "a wave of ", first.size(),
+                      " cells needs as many tensors of each kind (received ", list->size(), ")");
+    MELODIA_CHECK(lengths.empty() || lengths.size() == first.size(), "`lengths` must be empty or have ",
+                  first.size(), " tensors (received ", lengths.size(), ")");
     return first.size();
 }
 
@@ -60,7 +61,7 @@ inline std::optional<torch::stable::Tensor> length_of(const Tensors& lengths, si
 }
 
 inline void check_type(const torch::stable::Tensor& x, const torch::stable::Tensor& first) {
-    STD_TORCH_CHECK(x.scalar_type() == first.scalar_type(), "all cells of a wave must have the same type");
+    MELODIA_CHECK(x.scalar_type() == first.scalar_type(), "all cells of a wave must have the same type");
 }
 
 }  // namespace melodia

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import operator
 import os
@@ -9,7 +10,7 @@ import re
 from numbers import Real
 from pathlib import Path
 
-from melodia.errors import ConfigError
+from melodia.errors import ConfigError, MelodiaError, show_path
 
 
 def whole_number(
@@ -123,11 +124,12 @@ def device_name(name: str, value: object) -> str:
     return value
 
 
-def file_path(name: str, value: object) -> Path:
+def file_path(name: str, value: object, error: type[MelodiaError] = ConfigError) -> Path:
     """A path, of text, of bytes or of an object that is one.
 
     Raises:
         ConfigError: it is something else.
+        error: it is a name that no file can have.
 
     >>> file_path("model", 5)
     Traceback (most recent call last):
@@ -136,7 +138,14 @@ def file_path(name: str, value: object) -> Path:
     """
     if not isinstance(value, (str, bytes, os.PathLike)):
         raise ConfigError(f"`{name}` must be a path (received {value!r})")
-    return Path(os.fsdecode(value))
+    path = Path(os.fsdecode(value))
+    try:
+        os.lstat(path)
+    except (OSError, ValueError) as problem:  # ValueError: a null character
+        if getattr(problem, "errno", errno.EINVAL) in (errno.ENAMETOOLONG, errno.EINVAL):
+            reason = getattr(problem, "strerror", problem)
+            raise error(f"{show_path(path)}: no file can have this name ({reason}); choose another") from None
+    return path
 
 
 def listener(name: str, value: object) -> None:

@@ -8,6 +8,7 @@ import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
+from melodia.checks import file_path, truth_value
 from melodia.errors import MelodiaError, show_path
 
 
@@ -25,8 +26,7 @@ def whole_file(target: Path, *, force: bool = True, own: bool = False) -> Iterat
         FileExistsError: there is a file already (without `force`), even if it came a moment ago.
         OSError: it cannot be written. Nothing partial stays behind, and an old file stays as it was.
     """
-    # A fresh name without the target's, which may be as long as the system allows.
-    part = target.with_name(f"{target.name}.part" if own else f".melodia-{secrets.token_hex(8)}.tmp")
+    part = target.with_name(f"{target.name}.part") if own else _hidden_beside(target)
     try:
         yield part
         sync_file(part)
@@ -55,17 +55,18 @@ def asked_file(target: Path, error: type[MelodiaError] = MelodiaError, *, force:
     except FileExistsError:  # it came a moment ago
         raise error(taken(target)) from None
     except OSError as problem:
-        raise error(
-            f"{show_path(target)}: cannot be written ({problem.strerror or problem}); check the folder, its "
-            "permissions and the free space"
-        ) from None
+        raise error(_unwritable(target, problem)) from None
 
 
 def refuse_folder(
     path: str | os.PathLike[str], error: type[MelodiaError] = MelodiaError, *, form: str = ""
 ) -> None:
     """Raise `error` where a file cannot be written because a directory is there; form: what name to give instead."""
-    if Path(path).is_dir():
+    try:
+        folder = Path(path).is_dir()
+    except OSError as problem:  # such as a folder that may not be searched
+        raise error(_unwritable(path, problem)) from None
+    if folder:
         raise error(f"{show_path(path)}: is a directory; give a file name{form}")
 
 
@@ -77,7 +78,7 @@ def refuse_taken(
     other: str = "name",
 ) -> None:
     """Raise `error` where a file is there already, without `force`; other: what has to be another one then."""
-    if not force and os.path.lexists(path):
+    if not truth_value("force", force) and os.path.lexists(path):
         raise error(taken(path, other))
 
 
@@ -93,15 +94,22 @@ def check_target(path: str | os.PathLike[str], suffix: str, force: bool) -> Path
         the path.
 
     Raises:
-        MelodiaError: the name ends otherwise, is a directory, lies in no directory, or is taken.
+        MelodiaError: the name ends otherwise, is a directory, lies in no directory or in one that takes no files, or is
+            taken.
     """
-    target, name = Path(path), show_path(path)
+    target, name = file_path("path", path, MelodiaError), show_path(path)
     refuse_folder(path, form=f" that ends in {suffix}")
     if target.suffix.lower() != suffix:
         raise MelodiaError(f"{name}: the name must end in {suffix}")
     if not target.parent.is_dir():
         raise MelodiaError(f"{name}: there is no folder {show_path(target.parent)}; create it first")
     refuse_taken(path, force=force)
+    trial = _hidden_beside(target)
+    try:
+        trial.touch()
+        trial.unlink()
+    except OSError as problem:
+        raise MelodiaError(_unwritable(target, problem)) from None
     return target
 
 
@@ -128,6 +136,18 @@ def sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def _hidden_beside(target: Path) -> Path:
+    """A fresh name in its folder, without the target's, which may be as long as the system allows."""
+    return target.with_name(f".melodia-{secrets.token_hex(8)}.tmp")
+
+
+def _unwritable(path: str | os.PathLike[str], problem: OSError) -> str:
+    return (
+        f"{show_path(path)}: cannot be written ({problem.strerror or problem}); check the folder, its permissions and "
+        "the free space"
+    )
 
 
 def _rename_to_new(part: Path, target: Path) -> None:

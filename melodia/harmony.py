@@ -26,8 +26,10 @@ QUALITIES: dict[str, tuple[int, ...]] = {
     "mM7": (0, 3, 7, 11), "mmaj7": (0, 3, 7, 11),
     "dim7": (0, 3, 6, 9), "o7": (0, 3, 6, 9), "°7": (0, 3, 6, 9),
     "m7b5": (0, 3, 6, 10), "ø": (0, 3, 6, 10), "ø7": (0, 3, 6, 10),
-    "add9": (0, 2, 4, 7), "add2": (0, 2, 4, 7), "madd9": (0, 2, 3, 7), "69": (0, 2, 4, 7, 9),
-    "9": (0, 2, 4, 7, 10), "maj9": (0, 2, 4, 7, 11), "M9": (0, 2, 4, 7, 11), "m9": (0, 2, 3, 7, 10),
+    "add9": (0, 2, 4, 7), "add2": (0, 2, 4, 7), "madd9": (0, 2, 3, 7),
+    "69": (0, 2, 4, 7, 9), "6/9": (0, 2, 4, 7, 9),
+    "9": (0, 2, 4, 7, 10), "maj9": (0, 2, 4, 7, 11), "M9": (0, 2, 4, 7, 11),
+    "m9": (0, 2, 3, 7, 10), "min9": (0, 2, 3, 7, 10),
     "7b9": (0, 1, 4, 7, 10), "7#9": (0, 3, 4, 7, 10),
     "11": (0, 2, 4, 5, 7, 10), "m11": (0, 2, 3, 5, 7, 10), "13": (0, 2, 4, 7, 9, 10),
 }  # fmt: skip
@@ -57,7 +59,7 @@ MOST_CHORDS = 8
 _STEPS = {"C": 0, "D": 2, "E": 4, "F": 5, "G": 7, "A": 9, "B": 11}
 _SIGNS = {"": 0, "#": 1, "♯": 1, "b": -1, "♭": -1}
 _ROOT = r"([A-G])([#b♯♭]?)"
-_CHORD = re.compile(rf"{_ROOT}([^/]*)(?:/{_ROOT})?")
+_CHORD = re.compile(rf"{_ROOT}((?:6/9|[^/])*)(?:/{_ROOT})?")
 _SCALE = re.compile(rf"{_ROOT}(.*)")
 
 
@@ -121,14 +123,32 @@ def parse_chord(name: str) -> Chord | None:
         return None
     found = _CHORD.fullmatch(name)
     if found is None or found[3] not in QUALITIES:
-        qualities = ", ".join(each for each in QUALITIES if each.isascii() and each)
+        near = _near_chords(name)
+        meant = f" (did you mean {' or '.join(near)}?)" if near else ""
         raise ConfigError(
-            f"no chord is called {name!r}; a chord is a root, A to G with # or b, then nothing (major) or one of "
-            f"{qualities}, then optionally its bass, such as C, F#m7 or Am/E; N.C. stands for none"
+            f"no chord is called {name!r}{meant}; a chord is a root, A to G with # or b, then nothing (major) or its "
+            "kind, such as m, 7, m7, maj7, dim or sus4, then optionally its bass, such as C, F#m7 or Am/E; N.C. stands "
+            "for none"
         )
     root = _pitch_class(found[1], found[2])
     bass = _pitch_class(found[4], found[5]) if found[4] else root
     return Chord(name, root, bass, frozenset((root + above) % 12 for above in QUALITIES[found[3]]) | {bass})
+
+
+def _near_chords(name: str) -> list[str]:
+    """Chords with names like one that is none.
+
+    >>> _near_chords("am/e"), _near_chords("Cmaj13"), _near_chords("H")
+    (['Am/E'], ['Cmaj', 'Cmaj9', 'Cmaj7'], [])
+    """
+    from difflib import get_close_matches
+
+    found = _CHORD.fullmatch(re.sub("(^|/)[a-g]", lambda each: each[0].upper(), name))
+    if found is None:
+        return []
+    root, bass = found[1] + found[2], f"/{found[4]}{found[5]}" if found[4] else ""
+    kinds = [found[3]] if found[3] in QUALITIES else get_close_matches(found[3], QUALITIES)
+    return [root + kind + bass for kind in kinds]
 
 
 def parse_chords(chords: str | Sequence[str | Sequence[Chord | None]]) -> Bars:

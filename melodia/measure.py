@@ -7,6 +7,7 @@ numbers stand side by side. Ratios are of totals (all nats over all notes), neve
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -78,7 +79,7 @@ class Likelihood:
 
     def _denominator(self, unit: str) -> NDArray[Any]:
         if unit not in UNITS:
-            raise ConfigError(f"unit must be one of {', '.join(UNITS)} (received {unit!r})")
+            raise ConfigError(f"`unit` must be one of {', '.join(UNITS)} (received {unit!r})")
         values: NDArray[Any] | None = getattr(self, f"{unit}s")
         if values is None:
             raise ConfigError(f"the {unit}s of these pieces were not counted; ask for one of {self.units()}")
@@ -104,7 +105,7 @@ class Likelihood:
             ConfigError: an unknown unit, or a level outside (0, 1).
         """
         if not 0.0 < level < 1.0:
-            raise ConfigError(f"level must be above 0 and below 1 (received {level})")
+            raise ConfigError(f"`level` must be above 0 and below 1 (received {level})")
         below = self._denominator(unit).astype(np.float64)
         pieces = len(self.nats)
         if not pieces:
@@ -122,7 +123,7 @@ class Likelihood:
         return Interval(self.per(unit), float(low), float(high), level)
 
     def to_dict(self, *, level: float = 0.95, random_seed: int = 0) -> dict[str, Any]:
-        """A JSON-ready summary: pieces, totals, and nats per unit with intervals."""
+        """A JSON-ready summary: pieces, totals, and nats per unit with intervals; None where undefined."""
         summary: dict[str, Any] = {
             "pieces": len(self.nats),
             "nats": float(self.nats.sum()),
@@ -131,11 +132,8 @@ class Likelihood:
         }
         for unit in self.units():
             interval = self.interval(unit, level=level, random_seed=random_seed)
-            summary[f"nats_per_{unit}"] = {
-                "value": interval.value,
-                "low": interval.low,
-                "high": interval.high,
-            }
+            ends = {"value": interval.value, "low": interval.low, "high": interval.high}
+            summary[f"nats_per_{unit}"] = plain(ends)
         return summary
 
 
@@ -191,6 +189,30 @@ def velocity_mask(
             scored[:-1] = ~is_velocity[ids]
         masks.append(scored)
     return masks
+
+
+def plain(value: Any) -> Any:
+    """A copy of nested data as JSON can hold it: what is not a number is None, tuples are lists.
+
+    >>> plain({"low": float("nan"), "span": (1, 2.5)})
+    {'low': None, 'span': [1, 2.5]}
+    """
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
+    return value
+
+
+def span(low: float, high: float, digits: int = 3) -> str:
+    """The ends of an interval for people; a dash where there is none, as of a single piece.
+
+    >>> span(1.0, 2.5, 1), span(float("nan"), float("nan"))
+    ('1.0 to 2.5', '–')
+    """
+    return number(math.nan) if math.isnan(low + high) else f"{number(low, digits)} to {number(high, digits)}"
 
 
 def number(value: float, digits: int = 3) -> str:

@@ -24,16 +24,22 @@ class Notes:
         end: where each ends.
         pitch: MIDI pitch.
         program: General MIDI program, or any other number that tells parts from each other; below 0 for percussion.
+        velocity: MIDI velocity; 0 where it is not known.
     """
 
     onset: NDArray[np.int64]
     end: NDArray[np.int64]
     pitch: NDArray[np.int64]
     program: NDArray[np.int64]
+    velocity: NDArray[np.int64] = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        if self.velocity is None:
+            object.__setattr__(self, "velocity", np.zeros(len(self.onset), np.int64))
 
     def select(self, chosen: NDArray[np.bool_]) -> Notes:
         """Some of the notes, by a mask [N]."""
-        return Notes(self.onset[chosen], self.end[chosen], self.pitch[chosen], self.program[chosen])
+        return Notes(*(column[chosen] for column in vars(self).values()))
 
 
 def program_of(track: Any) -> int:
@@ -53,13 +59,13 @@ def programs_of(score: Any) -> tuple[int, ...]:
 
 def notes_of_events(events: Iterable[Sequence[int]]) -> Notes:
     """The notes of events such as `melodia.grammar.NoteEvent`: onset, duration, program, pitch, ..."""
-    table = np.array([event[:4] for event in events], dtype=np.int64).reshape(-1, 4)
-    return Notes(table[:, 0], table[:, 0] + table[:, 1], table[:, 3], table[:, 2])
+    table = np.array([(*event, 0)[:5] for event in events], dtype=np.int64).reshape(-1, 5)
+    return Notes(table[:, 0], table[:, 0] + table[:, 1], table[:, 3], table[:, 2], table[:, 4])
 
 
 def notes_of_score(score: Any) -> Notes:
     """The notes of a symusic score in ticks, as they lie in time; parts are told from each other by program."""
-    columns: list[list[NDArray[np.int64]]] = [[], [], [], []]
+    columns: list[list[NDArray[np.int64]]] = [[] for _ in range(5)]
     for track in score.tracks:
         notes = track.notes.numpy()
         onset = notes["time"].astype(np.int64)
@@ -68,6 +74,7 @@ def notes_of_score(score: Any) -> Notes:
             onset + notes["duration"],
             notes["pitch"].astype(np.int64),
             np.full(len(onset), program_of(track), dtype=np.int64),
+            notes["velocity"].astype(np.int64),
         )
         for column, value in zip(columns, values, strict=True):
             column.append(value)

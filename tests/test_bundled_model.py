@@ -21,6 +21,7 @@ from melodia.sampler import Continuation, Sampler
 from melodia.sampler.loading import bundled_folder
 from melodia.sampler.loop import Loop
 from melodia.training import train
+from melodia.workflows.originality import check_files
 
 SAMPLES = sorted((Path(__file__).parent.parent / "midi_samples").glob("*.mid"))
 LIMIT = 16 << 20  # bytes of the weights
@@ -47,6 +48,11 @@ def test_what_is_shipped(sampler: Sampler) -> None:
     assert sampler.originality_index is not None
     names = [path.name for path in folder.rglob("*") if path.suffix in (".mid", ".midi")]
     assert not names, "weights, not music"
+
+
+def test_files_are_looked_up_in_its_music_by_default() -> None:
+    ((_, found),) = check_files(None, SAMPLES[:1])
+    assert found == check_files(bundled_folder(), SAMPLES[:1])[0][1]
 
 
 @pytest.mark.parametrize("path", SAMPLES, ids=lambda path: path.stem)

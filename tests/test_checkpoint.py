@@ -297,7 +297,7 @@ def test_what_cannot_be_saved_is_refused(tmp_path: Path) -> None:
     model = make("gru", dtype=torch.float32)
     with pytest.raises(CheckpointError, match=r"the vocabulary has 23 tokens and the model 9"):
         save(tmp_path / "model", make("gru", vocab_size=9))
-    with pytest.raises(CheckpointError, match=r"weights can be stored as fp32, bf16, fp16 .*int8"):
+    with pytest.raises(CheckpointError, match=r"`weights` can be stored as fp32, bf16, fp16 .*int8"):
         save(tmp_path / "model", model, weights="int8")
     with pytest.raises(CheckpointError, match="cannot be written as JSON"):
         save(tmp_path / "model", model, training={"nll": float("nan")})

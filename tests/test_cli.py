@@ -7,18 +7,24 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import typer
+from sampler_helpers import make_seed, scale
 
 import melodia
 from melodia import engine, kernels
 from melodia.cli import main
+from melodia.cli.choice import program_numbers
 from melodia.errors import MelodiaError
+from melodia.evaluation.collapse import Sign, collapse_report
 from melodia.files import check_target
-from melodia.midi import read_score
+from melodia.midi import read_score, write_midi
 from melodia.model.checkpoint import load_checkpoint
 from melodia.workflows.fill import fill_files
 from melodia.workflows.generate import generate_files
@@ -137,38 +143,117 @@ def test_generate_from_nothing(model: Path, tmp_path: Path) -> None:
     assert main(["inspect", str(out)]) == 0
 
 
-def test_music_that_looks_stuck_is_named(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("beats", "first"), [(8, 3), (6, 2)])
+def test_music_that_looks_stuck_is_named_unless_its_seed_is(
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    beats: int,
+    first: int,
 ) -> None:
-    class Stuck:
-        findings = ("one note 20 times",)
+    """By the bar of the file, whether the new music begins with a bar of its own or completes one of the seed's."""
+    path = write_midi(make_seed(scale(2)[:beats]), tmp_path / "seed.mid")
+    arguments = ["generate", "--seed", str(path), "--model", str(model), "--bars", "4", "--random-seed", "1"]
+    arguments += ["--out", str(tmp_path / "new.mid"), "--force"]
+    shown = {True: 9, False: 9}  # how many times in a row, by whether it is the seed
 
-    arguments = [
-        "generate",
-        "--model",
-        str(model),
-        "--bars",
-        "1",
-        "--out",
-        str(tmp_path / "new.mid"),
-        "--force",
-    ]
-    monkeypatch.setattr("melodia.workflows.generate.collapse_report", lambda score: Stuck())
-    assert main(arguments) == 0
-    assert "may be stuck: one note 20 times" in capsys.readouterr().out
+    def report(score: Any) -> Any:
+        made = collapse_report(score)
+        times = shown[score.end() == read_score(path)[0].end()]
+        return replace(made, signs=(Sign("note", times, f"one note {times} times", 1),))
+
+    monkeypatch.setattr("melodia.workflows.generate.collapse_report", report)
+    for times, bar in ((9, None), (8, first + 1)):
+        shown[True] = times
+        assert main(arguments) == 0
+        said = capsys.readouterr().out
+        assert ("may be stuck" in said) == (bar is not None)
+        assert bar is None or f"may be stuck: one note 9 times from bar {bar}\n" in said
+    assert main([*arguments, "--continuation-only"]) == 0
+    assert "may be stuck: one note 9 times from bar 2\n" in capsys.readouterr().out
+    joined = read_score(tmp_path / "new.mid")[0]
+    assert joined.note_num() > 0
+
+
+def test_what_several_samples_took_is_said_once(
+    model: Path, seed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["generate", "--seed", str(seed), "--seed-bars", "2", "--model", str(model), "--bars", "1"]
+    assert main([*arguments, "--num-samples", "3", "--out", f"{tmp_path}/"]) == 0
+    said = capsys.readouterr().out
+    assert said.count("3 samples made in ") == said.count("tokens/s") == 1
+    assert said.count("1 bar of ") == 3
+
+
+def test_a_tempo_that_is_asked_for_is_the_one_that_is_named(
+    model: Path, samples_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seed = samples_dir / "petzold_minuet_g_major.mid"
+    arguments = ["generate", "--seed", str(seed), "--model", str(model), "--bars", "1", "--tempo", "90"]
+    assert main([*arguments, "--out", str(tmp_path / "new.mid")]) == 0
+    said = capsys.readouterr().out
+    assert "3/4 at 126 quarter notes per minute (96 at the end)" in said
+    assert "1 bar of 3/4 at 90 quarter notes per minute" in said
+    assert "join" not in said
 
 
 def test_programs_metre_and_tempo_on_the_command_line(model: Path, tmp_path: Path) -> None:
     out = tmp_path / "new.mid"
     arguments = ["generate", "--model", str(model), "--bars", "2", "--out", str(out), "--random-seed", "1"]
-    assert main([*arguments, "--programs", "40, drums", "--metre", "3/4", "--tempo", "90"]) == 0
+    assert main([*arguments, "--programs", "Violin, drums", "--metre", "3/4", "--tempo", "90"]) == 0
     score = read_score(out)[0]
     assert {-1 if track.is_drum else track.program for track in score.tracks} <= {40, -1}
     assert [(m.numerator, m.denominator) for m in score.time_signatures] == [(3, 4)]
     assert [round(tempo.qpm) for tempo in score.tempos] == [90]
-    for wrong in ("--programs=flute", "--programs=128", "--metre=5", "--tempo=2"):
+    for wrong in ("--programs=strings", "--programs=128", "--metre=5", "--tempo=2"):
         assert main([*arguments, "--force", wrong]) == 2
     assert read_score(out)[0] == score
+
+
+@pytest.mark.parametrize(
+    ("text", "numbers"),
+    [
+        ("violin,CELLO, Drums ", (40, 42, -1)),
+        ("127", (127,)),
+        ("acoustic  bass,32", (32,)),
+        ("pizz,harpsi", (45, 6)),
+    ],
+)
+def test_programs_by_name(text: str, numbers: tuple[int, ...]) -> None:
+    assert program_numbers(text) == numbers
+
+
+def test_every_program_has_the_name_that_pictures_have() -> None:
+    from pretty_midi import program_to_instrument_name
+
+    for number in range(128):
+        assert program_numbers(program_to_instrument_name(number)) == (number,)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("0,violn", r"received 'violn'\); did you mean violin, viola\?"),
+        ("strings", r"did you mean tremolo strings, pizzicato strings, synth strings 1, synth strings 2\?"),
+        ("synth", r"did you mean synth bass 1, synth bass 2, .*\?"),
+        ("", r"received ''\)$"),
+        ("-1", r"received '-1'\)$"),
+    ],
+)
+def test_programs_that_are_none(text: str, said: str) -> None:
+    with pytest.raises(typer.BadParameter, match=said):
+        program_numbers(text)
+
+
+def test_a_seed_that_is_missing_is_named_before_what_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("there.mid").write_bytes(b"mine")
+    for command in (["generate", "--seed", "none.mid"], ["fill", "none.mid", "--bars", "1"]):
+        assert main([*command, "--out", "there.mid"]) == 1
+        assert capsys.readouterr().err == "melodia: none.mid: no such file; check the path\n"
 
 
 def test_a_file_that_is_there_is_kept_unless_forced(
@@ -363,6 +448,13 @@ def test_inspect_as_json(seed: Path, capsys: pytest.CaptureFixture[str]) -> None
     report = json.loads(capsys.readouterr().out)
     assert report["notes"] > 100
     assert report["time_signatures"]
+    assert report["findings"] == []
+    assert set(report["unseen"][0]) == {"kind", "what", "count", "detail"}
+    assert main(["inspect", str(seed)]) == 0
+    said = capsys.readouterr().out
+    assert (
+        "\n  changed only for the model (the file itself stays as it is):\n    quantised: velocity (" in said
+    )
 
 
 def test_info_says_what_runs_and_why(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,13 @@ from typing import Any
 import pytest
 from folder_helpers import SHORT, Crash, Record
 
-from melodia import kernels
+from melodia import engine, kernels
 from melodia.cli import main
 from melodia.errors import ConfigError, TrainingError
 from melodia.training import Plan, World
 from melodia.training.lock import only_training
 from melodia.training.logs import COLUMNS
+from melodia.workflows import bench
 from melodia.workflows.compare import compare_kinds
 from melodia.workflows.train import Reporter
 
@@ -71,7 +73,7 @@ def test_an_interrupted_comparison_goes_on_where_it_was(songs: Path, tmp_path: P
     with pytest.raises(RuntimeError, match="crash"):
         compare("broken", Crash())
     if kernels.backend_report().runs == "native":
-        with pytest.raises(ConfigError, match=r"another comparison \(different backend\)"):
+        with pytest.raises(ConfigError, match=r"another comparison \(different backend\b"):
             compare("broken", Watch(), backend="reference")
     with pytest.raises(ConfigError, match=r"another comparison \(different random_seed, threads\)"):
         compare("broken", Watch(), threads=2, random_seed=9)
@@ -142,3 +144,56 @@ def test_a_comparison_has_its_folder_for_itself(songs: Path, tmp_path: Path) -> 
     with pytest.raises(TrainingError, match=r"cannot write .*file: .*choose another folder"):
         compare_kinds(songs, tmp_path / "file", kinds=("gru",), progress=record)
     assert not record.counts
+
+
+def test_the_table_times_what_generates_and_says_so(
+    songs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+    for name in ("Streams", "_PyTorch"):
+        way = getattr(bench, name)
+        monkeypatch.setattr(bench, name, lambda *a, n=name, w=way, **k: (made.append(n), w(*a, **k))[1])
+    monkeypatch.setattr(bench, "TOKEN_SECONDS", 0.01)
+    monkeypatch.setattr(bench.os, "getloadavg", lambda: (3.14, 0.0, 0.0), raising=False)
+    for backend in ("auto", "reference"):
+        told: list[str] = []
+        record = Record()
+        record.say = told.append  # type: ignore[method-assign]
+        table = compare_kinds(
+            songs,
+            tmp_path / backend,
+            kinds=("gru",),
+            size="tiny",
+            training={**SHORT, "iterations": 1},
+            backend=backend,
+            cache=tmp_path / "cache",
+            progress=record,
+        )
+        runs_engine = backend == "auto" and engine.reason() is None
+        assert made.pop() == ("Streams" if runs_engine else "_PyTorch")
+        assert not made
+        assert table.setting["time per token"].startswith("engine (" if runs_engine else "PyTorch, fp32")
+        assert "time per token: " + table.setting["time per token"] in table.markdown()
+        note = "note: the machine is busy (load 3.1): figures may be better when it is idle"
+        assert note in told
+        assert table.markdown().count(note) == 1
+        assert table.rows[1].step_microseconds > 0
+
+
+def test_what_a_table_cannot_know_is_null_in_its_json(songs: Path, tmp_path: Path) -> None:
+    """Of the n-grams no time is measured, and one held-out piece has no interval."""
+
+    def compare() -> str:
+        wishes: dict[str, Any] = {"kinds": ("gru",), "size": "tiny", "training": {**SHORT, "iterations": 1}}
+        return compare_kinds(songs, tmp_path / "out", **wishes, cache=tmp_path / "cache").markdown()
+
+    def no_json(word: str) -> None:
+        pytest.fail(f"{word} is not JSON")
+
+    first = compare()
+    for path in (tmp_path / "out" / "comparison.json", tmp_path / "out" / "gru" / "row.json"):
+        json.loads(path.read_text(), parse_constant=no_json)
+    ngram, gru = json.loads((tmp_path / "out" / "comparison.json").read_text())["rows"]
+    assert ngram["step_microseconds"] is None
+    assert (gru["low"], gru["high"]) == (None, None)
+    assert compare() == first, "the rows that were kept are read again"

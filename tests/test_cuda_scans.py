@@ -125,7 +125,7 @@ def test_conversions_round_as_torch(emulator: Emulator, dtype: torch.dtype) -> N
 
 
 @pytest.mark.parametrize(("path", "exchange"), WAYS)
-@pytest.mark.parametrize("lengths", [[0, 1, 3, 5, 2], [0, 0, 0, 0, 0], [9, 5, 1, 0, 4]])
+@pytest.mark.parametrize("lengths", [[0, 1, 3, 5, 2], [0, 0, 0, 0, 0], [9, 5, -1, 0, 4]])
 def test_lengths(emulator: Emulator, lengths: list[int], path: str, exchange: str) -> None:
     for name in SCANS:
         emulator.configure(path=path, exchange=exchange, schedule=5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import json
 import math
 import os
@@ -23,9 +24,9 @@ from melodia.evaluation.continuations import Settings, continue_pieces, key_agre
 from melodia.evaluation.likelihood import encode_files, model_likelihood
 from melodia.evaluation.notes import note_table
 from melodia.evaluation.page import write_page
-from melodia.evaluation.report import Evaluation, mean_histograms
+from melodia.evaluation.report import Evaluation, likelihood_table, mean_histograms
 from melodia.evaluation.statistics import piece_histograms
-from melodia.measure import number
+from melodia.measure import Likelihood, number
 from melodia.midi import read_score
 from melodia.model import save_checkpoint
 from melodia.originality import Index, Training, attach_index, notes_of_tokens
@@ -287,6 +288,31 @@ def test_refusals(folder: Path, model: Path) -> None:
         Settings(bars=0)
     with pytest.raises(ConfigError, match="`pieces` must be at least 1"):
         continue_pieces(tiny_sampler(), folder, 0, Settings())
+
+
+def test_one_piece_has_no_interval_and_the_count_is_explained() -> None:
+    one = np.array([10])
+    table = likelihood_table(Likelihood(np.array([12.5]), one, one))
+    assert [row[2] for row in table.rows] == ["–", "–"]
+    assert table.note.startswith("1 piece; lower is better")
+    assert "tokens counted are those scored: the end of each piece too, but no velocities" in table.note
+    two = np.array([10, 10])
+    (row, _) = likelihood_table(Likelihood(np.array([10.0, 10.0]), two, two)).rows
+    assert row[2] == "1.0000 to 1.0000"
+
+
+def test_a_report_that_cannot_be_written_is_refused_before_the_work(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_only(path: Path, **_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr(Path, "touch", read_only)
+    monkeypatch.setattr("melodia.workflows.evaluate.Sampler", None)
+    for option in ("--json", "--html"):
+        path = tmp_path / f"x.{option[2:]}"
+        assert main(["evaluate", str(folder), option, str(path)]) == 1
+        assert f"{path}: cannot be written (Read-only file system)" in capsys.readouterr().err
 
 
 def test_the_command(folder: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -176,6 +176,19 @@ def test_one_note_for_ever():
     assert not report.healthy
 
 
+def test_signs_are_numbered_as_asked_and_compared_by_kind():
+    piece = collapse_report(make(varied(8) + [(32 + i, 1, 79) for i in range(64)]))
+    note = next(sign for sign in piece.signs if sign.kind == "note")
+    assert note.words(17) == "one note or chord 64 times in a row from bar 25"
+    fewer, more = (collapse_report(make([(i, 1, 79) for i in range(onsets)])) for onsets in (48, 80))
+    assert not fewer.matches(note)
+    assert more.matches(note)
+    silent = collapse_report(make([(0, 1, 60), (91, 1, 62)]))
+    assert silent.signs[0].strength > note.strength
+    assert not silent.matches(note)
+    assert silent.signs[0].words(17) == "a silence of 90 quarter notes"
+
+
 def test_a_closing_note_in_a_bar_of_its_own_is_no_collapse():
     """Bars beyond the last whole window belong to it; no window of one bar stands for the last third."""
     report = collapse_report(make([*varied(8), (32, 4, 60)]))

@@ -10,7 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from melodia.files import whole_file, write_whole
+from melodia.errors import CheckpointError, MelodiaError, MidiError, TokenizerError
+from melodia.files import check_target, refuse_folder, whole_file, write_whole
+from melodia.midi import read_score, write_midi
+from melodia.model import Model, ModelConfig, load_checkpoint, save_checkpoint
+from melodia.tokenizer import Tokenizer
 
 
 def names(folder: Path) -> list[str]:
@@ -88,3 +92,66 @@ def test_what_a_kill_leaves_in_an_own_folder_is_overwritten(tmp_path: Path) -> N
     write_whole(target, "whole", own=True)
     assert names(tmp_path) == ["a.json"]
     assert target.read_text() == "whole"
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b", "x" * 9000, "y" * 300 + "/x"])
+def test_a_name_that_no_file_can_have_is_an_error_of_the_promised_kind(
+    name: str, samples_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    score, tokenizer = read_score(samples_dir / "sakura.mid")[0], Tokenizer()
+    model = Model(ModelConfig("gru", vocab_size=tokenizer.vocabulary.size, hidden_size=4, gru_layers=1))
+    words = "no file can have this name .*; choose another"
+    with pytest.raises(MidiError, match=words):
+        write_midi(score, name)
+    with pytest.raises(TokenizerError, match=words):
+        tokenizer.save(name)
+    with pytest.raises(TokenizerError, match=words):
+        Tokenizer.load(name)
+    with pytest.raises(CheckpointError, match=words):
+        load_checkpoint(name)
+    with pytest.raises(CheckpointError, match=words):
+        save_checkpoint(name, model, vocabulary=tokenizer.vocabulary, tokenizer_json=tokenizer.to_dict())
+    with pytest.raises(MelodiaError, match=words):
+        check_target(name + ".json", ".json", force=False)
+    assert not names(tmp_path)
+
+
+def test_a_target_is_tried_before_the_work_and_nothing_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "a.json"
+    target.write_text("old")
+    assert check_target(target, ".json", force=True) == target
+    assert (names(tmp_path), target.read_text()) == (["a.json"], "old")
+
+    def read_only(path: Path, **_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr(Path, "touch", read_only)
+    with pytest.raises(
+        MelodiaError, match=r"a\.json: cannot be written \(Read-only file system\); check the folder"
+    ):
+        check_target(target, ".json", force=True)
+
+
+def test_a_checkpoint_whose_helpers_have_no_room_for_their_names(tmp_path: Path) -> None:
+    """Beside the folder stand, for a moment, others whose names are longer than its own."""
+    tokenizer, long = Tokenizer(), tmp_path / ("x" * 253)
+    model = Model(ModelConfig("gru", vocab_size=tokenizer.vocabulary.size, hidden_size=4, gru_layers=1))
+    with pytest.raises(CheckpointError, match=r"cannot write the checkpoint .*; choose another folder"):
+        save_checkpoint(long, model, vocabulary=tokenizer.vocabulary, tokenizer_json=tokenizer.to_dict())
+    with pytest.raises(CheckpointError, match=r"cannot read .*check the path"):
+        load_checkpoint(long)
+
+
+def test_a_folder_that_may_not_be_searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(path: Path, **_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    for question in ("is_dir", "exists"):  # both raise it before Python 3.14
+        monkeypatch.setattr(Path, question, denied)
+    with pytest.raises(MidiError, match=r"a\.mid: cannot be written \(Permission denied\); check the folder"):
+        refuse_folder(tmp_path / "a.mid", MidiError)
+    with pytest.raises(CheckpointError, match=r"cannot read .*: Permission denied; check the path"):
+        load_checkpoint(tmp_path / "model")

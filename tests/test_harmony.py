@@ -106,6 +106,24 @@ def test_chords_that_are_none(name: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "meant"),
+    [("am", "Am"), ("bb", "Bb"), ("f#m7/c#", "F#m7/C#"), ("CMaj7", "Cmaj7 or .*"), ("Dm7b6", "Dm7b5 or .*")],
+)
+def test_the_nearest_chords_are_suggested(name: str, meant: str) -> None:
+    with pytest.raises(ConfigError, match=rf"no chord is called {name!r} \(did you mean {meant}\?\);"):
+        parse_chord(name)
+
+
+def test_a_slash_in_a_kind_is_no_bass() -> None:
+    chord = parse_chord("C6/9/E")
+    assert chord is not None
+    assert (chord.classes, chord.bass) == ({0, 2, 4, 7, 9}, 4)
+    six = parse_chord("C6/G")
+    assert six is not None
+    assert (six.classes, six.bass) == ({0, 4, 7, 9}, 7)
+
+
+@pytest.mark.parametrize(
     ("text", "bars"),
     [
         ("Am F C G", "Am,F,C,G"),

@@ -51,7 +51,7 @@ def test_parity_long(name: str, instruction_set: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["lstm_scan", "gru_scan", "pair_scan"])
-@pytest.mark.parametrize("lengths", [[5, 5, 5, 5, 5], [0, 1, 3, 5, 2], [0, 0, 0, 0, 0], [9, 5, 1, 0, 4]])
+@pytest.mark.parametrize("lengths", [[5, 5, 5, 5, 5], [0, 1, 3, 5, 2], [0, 0, 0, 0, 0], [9, 5, -1, 0, 4]])
 def test_lengths(name: str, lengths: list[int], instruction_set: str) -> None:
     inputs, more = arguments(name, 5, 5, 17), torch.tensor(lengths)
     want = run(getattr(reference, name), inputs, more)
@@ -245,7 +245,7 @@ def test_second_derivative_says_what_to_do() -> None:
     ],
 )
 def test_wrong_arguments(change: Callable[[list[Tensor]], list[Tensor]], message: str) -> None:
-    with pytest.raises(RuntimeError, match=message):
+    with pytest.raises(RuntimeError, match=f"^{message}"):  # no path of a source file before it
         native_function("lstm_scan")(*change(arguments("lstm_scan", 2, 3, 5)))
 
 

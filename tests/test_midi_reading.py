@@ -406,6 +406,36 @@ def test_pretty_midi_is_read():
     } <= whats
 
 
+def test_what_a_pretty_midi_has_outside_the_limits_is_a_finding():
+    midi = pretty_midi.PrettyMIDI()
+    part = pretty_midi.Instrument(300)
+    part.notes = [pretty_midi.Note(300, 60, -1.0, 1.0), pretty_midi.Note(0, 62, 1.0, 2.0)]
+    part.notes += [pretty_midi.Note(64, -3, 2.0, 3.0), pretty_midi.Note(64, 200, 2.0, 3.0)]
+    part.control_changes = [pretty_midi.ControlChange(64, -4, 0.0), pretty_midi.ControlChange(7, 128, -2.0)]
+    part.pitch_bends = [pretty_midi.PitchBend(9000, 0.5), pretty_midi.PitchBend(-9000, 0.6)]
+    midi.instruments = [part]
+    score, report = read_score(midi)
+    assert {str(finding) for finding in report.findings if finding.kind != "note"} == {
+        "repaired: program above 127 lowered",
+        "repaired: time below 0 raised (2)",
+        "repaired: velocity above 127 lowered",
+        "repaired: velocity below 1 raised",
+        "repaired: pitch below 0 raised",
+        "dropped: note event with a pitch above 127 (2)",
+        "repaired: value of a controller below 0 raised",
+        "repaired: value of a controller above 127 lowered",
+        "repaired: pitch bend above 8191 lowered",
+        "repaired: pitch bend below -8192 raised",
+    }
+    (track,) = score.tracks
+    assert track.program == 127
+    assert [(note.time, note.pitch, note.velocity) for note in track.notes] == [
+        (0, 60, 127), (440, 62, 1), (880, 0, 64)]  # fmt: skip
+    part.notes, part.program, part.control_changes, part.pitch_bends = part.notes[:1], 0, [], []
+    part.notes[0].start, part.notes[0].velocity = -1e-9, 127
+    assert read_score(midi)[1].clean, "what rounding takes away is no fault"
+
+
 @pytest.mark.parametrize("fault", ["nan", "string", "huge", "negative", "empty"])
 def test_broken_pretty_midi(fault):
     midi = pretty_midi.PrettyMIDI()

@@ -270,7 +270,7 @@ def test_read_only_folder(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("what", [None, 3, "score"])
 def test_not_music(what, tmp_path):
-    with pytest.raises(MidiError, match="written from a score or a PrettyMIDI"):
+    with pytest.raises(MidiError, match="written from a score in ticks or a PrettyMIDI"):
         write_midi(what, tmp_path / "new.mid")
     assert names(tmp_path) == []
 

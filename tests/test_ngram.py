@@ -231,7 +231,7 @@ def test_likelihood_ratios_and_intervals():
     interval = result.interval("token")
     assert interval.low == pytest.approx(0.2)
     assert interval.high == pytest.approx(1.0)
-    with pytest.raises(ConfigError, match="unit must be one of"):
+    with pytest.raises(ConfigError, match="`unit` must be one of"):
         result.per("song")
     with pytest.raises(ConfigError, match="above 0 and below 1"):
         result.interval("token", level=1.0)

@@ -150,6 +150,8 @@ def test_the_command(
     assert "--index FOLDER" in capsys.readouterr().err
     assert main([*arguments, *kept, str(files[0])]) == 2
     assert "--cache needs --index" in capsys.readouterr().err
+    assert main(["originality", "--index", str(songs)]) == 2
+    assert "--index needs --model" in capsys.readouterr().err
     assert main([*arguments, *kept, "--index", str(songs)]) == 0
     out = capsys.readouterr().out
     assert "3 pieces" in out or "2 pieces" in out

@@ -15,6 +15,7 @@ from melodia.midi import midi_bytes, to_pretty_midi
 from melodia.model import KINDS
 from melodia.sampler import Event, Sampler, Session, feeding
 from melodia.sampler.loading import check_device
+from melodia.sampler.seed import BEGUN
 from melodia.tokenizer import Tokenizer, TokenizerConfig
 
 SCHEMES = ("REMI", "TSD", "MIDILike", "Structured", "PerTok")
@@ -332,3 +333,18 @@ def test_a_checkpoint_is_loaded(sampler: Sampler, tmp_path: Path) -> None:
     session = loaded.state
     assert isinstance(session, Session)
     assert loaded.generate(bars=1, random_seed=1).report.backend == "reference on cpu"
+
+
+def test_ids_that_only_begin_a_note_are_dropped_and_named() -> None:
+    """What is begun belongs to what is appended: given again, all of the music is there."""
+    sampler = tiny_sampler()
+    ids = sampler.tokenizer.encode(make_seed(scale(3))).ids
+    tokens = sampler.vocabulary.tokens
+    place = next(k for k in range(20, len(ids)) if tokens[ids[k]].startswith("Position"))
+    report = sampler.prime(ids[: place + 1])
+    assert [(each.kind, each.what, each.count) for each in report.findings] == [("dropped", BEGUN, 1)]
+    assert sampler.prime(ids[place:], append=True).findings == []
+    appended = sampler.state.ids
+    sampler.prime(ids)
+    assert appended is not None
+    assert appended.tolist() == sampler.state.ids.tolist()

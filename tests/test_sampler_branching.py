@@ -13,7 +13,7 @@ from melodia.errors import ConfigError
 from melodia.grammar import Grammar, NoteEvent
 from melodia.notes import notes_of_events, notes_of_score
 from melodia.sampler import Request, Sampler
-from melodia.sampler.branching import FAR, Judge, closure, key_of, last_stretches
+from melodia.sampler.branching import FAR, Judge, closure, key_of, last_stretches, tonic_triad
 from melodia.sampler.loop import Loop
 from melodia.sampler.stretches import STRETCH_BARS
 from melodia.sampler.texture import texture_of
@@ -99,6 +99,35 @@ def test_more_branches_where_all_are_far() -> None:
     sampler._run(group)
     assert judge.more_of(last, group) == []
     assert Judge(None, None).more_of(root, judge.branches_of(root)) == []
+
+
+def test_half_of_the_branches_close_on_the_tonic() -> None:
+    """They lean towards its triad in the last bar, but not under other chords nor where other music follows."""
+    sampler = tiny_sampler()
+    sampler.prime(make_seed(scale(4)))
+    for wish, leans in (({}, True), ({"chords": "C F"}, False), ({"following": make_seed(scale(2))}, False)):
+        root = sampler._lane(sampler.state, Request(bars=2, random_seed=7, branches=2, **wish))
+        following = sampler._following(root.request)
+        judge = Judge(root.session.seed, root.programs, following)
+        group = judge.branches_of(root)
+        assert len(group) == 16
+        leaning = [branch.plan.closing is not None for branch in group]
+        assert leaning == [leans and k % 2 == 1 for k in range(16)]
+        if leans:
+            assert judge.key is not None
+            assert group[1].plan.closing == tonic_triad(judge.key)
+            bias = group[1].bias
+            assert bias is not None
+            assert not bias.rows.any(), "not before the last bar"
+            sampler._run(group)
+            triad = list(tonic_triad(judge.key).classes)
+            shares = []
+            for half in (group[::2], group[1::2]):
+                last = [
+                    note.pitch % 12 for lane in half for note in lane.notes if note.onset >= lane.end - BAR
+                ]
+                shares.append(np.mean(np.isin(last, triad)))
+            assert shares[1] > 1.3 * shares[0]
 
 
 def test_the_best_of_more_branches_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -286,7 +315,10 @@ def test_the_distance_of_textures_by_hand() -> None:
     seed = [NoteEvent(12 * beat, 12, 0, pitch, 80) for beat in range(8) for pitch in (48, 67)]
 
     def distance(notes: list[NoteEvent]) -> float:
-        textures = [texture_of(notes_of_events(some), 12, 0, 96) for some in (seed, notes)]
+        return apart(seed, notes)
+
+    def apart(before: list[NoteEvent], notes: list[NoteEvent]) -> float:
+        textures = [texture_of(notes_of_events(some), 12, 0, 96) for some in (notes, before)]
         assert textures[0] is not None
         assert textures[1] is not None
         return textures[0].distance(textures[1])
@@ -295,7 +327,7 @@ def test_the_distance_of_textures_by_hand() -> None:
     octave = [note._replace(pitch=note.pitch + 12) for note in seed]
     assert distance(octave) == pytest.approx((12 + 12 + 12) / 4), "both lines and the register"
     flute = [note._replace(program=73) for note in seed]
-    assert distance(flute) == pytest.approx(1)
+    assert distance(flute) == pytest.approx(1 + 1), "another program, and the seed's rests"
     tune = [
         note for note in seed if note.pitch == 67
     ]  # half the notes, one voice, one note an onset, the bass 19 higher, one class of two
@@ -303,6 +335,18 @@ def test_the_distance_of_textures_by_hand() -> None:
     swung = [note._replace(pitch=note.pitch + 8 * (note.onset % 24 // 12)) for note in seed]
     outer_and_register, classes, step, repeated = 3 * 4 / 4, 0.5, 8 / 4, 2 * 1.0
     assert distance(swung) == pytest.approx(outer_and_register + classes + step + repeated)
+    louder = [note._replace(velocity=104) for note in seed]
+    assert distance(louder) == pytest.approx(24 / 12)
+    uneven = [note._replace(velocity=80 + 6 * (-1) ** (note.onset // 12)) for note in seed]
+    assert distance(uneven) == pytest.approx(6 / 12)
+    assert apart(uneven, seed) == pytest.approx((6 / 2) / 12), (
+        "dynamics may be half as wide, and lie half beside"
+    )
+    assert apart(uneven, [note._replace(velocity=83) for note in seed]) == pytest.approx((6 / 2) / 12)
+    short = [note._replace(duration=6) for note in seed]
+    assert distance(short) == pytest.approx(2 * np.log(2)), "the notes, and how much of a quarter note sounds"
+    line = apart(tune, seed) - distance(tune)
+    assert line == pytest.approx(4 * (2 - 1)), "no chords in a part that has none"
     turns = [note._replace(program=int(note.pitch == 67)) for note in seed]  # two programs at once
     rows = [note._replace(program=int(note.onset >= 48)) for note in seed]  # one behind the other
     textures = [texture_of(notes_of_events(notes), 12, 0, 96) for notes in (turns, rows)]

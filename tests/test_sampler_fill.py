@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -179,15 +180,28 @@ def test_bars_of_another_metre_than_before() -> None:
         sampler.fill(piece, (6, 7))
 
 
-@pytest.mark.parametrize("bars", [(0, 2), (3, 2), (5, 7), (1,), 3, "1-2", (1.5, 2), (True, 2), None])
-def test_bars_that_are_not_there(bars: object) -> None:
-    with pytest.raises(ConfigError, match=r"between 1 and 6.*received"):
+@pytest.mark.parametrize(
+    ("bars", "received"),
+    [
+        ((0, 2), "0 to 2"), ((3, 2), "3 to 2, the last one first); turn them round"), ((5, 7), "5 to 7"), ((7, 7), "7"),
+        ((1,), "(1,)"), (3, "3"), ("1-2", "'1-2'"), ((1.5, 2), "(1.5, 2)"), ((True, 2), "(True, 2)"), (None, "None"),
+    ],
+)  # fmt: skip
+def test_bars_that_are_not_there(bars: object, received: str) -> None:
+    with pytest.raises(ConfigError, match=rf"between 1 and 6 .received {re.escape(received)}"):
         tiny_sampler().fill(make_seed(scale(6)), bars)  # type: ignore[arg-type]
 
 
 def test_too_many_bars_at_once() -> None:
     with pytest.raises(ConfigError, match="at most 64 bars"):
         tiny_sampler().fill(make_seed(scale(70)), (2, 66))
+
+
+def test_a_filling_needs_branches() -> None:
+    with pytest.raises(
+        ConfigError, match=r"`branches` must be a whole number between 2 and 64 \(received 1\)"
+    ):
+        tiny_sampler().fill(make_seed(scale(4)), (2, 3), branches=1)
 
 
 def test_following_needs_branches() -> None:
@@ -241,6 +255,8 @@ def test_the_command(samples_dir: Path, tmp_path: Path, capsys: pytest.CaptureFi
     arguments = ["fill", str(song), "--bars", "9-12", "--out", f"{out}/", "--random-seed", "1"]
     assert main([*arguments, "--num-samples", "2", "--plot"]) == 0
     said = capsys.readouterr().out
+    assert said.startswith("2 samples made in ")
+    assert said.count("tokens/s") == 1
     assert "bars 9 to 12 rewritten" in said
     assert "what follows: " in said
     names = {f"petzold_minuet_g_major-filled-{k}.{kind}" for k in (1, 2) for kind in ("mid", "png")}
@@ -251,7 +267,8 @@ def test_the_command(samples_dir: Path, tmp_path: Path, capsys: pytest.CaptureFi
             filled, _ = read_score(out / name)
             assert outside(filled, 24, 36) == outside(piece, 24, 36)
     for wrong, words in (
-        (["--bars", "33"], "between 1 and 32"),
+        (["--bars", "33-34"], "between 1 and 32 (received 33 to 34)"),
+        (["--bars", "12-9"], "(received 12 to 9, the last one first); turn them round"),
         (["--bars", "a"], "such as 9-12"),
         (["--bars", "9-12", "--branches", "1"], "--branches"),
     ):

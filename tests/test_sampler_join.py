@@ -15,7 +15,7 @@ from sampler_helpers import (
     scale,
     tiny_sampler,
 )
-from symusic.core import ControlChangeTick, TempoTick, TimeSignatureTick
+from symusic.core import ControlChangeTick, KeySignatureTick, TempoTick, TimeSignatureTick
 
 from melodia.errors import ConfigError
 from melodia.midi import midi_bytes, read_score
@@ -135,6 +135,32 @@ def test_tempo_metre_programs_and_pedal_of_the_seed_are_kept(sampler: Sampler) -
     assert pedal == [(1.0, 127), (9.0, 0)]
 
 
+def test_what_only_the_model_does_not_see_is_no_loss_of_the_seed(sampler: Sampler) -> None:
+    """The report says so, and what was written shows it."""
+    seed = make_seed(scale(2))
+    seed.key_signatures.append(KeySignatureTick(0, -1, 1))
+    seed.tracks[0].controls.append(ControlChangeTick(0, 7, 99))
+    for note in seed.tracks[0].notes:
+        note.velocity = 61
+    report = sampler.prime(seed)
+    assert report.findings == []
+    heading = report.lines().index("changed only for the model (the seed itself stays as it is):")
+    assert report.lines()[heading + 1 :] == [
+        "  quantised: velocity (8; 32 levels)",
+        "  not carried: key signature",
+        "  not carried: control change",
+    ]
+    joined = sampler.generate(bars=1, random_seed=1).joined_score
+    assert [(key.key, key.tonality) for key in joined.key_signatures] == [(-1, 1)]
+    assert [(each.number, each.value) for each in joined.tracks[0].controls] == [(7, 99)]
+    assert {note.velocity for note in joined.tracks[0].notes if note.time < 8 * joined.ticks_per_quarter} == {
+        61
+    }
+    sampler.prime(sampler.tokenizer.encode(seed).ids)
+    assert sampler.prime_report is not None
+    assert sampler.prime_report.unseen == []
+
+
 def test_a_pedal_that_goes_down_where_the_seed_is_cut_does_not_hold_the_new_music(sampler: Sampler) -> None:
     seed = make_seed(scale(4))
     for bar in range(4):
@@ -150,7 +176,8 @@ def test_a_slowing_end_does_not_slow_what_follows(sampler: Sampler) -> None:
         seed.tempos.append(TempoTick((28 + i) * seed.ticks_per_quarter, qpm=100 - 15 * i))
     report = sampler.prime(seed)
     assert report.tempo == pytest.approx(120, abs=0.01)
-    assert any("tempo at the join" in finding.what for finding in report.findings)
+    assert report.tempo_at_end == pytest.approx(55, abs=0.01)
+    assert "at 120 quarter notes per minute (55 at the end), programs 0" in report.lines()[0]
     joined = sampler.generate(bars=1, random_seed=1).joined_score
     last = sorted((t.time / joined.ticks_per_quarter, t.qpm) for t in joined.tempos)[-1]
     assert last == (32.0, pytest.approx(120, abs=0.01))
@@ -170,7 +197,7 @@ def test_a_metre_without_a_token_is_reported_and_kept(sampler: Sampler) -> None:
     report = sampler.prime(seed)
     assert report.metre == (13, 8)
     assert len(sampler.state.context.cycle) == 2
-    assert any("13/8" in finding.what for finding in report.findings)
+    assert any("13/8" in finding.what for finding in report.unseen)
     made = sampler.generate(bars=2, random_seed=6)
     check_continuation(sampler, made, bars=2)
     assert [(t.numerator, t.denominator) for t in made.midi.time_signature_changes] == [(13, 8)]

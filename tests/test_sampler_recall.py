@@ -27,12 +27,14 @@ from melodia.sampler.recall import (
     LAGS,
     NOTHING_HEARD,
     SEED_WEIGHT,
+    USUAL,
     Memory,
     Recall,
     Recollection,
     recollect,
     share_of,
 )
+from melodia.sampler.request import MOST_RECALL
 
 CLASSES = TokenClasses(tokenizer_of("REMI").vocabulary)
 NOTE = "Velocity_63 Duration_1.0.12"
@@ -166,15 +168,23 @@ def seen(again: int, counted: int) -> Recollection:
     return replace(NOTHING_HEARD, seen=(again, counted))
 
 
-@given(st.floats(0.01, 0.5), st.integers(0, 200), st.integers(0, 200))
-def test_a_seed_shifts_the_share(recall: float, again: int, other: int) -> None:
-    found = Recall.of(recall, seen(again, again + other), 0, 0).share
-    own = again / (again + other) if again + other else recall
-    assert min(own, recall) - 1e-9 <= found <= max(own, recall) + 1e-9
-    assert found < 1
-    assert Recall.of(0.0, seen(again, again + other), 0, 0).share == 0
-    half = Recall.of(recall, seen(SEED_WEIGHT, SEED_WEIGHT), 0, 0).share
-    assert half == pytest.approx((1 + recall) / 2)
+@given(st.integers(0, 200), st.integers(0, 200))
+def test_a_seed_shifts_the_share(again: int, other: int) -> None:
+    """Of the usual one; who asks for more always gets more, for none, none, and for the most, the most."""
+    shares = [Recall.of(recall, seen(again, again + other), 0, 0).share for recall in np.linspace(0, 0.9, 10)]
+    own = again / (again + other) if again + other else USUAL
+    assert min(own, USUAL) - 1e-9 <= shares[3] <= max(own, USUAL) + 1e-9
+    assert shares == sorted(shares)
+    assert shares[0] == 0
+    assert MOST_RECALL <= shares[9] < 1
+    assert shares[9] == MOST_RECALL or shares[9] == shares[3] < own
+    half = Recall.of(USUAL, seen(SEED_WEIGHT, SEED_WEIGHT), 0, 0).share
+    assert half == pytest.approx((1 + USUAL) / 2)
+
+
+def test_without_a_seed_the_share_is_the_asked_one() -> None:
+    for recall in (0.1, 0.3, 0.5, 0.9):
+        assert Recall.of(recall, NOTHING_HEARD, 0, 0).share == pytest.approx(recall)
 
 
 # -- whole continuations -----------------------------------------------------------------------------------------------

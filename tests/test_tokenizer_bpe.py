@@ -65,7 +65,7 @@ def test_learning_stops_when_nothing_stands_twice() -> None:
 
 
 def test_errors() -> None:
-    with pytest.raises(TokenizerError, match="7 tokens already"):
+    with pytest.raises(TokenizerError, match="7 tokens already; give `bpe_vocab_size` above that"):
         learn_pairs([np.array([A, B])], LETTERS, 7)
     with pytest.raises(TokenizerError, match="no pieces"):
         learn_pairs([], LETTERS, 9)

@@ -20,7 +20,7 @@ from melodia.errors import ConfigError, TrainingError
 from melodia.model.checkpoint import load_checkpoint
 from melodia.model.stored import read_checkpoint
 from melodia.tokenizer import Tokenizer, TokenizerConfig
-from melodia.training import World
+from melodia.training import Plan, World
 from melodia.training.lock import only_training
 from melodia.workflows import train as train_module
 from melodia.workflows.compare import compare_kinds
@@ -339,17 +339,39 @@ def test_wrong_options_are_refused_before_music_is_read(
 def test_right_options_are_not_refused(
     kind: str | None, songs: tuple[Path, Path], run: Callable[..., TrainedFolder], tmp_path: Path
 ) -> None:
-    """And a resumption that finds nothing says that it begins."""
+    options = {"encoder": "gru"} if kind else {"combine": "sum"}
+    run(songs[1], tmp_path / "out", kind=kind, size="tiny", **options)
+    assert read_checkpoint(tmp_path / "out").config.kind == (kind or "parallel")
+
+
+def test_a_resumption_without_a_run_is_refused_and_one_of_a_run_that_saved_nothing_begins_again(
+    songs: tuple[Path, Path], run: Callable[..., TrainedFolder], tmp_path: Path
+) -> None:
+    class Stop(Record):
+        def started(self, plan: Plan) -> None:
+            raise RuntimeError("crash")
 
     class Said(Record):
         def say(self, text: str) -> None:
             said.append(text)
 
     said: list[str] = []
-    options = {"encoder": "gru"} if kind else {"combine": "sum"}
-    run(songs[1], tmp_path / "out", kind=kind, size="tiny", resume=True, progress=Said(), **options)
-    assert any("holds no training run to resume; starting a new one" in text for text in said)
-    assert read_checkpoint(tmp_path / "out").config.kind == (kind or "parallel")
+    out, options = tmp_path / "out", {"kind": "gru", "size": "tiny"}
+    record = Record()
+    with pytest.raises(
+        TrainingError, match="holds no training run to resume; check `out`, or leave `resume` out"
+    ):
+        run(songs[1], out, resume=True, progress=record, **options)
+    assert not record.counts
+    assert not out.exists()
+    with pytest.raises(RuntimeError, match="crash"):
+        run(songs[1], out, progress=Stop(), **options)
+    run(songs[1], out, resume=True, progress=Said())
+    assert [text for text in said if "interrupted before anything was saved; starting it again" in text]
+    assert read_checkpoint(out).config.kind == "gru"
+    said.clear()
+    run(songs[1], out, resume=True, progress=Said())
+    assert not [text for text in said if "starting it again" in text]
 
 
 def test_a_training_does_not_go_into_its_corpus(

@@ -350,8 +350,8 @@ def test_watch_does_not_cry_wolf() -> None:
 
 def test_corpus_warnings() -> None:
     assert corpus_warnings(500, 2_000_000, 50, 2_000_000) == []
-    (small,) = corpus_warnings(3, 2_000_000, 50, 100)
-    assert "3 pieces" in small
+    (small,) = corpus_warnings(1, 2_000_000, 50, 100)
+    assert "the corpus is small: 1 piece with" in small
     (large,) = corpus_warnings(500, 1_000_000, 50, 50_000_000)
     assert "50,000,000 parameters for 1,000,000 tokens" in large
     (none,) = corpus_warnings(500, 2_000_000, 0, 100)

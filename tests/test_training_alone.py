@@ -105,7 +105,8 @@ def test_what_was_not_measured_is_a_dash(tmp_path: Path) -> None:
     assert "1:30:00 hours, cpu" in text
     assert "nan" not in text
     assert "– tokens/s" in text
-    assert "held-out – nats/token" in text
+    assert "iteration 1: training 2.5000 nats/token, 3.500 nats/note  saved" in text
+    assert "held-out" not in text
     assert "best so far" not in text
     assert text.rstrip().endswith("saved")
 

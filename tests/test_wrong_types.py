@@ -12,7 +12,7 @@ from sampler_helpers import make_seed, notes_of, scale
 import melodia
 from melodia import Sampler, Tokenizer, compare_kinds, evaluate_folder, train_folder, write_midi
 from melodia.errors import ConfigError, MelodiaError
-from melodia.midi import midi_bytes
+from melodia.midi import midi_bytes, to_pretty_midi
 
 FOLDER = "no folder"
 
@@ -40,11 +40,33 @@ CALLS: list[tuple[Callable[[Sampler], Any], str]] = [
     (lambda s: s.save_state(None), "`path` must be a path"),  # type: ignore[arg-type]
     (lambda s: s.save_state("."), "is a directory; give a file name"),
     (lambda s: s.load_state(5), "`path` must be a path"),  # type: ignore[arg-type]
+    (lambda s: s.save_state("a\0b"), r"'a\\x00b': no file can have this name"),
+    (lambda s: s.load_state("x" * 300), "x: no file can have this name"),
+    (lambda s: Sampler.load("x" * 300), "x: no file can have this name .*; choose another"),
+    (lambda s: train_folder(FOLDER, "a\0b"), "no file can have this name"),
+    (lambda s: train_folder(FOLDER, "out", init="x" * 300), "no file can have this name"),
     (lambda s: write_midi(make_seed(scale(1)), None), "`path` must be a path"),  # type: ignore[arg-type]
     (lambda s: write_midi(make_seed(scale(1)), ""), "'': is a directory"),
-    (lambda s: write_midi("x", "y.mid"), "from a score or a PrettyMIDI, not from str"),  # type: ignore[arg-type]
+    (lambda s: write_midi("x", "y.mid"), "from a score in ticks or a PrettyMIDI, not from str"),  # type: ignore[arg-type]
+    (
+        lambda s: write_midi(make_seed(scale(1)).to("second"), "y.mid"),
+        r'not from ScoreSecond; .*`to\("tick"\)`',
+    ),
+    (lambda s: write_midi(make_seed(scale(1)), "y.mid", force="yes"), "`force` must be True or False"),  # type: ignore[arg-type]
     (lambda s: melodia.read_midi(5), "int is not a source of music"),  # type: ignore[arg-type]
+    (lambda s: melodia.read_midi(b"", limits=5), r"`limits` must be a melodia.midi.Limits \(received 5\)"),  # type: ignore[arg-type]
+    (lambda s: melodia.read_score(b"", limits={}), r"`limits` must be a melodia.midi.Limits \(received {}\)"),  # type: ignore[arg-type]
     (lambda s: Tokenizer(5), "`config` must be a melodia.TokenizerConfig"),  # type: ignore[arg-type]
+    (lambda s: s.tokenizer.encode(None), "`score` must be a symusic score in ticks .*received NoneType"),  # type: ignore[arg-type]
+    (lambda s: s.tokenizer.encode("a.mid"), "received str.*`melodia.read_score` makes one"),  # type: ignore[arg-type]
+    (lambda s: s.tokenizer.encode(to_pretty_midi(make_seed(scale(1)))), "received PrettyMIDI"),  # type: ignore[arg-type]
+    (lambda s: s.tokenizer.encode(make_seed(scale(1)).to("quarter")), r'ScoreQuarter.*`to\("tick"\)`'),
+    (lambda s: s.tokenizer.decode(None), r"`ids` must be whole numbers \[N\] \(received None\)"),  # type: ignore[arg-type]
+    (lambda s: s.tokenizer.decode("x"), "`ids` must be .*received 'x'"),  # type: ignore[arg-type]
+    (lambda s: s.tokenizer.decode([float("nan")]), r"`ids` must be .*received \[nan\]"),  # type: ignore[list-item]
+    (lambda s: s.tokenizer.decode([5.5]), r"`ids` must be .*received \[5.5\]"),  # type: ignore[list-item]
+    (lambda s: s.tokenizer.decode([[1, 2]]), r"`ids` must be .*received \[\[1, 2\]\]"),  # type: ignore[list-item]
+    (lambda s: s.tokenizer.decode([[1], [2, 3]]), "`ids` must be"),  # type: ignore[list-item]
     (lambda s: train_folder(5, "out"), "`folder` must be a path"),  # type: ignore[arg-type]
     (lambda s: train_folder(FOLDER, "out", training={"minutes": "x"}), "`minutes` must be a number"),
     (lambda s: train_folder(FOLDER, "out", training={"window": "x"}), "`window` must be a whole number"),

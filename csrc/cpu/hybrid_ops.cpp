@@ -19,13 +19,13 @@ class Reader {
   public:
     Reader(const std::vector<Tensor>& list, const char* name) : list_(list), name_(name) {}
     Tensor next(const Shape& shape) {
-        STD_TORCH_CHECK(at_ < list_.size(), "`", name_, "` has ", list_.size(),
-                        " tensors and needs more; see reference.hybrid_step");
+        MELODIA_CHECK(at_ < list_.size(), "`", name_, "` has ", list_.size(),
+                      " tensors and needs more; see reference.hybrid_step");
         return checked(list_[at_++], name_, shape);
     }
     void finish() const {
-        STD_TORCH_CHECK(at_ == list_.size(), "`", name_, "` must have ", at_, " tensors (received ",
-                        list_.size(), ")");
+        MELODIA_CHECK(at_ == list_.size(), "`", name_, "` must have ", at_, " tensors (received ",
+                      list_.size(), ")");
     }
 
   private:
@@ -139,15 +139,15 @@ Tensor copy_of(const Tensor& x) {
 std::tuple<Tensor, std::vector<Tensor>> hybrid_step(std::vector<Tensor> gates_x, std::vector<Tensor> state,
                                                     std::vector<Tensor> weights, std::vector<int64_t> levels,
                                                     bool layer_norm, bool residual) {
-    STD_TORCH_CHECK(!levels.empty() && !state.empty(), "a stack has one level at least (received none)");
-    STD_TORCH_CHECK(state[0].dim() == 2, "`state` must be tensors of the shape [B, H] (received ",
-                    text(shape_of(state[0])), ")");
+    MELODIA_CHECK(!levels.empty() && !state.empty(), "a stack has one level at least (received none)");
+    MELODIA_CHECK(state[0].dim() == 2, "`state` must be tensors of the shape [B, H] (received ",
+                  text(shape_of(state[0])), ")");
     Stack stack{state[0].size(0),       state[0].size(1),           Reader(gates_x, "gates_x"),
                 Reader(state, "state"), Reader(weights, "weights"), {}};
     std::optional<Tensor> x, below;  // a level's output, and what the next one reads
     for (const int64_t level : levels) {
-        STD_TORCH_CHECK(level >= 0 && level < level_count, "`levels` must be within 0 and ", level_count - 1,
-                        " (received ", level, ")");
+        MELODIA_CHECK(level >= 0 && level < level_count, "`levels` must be within 0 and ", level_count - 1,
+                      " (received ", level, ")");
         const Tensor* from = below.has_value() ? &*below : nullptr;
         Tensor y;
         if (level == Level::lstm || level == Level::gru) {

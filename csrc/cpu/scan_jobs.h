@@ -20,8 +20,8 @@ const ScanKernels<E>& scan_kernels() {
 template <class F>
 auto for_type_of(const Tensor& x, const char* name, F f) {
     const ScalarType type = x.scalar_type();
-    STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::BFloat16, "`", name,
-                    "` must be float32 or bfloat16 on this backend; convert it");
+    MELODIA_CHECK(type == ScalarType::Float || type == ScalarType::BFloat16, "`", name,
+                  "` must be float32 or bfloat16 on this backend; convert it");
     return type == ScalarType::Float ? f(float{}) : f(bf16{});
 }
 
@@ -89,10 +89,10 @@ struct Sizes {
 };
 
 inline Sizes sizes_of(const Tensor& time_major, const char* name, int64_t gates, const Tensor& weight_hh) {
-    STD_TORCH_CHECK(time_major.dim() == 3, "`", name, "` must have the shape [T, B, ", gates, "H] (received ",
-                    text(shape_of(time_major)), ")");
-    STD_TORCH_CHECK(weight_hh.dim() == 2, "`weight_hh` must have the shape [GH, H] (received ",
-                    text(shape_of(weight_hh)), ")");
+    MELODIA_CHECK(time_major.dim() == 3, "`", name, "` must have the shape [T, B, ", gates, "H] (received ",
+                  text(shape_of(time_major)), ")");
+    MELODIA_CHECK(weight_hh.dim() == 2, "`weight_hh` must have the shape [GH, H] (received ",
+                  text(shape_of(weight_hh)), ")");
     return {time_major.size(0), time_major.size(1), weight_hh.size(1)};
 }
 

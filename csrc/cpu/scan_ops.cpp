@@ -59,9 +59,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> pair_
         using E = decltype(element);
         const LstmJob<E> lstm(lstm_gates_x, h_lstm, c_lstm, weight_hh_lstm, bias_hh_lstm, lengths, keep);
         const GruJob<E> gru(gru_gates_x, h_gru, weight_hh_gru, bias_hh_gru, lengths, keep);
-        STD_TORCH_CHECK(lstm.scan.B == gru.scan.B,
-                        "both halves of a pair must have the same batch (received ", lstm.scan.B, " and ",
-                        gru.scan.B, ")");
+        MELODIA_CHECK(lstm.scan.B == gru.scan.B, "both halves of a pair must have the same batch (received ",
+                      lstm.scan.B, " and ", gru.scan.B, ")");
         run(lstm.scan.B, lstm_gates_x, lstm, gru);
         return std::tuple(lstm.output, gru.output, lstm.last_h(), lstm.last_c(), gru.last_h(), lstm.gates,
                           lstm.cells, gru.gates);
@@ -79,9 +78,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> pair_scan_backward(
                                       weight_hh_lstm, lengths);
         const GruBackwardJob<E> gru(grad_out_gru, grad_h_gru_n, gru_gates, out_gru, h_gru, weight_hh_gru,
                                     lengths);
-        STD_TORCH_CHECK(lstm.scan.B == gru.scan.B,
-                        "both halves of a pair must have the same batch (received ", lstm.scan.B, " and ",
-                        gru.scan.B, ")");
+        MELODIA_CHECK(lstm.scan.B == gru.scan.B, "both halves of a pair must have the same batch (received ",
+                      lstm.scan.B, " and ", gru.scan.B, ")");
         run(lstm.scan.B, lstm_gates, lstm, gru);
         return std::tuple(lstm.grad_gates, gru.grad_gates_x, gru.grad_gates_h, lstm.h_gradient(), lstm.grad_c,
                           gru.h_gradient());
@@ -91,9 +89,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> pair_scan_backward(
 Tensor lstm_gates(Tensor sums, Tensor bias_hh) {
     return for_type_of(sums, "sums", [&](auto element) {
         using E = decltype(element);
-        STD_TORCH_CHECK(sums.dim() == 3 && bias_hh.dim() == 1,
-                        "`sums` must have the shape [T, B, 4H] and `bias_hh` [4H] (received ",
-                        text(shape_of(sums)), " and ", text(shape_of(bias_hh)), ")");
+        MELODIA_CHECK(sums.dim() == 3 && bias_hh.dim() == 1,
+                      "`sums` must have the shape [T, B, 4H] and `bias_hh` [4H] (received ",
+                      text(shape_of(sums)), " and ", text(shape_of(bias_hh)), ")");
         const int64_t H = bias_hh.size(0) / 4, T = sums.size(0), B = sums.size(1);
         const Tensor from = checked(sums, "sums", {T, B, 4 * H}, type_of<E>);
         const Tensor bias = checked_floats(bias_hh, "bias_hh", {4 * H});
@@ -109,8 +107,8 @@ Tensor lstm_gates(Tensor sums, Tensor bias_hh) {
 Tensor gru_gates(Tensor gates_x, Tensor gates_h) {
     return for_type_of(gates_x, "gates_x", [&](auto element) {
         using E = decltype(element);
-        STD_TORCH_CHECK(gates_x.dim() == 3, "`gates_x` must have the shape [T, B, 3H] (received ",
-                        text(shape_of(gates_x)), ")");
+        MELODIA_CHECK(gates_x.dim() == 3, "`gates_x` must have the shape [T, B, 3H] (received ",
+                      text(shape_of(gates_x)), ")");
         const int64_t T = gates_x.size(0), B = gates_x.size(1), H = gates_x.size(2) / 3;
         const Tensor x = checked(gates_x, "gates_x", {T, B, 3 * H}, type_of<E>);
         const Tensor h = checked(gates_h, "gates_h", {T, B, 3 * H}, type_of<E>);
@@ -127,13 +125,13 @@ namespace {
 
 // index [T, B, K] with every number inside 0..rows, contiguous.
 Tensor checked_index(const Tensor& index, int64_t rows) {
-    STD_TORCH_CHECK(index.dim() == 3, "`index` must have the shape [T, B, K] (received ",
-                    text(shape_of(index)), ")");
+    MELODIA_CHECK(index.dim() == 3, "`index` must have the shape [T, B, K] (received ", text(shape_of(index)),
+                  ")");
     const Tensor plain = checked(index, "index", shape_of(index), ScalarType::Long);
     const int64_t* numbers = plain.const_data_ptr<int64_t>();
     for (int64_t k = 0; k < plain.numel(); ++k) {
-        STD_TORCH_CHECK(numbers[k] >= 0 && numbers[k] < rows, "`index` must be within 0 and ", rows - 1,
-                        ", the rows of the table (received ", numbers[k], ")");
+        MELODIA_CHECK(numbers[k] >= 0 && numbers[k] < rows, "`index` must be within 0 and ", rows - 1,
+                      ", the rows of the table (received ", numbers[k], ")");
     }
     return plain;
 }
@@ -143,8 +141,8 @@ Tensor checked_index(const Tensor& index, int64_t rows) {
 Tensor lookup(Tensor index, Tensor table) {
     return for_type_of(table, "table", [&](auto element) {
         using E = decltype(element);
-        STD_TORCH_CHECK(table.dim() == 2, "`table` must have the shape [R, G] (received ",
-                        text(shape_of(table)), ")");
+        MELODIA_CHECK(table.dim() == 2, "`table` must have the shape [R, G] (received ",
+                      text(shape_of(table)), ")");
         const Tensor rows = checked(table, "table", shape_of(table), type_of<E>);
         const Tensor numbers = checked_index(index, table.size(0));
         const int64_t T = index.size(0), B = index.size(1), K = index.size(2), G = table.size(1);
@@ -166,8 +164,8 @@ Tensor lookup_backward(Tensor grad_out, Tensor index, int64_t rows) {
     return for_type_of(grad_out, "grad_out", [&](auto element) {
         using E = decltype(element);
         const Tensor numbers = checked_index(index, rows);
-        STD_TORCH_CHECK(grad_out.dim() == 3, "`grad_out` must have the shape [T, B, G] (received ",
-                        text(shape_of(grad_out)), ")");
+        MELODIA_CHECK(grad_out.dim() == 3, "`grad_out` must have the shape [T, B, G] (received ",
+                      text(shape_of(grad_out)), ")");
         const int64_t T = index.size(0), B = index.size(1), K = index.size(2), G = grad_out.size(2);
         const Tensor grad = checked(grad_out, "grad_out", {T, B, G}, type_of<E>);
         Tensor grad_table = empty_like(grad, {rows, G});

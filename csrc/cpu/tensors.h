@@ -7,7 +7,6 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/Exception.h>
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -19,6 +18,7 @@
 #include <string>
 #include <vector>
 
+#include "check.h"
 #include "cpu/kernels.h"
 
 namespace melodia::cpu {
@@ -57,11 +57,11 @@ constexpr ScalarType type_of<bf16> = ScalarType::BFloat16;
 // The tensor as a contiguous array of that shape and type; an error that names the argument otherwise.
 inline Tensor checked(const Tensor& x, const char* name, const Shape& shape,
                       ScalarType type = ScalarType::Float) {
-    STD_TORCH_CHECK(has_shape(x, shape), "`", name, "` must have the shape ", text(shape), " (received ",
-                    text(shape_of(x)), ")");
-    STD_TORCH_CHECK(x.scalar_type() == type, "`", name, "` must be ", text(type),
-                    " on this backend, beside the other arguments; convert it");
-    STD_TORCH_CHECK(x.is_cpu(), "`", name, "` must be on the CPU, as the other arguments are");
+    MELODIA_CHECK(has_shape(x, shape), "`", name, "` must have the shape ", text(shape), " (received ",
+                  text(shape_of(x)), ")");
+    MELODIA_CHECK(x.scalar_type() == type, "`", name, "` must be ", text(type),
+                  " on this backend, beside the other arguments; convert it");
+    MELODIA_CHECK(x.is_cpu(), "`", name, "` must be on the CPU, as the other arguments are");
     return x.is_contiguous() ? x : torch::stable::contiguous(x);  // the call costs a microsecond
 }
 

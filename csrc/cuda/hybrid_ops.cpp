@@ -22,14 +22,14 @@ class Reader {
         return {data(x), type_of(x, name_)};
     }
     void finish() const {
-        STD_TORCH_CHECK(at_ == list_.size(), "`", name_, "` must have ", at_, " tensors (received ",
-                        list_.size(), ")");
+        MELODIA_CHECK(at_ == list_.size(), "`", name_, "` must have ", at_, " tensors (received ",
+                      list_.size(), ")");
     }
 
   private:
     const Tensor& keep(const Sizes& sizes, std::optional<ScalarType> type) {
-        STD_TORCH_CHECK(at_ < list_.size(), "`", name_, "` has ", list_.size(),
-                        " tensors and needs more; see reference.hybrid_step");
+        MELODIA_CHECK(at_ < list_.size(), "`", name_, "` has ", list_.size(),
+                      " tensors and needs more; see reference.hybrid_step");
         const Tensor& x = list_[at_++];
         kept_.push_back(checked(where_, x, name_, sizes, type.value_or(x.scalar_type())));
         return kept_.back();
@@ -45,12 +45,12 @@ class Reader {
 std::tuple<Tensor, std::vector<Tensor>> hybrid_step(std::vector<Tensor> gates_x, std::vector<Tensor> state,
                                                     std::vector<Tensor> weights, std::vector<int64_t> levels,
                                                     bool layer_norm, bool residual) {
-    STD_TORCH_CHECK(!levels.empty() && !state.empty() && !gates_x.empty(),
-                    "a stack has one level at least (received none)");
-    STD_TORCH_CHECK(levels.size() <= kMaxLevels, "a stack has ", kMaxLevels,
-                    " levels at most on CUDA (received ", levels.size(), "); use the reference backend");
-    STD_TORCH_CHECK(state[0].dim() == 2, "`state` must be tensors of the shape [B, H] (received ",
-                    text(sizes_of(state[0])), ")");
+    MELODIA_CHECK(!levels.empty() && !state.empty() && !gates_x.empty(),
+                  "a stack has one level at least (received none)");
+    MELODIA_CHECK(levels.size() <= kMaxLevels, "a stack has ", kMaxLevels,
+                  " levels at most on CUDA (received ", levels.size(), "); use the reference backend");
+    MELODIA_CHECK(state[0].dim() == 2, "`state` must be tensors of the shape [B, H] (received ",
+                  text(sizes_of(state[0])), ")");
     const Where where(state[0]);
     const int64_t B = state[0].size(0), H = state[0].size(1);
     const ScalarType type = gates_x[0].scalar_type();
@@ -64,8 +64,8 @@ std::tuple<Tensor, std::vector<Tensor>> hybrid_step(std::vector<Tensor> gates_x,
     StepLevel built[kMaxLevels] = {};
     for (size_t i = 0; i < levels.size(); ++i) {
         const int64_t level = levels[i];
-        STD_TORCH_CHECK(level >= 0 && level < level_count, "`levels` must be within 0 and ", level_count - 1,
-                        " (received ", level, ")");
+        MELODIA_CHECK(level >= 0 && level < level_count, "`levels` must be within 0 and ", level_count - 1,
+                      " (received ", level, ")");
         StepLevel& to = built[i];
         to.join = level == Level::concat  ? Join::concat
                   : level == Level::sum   ? Join::sum
@@ -113,7 +113,7 @@ std::tuple<Tensor, std::vector<Tensor>> hybrid_step(std::vector<Tensor> gates_x,
     const Tensor workspace = made(output, {stack_workspace(stack)}, ScalarType::Byte);
     const char* error = stack_step(type_of(gates_x[0], "gates_x"), stack, options, mutable_data(workspace),
                                    where.stream(), &chosen);
-    STD_TORCH_CHECK(error == nullptr, error ? error : "");
+    MELODIA_CHECK(error == nullptr, error ? error : "");
     return {output, after};
 }
 

@@ -25,7 +25,7 @@ namespace {
 
 std::tuple<Tensor, Tensor> lstm_step(Tensor gates_x, Tensor h, Tensor c, Tensor weight_hh, Tensor bias_hh) {
     const Where where(gates_x);
-    STD_TORCH_CHECK(h.dim() == 2, "`h` must have the shape [B, H] (received ", text(sizes_of(h)), ")");
+    MELODIA_CHECK(h.dim() == 2, "`h` must have the shape [B, H] (received ", text(sizes_of(h)), ")");
     const ForwardJob job(where, torch::stable::unsqueeze(gates_x, 0), h, c, weight_hh, bias_hh, std::nullopt,
                          kNothing);
     run_forward(where, {&job});
@@ -34,7 +34,7 @@ std::tuple<Tensor, Tensor> lstm_step(Tensor gates_x, Tensor h, Tensor c, Tensor 
 
 Tensor gru_step(Tensor gates_x, Tensor h, Tensor weight_hh, Tensor bias_hh) {
     const Where where(gates_x);
-    STD_TORCH_CHECK(h.dim() == 2, "`h` must have the shape [B, H] (received ", text(sizes_of(h)), ")");
+    MELODIA_CHECK(h.dim() == 2, "`h` must have the shape [B, H] (received ", text(sizes_of(h)), ")");
     const ForwardJob job(where, torch::stable::unsqueeze(gates_x, 0), h, std::nullopt, weight_hh, bias_hh,
                          std::nullopt, kNothing);
     run_forward(where, {&job});
@@ -80,9 +80,9 @@ std::tuple<Tensor, Tensor, Tensor> gru_scan_backward(Maybe grad_output, Maybe gr
 
 template <class Job>
 void check_pair(const Job& lstm, const Job& gru) {
-    STD_TORCH_CHECK(lstm.e.T == gru.e.T && lstm.e.B == gru.e.B,
-                    "both halves of a pair must have the same steps and batch (received ", lstm.e.T, " x ",
-                    lstm.e.B, " and ", gru.e.T, " x ", gru.e.B, ")");
+    MELODIA_CHECK(lstm.e.T == gru.e.T && lstm.e.B == gru.e.B,
+                  "both halves of a pair must have the same steps and batch (received ", lstm.e.T, " x ",
+                  lstm.e.B, " and ", gru.e.T, " x ", gru.e.B, ")");
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> pair_scan(
@@ -92,8 +92,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> pair_
     const Where where(lstm_gates_x);
     const ForwardJob lstm(where, lstm_gates_x, h_lstm, c_lstm, weight_hh_lstm, bias_hh_lstm, lengths, keep);
     const ForwardJob gru(where, gru_gates_x, h_gru, std::nullopt, weight_hh_gru, bias_hh_gru, lengths, keep);
-    STD_TORCH_CHECK(lstm_gates_x.scalar_type() == gru_gates_x.scalar_type(),
-                    "both halves of a pair must have the same type");
+    MELODIA_CHECK(lstm_gates_x.scalar_type() == gru_gates_x.scalar_type(),
+                  "both halves of a pair must have the same type");
     check_pair(lstm, gru);
     run_forward(where, {&lstm, &gru});
     return {lstm.output,  gru.output, lstm.last_h(), lstm.last_c(),
@@ -109,8 +109,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> pair_scan_backward(
                            std::nullopt, std::nullopt, weight_hh_lstm, lengths);
     const BackwardJob gru(where, grad_out_gru, grad_h_gru_n, std::nullopt, gru_gates, std::nullopt,
                           std::nullopt, out_gru, h_gru, weight_hh_gru, lengths);
-    STD_TORCH_CHECK(lstm_gates.scalar_type() == gru_gates.scalar_type(),
-                    "both halves of a pair must have the same type");
+    MELODIA_CHECK(lstm_gates.scalar_type() == gru_gates.scalar_type(),
+                  "both halves of a pair must have the same type");
     check_pair(lstm, gru);
     run_backward(where, {&lstm, &gru});
     return {lstm.grad_gates_h, *gru.grad_gates_x, gru.grad_gates_h, lstm.grad_h, *lstm.grad_c, gru.grad_h};
@@ -118,24 +118,24 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> pair_scan_backward(
 
 Tensor lstm_gates(Tensor sums, Tensor bias_hh) {
     const Where where(sums);
-    STD_TORCH_CHECK(sums.dim() == 3 && bias_hh.dim() == 1,
-                    "`sums` must have the shape [T, B, 4H] and `bias_hh` [4H] "
-                    "(received ",
-                    text(sizes_of(sums)), " and ", text(sizes_of(bias_hh)), ")");
+    MELODIA_CHECK(sums.dim() == 3 && bias_hh.dim() == 1,
+                  "`sums` must have the shape [T, B, 4H] and `bias_hh` [4H] "
+                  "(received ",
+                  text(sizes_of(sums)), " and ", text(sizes_of(bias_hh)), ")");
     const int64_t H = bias_hh.size(0) / 4, T = sums.size(0), B = sums.size(1);
     sums = checked(where, sums, "sums", {T, B, 4 * H}, sums.scalar_type());
     bias_hh = checked_floats(where, bias_hh, "bias_hh", {4 * H});
     const Tensor gates = made(sums, {T, B, 4 * H}, sums.scalar_type());
     const char* error = gates_again(type_of(sums, "sums"), true, T * B, H, data(sums), nullptr,
                                     floats(bias_hh), mutable_data(gates), where.stream());
-    STD_TORCH_CHECK(error == nullptr, error ? error : "");
+    MELODIA_CHECK(error == nullptr, error ? error : "");
     return gates;
 }
 
 Tensor gru_gates(Tensor gates_x, Tensor gates_h) {
     const Where where(gates_x);
-    STD_TORCH_CHECK(gates_x.dim() == 3, "`gates_x` must have the shape [T, B, 3H] (received ",
-                    text(sizes_of(gates_x)), ")");
+    MELODIA_CHECK(gates_x.dim() == 3, "`gates_x` must have the shape [T, B, 3H] (received ",
+                  text(sizes_of(gates_x)), ")");
     const int64_t T = gates_x.size(0), B = gates_x.size(1), H = gates_x.size(2) / 3;
     const ScalarType type = gates_x.scalar_type();
     gates_x = checked(where, gates_x, "gates_x", {T, B, 3 * H}, type);
@@ -143,16 +143,16 @@ Tensor gru_gates(Tensor gates_x, Tensor gates_h) {
     const Tensor gates = made(gates_x, {T, B, 4 * H}, type);
     const char* error = gates_again(type_of(gates_x, "gates_x"), false, T * B, H, data(gates_x),
                                     data(gates_h), nullptr, mutable_data(gates), where.stream());
-    STD_TORCH_CHECK(error == nullptr, error ? error : "");
+    MELODIA_CHECK(error == nullptr, error ? error : "");
     return gates;
 }
 
 Tensor lookup(Tensor index, Tensor table) {
     const Where where(table);
-    STD_TORCH_CHECK(index.dim() == 3, "`index` must have the shape [T, B, K] (received ",
-                    text(sizes_of(index)), ")");
-    STD_TORCH_CHECK(table.dim() == 2, "`table` must have the shape [R, G] (received ", text(sizes_of(table)),
-                    ")");
+    MELODIA_CHECK(index.dim() == 3, "`index` must have the shape [T, B, K] (received ", text(sizes_of(index)),
+                  ")");
+    MELODIA_CHECK(table.dim() == 2, "`table` must have the shape [R, G] (received ", text(sizes_of(table)),
+                  ")");
     const int64_t T = index.size(0), B = index.size(1), G = table.size(1);
     index = checked(where, index, "index", sizes_of(index), ScalarType::Long);
     table = checked(where, table, "table", sizes_of(table), table.scalar_type());
@@ -160,7 +160,7 @@ Tensor lookup(Tensor index, Tensor table) {
     const char* error = lookup_forward(type_of(table, "table"), T * B, index.size(2), G,
                                        static_cast<const int64_t*>(data(index)), data(table),
                                        mutable_data(out), where.stream());
-    STD_TORCH_CHECK(error == nullptr, error ? error : "");
+    MELODIA_CHECK(error == nullptr, error ? error : "");
     return out;
 }
 
@@ -175,10 +175,10 @@ std::pair<Tensor, Tensor> stable_sort(const Tensor& x) {
 
 Tensor lookup_backward(Tensor grad_out, Tensor index, int64_t rows) {
     const Where where(grad_out);
-    STD_TORCH_CHECK(index.dim() == 3, "`index` must have the shape [T, B, K] (received ",
-                    text(sizes_of(index)), ")");
-    STD_TORCH_CHECK(grad_out.dim() == 3, "`grad_out` must have the shape [T, B, G] (received ",
-                    text(sizes_of(grad_out)), ")");
+    MELODIA_CHECK(index.dim() == 3, "`index` must have the shape [T, B, K] (received ", text(sizes_of(index)),
+                  ")");
+    MELODIA_CHECK(grad_out.dim() == 3, "`grad_out` must have the shape [T, B, G] (received ",
+                  text(sizes_of(grad_out)), ")");
     const int64_t T = index.size(0), B = index.size(1), G = grad_out.size(2);
     index = checked(where, index, "index", sizes_of(index), ScalarType::Long);
     grad_out = checked(where, grad_out, "grad_out", {T, B, G}, grad_out.scalar_type());
@@ -191,7 +191,7 @@ Tensor lookup_backward(Tensor grad_out, Tensor index, int64_t rows) {
                               static_cast<int64_t*>(mutable_data(starts))};
     const char* error = lookup_backward(type_of(grad_out, "grad_out"), places, index.size(2), G,
                                         data(grad_out), mutable_floats(grad), where.stream());
-    STD_TORCH_CHECK(error == nullptr, error ? error : "");
+    MELODIA_CHECK(error == nullptr, error ? error : "");
     return grad;
 }
 

@@ -13,10 +13,10 @@ struct Extent {
 };
 
 inline Extent extent_of(const Tensor& time_major, const char* name, int64_t gates, const Tensor& weight_hh) {
-    STD_TORCH_CHECK(time_major.dim() == 3, "`", name, "` must have the shape [T, B, ", gates, "H] (received ",
-                    text(sizes_of(time_major)), ")");
-    STD_TORCH_CHECK(weight_hh.dim() == 2 && weight_hh.size(1) > 0,
-                    "`weight_hh` must have the shape [GH, H] (received ", text(sizes_of(weight_hh)), ")");
+    MELODIA_CHECK(time_major.dim() == 3, "`", name, "` must have the shape [T, B, ", gates, "H] (received ",
+                  text(sizes_of(time_major)), ")");
+    MELODIA_CHECK(weight_hh.dim() == 2 && weight_hh.size(1) > 0,
+                  "`weight_hh` must have the shape [GH, H] (received ", text(sizes_of(weight_hh)), ")");
     return {time_major.size(0), time_major.size(1), weight_hh.size(1)};
 }
 
@@ -136,8 +136,8 @@ void run(const Where& where,
     const Type type = type_of(like, name);
     const int64_t B = jobs[0]->e.B;
     for (const Job* job : jobs)
-        STD_TORCH_CHECK(job->e.B == B, "scans side by side must have the same batch (received ", B, " and ",
-                        job->e.B, ")");
+        MELODIA_CHECK(job->e.B == B, "scans side by side must have the same batch (received ", B, " and ",
+                      job->e.B, ")");
     if (B == 0) return;
     for (size_t first = 0; first < jobs.size(); first += kMaxCells) {
         Cell cells[kMaxCells];
@@ -150,7 +150,7 @@ void run(const Where& where,
         const Tensor workspace = made(like, {scan_workspace(B, numbers, count)}, ScalarType::Byte);
         const char* error =
             scan(type, B, cells, count, options, mutable_data(workspace), where.stream(), &chosen);
-        STD_TORCH_CHECK(error == nullptr, error ? error : "");
+        MELODIA_CHECK(error == nullptr, error ? error : "");
     }
 }
 

@@ -7,13 +7,13 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/Exception.h>
 
 #include <optional>
 #include <string>
 #include <tuple>
 #include <vector>
 
+#include "check.h"
 #include "cuda/scan.h"
 
 #if defined(MELODIA_EMULATOR)
@@ -81,8 +81,8 @@ class Where {
                            : nullptr;
         }();
         void* stream = nullptr;
-        STD_TORCH_CHECK(get != nullptr && get(index_, &stream) == 0,
-                        "torch does not tell its current CUDA stream");
+        MELODIA_CHECK(get != nullptr && get(index_, &stream) == 0,
+                      "torch does not tell its current CUDA stream");
         return stream;
     }
 
@@ -95,11 +95,11 @@ class Where {
 // The tensor as a contiguous array of that shape and type; an error that names the argument otherwise.
 inline Tensor checked(const Where& where, const Tensor& x, const char* name, const Sizes& sizes,
                       ScalarType type) {
-    STD_TORCH_CHECK(sizes_of(x) == sizes, "`", name, "` must have the shape ", text(sizes), " (received ",
-                    text(sizes_of(x)), ")");
-    STD_TORCH_CHECK(x.scalar_type() == type, "`", name, "` must be ", text(type),
-                    " on this backend, beside the other arguments; convert it");
-    STD_TORCH_CHECK(where.has(x), "`", name, "` must be on the same CUDA device as the other arguments");
+    MELODIA_CHECK(sizes_of(x) == sizes, "`", name, "` must have the shape ", text(sizes), " (received ",
+                  text(sizes_of(x)), ")");
+    MELODIA_CHECK(x.scalar_type() == type, "`", name, "` must be ", text(type),
+                  " on this backend, beside the other arguments; convert it");
+    MELODIA_CHECK(where.has(x), "`", name, "` must be on the same CUDA device as the other arguments");
     return torch::stable::contiguous(x);
 }
 
@@ -152,8 +152,8 @@ inline const int64_t* integers(const Maybe& x) { return static_cast<const int64_
 
 inline Type type_of(const Tensor& x, const char* name) {
     const ScalarType type = x.scalar_type();
-    STD_TORCH_CHECK(is_number(type), "`", name,
-                    "` must be float32, bfloat16 or float16 on this backend; convert it");
+    MELODIA_CHECK(is_number(type), "`", name,
+                  "` must be float32, bfloat16 or float16 on this backend; convert it");
     return type == ScalarType::Float      ? Type::float32
            : type == ScalarType::BFloat16 ? Type::bfloat16
                                           : Type::float16;

@@ -24,7 +24,8 @@ PITCH_BIAS: OptionInfo = typer.Option(
     "at all) to 1."
 )
 RECALL: OptionInfo = typer.Option(
-    help="Share of bars that repeat earlier ones, 0 (none) to 0.9; more after a repetitive seed."
+    help="Share of bars that repeat earlier ones, 0 (none) to 0.9 (nearly all but the last two); in between, more "
+    "after a repetitive seed."
 )
 
 Temperature = Annotated[float, TEMPERATURE]
@@ -94,19 +95,43 @@ def sampling_of(
     )
 
 
-def program_numbers(text: str) -> tuple[int, ...]:
-    """Programs as the sampler takes them, from a list such as "0,40,drums".
+MOST_NEAR = 8
+"""So many names are suggested in place of one that is none."""
 
-    >>> program_numbers("0, 40,drums")
+
+def program_numbers(text: str) -> tuple[int, ...]:
+    """Programs as the sampler takes them, from a list such as "0,violin,drums".
+
+    >>> program_numbers("0, Violin,drums")
     (0, 40, -1)
     """
-    numbers = []
-    for part in text.split(","):
-        word = part.strip().lower()
-        if word != "drums" and not (word.isascii() and word.isdigit() and int(word) <= 127):
-            raise typer.BadParameter(
-                "--programs takes numbers between 0 and 127, and drums, separated by commas "
-                f"(received {part.strip()!r})"
-            )
-        numbers.append(-1 if word == "drums" else int(word))
-    return tuple(dict.fromkeys(numbers))
+    return tuple(dict.fromkeys(_program_number(part.strip()) for part in text.split(",")))
+
+
+def _program_number(word: str) -> int:
+    """A program from its number or its name, which may be cut short as long as it is the only one; -1 for drums.
+
+    >>> _program_number("pizz"), _program_number("acoustic guitar (nylon)")
+    (45, 24)
+    """
+    low = " ".join(word.lower().split())
+    if low == "drums":
+        return -1
+    if low.isascii() and low.isdigit() and int(low) <= 127:
+        return int(low)
+    from difflib import get_close_matches
+
+    from pretty_midi.constants import INSTRUMENT_MAP  # takes a moment, and numbers do without
+
+    names = [name.lower() for name in INSTRUMENT_MAP]
+    if low in names:
+        return names.index(low)
+    begun = [number for number, name in enumerate(names) if low and name.startswith(low)]
+    if len(begun) == 1:
+        return begun[0]
+    near = [name for name in names if low and low in name] or get_close_matches(low, names)
+    meant = f"; did you mean {', '.join(near[:MOST_NEAR])}?" if near else ""
+    raise typer.BadParameter(
+        "--programs takes numbers between 0 and 127, General MIDI names such as violin, and drums, separated by "
+        f"commas (received {word!r}){meant}"
+    )

@@ -74,8 +74,8 @@ def fill(
     programs: str | None = typer.Option(
         None,
         metavar="P,P",
-        help="General MIDI programs that may play, 0 (piano) to 127, and drums (default: those that play in these "
-        "bars now).",
+        help="General MIDI programs that may play, by number or name, such as 0,violin,drums (default: those that play "
+        "in these bars now).",
     ),
     scale: ScaleName = None,
     chords: Chords = None,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import typer
 
+from melodia.cli.choice import ModelFolder
 from melodia.cli.loading import loading
 from melodia.cli.output import tell
 from melodia.errors import MelodiaError, show_path
@@ -14,12 +15,12 @@ from melodia.errors import MelodiaError, show_path
 
 def originality(
     files: list[Path] = typer.Argument(None, metavar="[FILE...]", help="MIDI files to check."),
-    model: Path = typer.Option(..., "--model", metavar="DIR", help="A checkpoint made by `melodia train`."),
+    model: ModelFolder = None,
     index: Path | None = typer.Option(
         None,
         "--index",
         metavar="FOLDER",
-        help="First rebuild the index from the training music in FOLDER.",
+        help="First rebuild the index of --model DIR from the training music in FOLDER.",
     ),
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object per file instead of text."),
     cache: Path | None = typer.Option(
@@ -29,6 +30,10 @@ def originality(
     """Find the longest passages that MIDI files share with a model's training music, in any key and at any speed."""
     if not files and index is None:
         raise typer.BadParameter("give MIDI files to check, or --index FOLDER to build the index")
+    if index is not None and model is None:
+        raise typer.BadParameter(
+            "--index needs --model DIR: the model that was trained on the music in FOLDER"
+        )
     if cache is not None and index is None:
         raise typer.BadParameter("--cache needs --index FOLDER: checking files does not use it")
 
@@ -36,6 +41,7 @@ def originality(
     from melodia.workflows.originality import check_files, index_checkpoint
 
     if index is not None:
+        assert model is not None
         with loading():
             from melodia.cli.progress import ConsoleProgress
 

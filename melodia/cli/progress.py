@@ -135,17 +135,17 @@ class ConsoleProgress(Reporter):
 
     def validated(self, validation: Validation) -> None:
         """Say how well the held-out pieces are predicted."""
-        per_token = number(validation.nats_per_token, 4)
-        per_note = number(validation.nats_per_note, 3)
+        per_token, per_note = number(validation.nats_per_token, 4), number(validation.nats_per_note, 3)
         train_per_token = number(validation.train_nats_per_token, 4)
         train_per_note = number(validation.train_nats_per_note, 3)
-        saved = ""
-        if validation.best:  # without held-out pieces always, and that says nothing
-            saved = "  saved" if math.isnan(validation.nats_per_token) else "  best so far, saved"
-        self.say(
-            f"iteration {validation.iteration}: held-out {per_token} nats/token, {per_note} nats/note "
-            f"(training {train_per_token}, {train_per_note}){saved}"
-        )
+        if math.isnan(validation.nats_per_token):  # nothing is held out, and every state is the best so far
+            found = f"training {train_per_token} nats/token, {train_per_note} nats/note"
+            saved = "saved"
+        else:
+            found = f"held-out {per_token} nats/token, {per_note} nats/note "
+            found += f"(training {train_per_token}, {train_per_note})"
+            saved = "best so far, saved"
+        self.say(f"iteration {validation.iteration}: {found}" + (f"  {saved}" if validation.best else ""))
 
     def warned(self, text: str) -> None:
         """Say what the person should know."""

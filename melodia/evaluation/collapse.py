@@ -1,13 +1,13 @@
 """Collapse: does a piece get stuck? Loops of one note, bars repeated word for word, entropy and key that drift away.
 
-Recurrent generators fail in these ways. Real music repeats too, so the limits of `findings` are set where a few in a
+Recurrent generators fail in these ways. Real music repeats too, so the limits of `signs` are set where a few in a
 hundred real pieces lie; a report says what is there, not that it is wrong. Letters: M = bars, W = windows.
 """
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,6 +53,26 @@ class BarLoop:
     first_bar: int = 0
 
 
+class Sign(NamedTuple):
+    """Something that looks like collapse.
+
+    Attributes:
+        kind: only signs of one kind can be compared.
+        strength: of two of a kind, the higher one is the worse.
+        what: it is, in words.
+        bar: in which it begins, counted from 0; None where it concerns the whole.
+    """
+
+    kind: str
+    strength: float
+    what: str
+    bar: int | None = None
+
+    def words(self, first_bar: int = 1) -> str:
+        """The sign in words, in music whose first bar has this number."""
+        return self.what if self.bar is None else f"{self.what} from bar {first_bar + self.bar}"
+
+
 @dataclass(frozen=True)
 class CollapseReport:
     """What `collapse_report` found.
@@ -70,7 +90,7 @@ class CollapseReport:
         in_key: share of each window's notes in that key's scale [W].
         density: notes a bar of each window [W].
         silence: longest silence in quarter notes.
-        findings: what looks like collapse, in words; empty for a healthy piece.
+        signs: what looks like collapse; empty for a healthy piece.
     """
 
     bars: int
@@ -85,12 +105,21 @@ class CollapseReport:
     in_key: tuple[float, ...]
     density: tuple[float, ...]
     silence: float
-    findings: tuple[str, ...]
+    signs: tuple[Sign, ...]
+
+    @property
+    def findings(self) -> tuple[str, ...]:
+        """What looks like collapse, in words."""
+        return tuple(sign.words() for sign in self.signs)
 
     @property
     def healthy(self) -> bool:
         """Whether nothing looks like collapse."""
-        return not self.findings
+        return not self.signs
+
+    def matches(self, sign: Sign) -> bool:
+        """Whether a sign that other music shows is found here, too, and no weaker."""
+        return any(own.kind == sign.kind and own.strength >= sign.strength for own in self.signs)
 
     def lines(self) -> list[str]:
         """The report as text."""
@@ -107,6 +136,8 @@ class CollapseReport:
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready copy; what is undefined is None."""
         data = asdict(self)
+        del data["signs"]
+        data["findings"] = self.findings
         data["key"] = str(self.key) if self.key else None
         for name, value in data.items():
             if isinstance(value, tuple) and name in ("pitch_entropy", "rhythm_entropy", "in_key", "density"):
@@ -148,7 +179,7 @@ def collapse_report(score: Any) -> CollapseReport:
         inside,
         density,
         silence,
-        tuple(_findings(run, loops, drop, inside, silence, table)),
+        tuple(_signs(run, loops, drop, inside, silence, table)),
     )
 
 
@@ -211,35 +242,38 @@ def _intervals(window: NoteTable) -> NDArray[np.int64]:
     return np.histogram(np.diff(onsets) / window.resolution, RHYTHM_EDGES)[0]
 
 
-def _findings(
+def _signs(
     run: Run,
     loops: tuple[BarLoop, ...],
     drop: float,
     inside: tuple[float, ...],
     silence: float,
     table: NoteTable,
-) -> list[str]:
+) -> list[Sign]:
     found = []
     if run.onsets >= LOOP_ONSETS:
         # A pulse under a melody is music; it is a loop where little else happens.
         onsets = np.unique(table.pitched.start)
         meanwhile = int(((onsets >= run.start) & (onsets <= run.end)).sum())
         if run.onsets >= LOOP_SHARE * meanwhile:
-            found.append(f"one note or chord {run.onsets} times in a row from bar {run.bar + 1}")
+            found.append(Sign("note", run.onsets, f"one note or chord {run.onsets} times in a row", run.bar))
     for loop in loops:
         if loop.copies >= LOOP_COPIES + (loop.bars == 1) and loop.bars * loop.copies >= LOOP_BARS:
             what = "a bar" if loop.bars == 1 else f"{loop.bars} bars"
-            found.append(f"{what} repeated note for note {loop.copies} times from bar {loop.first_bar + 1}")
+            what = f"{what} repeated note for note {loop.copies} times"
+            found.append(Sign("bars", loop.bars * loop.copies, what, loop.first_bar))
             break
     if drop >= ENTROPY_DROP:
-        found.append(f"the variety of pitches falls by {drop:.0%} from the first third to the last")
+        what = f"the variety of pitches falls by {drop:.0%} from the first third to the last"
+        found.append(Sign("variety", drop, what))
     if silence >= SILENT_QUARTERS:
-        found.append(f"a silence of {silence:g} quarter notes")
+        found.append(Sign("silence", silence, f"a silence of {silence:g} quarter notes"))
     late = [value for value in inside[-max(1, len(inside) // 3) :] if value == value]
-    if len(inside) >= 3 and late and float(np.mean(late)) < OUT_OF_KEY:
-        found.append(f"only {np.mean(late):.0%} of the last third's notes lie in the piece's key")
+    if len(inside) >= 3 and late and (share := float(np.mean(late))) < OUT_OF_KEY:
+        what = f"only {share:.0%} of the last third's notes lie in the piece's key"
+        found.append(Sign("key", 1 - share, what))
     if not len(table.start):
-        found.append("no notes")
+        found.append(Sign("notes", 1, "no notes"))
     return found
 
 

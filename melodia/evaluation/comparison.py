@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from melodia.errors import ConfigError
 from melodia.evaluation.statistics import HISTOGRAMS, STATISTICS, piece_histograms, piece_statistics
+from melodia.measure import plain
 
 NAN = float("nan")
 GRID = 2048
@@ -95,10 +96,7 @@ class SetComparison:
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready copy; what is undefined is None."""
-        rows = []
-        for feature in self.features:
-            row = asdict(feature)
-            rows.append({key: None if value != value else value for key, value in row.items()})
+        rows = [plain(asdict(feature)) for feature in self.features]
         return {"real": self.real, "generated": self.generated, "features": rows}
 
 

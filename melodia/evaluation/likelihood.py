@@ -48,7 +48,7 @@ class PiecesInMemory(Pieces):
         flags = [False] * len(self._tokens) if constant_velocity is None else list(constant_velocity)
         if len(flags) != len(self._tokens):
             raise ConfigError(
-                f"constant_velocity needs one flag per piece (received {len(flags)} for {len(self._tokens)} pieces)"
+                f"`constant_velocity` needs one flag per piece (received {len(flags)} for {len(self._tokens)} pieces)"
             )
         for ids in self._tokens:
             if len(ids) and (int(ids.min()) < 0 or int(ids.max()) >= vocabulary.size):
@@ -105,7 +105,7 @@ def model_likelihood(
     lasting = None if seconds is None else np.asarray(seconds, dtype=np.float64).reshape(-1)
     if lasting is not None and len(lasting) != len(pieces):
         raise ConfigError(
-            f"seconds needs one number per piece (received {len(lasting)} for {len(pieces)} pieces)"
+            f"`seconds` needs one number per piece (received {len(lasting)} for {len(pieces)} pieces)"
         )
     preparer = Preparer(vocabulary, model.config.side_inputs)
     return replace(evaluate(model, pieces, preparer, lanes=lanes, window=window), seconds=lasting)

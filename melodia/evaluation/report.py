@@ -12,8 +12,9 @@ from melodia.evaluation.collapse import CollapseReport
 from melodia.evaluation.comparison import SetComparison
 from melodia.evaluation.continuations import KeyAgreement, Pair
 from melodia.evaluation.statistics import piece_histograms
-from melodia.measure import Likelihood, number
+from melodia.measure import Likelihood, number, plain, span
 from melodia.originality import Originality
+from melodia.wording import counted
 
 REPORT_VERSION = 1
 LEVEL = 0.95
@@ -116,8 +117,8 @@ class Evaluation:
             "generated": None if self.generated is None else _generated_dict(self.generated),
             "versions": self.versions,
         }
-        plain: dict[str, Any] = _plain(data)
-        return plain
+        copy: dict[str, Any] = plain(data)
+        return copy
 
 
 def likelihood_table(likelihood: Likelihood) -> Table:
@@ -130,7 +131,7 @@ def likelihood_table(likelihood: Likelihood) -> Table:
             (
                 f"per {unit}",
                 number(interval.value, 4),
-                f"{number(interval.low, 4)} to {number(interval.high, 4)}",
+                span(interval.low, interval.high, 4),
                 number(interval.value / np.log(2), 3),
                 f"{total:,.0f}",
             )
@@ -139,8 +140,9 @@ def likelihood_table(likelihood: Likelihood) -> Table:
         "Likelihood: how surprising the model finds the music",
         ("", "nats", f"{LEVEL:.0%} interval", "bits", "counted"),
         tuple(rows),
-        f"{len(likelihood.nats):,} pieces; lower is better. Intervals: bootstrap over pieces. Only the rows per note, "
-        f"bar and second can be compared between models with different tokenizers.",
+        f"{counted(len(likelihood.nats), 'piece')}; lower is better. Intervals: bootstrap over pieces. The tokens "
+        "counted are those scored: the end of each piece too, but no velocities where a piece has only one. Only the "
+        "rows per note, bar and second can be compared between models with different tokenizers.",
     )
 
 
@@ -155,7 +157,7 @@ def comparison_table(made: Generated) -> Table:
                 row.name.replace("_", " "),
                 f"{number(row.real_mean)} ± {number(row.real_spread)}" if values else "",
                 f"{number(row.generated_mean)} ± {number(row.generated_spread)}" if values else "",
-                f"{number(row.low)} to {number(row.high)}{' *' if sure else ''}" if values else "",
+                f"{span(row.low, row.high)}{' *' if sure else ''}" if values else "",
                 number(row.overlap, 2),
                 number(row.divergence, 2),
                 f"{number(other.overlap, 2)} / {number(other.divergence, 2)}",
@@ -282,14 +284,3 @@ def _generated_dict(made: Generated) -> dict[str, Any]:
         "pieces": pieces,
         "failed": list(made.failed),
     }
-
-
-def _plain(value: Any) -> Any:
-    """A copy of nested data in which what is not a number is None and tuples are lists."""
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and not np.isfinite(value):
-        return None
-    return value

@@ -94,7 +94,7 @@ def lstm_scan(
         weight_hh: the recurrent weights.
         bias_hh: the recurrent bias.
         lengths: how many steps of each sequence count; at t >= lengths[b] the state stays and the output
-            is 0. None: all T.
+            is 0. Any number will do: more than T are T, less than 0 none. None: all T.
 
     Returns:
         output [T, B, H], h_n [B, H], c_n [B, H].
@@ -128,7 +128,7 @@ def gru_scan(
         weight_hh: the recurrent weights.
         bias_hh: the recurrent bias.
         lengths: how many steps of each sequence count; at t >= lengths[b] the state stays and the output
-            is 0. None: all T.
+            is 0. Any number will do: more than T are T, less than 0 none. None: all T.
 
     Returns:
         output [T, B, H], h_n [B, H].

@@ -143,7 +143,8 @@ class _Clock:
         places: where they begin, in ticks, float64 [N].
     """
 
-    def __init__(self, midi: Any, resolution: int) -> None:
+    def __init__(self, midi: Any, resolution: int, findings: Findings) -> None:
+        self._findings = findings
         times, qpm = (np.asarray(values, np.float64) for values in midi.get_tempo_changes())
         tempi = np.clip(np.rint(60e6 / np.maximum(qpm, 1e-3)), 1, 0xFFFFFF).astype(np.int64)
         if not len(times):
@@ -158,7 +159,8 @@ class _Clock:
             raise ValueError("a time that is not finite")
         index = np.maximum(0, np.searchsorted(self._times, seconds, "right") - 1)
         exact = self.places[index] + (seconds - self._times[index]) * self._speed[index]
-        return np.clip(np.rint(exact), 0, 1 << 40).astype(np.int64)
+        places = np.clip(np.rint(exact), None, 1 << 40)
+        return _limited("time", places, 0, np.inf, self._findings).astype(np.int64)
 
 
 def _events(midi: Any, findings: Findings, limits: Limits) -> SmfEvents:
@@ -166,10 +168,10 @@ def _events(midi: Any, findings: Findings, limits: Limits) -> SmfEvents:
     if not 1 <= resolution <= 32767:
         findings.add("repaired", "resolution out of range", detail=f"{resolution}, 480 assumed")
         resolution = 480
-    ticks = _Clock(midi, resolution)
+    ticks = _Clock(midi, resolution, findings)
     lyrics = len(getattr(midi, "lyrics", ())) + len(getattr(midi, "text_events", ()))
     findings.add("not carried", "texts, lyrics and markers", lyrics)
-    parts = [_channel_events(index, part, ticks) for index, part in enumerate(midi.instruments)]
+    parts = [_channel_events(index, part, ticks, findings) for index, part in enumerate(midi.instruments)]
     table = np.concatenate([np.zeros((6, 0), np.int64), *parts], axis=1)
     if table.shape[1] > limits.events:
         raise MidiError(
@@ -210,30 +212,45 @@ def _metas(midi: Any, ticks: _Clock) -> list[Meta]:
     return [*metas, *(Meta(index, 0, TRACK_NAME, name) for index, name in enumerate(names))]
 
 
-def _channel_events(index: int, part: Any, ticks: _Clock) -> NDArray[np.int64]:
+def _limited(
+    what: str, values: NDArray[np.float64], low: int, high: float, findings: Findings
+) -> NDArray[np.float64]:
+    """Values between limits, with findings of those that were not."""
+    findings.add("repaired", f"{what} below {low} raised", int((values < low).sum()))
+    findings.add("repaired", f"{what} above {high} lowered", int((values > high).sum()))
+    limited: NDArray[np.float64] = np.clip(values, low, high)
+    return limited
+
+
+def _channel_events(index: int, part: Any, ticks: _Clock, findings: Findings) -> NDArray[np.int64]:
     """An instrument's events [6, N]: track, tick, rank among those of one tick, status, data1, data2."""
     channel = 9 if part.is_drum else 0
     notes = [(note.pitch, note.velocity, note.start, note.end) for note in part.notes]
     controls = [(change.number, change.value, change.time) for change in part.control_changes]
     bends = [(bend.pitch, bend.time) for bend in part.pitch_bends]
     pitch, velocity, start, end = np.array(notes, np.float64).reshape(-1, 4).T
+    pitch = _limited("pitch", pitch, 0, np.inf, findings)  # higher ones are dropped where notes are paired
+    velocity = _limited("velocity", velocity, 1, 127, findings)
     on, off = ticks(start), ticks(end)
     flat = off <= on
     number, value, when = np.array(controls, np.float64).reshape(-1, 3).T
+    number = _limited("controller", number, 0, 127, findings)
+    value = _limited("value of a controller", value, 0, 127, findings)
     bend, bent = np.array(bends, np.float64).reshape(-1, 2).T
-    bend = np.clip(bend, -8192, 8191) + 8192
+    bend = _limited("pitch bend", bend, -8192, 8191, findings) + 8192
+    program = _limited("program", np.array([float(part.program)]), 0, 127, findings)
     rows: list[tuple[Any, int, int, Any, Any]] = [
-        (np.zeros(1), 0, 0xC0, np.array([float(part.program)]), 0),
+        (np.zeros(1), 0, 0xC0, program, 0),
         (ticks(when), 1, 0xB0, number, value),
         (ticks(bent), 1, 0xE0, bend % 128, bend // 128),
         (off[~flat], 2, 0x80, pitch[~flat], 0),
-        (on, 3, 0x90, pitch, np.maximum(velocity, 1)),
+        (on, 3, 0x90, pitch, velocity),
         (on[flat], 4, 0x80, pitch[flat], 0),
     ]
     blocks = []
     for tick, rank, status, first, second in rows:
         block = np.zeros((6, len(tick)), np.int64)
         block[0], block[1], block[2], block[3] = index, tick, rank, status | channel
-        block[4], block[5] = np.rint(np.clip(first, 0, 255)), np.rint(np.clip(second, 0, 127))
+        block[4], block[5] = np.rint(np.minimum(first, 255)), np.rint(second)
         blocks.append(block)
     return np.concatenate(blocks, axis=1)

@@ -12,14 +12,26 @@ from symusic.core import ControlChangeTick, PitchBendTick, ScoreTick, TrackTick
 from melodia.errors import ConfigError
 from melodia.midi.bars import BarTable, bar_table
 from melodia.midi.convert import seconds_of
+from melodia.midi.parts import (
+    RECENT,
+    Columns,
+    first_strikes,
+    programs_in,
+    set_notes,
+    share_out,
+    stacked,
+    tracks_of,
+)
 from melodia.midi.report import Finding, Findings
+from melodia.midi.writing import assign_channels
 from melodia.notes import program_of
 
 __all__ = ["bar_table", "cut_score", "end_on_bar", "join", "window"]
 
 PEDALS = (64, 66, 67)  # sustain, sostenuto, soft
 
-_Columns = dict[str, NDArray[Any]]
+_LEVELS = {7: ("volume", 100), 11: ("expression", 127)}
+"""What a fade leaves low: a controller, its name, and what General MIDI has in force where a file says nothing."""
 
 HIGHEST_RESOLUTION = 32767
 """Ticks per quarter note that a MIDI file can say."""
@@ -35,17 +47,6 @@ def common_resolution(first: int, second: int) -> int:
     while resolution > HIGHEST_RESOLUTION and resolution % 2 == 0:
         resolution //= 2
     return first if resolution > HIGHEST_RESOLUTION or resolution % first else resolution
-
-
-def set_notes(track: TrackTick, columns: _Columns) -> None:
-    """Replace the notes of a track, sorted by (time, pitch)."""
-    order = np.lexsort((columns["pitch"], columns["time"]))
-    track.notes = type(track.notes).from_numpy(
-        columns["time"][order].astype(np.int32),
-        columns["duration"][order].astype(np.int32),
-        columns["pitch"][order].astype(np.int8),
-        columns["velocity"][order].astype(np.int8),
-    )
 
 
 def cut_score(
@@ -116,7 +117,7 @@ def window(score: ScoreTick, start: int, stop: int) -> tuple[ScoreTick, list[Fin
         for event in _in_force(list(getattr(score, name)), start, stop):
             events.append(event)
     for track in score.tracks:
-        columns: _Columns = track.notes.numpy()
+        columns: Columns = track.notes.numpy()
         begin, end = (
             columns["time"].astype(np.int64),
             (columns["time"] + columns["duration"]).astype(np.int64),
@@ -179,11 +180,12 @@ def join(
 ) -> tuple[ScoreTick, list[Finding]]:
     """Put a continuation behind a seed.
 
-    The continuation's tick 0 comes to lie at `at_tick`. Its notes go to the seed's first track of the same
-    program (the drums to the drums), or to a new track. Seed notes that begin at `at_tick` or later are
-    dropped, and so are its controllers and bends there; notes that still sound go on until they end or the
-    continuation strikes their pitch. Pedals are lifted and bends ended at the join. Tempo, metre and key of the
-    seed go on.
+    The continuation's tick 0 comes to lie at `at_tick`. Its notes go to the seed's tracks of the same program
+    (the drums to the drums), of several to the one whose notes lie nearest (`melodia.midi.parts`), or to a new
+    track. Seed notes that begin at `at_tick` or later are dropped, and so are its controllers and bends there;
+    notes that still sound go on until they end or the continuation strikes their pitch. Pedals are lifted and
+    bends ended at the join, and volume and expression that a fade left low come back for the new notes. Tempo,
+    metre and key of the seed go on.
 
     Args:
         seed: what stands before; its resolution is kept.
@@ -203,17 +205,17 @@ def join(
     result = seed.copy()
     _clear_after(result, at_tick, findings)
     _release(result, at_tick, findings)
-    homes: dict[int, int] = {}
-    for index, track in enumerate(result.tracks):
-        homes.setdefault(program_of(track), index)
-    for track in continuation.tracks:
-        if not len(track.notes):
-            continue
-        key = program_of(track)
-        if key not in homes:
-            homes[key] = len(result.tracks)
-            result.tracks.append(TrackTick(track.name, track.program, track.is_drum))
-        _append(result, homes[key], track, at_tick, findings)
+    shared = []
+    for tracks, notes in programs_in(continuation, at_tick):
+        new = _without_overlaps(notes, findings)
+        for index in tracks_of(result, program_of(tracks[0])):
+            _end_at_strikes(result.tracks[index], new, findings)
+        shared.append((tracks, share_out(new, result, tracks[0], at_tick, at_tick)))
+    _restore(result, {index for _, homes in shared for index in homes}, at_tick, findings)
+    for tracks, homes in shared:
+        for index in homes:
+            for track in tracks:
+                _add_controllers(result.tracks[index], track, at_tick)
     if keep_changes:
         for name in ("tempos", "time_signatures", "key_signatures"):
             events = getattr(result, name)
@@ -263,48 +265,98 @@ def _release(score: ScoreTick, tick: int, findings: Findings) -> None:
             findings.add("note", "pitch bends ended at the join")
 
 
-def _append(score: ScoreTick, index: int, track: TrackTick, at_tick: int, findings: Findings) -> None:
-    """Add a track's notes and controllers to one of the score; no two notes of one pitch overlap."""
-    home = score.tracks[index]
-    new: _Columns = track.notes.numpy()
-    new["time"] = new["time"] + np.int32(at_tick)
-    for other in score.tracks:
-        if program_of(other) == program_of(home):
-            _end_at_strikes(other, new, at_tick, findings)
-    old: _Columns = home.notes.numpy()
-    merged = {name: np.concatenate((old[name], new[name])) for name in old}
-    order = np.lexsort((merged["time"], merged["pitch"]))
-    merged = {name: values[order] for name, values in merged.items()}
-    same = (merged["pitch"][1:] == merged["pitch"][:-1]) & (merged["time"][1:] >= at_tick)
-    gap = np.diff(merged["time"])
-    doubled = np.concatenate((same & (gap == 0), [False]))
-    over = np.concatenate((same & (gap > 0) & (merged["duration"][:-1] > gap), [False]))
-    merged["duration"][:-1] = np.where(over[:-1], gap, merged["duration"][:-1])
+def _restore(score: ScoreTick, given: set[int], tick: int, findings: Findings) -> None:
+    """Bring back volume and expression where they have fallen before a tick (in place): nobody would do it later.
+
+    Fallen is less than half of what prevailed: by General MIDI's curve that is 12 dB, so that music played as before
+    would sound less than half as loud. Tracks that share a channel of the file share what is in force.
+
+    Args:
+        score: without controllers from the tick on.
+        given: the tracks that get new notes.
+        tick: where these begin.
+        findings: gets what is restored.
+    """
+    channels = assign_channels(score)
+    for channel in sorted({channels[index] for index in given}):
+        together = [index for index, other in enumerate(channels) if other == channel]
+        notes, controls = (
+            stacked([getattr(score.tracks[index], name).numpy() for index in together])
+            for name in ("notes", "controls")
+        )
+        order = np.argsort(controls["time"], kind="stable")
+        for number, (name, default) in _LEVELS.items():
+            chosen = order[controls["number"][order] == number]
+            value = np.append(default, controls["value"][chosen])
+            edges = np.concatenate(([0], controls["time"][chosen], [tick]))
+            usual = _prevailing(value, edges, notes, RECENT * score.ticks_per_quarter)
+            if value[-1] < usual / 2:
+                homes = given.intersection(together)
+                for index in homes:
+                    score.tracks[index].controls.append(ControlChangeTick(tick, number, usual))
+                findings.add("note", f"{name} restored at the join", len(homes))
+
+
+def _prevailing(value: NDArray[Any], edges: NDArray[Any], notes: Columns, recent: int) -> int:
+    """The median of a controller by the time of the notes under it, without those that it silences.
+
+    Args:
+        value: one after the other [K].
+        edges: the ticks between which each is in force [K + 1].
+        notes: all that it governs.
+        recent: what counts is the last so many ticks if anything is heard there; all, if not.
+
+    Returns:
+        the median; the last value where nothing is heard.
+    """
+    for since in (edges[-1] - recent, 0):
+        heard = np.diff(_sounded(notes, np.maximum(edges, since))) * (value > 0)
+        if heard.any():
+            order = np.argsort(value)
+            reached = np.cumsum(heard[order])
+            return int(value[order][np.searchsorted(reached, reached[-1] / 2, "right")])
+    return int(value[-1])
+
+
+def _sounded(notes: Columns, ticks: NDArray[np.int64]) -> NDArray[np.int64]:
+    """How long notes have sounded before ticks, all of them together."""
+    onset = np.sort(notes["time"].astype(np.int64))
+    end = np.sort(notes["time"].astype(np.int64) + notes["duration"])
+    begun, ended = np.searchsorted(onset, ticks), np.searchsorted(end, ticks)
+    since, until = (np.concatenate(([0], np.cumsum(moments))) for moments in (onset, end))
+    sounded: NDArray[np.int64] = (begun * ticks - since[begun]) - (ended * ticks - until[ended])
+    return sounded
+
+
+def _without_overlaps(notes: Columns, findings: Findings) -> Columns:
+    """Notes of one program, of which no two of one pitch overlap, by pitch and time."""
+    order = np.lexsort((notes["time"], notes["pitch"]))
+    notes = {name: values[order] for name, values in notes.items()}
+    same, gap = np.diff(notes["pitch"]) == 0, np.diff(notes["time"])
+    over = np.flatnonzero(same & (gap > 0) & (notes["duration"][:-1] > gap))
+    notes["duration"][over] = gap[over]
+    doubled = np.append(same & (gap == 0), False)
     findings.add("dropped", "notes doubled after the join", int(doubled.sum()))
-    findings.add("repaired", "overlapping notes cut after the join", int(over.sum()))
-    set_notes(home, {name: values[~doubled] for name, values in merged.items()})
+    findings.add("repaired", "overlapping notes cut after the join", len(over))
+    return {name: values[~doubled] for name, values in notes.items()}
+
+
+def _end_at_strikes(track: TrackTick, new: Columns, findings: Findings) -> None:
+    """End the notes of a track that sound where new ones strike their pitch (in place)."""
+    columns: Columns = track.notes.numpy()
+    struck = first_strikes(new)[columns["pitch"]]
+    cut = columns["time"] + columns["duration"] > struck
+    columns["duration"][cut] = struck[cut] - columns["time"][cut]
+    findings.add("repaired", "seed notes ended by a new strike after the join", int(cut.sum()))
+    set_notes(track, columns)
+
+
+def _add_controllers(home: TrackTick, track: TrackTick, at_tick: int) -> None:
+    """Add a track's controllers and bends behind those of another one (in place)."""
     for name in ("controls", "pitch_bends"):
-        events, more = getattr(home, name), getattr(track, name)
-        if len(more):
-            first, second = events.numpy(), more.numpy()
-            second["time"] = second["time"] + np.int32(at_tick)
-            joined = [np.concatenate((first[key], second[key])) for key in first]
-            setattr(home, name, type(events).from_numpy(*joined))
-
-
-def _end_at_strikes(track: TrackTick, new: _Columns, at_tick: int, findings: Findings) -> None:
-    """End the notes of a track that sound across the join where their pitch is struck anew (in place)."""
-    columns: _Columns = track.notes.numpy()
-    end = columns["time"] + columns["duration"]
-    cut = 0
-    for place in np.flatnonzero((columns["time"] < at_tick) & (end > at_tick)).tolist():
-        strikes = new["time"][new["pitch"] == columns["pitch"][place]]
-        if len(strikes) and strikes.min() < end[place]:
-            columns["duration"][place] = strikes.min() - columns["time"][place]
-            cut += 1
-    if cut:
-        findings.add("repaired", "seed notes ended by a new strike after the join", cut)
-        set_notes(track, columns)
+        events, more = getattr(home, name), getattr(track, name).numpy()
+        more["time"] = more["time"] + np.int32(at_tick)
+        setattr(home, name, type(events).from_numpy(*stacked([events.numpy(), more]).values()))
 
 
 def end_on_bar(score: ScoreTick, tick: int) -> tuple[ScoreTick, list[Finding]]:

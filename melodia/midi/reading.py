@@ -10,7 +10,7 @@ from typing import IO, TYPE_CHECKING, Union
 import numpy as np
 from symusic.core import ScoreTick
 
-from melodia.errors import MelodiaError, MidiError, show_path
+from melodia.errors import ConfigError, MelodiaError, MidiError, show_path
 from melodia.midi.assemble import assemble
 from melodia.midi.bars import bar_count
 from melodia.midi.container import DEFAULT_DIVISION, REMEDY
@@ -45,12 +45,15 @@ def read_score(source: Source, *, limits: Limits | None = None) -> tuple[ScoreTi
 
     Raises:
         MidiError: nothing to read: one line that names the file, the fault and the remedy.
+        ConfigError: `limits` are none.
 
     >>> score, report = read_score("midi_samples/petzold_minuet_g_major.mid")
     >>> len(score.tracks) > 0, score.time_signatures[0].numerator
     (True, 3)
     """
-    limits = limits or Limits()
+    limits = Limits() if limits is None else limits
+    if not isinstance(limits, Limits):
+        raise ConfigError(f"`limits` must be a melodia.midi.Limits (received {limits!r})")
     if isinstance(source, (str, os.PathLike)):
         name = show_path(source)
         data = _read_file(source, name, limits)
@@ -83,6 +86,7 @@ def read_midi(source: Source, *, limits: Limits | None = None) -> pretty_midi.Pr
 
     Raises:
         MidiError: nothing to read: one line that names the file, the fault and the remedy.
+        ConfigError: `limits` are none.
 
     >>> read_midi("midi_samples/petzold_minuet_g_major.mid").time_signature_changes[0].numerator
     3
@@ -107,6 +111,11 @@ def too_large(name: str, size: int, limits: Limits) -> MidiError:
     return MidiError(
         f"{name}: is too large for MIDI ({found}); split it, or check that it is a MIDI file at all"
     )
+
+
+def missing(name: str) -> MidiError:
+    """The error for a file that is not there."""
+    return MidiError(f"{name}: no such file; check the path")
 
 
 def _read_stream(source: IO[bytes], name: str, limits: Limits) -> bytes:
@@ -140,7 +149,7 @@ def _read_file(path: str | os.PathLike[str], name: str, limits: Limits) -> bytes
         finally:
             os.close(descriptor)
     except FileNotFoundError:
-        raise MidiError(f"{name}: no such file; check the path") from None
+        raise missing(name) from None
     except IsADirectoryError:
         raise MidiError(f"{name}: is a directory; give a MIDI file inside it") from None
     except PermissionError:

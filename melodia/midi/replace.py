@@ -7,7 +7,8 @@ from collections.abc import Collection
 import numpy as np
 from symusic.core import ControlChangeTick, PitchBendTick, ScoreTick, TrackTick
 
-from melodia.midi.join import PEDALS, common_resolution, set_notes
+from melodia.midi.join import PEDALS, common_resolution
+from melodia.midi.parts import Columns, first_strikes, programs_in, set_notes, share_out, tracks_of
 from melodia.midi.report import Finding, Findings
 from melodia.notes import program_of
 
@@ -24,8 +25,8 @@ def replace(
     """Put new music in place of what begins between two ticks. All else stays as it is.
 
     The new notes go to the tracks of their program, the drums to the drums; of several such tracks, as of the two hands
-    of a piano, to the one whose notes in the rest of the score lie nearest; where there is none, to a new one. Pedals
-    are up and bends at rest in between. Tempo, metre and key are the score's.
+    of a piano, to the one whose notes before and behind lie nearest (`melodia.midi.parts`); where there is none, to a
+    new one. Pedals are up and bends at rest in between. Tempo, metre, key and all other controllers are the score's.
 
     Args:
         score: in ticks.
@@ -46,9 +47,10 @@ def replace(
     for track in result.tracks:
         if programs is None or program_of(track) in programs:
             _clear(track, start, stop, early, findings)
-    centres = [_mean_pitch(track) for track in result.tracks]
-    for track in new.tracks:
-        _spread(track, result, centres, start, stop - early)
+    for tracks, notes in programs_in(new, start):
+        for index in tracks_of(result, program_of(tracks[0])):
+            _end_at_next(notes, result.tracks[index].notes.numpy(), stop - early)
+        share_out(notes, result, tracks[0], start, stop)
     return result, findings.to_list()
 
 
@@ -86,33 +88,8 @@ def _rested(changes: list[tuple[int, int]], start: int, stop: int) -> list[tuple
     return sorted(kept, key=lambda change: change[0])
 
 
-def _mean_pitch(track: TrackTick) -> float | None:
-    return float(track.notes.numpy()["pitch"].mean()) if len(track.notes) else None
-
-
-def _spread(track: TrackTick, result: ScoreTick, centres: list[float | None], start: int, early: int) -> None:
-    """Give the notes of a track to those of the score that play its program (in place).
-
-    They end where one of theirs with the same pitch begins from `early` on.
-    """
-    homes = [k for k, other in enumerate(result.tracks) if program_of(other) == program_of(track)]
-    playing = [index for index in homes if centres[index] is not None]
-    homes = playing or homes[:1]
-    if not homes:
-        homes = [len(result.tracks)]
-        result.tracks.append(TrackTick(track.name, track.program, track.is_drum))
-        centres.append(None)
-    columns = track.notes.numpy()
-    columns["time"] = columns["time"] + np.int32(start)
-    nearest = np.zeros(len(columns["time"]), np.int64)
-    if len(homes) > 1:
-        centre = np.array([centres[index] for index in homes])
-        nearest = np.abs(columns["pitch"][:, None] - centre).argmin(axis=1)
-    for place, index in enumerate(homes):
-        home, mine = result.tracks[index], nearest == place
-        old = home.notes.numpy()
-        for pitch, tick in zip(old["pitch"].tolist(), old["time"].tolist(), strict=True):
-            if early <= tick:
-                same = mine & (columns["pitch"] == pitch) & (columns["time"] + columns["duration"] > tick)
-                columns["duration"][same] = np.maximum(1, tick - columns["time"][same])
-        set_notes(home, {name: np.concatenate((old[name], columns[name][mine])) for name in old})
+def _end_at_next(notes: Columns, others: Columns, tick: int) -> None:
+    """End notes where others with the same pitch begin from a tick on (in place)."""
+    later = others["time"] >= tick
+    follows = first_strikes({name: values[later] for name, values in others.items()})[notes["pitch"]]
+    notes["duration"] = np.minimum(notes["duration"], np.maximum(1, follows - notes["time"]))

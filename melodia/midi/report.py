@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
@@ -21,10 +21,12 @@ class Finding:
         kind: "repaired", "dropped", "quantised", "not carried" or "note" (nothing lost, worth knowing).
         what: what it is, in a few words, e.g. "note without an end closed".
         count: how many times.
-        detail: where it was first seen, or more words; may be empty.
+        detail: where it was first seen, or more words; one that begins with "of" says of how many. May be empty.
 
     >>> print(Finding("dropped", "invalid tempo", 2, "first: 0 microseconds per quarter, tick 0"))
     dropped: invalid tempo (2; first: 0 microseconds per quarter, tick 0)
+    >>> print(Finding("quantised", "note onset", 1, "of 495; largest 0.0123 quarter notes"))
+    quantised: note onset (1 of 495; largest 0.0123 quarter notes)
     """
 
     kind: Kind
@@ -33,8 +35,9 @@ class Finding:
     detail: str = ""
 
     def __str__(self) -> str:
-        number = f"{self.count:,}" if self.count != 1 else ""
-        inside = "; ".join(part for part in (number, self.detail) if part)
+        goes_on = self.detail.startswith("of ")
+        number = f"{self.count:,}" if self.count != 1 or goes_on else ""
+        inside = (" " if goes_on else "; ").join(part for part in (number, self.detail) if part)
         return f"{self.kind}: {self.what}" + (f" ({inside})" if inside else "")
 
 
@@ -77,6 +80,21 @@ class Findings:
         return sorted(found, key=lambda finding: KINDS.index(finding.kind))
 
 
+def unseen_lines(findings: Sequence[Finding], music: str) -> list[str]:
+    """What is changed in the tokens of music, and not in the music itself, as lines of text.
+
+    Args:
+        findings: of its encoding.
+        music: what it is called.
+    """
+    if not findings:
+        return []
+    return [
+        f"changed only for the model ({music} itself stays as it is):",
+        *(f"  {each}" for each in findings),
+    ]
+
+
 @dataclass
 class ReadReport:
     """What was read from one MIDI file.
@@ -96,6 +114,7 @@ class ReadReport:
         time_signatures: (tick, numerator, denominator).
         key_signatures: (tick, sharps -7..7, 0 major or 1 minor).
         findings: everything that was repaired, dropped or assumed.
+        unseen: what the tokens of the score do not say; empty where it was not encoded.
     """
 
     path: str
@@ -112,6 +131,7 @@ class ReadReport:
     time_signatures: list[tuple[int, int, int]]
     key_signatures: list[tuple[int, int, int]]
     findings: list[Finding] = field(default_factory=list)
+    unseen: list[Finding] = field(default_factory=list)
 
     @property
     def clean(self) -> bool:
@@ -132,8 +152,8 @@ class ReadReport:
         if self.key_signatures:
             keys = [key_name(key, mode) for _, key, mode in self.key_signatures]
             text.append("  key: " + _list(keys))
-        text += [f"  {finding}" for finding in self.findings]
-        return text
+        found = [*map(str, self.findings), *unseen_lines(self.unseen, "the file")]
+        return [*text, *(f"  {line}" for line in found)]
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain lists, numbers and strings, ready for JSON."""

@@ -44,7 +44,7 @@ def write_midi(
     Raises:
         MidiError: the file is there already (without `force`), or cannot be written; an old file stays as
             it was.
-        ConfigError: `path` is no path.
+        ConfigError: `path` is no path, or `force` no truth value.
 
     >>> import tempfile
     >>> from melodia.midi import read_score
@@ -54,7 +54,7 @@ def write_midi(
     ...     read_score(path)[0].note_num() == score.note_num()
     True
     """
-    target = file_path("path", path)
+    target = file_path("path", path, MidiError)
     if not os.fsdecode(path) or os.fsdecode(path).endswith(("/", os.sep)):  # a Path forgets the slash
         raise MidiError(f"{show_path(path)}: is a directory; give a file name for the MIDI file")
     refuse_folder(target, MidiError, form=" for the MIDI file")
@@ -89,14 +89,15 @@ def midi_bytes(midi: ScoreTick | pretty_midi.PrettyMIDI) -> bytes:
                 f"this PrettyMIDI cannot be written as MIDI ({error}); repair its values"
             ) from error
         return buffer.getvalue()
-    if not hasattr(midi, "ticks_per_quarter"):
+    if not isinstance(midi, ScoreTick):
         raise MidiError(
-            f"MIDI is written from a score or a PrettyMIDI, not from {type(midi).__name__}; convert it"
+            f"MIDI is written from a score in ticks or a PrettyMIDI, not from {type(midi).__name__}; convert it (other "
+            'symusic scores have `to("tick")`)'
         )
     _check(midi)
     tracks = [_conductor(midi)]
     tracks += [
-        _track(part, channel) for part, channel in zip(midi.tracks, _assign_channels(midi), strict=True)
+        _track(part, channel) for part, channel in zip(midi.tracks, assign_channels(midi), strict=True)
     ]
     resolution = midi.ticks_per_quarter
     if not 1 <= resolution <= 32767:
@@ -143,7 +144,8 @@ def _check_values(what: str, values: NDArray[Any], most: int) -> None:
         )
 
 
-def _assign_channels(score: ScoreTick) -> list[int]:
+def assign_channels(score: ScoreTick) -> list[int]:
+    """The MIDI channel, 0 to 15, on which each track is written: one each while they last, then one each program."""
     melodic = [index for index, track in enumerate(score.tracks) if not track.is_drum]
     channels = [9] * len(score.tracks)
     if len(melodic) <= len(_CHANNELS):

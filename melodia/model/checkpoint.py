@@ -13,7 +13,8 @@ from __future__ import annotations
 import errno
 import json
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ import safetensors.torch
 import torch
 
 import melodia
+from melodia.checks import file_path
 from melodia.errors import CheckpointError
 from melodia.model.config import ModelConfig
 from melodia.model.folders import replace_folder, stored_folder
@@ -96,15 +98,16 @@ def save_checkpoint(
         CheckpointError: the folder holds something else, the disk is full, ...; an earlier checkpoint is
             intact.
     """
-    folder = Path(folder)
+    folder = file_path("folder", folder, CheckpointError)
     if weights not in DTYPES:
-        raise CheckpointError(f"weights can be stored as {', '.join(DTYPES)} (received {weights!r})")
+        raise CheckpointError(f"`weights` can be stored as {', '.join(DTYPES)} (received {weights!r})")
     if vocabulary.size != model.config.vocab_size:
         raise CheckpointError(
             f"the vocabulary has {vocabulary.size} tokens and the model {model.config.vocab_size}; "
             "save a model with the vocabulary it was trained on"
         )
-    _refuse_foreign(folder)
+    with _explained(folder):
+        _refuse_foreign(folder)
     data = _pack(model, DTYPES[weights])
     config = {
         "format": FORMAT,
@@ -121,23 +124,14 @@ def save_checkpoint(
         _to_json(config)
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"what should go into {folder} cannot be written as JSON ({error})") from error
-    try:
-        with replace_folder(folder) as new:
-            (new / WEIGHTS).write_bytes(data)
-            for name, text in texts.items():
-                (new / name).write_text(text, encoding="utf-8")
-            if write_more is not None:
-                write_more(new)
-            config["files"] = sorted({path.name for path in new.iterdir()} | {CONFIG})
-            (new / CONFIG).write_text(_to_json(config), encoding="utf-8")
-    except OSError as error:
-        remedy = (
-            "free some space" if error.errno == errno.ENOSPC else "choose another folder or its permissions"
-        )
-        raise CheckpointError(
-            f"cannot write the checkpoint {folder}: {error.strerror or error}; {remedy} "
-            "(an earlier checkpoint there is unchanged)"
-        ) from error
+    with _explained(folder), replace_folder(folder) as new:
+        (new / WEIGHTS).write_bytes(data)
+        for name, text in texts.items():
+            (new / name).write_text(text, encoding="utf-8")
+        if write_more is not None:
+            write_more(new)
+        config["files"] = sorted({path.name for path in new.iterdir()} | {CONFIG})
+        (new / CONFIG).write_text(_to_json(config), encoding="utf-8")
     return folder
 
 
@@ -161,6 +155,21 @@ def load_checkpoint(folder: str | Path, *, device: torch.device | str = "cpu") -
         stored.corpus_fingerprint,
         stored.path,
     )
+
+
+@contextmanager
+def _explained(folder: Path) -> Iterator[None]:
+    """Errors of the file system as one that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        remedy = (
+            "free some space" if error.errno == errno.ENOSPC else "choose another folder or its permissions"
+        )
+        raise CheckpointError(
+            f"cannot write the checkpoint {folder}: {error.strerror or error}; {remedy} "
+            "(an earlier checkpoint there is unchanged)"
+        ) from error
 
 
 def _pack(model: Model, dtype: torch.dtype) -> bytes:

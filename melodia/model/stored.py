@@ -22,7 +22,8 @@ import safetensors
 from numpy.typing import NDArray
 
 import melodia
-from melodia.errors import CheckpointError, ConfigError, TokenizerError
+from melodia.checks import file_path
+from melodia.errors import CheckpointError, ConfigError, TokenizerError, show_path
 from melodia.model.config import ModelConfig
 from melodia.model.folders import stored_folder
 from melodia.model.network import Network, tensor_shapes
@@ -76,10 +77,15 @@ def read_checkpoint(folder: str | Path) -> StoredCheckpoint:
     Raises:
         CheckpointError: there is none, or it is damaged, foreign or of a newer format.
     """
-    folder = Path(folder)
-    if not (stored_folder(folder) / CONFIG).exists() and is_checkpoint(folder / BEST):
-        folder = folder / BEST
-    _refuse_unfinished(folder)
+    folder = file_path("folder", folder, CheckpointError)
+    try:
+        if not (stored_folder(folder) / CONFIG).exists() and is_checkpoint(folder / BEST):
+            folder = folder / BEST
+        _refuse_unfinished(folder)
+    except OSError as error:  # such as a folder that may not be searched
+        raise CheckpointError(
+            f"cannot read {show_path(folder)}: {error.strerror or error}; check the path and its permissions"
+        ) from error
     while True:
         before = _identity(folder)
         try:
@@ -105,7 +111,7 @@ def is_checkpoint(folder: str | Path) -> bool:
     """Whether the folder is a checkpoint of some version; does not read its weights."""
     try:
         read_config(stored_folder(Path(folder)))
-    except CheckpointError:
+    except (CheckpointError, OSError):
         return False
     return True
 

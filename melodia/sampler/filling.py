@@ -75,8 +75,8 @@ class Filling:
 
         return to_pretty_midi(self.score)
 
-    def lines(self) -> list[str]:
-        """The report as lines of text."""
+    def lines(self, *, timing: bool = True) -> list[str]:
+        """The report as lines of text, with or without how long it took."""
         new, (begin, end) = self.continuation.report, self.span
         lines = [
             f"{self.where} rewritten ({begin:.1f} s to {end:.1f} s): {counted(new.notes, 'note')}, "
@@ -88,7 +88,7 @@ class Filling:
                 f"what follows: {self.following_nll:.2f} nats per token"
                 + ("" if old is None else f" ({old:.2f} after the original bars)")
             )
-        return [*lines, *new.lines()[1:], *(str(finding) for finding in self.findings)]
+        return [*lines, *new.lines(timing=timing)[1:], *(str(finding) for finding in self.findings)]
 
 
 class _Place(NamedTuple):
@@ -131,6 +131,8 @@ def fill(
     for name in GIVEN:
         if name in settings:
             raise ConfigError(f"`{name}` comes from the piece when its bars are filled; leave it out")
+    if "branches" in settings:
+        whole_number("branches", settings["branches"], 2, 64)
     place = _find_place(music, bars, sampler.tokenizer)
     settings = {"branches": FILL_BRANCHES, "metre": _metre(place.table, place.bars[0] - 1), **settings}
     goes, heard = None, bool(programs_of(place.before) or programs_of(place.here))
@@ -220,14 +222,16 @@ def _check_bars(bars: object, table: BarTable, ticks_per_quarter: int) -> tuple[
     Raises:
         ConfigError: they are no such bars, or not of one metre and whole.
     """
+    wanted = f"`bars` must be the first and the last bar to fill, between 1 and {len(table)}"
     try:
-        first, last = (whole_number("bars", bar, 1) for bar in bars)  # type: ignore[attr-defined]
+        first, last = (whole_number("bars", bar, 0) for bar in bars)  # type: ignore[attr-defined]
     except (ConfigError, TypeError, ValueError):
-        first, last = 1, 0
-    if not first <= last <= len(table):
-        raise ConfigError(
-            f"`bars` must be the first and the last bar to fill, between 1 and {len(table)} (received {bars!r})"
-        )
+        raise ConfigError(f"{wanted} (received {bars!r})") from None
+    if first > last:
+        raise ConfigError(f"{wanted} (received {first} to {last}, the last one first); turn them round")
+    if not 1 <= first <= last <= len(table):
+        received = f"{first}" if first == last else f"{first} to {last}"
+        raise ConfigError(f"{wanted} (received {received})")
     if last - first >= MOST_BARS:
         raise ConfigError(
             f"`bars` must span at most {MOST_BARS} bars (received {last - first + 1}); fill them in parts"

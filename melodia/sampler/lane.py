@@ -18,12 +18,14 @@ from melodia.decode import Bias, Choice, Noise, SamplingConfig, choose
 from melodia.grammar import Grammar, NoteEvent
 from melodia.grammar.state import NONE
 from melodia.grammar.tables import MICRO_RESOLUTION
+from melodia.harmony import Chord
 from melodia.midi.report import Finding
 from melodia.notes import voice
 from melodia.sampler.bias import seed_bias
 from melodia.sampler.chord_bias import ChordBias
 from melodia.sampler.classes import TokenClasses
 from melodia.sampler.continuation import Event, TimeMap, event_of
+from melodia.sampler.dynamics import Level
 from melodia.sampler.kept import Kept
 from melodia.sampler.plan import BAR_TOKENS, Plan
 from melodia.sampler.players import rests_of
@@ -80,7 +82,8 @@ class Lane:
         rests = rests_of(session.seed, self.programs, quarter, alone=kept is not None)
         self._bias = seed_bias(classes, session.seed, request, None if kept is None else kept.score)
         self._chord_bias = None if request.chords is None else ChordBias(classes, self._bias, session.seed)
-        self.plan = Plan(classes, session.context, request, self.session.grammar, cycle, rests, kept)
+        level = Level.of(classes, session.seed)
+        self.plan = Plan(classes, session.context, request, self.session.grammar, cycle, rests, kept, level)
         self.count = 0
         self.tokens: list[int] = []
         self.nll: list[float] = []
@@ -117,6 +120,12 @@ class Lane:
         if self._chord_bias is None:
             return self._bias
         return self._chord_bias.under(self.plan.chord(self.session.grammar))
+
+    def close_on(self, chord: Chord) -> None:
+        """Lean the last bar towards a chord, where no chords were asked for."""
+        if self._chord_bias is None:
+            self._chord_bias = ChordBias(self.classes, self._bias, self.session.seed)
+            self.plan.closing = chord
 
     def _choose(self, wanted: NDArray[np.bool_], compiled: bool) -> Choice:
         """Draw among the tokens of a mask."""

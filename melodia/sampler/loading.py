@@ -23,7 +23,7 @@ def open_checkpoint(path: str | os.PathLike[str] | None) -> tuple[StoredCheckpoi
     Raises:
         CheckpointError: there is none, or it is damaged.
     """
-    folder = file_path("path", path) if path is not None else bundled_model()
+    folder = file_path("path", path, CheckpointError) if path is not None else bundled_model()
     checkpoint = read_checkpoint(folder)
     tokenizer = Tokenizer.from_dict(checkpoint.tokenizer_json, checkpoint.path / TOKENIZER)
     if tokenizer.vocabulary.fingerprint != checkpoint.vocabulary.fingerprint:

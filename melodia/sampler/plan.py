@@ -23,6 +23,7 @@ from melodia.notes import Notes
 from melodia.progression import Progression
 from melodia.sampler.bars import Bars
 from melodia.sampler.classes import TokenClasses
+from melodia.sampler.dynamics import Level
 from melodia.sampler.kept import Kept
 from melodia.sampler.players import Cast
 from melodia.sampler.recall import Recalled
@@ -53,12 +54,14 @@ class Plan(Bars):
         cycle: the TimeSig values that write one bar of `request.metre`; None: as before.
         rests: by program, how long each may be silent, in grid ticks; see `melodia.sampler.players`.
         kept: music that stays beside the new; None for none.
+        level: the one velocity of the new notes; None for any.
 
     Attributes:
         crowded: bars that were left because they grew to `BAR_TOKENS`.
         recalled: what was played again so far; not kept of endless music.
         kept: the music that stays beside it.
         progression: the chords that the new bars follow; None where none were asked for.
+        closing: the chord that the last bar leans towards where there are none; None: no chord.
     """
 
     def __init__(
@@ -70,8 +73,10 @@ class Plan(Bars):
         cycle: tuple[str, ...] | None = None,
         rests: dict[int, int] | None = None,
         kept: Kept | None = None,
+        level: Level | None = None,
     ) -> None:
         super().__init__(classes, context, request, cycle)
+        self._level = level
         self._bar_tokens = 0
         self._script: list[int] = []  # tokens to come, the next one last
         self._replays = (0, 0)  # from which tick, and how many bars
@@ -79,6 +84,7 @@ class Plan(Bars):
         self.crowded = 0
         self.kept = kept
         self.progression = None if request.chords is None else Progression(request.chords)
+        self.closing: Chord | None = None
         self._strangers: tuple[int, ...] = ()  # programs that accompany and have not been heard yet
         if kept is not None:
             rests = dict(rests or {})
@@ -188,8 +194,8 @@ class Plan(Bars):
         if not self._may_end(self._bar):
             exclude.append("eos")
         excluded = classes.bits(*exclude) if exclude else None
-        faster = self._too_fast()
-        for more in (self._cast.others, None if faster is None else pack(faster)):
+        faster, level = self._too_fast(), None if self._level is None else self._level.bits
+        for more in (self._cast.others, level, None if faster is None else pack(faster)):
             if more is not None:
                 excluded = more if excluded is None else excluded | more
         stop = classes.bits("begins_bar", "inner_bar", "metre", "inner_metre", "tempo", "inner_tempo", "eos")
@@ -223,8 +229,10 @@ class Plan(Bars):
 
     def chord(self, s: GrammarState) -> Chord | None:
         """The chord that holds at the present place; None where there is none."""
-        grid = None if self.progression is None else self.grid(s)
-        return None if self.progression is None or grid is None else self.progression.chord(s.now, grid)
+        if self.progression is None:
+            return self.closing if self.last is not None and self._bar >= self.last else None
+        grid = self.grid(s)
+        return None if grid is None else self.progression.chord(s.now, grid)
 
     def _chord_change(self, s: GrammarState) -> int | None:
         """The tick inside the present bar at which another chord begins to hold; None where none does."""
@@ -374,6 +382,8 @@ class Plan(Bars):
             if prelude is not None:
                 wanted = prelude
         self._cast.narrow(s.program, wanted)
+        if self._level is not None:
+            wanted &= ~self._level.others
         faster = self._too_fast()
         if faster is not None:
             wanted &= ~faster

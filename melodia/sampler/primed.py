@@ -183,7 +183,8 @@ class PrimedModel:
                 music from nothing.
             seed_bars: use only the first bars of the seed.
             seed_seconds: or only the first seconds, completed to a bar line.
-            append: the seed is token ids that go on from the present session.
+            append: the seed is token ids that go on from the present session. Tokens at the end of ids that only begin
+                a note or a bar are dropped, which the report says: give them again with those behind them.
             density: notes a bar as a bucket, 1 to 8, for models with that side input; None: not given, or with
                 `append` as before.
             progress: is told how many of how many tokens are read, and the word "tokens".
@@ -212,7 +213,8 @@ class PrimedModel:
                 raise ConfigError("`append`, `seed_bars` and `seed_seconds` need a seed")
             nothing = np.zeros(0, np.int32)
             self._session, nll = feed_from_start(self._reader(), nothing, Context(), None, density)
-            report = PrimeReport("", 0, 0, 0.0, 0, nll, 0.0, (0, 0), (), False, time.perf_counter() - began)
+            wall = time.perf_counter() - began
+            report = PrimeReport("", 0, 0, 0.0, 0, nll, 0.0, 0.0, (0, 0), (), False, wall)
         else:
             if append:
                 if seed_bars is not None or seed_seconds is not None:

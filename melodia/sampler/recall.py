@@ -3,8 +3,8 @@
 A recurrent model remembers what music is like, not what was played: of the bars that it draws 0.2 % are the same as an
 earlier one, of those that really come behind the same seeds 16 % (`benchmarks/continuations.py`). Its state is no place
 to look a theme up, but the tokens are. So some stretches of two bars are not drawn: the tokens of two earlier bars are
-fed again, and the model goes on from there, having heard them. How many depends on the seed: one in which bars come
-again asks for more.
+fed again, and the model goes on from there, having heard them. How many is asked for, and depends on the seed, too: one
+in which bars come again asks for more.
 """
 
 from __future__ import annotations
@@ -19,10 +19,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from melodia.decode.config import RECOMMENDED
 from melodia.decode.philox import uniform
 from melodia.grammar import Op
 from melodia.grammar.state import NONE
 from melodia.sampler.classes import TokenClasses
+from melodia.sampler.request import MOST_RECALL
 
 
 class Lag(NamedTuple):
@@ -40,9 +42,13 @@ class Lag(NamedTuple):
 LAGS = {2: Lag(15, 0.1), 4: Lag(36, 0.15), 8: Lag(29, 0.5), 16: Lag(11, 0.8), 32: Lag(9, 0.7)}
 """By bars back: what was counted in 23,000 stretches behind the 16th bar of 447 pieces, of all sets with tunes."""
 
+USUAL = RECOMMENDED["recall"]
+"""Who asks for this share has no wish of his own, and gets the share that the seed lets expect. From there it goes
+evenly down to none and up to `MOST_RECALL`: who asks for these means them, whatever the seed."""
+
 SEED_WEIGHT = 12
-"""The share of bars that come again in a seed counts as much as the asked one where the seed has so many bars. It is
-what foretells the next 16 bars best (165 held-out pieces, by squares; correlation 0.42)."""
+"""The share of bars that come again in a seed counts as much as `USUAL` where the seed has so many bars. It is what
+foretells the next 16 bars best (165 held-out pieces, by squares; correlation 0.42)."""
 
 FIRST_BARS, FEW_NOTES = 4, 3
 """The first bars of a piece cannot come again, and bars with fewer notes say nothing."""
@@ -286,7 +292,9 @@ class Recall:
     def of(cls, recall: float, before: Recollection, random_seed: int, session: int) -> Recall:
         """For an asked share, going on from what was before."""
         again, counted = before.seen
-        share = (again + SEED_WEIGHT * recall) / (counted + SEED_WEIGHT) if recall else 0.0
+        expected = (again + SEED_WEIGHT * USUAL) / (counted + SEED_WEIGHT)
+        shares = (0.0, expected, max(expected, MOST_RECALL))
+        share = float(np.interp(recall, (0.0, USUAL, MOST_RECALL), shares))
         return cls(share, random_seed, session, before.stretch, before.lag)
 
     @property

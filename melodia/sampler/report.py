@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from melodia.decode import SamplingConfig
-from melodia.midi.report import Finding
+from melodia.midi.report import Finding, unseen_lines
 from melodia.sampler.stretches import WIDER
 from melodia.wording import counted
 
@@ -22,6 +22,7 @@ class GenerationReport:
         notes: new notes.
         seconds: length of the new music, from the join to its last bar line.
         wall_seconds: time it took. Of a batch, the time of the whole batch.
+        batch: how many continuations were made at once.
         tokens_per_second: of the whole batch.
         times_real_time: seconds of music (of the whole batch) a second of work.
         nll: mean -log probability of the new tokens under the model, before any filter, in nats.
@@ -51,6 +52,7 @@ class GenerationReport:
     notes: int
     seconds: float
     wall_seconds: float
+    batch: int
     tokens_per_second: float
     times_real_time: float
     nll: float
@@ -72,8 +74,17 @@ class GenerationReport:
     sampling: SamplingConfig
     findings: list[Finding] = field(default_factory=list)
 
-    def lines(self) -> list[str]:
-        """The report as lines of text."""
+    @property
+    def timing(self) -> str:
+        """How long it took, in words: the same of all that was made at once."""
+        made = "made" if self.batch == 1 else f"{counted(self.batch, 'sample')} made"
+        return (
+            f"{made} in {self.wall_seconds:.2f} s: {self.tokens_per_second:,.0f} tokens/s, "
+            f"{self.times_real_time:,.1f} times faster than real time ({self.backend}: {self.backend_reason})"
+        )
+
+    def lines(self, *, timing: bool = True) -> list[str]:
+        """The report as lines of text, with or without `timing`."""
         bars = counted(self.bars, "bar")
         if self.completed:
             bars = f"the rest of the seed's last bar and {bars}"
@@ -81,8 +92,7 @@ class GenerationReport:
         lines = [
             f"{bars} of {metre} at {self.tempo:.4g} quarter notes per minute: {self.seconds:.1f} s of music, "
             f"{counted(self.notes, 'note')}, {counted(self.tokens, 'token')}",
-            f"made in {self.wall_seconds:.2f} s: {self.tokens_per_second:,.0f} tokens/s, "
-            f"{self.times_real_time:,.1f} times faster than real time ({self.backend}: {self.backend_reason})",
+            *([self.timing] if timing else []),
             f"random seed {self.random_seed}, session {self.session}",
         ]
         if self.stretches:
@@ -120,12 +130,14 @@ class PrimeReport:
         seconds: its length.
         tokens: its tokens.
         nll: mean -log probability of its tokens under the model, in nats: how foreign it is to the model.
-        tempo: quarter notes a minute at the join: what prevails in its last bars.
+        tempo: quarter notes a minute that new music keeps: what prevails in its last bars.
+        tempo_at_end: quarter notes a minute with which it ends.
         metre: numerator and denominator at the join.
         programs: its programs; -1 is the drums.
         completes: whether new music begins inside the seed's last bar, to complete it.
         wall_seconds: time it took to read and to feed it.
-        findings: what was repaired, quantised or dropped.
+        findings: what was repaired or dropped.
+        unseen: what the model does not see of it; the seed itself stays as it is.
     """
 
     source: str
@@ -135,23 +147,28 @@ class PrimeReport:
     tokens: int
     nll: float
     tempo: float
+    tempo_at_end: float
     metre: tuple[int, int]
     programs: tuple[int, ...]
     completes: bool
     wall_seconds: float
     findings: list[Finding] = field(default_factory=list)
+    unseen: list[Finding] = field(default_factory=list)
 
     def lines(self) -> list[str]:
         """The report as lines of text."""
         if not self.tokens:
             return ["no seed: music from nothing"]
         programs = ", ".join("drums" if program < 0 else str(program) for program in self.programs)
+        differs = abs(self.tempo / self.tempo_at_end - 1) > 0.02
+        end = f" ({self.tempo_at_end:.4g} at the end)" if differs else ""
         return [
             f"seed {self.source}: {counted(self.bars, 'bar')}, {self.seconds:.1f} s, {counted(self.notes, 'note')}, "
             f"{counted(self.tokens, 'token')}; "
-            f"{self.metre[0]}/{self.metre[1]} at {self.tempo:.4g} quarter notes per minute, programs {programs}",
+            f"{self.metre[0]}/{self.metre[1]} at {self.tempo:.4g} quarter notes per minute{end}, programs {programs}",
             f"seed read in {self.wall_seconds:.2f} s; {self.nll:.2f} nats per token under the model",
-            *(str(finding) for finding in self.findings),
+            *map(str, self.findings),
+            *unseen_lines(self.unseen, "the seed"),
         ]
 
     def to_dict(self) -> dict[str, Any]:

@@ -55,9 +55,9 @@ class Request:
             last two eight times as often, and what fits the seed best, and closes best at the end, is kept; see
             `melodia.sampler.branching`. 1: once. Not for streams, nor with `may_end`.
         recall: how many of the bars come again, 0 (none, but by chance) to 0.9: two at a time are played as 2, 4, 8, 16
-            or 32 bars before. A seed in which more or fewer come again shifts it; see `melodia.sampler.recall`. Where
-            bars are tokens, and tokens no byte pairs; elsewhere nothing comes again. With `chords` only new bars do,
-            under the same chords.
+            or 32 bars before, but never the last two. A seed in which more or fewer come again shifts what lies in
+            between, 0.3 most; see `melodia.sampler.recall`. Where bars are tokens, and tokens no byte pairs; elsewhere
+            nothing comes again. With `chords` only new bars do, under the same chords.
         following: music that comes behind the new bars, in any form that a seed has: they lead there instead of
             closing; see `melodia.sampler.following`. Needs branches.
         beside: music that sounds at the same time, from the join on, in any form that a seed has. It stays, and is no

@@ -47,7 +47,8 @@ class Sampler(PrimedModel):
 
     Args:
         model: a torch model on its device, or arrays (`melodia.model.Network`), which need no torch where the engine
-            is there.
+            is there. A torch model is put into evaluation mode. Whether changes of its weights are heard later depends
+            on the backend: behind a step of training make another sampler.
         tokenizer: the one that made the model's corpus.
         backend: "auto": the engine where it is there and the model is on the CPU; else "reference" or "native".
         weights: of the engine: "fp32", "bf16" or "int8"; the last two are faster and a little less exact.
@@ -222,7 +223,8 @@ class Sampler(PrimedModel):
         """Rewrite some bars of a piece: they continue the music before them and lead into the music after.
 
         The sampler's own session stays as it is. Metre, tempo and the programs of the bars stay; so does all else of
-        the piece, note by note. At the end of a piece the new bars close.
+        the piece, note by note, but that notes which sound into the bars end there. At the end of a piece the new bars
+        close.
 
         Args:
             music: in any form that a seed has.
@@ -230,8 +232,8 @@ class Sampler(PrimedModel):
             num_samples: in how many ways.
             beside: only `programs` are made anew there; what others play stays and is accompanied. They may be some
                 that the piece does not have yet.
-            settings: as in `generate`, but length, metre and tempo, which are the piece's; `branches` (8) is how many
-                times every two bars are played, the last two eight times as often, see `Request`.
+            settings: as in `generate`, but length, metre and tempo, which are the piece's; `branches` (8, at least 2) is
+                how many times every two bars are played, the last two eight times as often, see `Request`.
 
         Raises:
             ConfigError: no such bars, or they change the metre; else as in `prime` and `generate`.

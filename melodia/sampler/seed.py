@@ -26,6 +26,9 @@ TEMPO_BARS = 8
 """The tempo at the join is the one that prevails in this many bars before it."""
 
 
+BEGUN = "token of a note or bar that is only begun"
+
+
 @dataclass(frozen=True)
 class Seed:
     """A seed, read.
@@ -35,7 +38,9 @@ class Seed:
         score: the seed as read, cut to what is used; not on the grid.
         context: what new music keeps.
         bars, notes, seconds: what is used of it.
-        findings: what was repaired, quantised or dropped.
+        tempo_at_end: quarter notes a minute at the join, which need not be those that new music keeps.
+        findings: what was repaired or dropped.
+        unseen: what its tokens do not say.
     """
 
     ids: NDArray[np.int32]
@@ -44,7 +49,9 @@ class Seed:
     bars: int
     notes: int
     seconds: float
+    tempo_at_end: float
     findings: list[Finding] = field(default_factory=list)
+    unseen: list[Finding] = field(default_factory=list)
 
 
 def read_seed(
@@ -103,11 +110,11 @@ def read_seed(
                 f"first {unit} of {name} holds" if count == 1 else f"first {count:g} {unit}s of {name} hold"
             )
             raise ConfigError(f"the {part} no notes; use more of it")
+    unseen: list[Finding] = []
     if ids is None:
         encoding = tokenizer.encode(score)
-        ids = encoding.ids
-        findings += encoding.findings
-    context = _context(ids, score, name, tokenizer, line, findings)
+        ids, unseen = encoding.ids, encoding.findings
+    context = _context(ids, score, name, tokenizer, line)
     table = bar_table(score, round(context.seed_join * score.ticks_per_quarter))
     return Seed(
         ids=ids,
@@ -116,7 +123,9 @@ def read_seed(
         bars=len(table),
         notes=sum(len(track.notes) for track in score.tracks),
         seconds=float(seconds_of(score, np.array(round(context.seed_join * score.ticks_per_quarter)))),
+        tempo_at_end=_tempi(score, context.seed_join)[-1][1],
         findings=findings,
+        unseen=unseen,
     )
 
 
@@ -147,8 +156,9 @@ def open_music(
     if isinstance(source, np.ndarray) or (
         isinstance(source, Sequence) and not isinstance(source, (str, bytes, bytearray, memoryview))
     ):
-        ids = _check_ids(np.asarray(source), tokenizer.vocabulary)
-        return tokenizer.decode(ids), "<tokens>", [], ids
+        ids, begun = _check_ids(np.asarray(source), tokenizer.vocabulary)
+        findings = [Finding("dropped", BEGUN, begun)] if begun else []
+        return tokenizer.decode(ids), "<tokens>", findings, ids
     score, report = read_score(source)
     return score, report.path, list(report.findings), None
 
@@ -166,8 +176,8 @@ def _drop_from(score: ScoreTick, tick: float) -> int:
     return count
 
 
-def _check_ids(ids: NDArray[Any], vocabulary: Vocabulary) -> NDArray[np.int32]:
-    """Token ids of a seed, without BOS in front and EOS behind."""
+def _check_ids(ids: NDArray[Any], vocabulary: Vocabulary) -> tuple[NDArray[np.int32], int]:
+    """Token ids of a seed, without BOS in front and EOS behind; and how many behind them only begin something."""
     if ids.ndim != 1 or not len(ids) or ids.dtype.kind not in "iu":
         raise ConfigError(
             f"token ids must be whole numbers [N], N at least 1 (received {ids.dtype} {ids.shape}); "
@@ -185,10 +195,10 @@ def _check_ids(ids: NDArray[Any], vocabulary: Vocabulary) -> NDArray[np.int32]:
         grammar.advance(state, token)
         if not half_described(vocabulary, token):
             whole = place + 1
-    flat = flat[:whole]
+    flat, begun = flat[:whole], len(flat) - whole
     if not vocabulary.notes_of_token[flat].any():
         raise TokenizerError("the token ids of the seed hold no notes; give more of them, or prime with None")
-    return flat.astype(np.int32)
+    return flat.astype(np.int32), begun
 
 
 def _context(
@@ -197,7 +207,6 @@ def _context(
     name: str,
     tokenizer: Tokenizer,
     line: float | None,
-    findings: list[Finding],
 ) -> Context:
     """Find the join, and what prevails before it."""
     vocabulary = tokenizer.vocabulary
@@ -218,12 +227,6 @@ def _context(
     cycle, metre = _cycle(metre, tokenizer)
     gone = round((seed_join - start) * quarter)
     origin = join - gone
-    tempo, at_end = _tempo(score, seed_join)
-    if abs(tempo / at_end - 1) > 0.02:
-        findings.append(
-            Finding("note", f"tempo at the join {tempo:.4g}: it prevails in the seed's last {TEMPO_BARS} bars",
-                    detail=f"the seed itself ends at {at_end:.4g}")
-        )  # fmt: skip
     return Context(
         source=name,
         join=join,
@@ -232,7 +235,7 @@ def _context(
         metre=metre,
         cycle=cycle,
         anchor=origin,
-        tempo=tempo,
+        tempo=_tempo(score, seed_join),
         programs=programs_of(score),
     )
 
@@ -306,13 +309,19 @@ def cycle_of(metre: tuple[int, int], tokenizer: Tokenizer) -> tuple[str, ...]:
     return cycle
 
 
-def _tempo(score: ScoreTick, place: float) -> tuple[float, float]:
-    """The tempo that prevails in the last bars before a place, and the one at the place itself."""
-    from melodia.midi import bar_table
+def _tempi(score: ScoreTick, place: float) -> list[tuple[int, float]]:
+    """The tempi before a place (quarter notes), as (tick, quarter notes a minute)."""
     from melodia.midi.convert import tempi_of
 
     stop = max(1, round(place * score.ticks_per_quarter))
-    tempi = [(tick, 60e6 / mspq) for tick, mspq in tempi_of(score) if tick < stop]
+    return [(tick, 60e6 / mspq) for tick, mspq in tempi_of(score) if tick < stop]
+
+
+def _tempo(score: ScoreTick, place: float) -> float:
+    """The tempo that prevails in the last bars before a place (quarter notes)."""
+    from melodia.midi import bar_table
+
+    stop, tempi = max(1, round(place * score.ticks_per_quarter)), _tempi(score, place)
     table = bar_table(score, stop)
     begin = table.line(max(0, len(table) - TEMPO_BARS))
     spans: dict[float, int] = {}
@@ -328,4 +337,4 @@ def _tempo(score: ScoreTick, place: float) -> tuple[float, float]:
         if gone >= half:
             prevailing = tempo
             break
-    return prevailing, tempi[-1][1]
+    return prevailing

@@ -225,7 +225,7 @@ class Session:
         """
         from melodia.midi import midi_bytes
 
-        target = file_path("path", path)
+        target = file_path("path", path, CheckpointError)
         refuse_folder(target, CheckpointError, form=" for the session")
         refuse_taken(target, CheckpointError, force=force)
         arrays: dict[str, NDArray[Any]] = {f"model.{name}": part for name, part in self.model_state.items()}
@@ -266,10 +266,10 @@ class Session:
         Raises:
             CheckpointError: the file is missing, damaged, of a newer format, or belongs to another model.
         """
-        path = file_path("path", path)
-        if path.is_dir():
-            raise CheckpointError(f"{path}: is a directory; give a file that `Session.save` wrote")
+        path = file_path("path", path, CheckpointError)
         try:
+            if path.is_dir():
+                raise CheckpointError(f"{path}: is a directory; give a file that `Session.save` wrote")
             with safetensors.safe_open(str(path), framework="numpy") as file:
                 about = json.loads((file.metadata() or {}).get("melodia", "null"))
                 arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict

@@ -40,7 +40,7 @@ def learn_pairs(sequences: Iterable[NDArray[np.integer[Any]]], base: Vocabulary,
     """
     if size <= base.size:
         raise TokenizerError(
-            f"the vocabulary has {base.size} tokens already; give bpe_vocab_size above that (received {size})"
+            f"the vocabulary has {base.size} tokens already; give `bpe_vocab_size` above that (received {size})"
         )
     stream = _one_stream(sequences)
     if not len(stream):

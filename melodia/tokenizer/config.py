@@ -51,7 +51,7 @@ class TokenizerConfig:
         if self.scheme not in SCHEMES:
             raise ConfigError(f"`scheme` must be one of {', '.join(SCHEMES)} (received {self.scheme!r})")
         if self.positions_per_beat not in (12, 24):
-            raise ConfigError(f"positions_per_beat must be 12 or 24 (received {self.positions_per_beat!r})")
+            raise ConfigError(f"`positions_per_beat` must be 12 or 24 (received {self.positions_per_beat!r})")
         self._whole("positions_per_beat", 12, 24)
         self._whole("velocities", 1, 127)
         self._whole("tempi", 2, 256)

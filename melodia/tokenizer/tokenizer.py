@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import reprlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -76,7 +77,15 @@ class Tokenizer:
 
         Raises:
             TokenizerError: the score has no notes that tokens can be made of.
+            ConfigError: it is no score in ticks.
         """
+        from symusic.core import ScoreTick
+
+        if not isinstance(score, ScoreTick):
+            raise ConfigError(
+                f"`score` must be a symusic score in ticks (received {type(score).__name__}); `melodia.read_score` "
+                'makes one of a file or a PrettyMIDI, `to("tick")` of another symusic score'
+            )
         grid = to_grid(score, self.config)
         ids = self.apply_bpe(self._encoder.encode(grid))
         front = [self.vocabulary.bos] if bos else []
@@ -93,8 +102,9 @@ class Tokenizer:
 
         Raises:
             TokenizerError: an id is not in the vocabulary.
+            ConfigError: these are no ids.
         """
-        numbers = np.asarray(ids, dtype=np.int64).reshape(-1)
+        numbers = _whole_numbers(ids)
         if len(numbers) and not (int(numbers.min()) >= 0 and int(numbers.max()) < self.vocabulary.size):
             raise TokenizerError(
                 f"token ids must be between 0 and {self.vocabulary.size - 1} "
@@ -188,7 +198,7 @@ class Tokenizer:
         Raises:
             TokenizerError: the file is there already (without `force`), or cannot be written.
         """
-        target = file_path("path", path)
+        target = file_path("path", path, TokenizerError)
         refuse_folder(target, TokenizerError, form=" for the tokenizer")
         refuse_taken(target, TokenizerError, force=force)
         with asked_file(target, TokenizerError, force=force) as part:
@@ -198,12 +208,27 @@ class Tokenizer:
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Tokenizer:
         """Read a tokenizer that `save` wrote; raises TokenizerError if it cannot be read."""
-        path = file_path("path", path)
+        path = file_path("path", path, TokenizerError)
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise TokenizerError(f"cannot read the tokenizer {path}: {error}") from error
         return cls.from_dict(data, path)
+
+
+def _whole_numbers(ids: Any) -> NDArray[np.int64]:
+    """Token ids as an array [N].
+
+    Raises:
+        ConfigError: they are something else.
+    """
+    try:
+        found = np.asarray(ids)
+    except (TypeError, ValueError):  # lists of unlike lengths, tensors on a GPU
+        found = np.array(None)
+    if found.ndim != 1 or (len(found) and found.dtype.kind not in "iu"):
+        raise ConfigError(f"`ids` must be whole numbers [N] (received {reprlib.repr(ids)})")
+    return found.astype(np.int64)
 
 
 def score_of(notes: Iterable[NoteEvent], reader: TokenReader) -> ScoreTick:

@@ -95,6 +95,16 @@ class World:
         distributed.broadcast(buffer, 0)
         return buffer.cpu().numpy().tobytes()
 
+    def refuse(self, problem: str | None) -> None:
+        """Stop in all processes where the first one has found a problem.
+
+        Raises:
+            TrainingError: says which.
+        """
+        told = self.share_bytes(None if problem is None else problem.encode(errors="surrogateescape"))
+        if told is not None:
+            raise TrainingError(told.decode(errors="surrogateescape"))
+
     def check_same(self, what: str, fingerprint: str) -> None:
         """Refuse to train when the processes hold different things.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from melodia.errors import TrainingError
 from melodia.model.stored import BEST, RESUME, STATE, is_checkpoint
 from melodia.training.distributed import World
 from melodia.training.logs import BOARD, COLUMNS, LOG
@@ -74,10 +73,7 @@ def check_folder(out: Path, world: World, *, resume: bool = False, force: bool =
     Raises:
         TrainingError: says what.
     """
-    found = obstacle(out, resume=resume, force=force) if world.leads else None
-    told = world.share_bytes(None if found is None else found.encode(errors="surrogateescape"))
-    if told is not None:
-        raise TrainingError(told.decode(errors="surrogateescape"))
+    world.refuse(obstacle(out, resume=resume, force=force) if world.leads else None)
 
 
 def look(out: Path, world: World, resume: bool, force: bool) -> TrainingState | None:

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from melodia.errors import TrainingError
 from melodia.training.distributed import World
 
 try:
@@ -43,9 +42,7 @@ def only_training(out: Path, world: World) -> Iterator[None]:
         except OSError as error:
             problem = f"cannot write {out}: {error.strerror or error}; choose another folder"
     try:
-        told = world.share_bytes(None if problem is None else problem.encode(errors="surrogateescape"))
-        if told is not None:
-            raise TrainingError(told.decode(errors="surrogateescape"))
+        world.refuse(problem)
         yield
     finally:
         if file is not None:

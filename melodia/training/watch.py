@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+from melodia.wording import counted
+
 FEW_PIECES = 20
 FEW_TOKENS = 100_000
 TOKENS_PER_PARAMETER = 0.1
@@ -15,9 +17,9 @@ def corpus_warnings(pieces: int, tokens: int, valid_pieces: int, parameters: int
     warnings = []
     if pieces < FEW_PIECES or tokens < FEW_TOKENS:
         warnings.append(
-            f"the corpus is small: {pieces:,} pieces with {tokens:,} tokens to train on (models begin to generalise "
-            f"from about {FEW_PIECES} pieces and {FEW_TOKENS:,} tokens); expect it to memorise pieces, so add more "
-            "music, or start from a trained checkpoint (`init`)"
+            f"the corpus is small: {counted(pieces, 'piece')} with {tokens:,} tokens to train on (models begin to "
+            f"generalise from about {FEW_PIECES} pieces and {FEW_TOKENS:,} tokens); expect it to memorise pieces, so "
+            "add more music, or start from a trained checkpoint (`init`)"
         )
     elif tokens < TOKENS_PER_PARAMETER * parameters:
         warnings.append(

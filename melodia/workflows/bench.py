@@ -31,16 +31,20 @@ from melodia.model.config import ModelConfig
 from melodia.model.network import Network, tensor_shapes
 from melodia.model.stored import read_checkpoint
 from melodia.sampler.loading import bundled_model
+from melodia.sampler.runner import engine_obstacle
 from melodia.side_inputs import SideInputTracker
 from melodia.tokenizer import Tokenizer
 from melodia.vocabulary import Vocabulary
+from melodia.wording import counted
 
 SECONDS = 12.0
+TOKEN_SECONDS = 0.5
 TURNS = 6
 BURST = 16
 WARM_UP = 8  # tokens at most at the beginning of a turn that do not count; a quarter of the turn
 PYTORCH = "PyTorch"
 TEMPERATURE, TOP_P = RECOMMENDED["temperature"], RECOMMENDED["top_p"]
+SAMPLING = SamplingConfig(temperature=TEMPERATURE, top_p=TOP_P)
 _PAUSE = 0.004  # seconds between turns, in which the threads of the turn before go to sleep
 
 
@@ -135,17 +139,15 @@ def bench(
         ways += [(PYTORCH, count, _PyTorch(network, count)) for count in counts]
     obstacle = engine.reason()
     if obstacle is None:
-        sampling = SamplingConfig(temperature=TEMPERATURE, top_p=TOP_P)
         for kind in weights:
             for count in counts:
-                stream = Streams(network, vocabulary, sampling, weights=kind, threads=count)
+                stream = Streams(network, vocabulary, SAMPLING, weights=kind, threads=count)
                 ways.append((kind, count, stream))
     else:
         notes.append(f"the engine cannot run: {obstacle}")
-    if hasattr(os, "getloadavg") and os.getloadavg()[0] > 0.5:
-        notes.append(
-            f"the machine is busy (load {os.getloadavg()[0]:.1f}): figures may be better when it is idle"
-        )
+    disturbed = busy()
+    if disturbed:
+        notes.append(disturbed)
     with _torch_threads_kept():
         found = _measure([way for _, _, way in ways], seconds)
     speeds = [_speed(name, count, times) for (name, count, _), times in zip(ways, found, strict=True)]
@@ -154,6 +156,46 @@ def bench(
         speeds = [Speed(**(asdict(s) | {"times_pytorch": s.tokens_per_second / base})) for s in speeds]
     parameters = sum(array.size for array in network.tensors.values())
     return BenchResult(title, parameters, engine.instruction_set(), cores, speeds, notes)
+
+
+def busy() -> str:
+    """A remark where the machine has other work, which makes every figure worse; else nothing."""
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    if load <= 0.5:
+        return ""
+    return f"the machine is busy (load {load:.1f}): figures may be better when it is idle"
+
+
+def token_way() -> str:
+    """What `token_time` measures, in a few words.
+
+    >>> "fp32" in token_way()
+    True
+    """
+    way = PYTORCH if engine_obstacle("auto") else f"engine ({engine.instruction_set()})"
+    return f"{way}, fp32, one stream, {counted(_most_threads(), 'thread')}"
+
+
+def token_time(network: Network, vocabulary: Vocabulary) -> float:
+    """The time of one token of one stream in microseconds: in bursts, so that an encoder's share is in it.
+
+    In the engine, as `melodia generate` makes it, unless that cannot run here or the process was asked for the
+    reference; then in plain PyTorch.
+    """
+    threads = _most_threads()
+    way: _Way
+    if engine_obstacle("auto") is None:
+        way = Streams(network, vocabulary, SAMPLING, threads=threads)
+    else:
+        way = _PyTorch(network, threads)
+    with _torch_threads_kept():
+        (times,) = _measure([way], TOKEN_SECONDS)
+    return 1e6 * sum(times.bursts) / (BURST * len(times.bursts))
+
+
+def _most_threads() -> int:
+    """As many as generating takes."""
+    return default_threads(machine.cores())[-1]
 
 
 def _check(weights: Sequence[str], threads: Sequence[int], seconds: float, cores: int) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import statistics
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,20 +17,21 @@ from melodia.corpus.shards import Corpus
 from melodia.errors import ConfigError, TrainingError
 from melodia.evaluation.ngram import KneserNey
 from melodia.files import write_whole
-from melodia.measure import Likelihood, number
+from melodia.measure import Likelihood, number, plain, span
 from melodia.model.checkpoint import load_checkpoint
 from melodia.model.config import KINDS, ModelConfig
 from melodia.model.model import Model
+from melodia.model.network import Network
 from melodia.model.sizes import match_parameters, parameter_count
 from melodia.side_inputs import DEFAULTS
 from melodia.training import Preparer, TrainingConfig, evaluate, join, train
 from melodia.training.folder import holds_state, obstacle
 from melodia.training.lock import only_training
+from melodia.workflows.bench import busy, token_time, token_way
 from melodia.workflows.corpora import check_apart, open_corpus
 from melodia.workflows.train import Reporter, model_settings
 
 NGRAM_ORDER = 5
-STEP_REPEATS = 200
 
 
 @dataclass(frozen=True)
@@ -43,12 +42,13 @@ class Row:
         name: the kind, or the baseline.
         parameters: learned numbers; n-grams for the n-gram model.
         hidden_size: units of each layer; 0 for the n-gram model.
-        step_microseconds: median time of one token, one stream, forward only; nan where it was not measured.
+        step_microseconds: of generating one token (`bench.token_time`); nan where it was not measured.
         training_tokens_per_second: targets trained on per second of the whole run; nan for the n-gram model.
         epochs: passes over the training pieces.
         nats_per_token: held-out, every token once.
         low, high: 95 % bootstrap interval of it over pieces.
         nats_per_note: the same nats over the notes.
+        note: a remark on what disturbed its figures; may be empty.
     """
 
     name: str
@@ -61,6 +61,18 @@ class Row:
     low: float
     high: float
     nats_per_note: float
+    note: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready copy; what is undefined is None."""
+        row: dict[str, Any] = plain(asdict(self))
+        return row
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Row:
+        """The inverse of `to_dict`."""
+        values: dict[str, Any] = {name: math.nan if item is None else item for name, item in data.items()}
+        return cls(**values)
 
 
 @dataclass(frozen=True)
@@ -82,10 +94,11 @@ class Comparison:
             lines.append(
                 f"| {row.name} | {row.parameters:,} | {row.hidden_size or '–'} | {number(row.step_microseconds, 0)} "
                 f"| {number(row.training_tokens_per_second, 0)} | {number(row.epochs, 2)} "
-                f"| {number(row.nats_per_token, 4)} ({_range(row)}) | {number(row.nats_per_note, 3)} |"
+                f"| {number(row.nats_per_token, 4)} ({span(row.low, row.high, 4)}) | {number(row.nats_per_note, 3)} |"
             )
         facts = "; ".join(f"{name}: {value}" for name, value in self.setting.items())
-        return "\n".join([*lines, "", facts])
+        notes = [f"\nnote: {note}" for note in dict.fromkeys(row.note for row in self.rows) if note]
+        return "\n".join([*lines, "", facts, *notes])
 
 
 def compare_kinds(
@@ -129,6 +142,7 @@ def compare_kinds(
     config = TrainingConfig.from_dict(settings)
     folder, out = file_path("folder", folder), file_path("out", out)
     check_apart(folder, out)
+    disturbed = busy()  # asked now: reading and training make the load themselves
     with (
         kernels.use_backend(backends.meant(backend)),
         join(config.device) as world,
@@ -149,8 +163,10 @@ def compare_kinds(
             home = out / name.replace(", ", "-").replace(" ", "-")
             runs.append(_Run(name, corpus, model, config, kernels.backend_report().runs, home, force))
         begun = [run.begun() for run in runs]  # all of them before the first is trained
+        if disturbed and any(before is None or before["row"] is None for before in begun):
+            reporter.say(f"note: {disturbed}")
         rows = [_ngram_row(corpus)]
-        rows += [_row_of(run, before, reporter) for run, before in zip(runs, begun, strict=True)]
+        rows += [_row_of(run, before, disturbed, reporter) for run, before in zip(runs, begun, strict=True)]
         setting = {
             "budget": " ".join(str(part) for part in reversed(config.budget)),
             "training pieces": len(corpus.pieces("train")),
@@ -158,12 +174,14 @@ def compare_kinds(
             "corpus": corpus.fingerprint,
             "backend": kernels.backend_report().runs,
             "threads": config.threads or torch.get_num_threads(),
+            "time per token": token_way(),
             "torch": torch.__version__,
             "melodia": __version__,
         }
         table = Comparison(rows, setting, out / "comparison.md")
         write_whole(table.path, table.markdown() + "\n", own=True)
-        data = json.dumps({"setting": setting, "rows": [asdict(row) for row in rows]}, indent=2)
+        values = {"setting": setting, "rows": [row.to_dict() for row in rows]}
+        data = json.dumps(values, indent=2, allow_nan=False)
         write_whole(table.path.with_suffix(".json"), data, own=True)
     return table
 
@@ -240,8 +258,8 @@ class _Run:
 
     def keep(self, row: Row | None) -> None:
         """Note that the run has begun, or what came of it."""
-        values = {"setting": self.setting, "row": None if row is None else asdict(row)}
-        write_whole(self.record, json.dumps(values), own=True)
+        values = {"setting": self.setting, "row": None if row is None else row.to_dict()}
+        write_whole(self.record, json.dumps(values, allow_nan=False), own=True)
 
     @property
     def record(self) -> Path:
@@ -253,13 +271,14 @@ class _Run:
         """All that its figures hang on, its speeds included, as JSON keeps it."""
         values = {"corpus": self.corpus.fingerprint, "model": self.model.to_dict(), "backend": self.backend}
         values |= {name: value for name, value in asdict(self.config).items() if name != "save_every"}
+        values["time per token"] = token_way()
         return json.loads(json.dumps(values))
 
     def _read(self) -> dict[str, Any]:
         try:
             begun = json.loads(self.record.read_text("utf-8"))
             if begun["row"] is not None:
-                Row(**begun["row"])
+                Row.from_dict(begun["row"])
             return {"setting": dict(begun["setting"]), "row": begun["row"]}
         except (KeyError, TypeError, ValueError) as error:
             raise TrainingError(
@@ -267,12 +286,12 @@ class _Run:
             ) from error
 
 
-def _row_of(run: _Run, begun: dict[str, Any] | None, reporter: Reporter) -> Row:
+def _row_of(run: _Run, begun: dict[str, Any] | None, note: str, reporter: Reporter) -> Row:
     """Train one kind, unless it is there already, and measure it."""
     corpus = run.corpus
     if begun is not None and begun["row"] is not None:
         reporter.say(f"{run.name}: already trained, in {run.out}")
-        return Row(**begun["row"])
+        return Row.from_dict(begun["row"])
     reporter.say(f"{run.name}: hidden size {run.model.hidden_size}")
     run.out.mkdir(parents=True, exist_ok=True)
     run.keep(None)
@@ -288,7 +307,7 @@ def _row_of(run: _Run, begun: dict[str, Any] | None, reporter: Reporter) -> Row:
         name=run.name,
         parameters=summary.parameters,
         hidden_size=run.model.hidden_size,
-        step_microseconds=step_time(checkpoint.model),
+        step_microseconds=token_time(Network.of(checkpoint.model), corpus.vocabulary),
         training_tokens_per_second=summary.epochs
         * corpus.pieces("train").tokens
         / max(summary.seconds, 1e-9),
@@ -297,6 +316,7 @@ def _row_of(run: _Run, begun: dict[str, Any] | None, reporter: Reporter) -> Row:
         low=interval.low,
         high=interval.high,
         nats_per_note=likelihood.nats_per_note,
+        note=note,
     )
     run.keep(row)
     return row
@@ -305,23 +325,3 @@ def _row_of(run: _Run, begun: dict[str, Any] | None, reporter: Reporter) -> Row:
 def held_out_likelihood(corpus: Corpus, model: Model) -> Likelihood:
     """What a model gives to each held-out piece of a corpus."""
     return evaluate(model, corpus.pieces("valid"), Preparer(corpus.vocabulary, model.config.side_inputs))
-
-
-@torch.inference_mode()
-def step_time(model: Model, repeats: int = STEP_REPEATS) -> float:
-    """The median time of one token, one stream, forward without sampling, in microseconds."""
-    sides = len(model.config.side_inputs)
-    tokens = torch.arange(repeats) % model.config.vocab_size
-    side = torch.zeros(1, sides, dtype=torch.int64) if sides else None
-    state = model.initial_state(1)
-    times = []
-    for token in tokens:
-        begin = time.perf_counter()
-        _, state = model.step(token.reshape(1), side, state)
-        times.append(time.perf_counter() - begin)
-    return 1e6 * statistics.median(times)
-
-
-def _range(row: Row) -> str:
-    """The interval; a dash where there is none, as of a single piece."""
-    return "–" if math.isnan(row.low) or math.isnan(row.high) else f"{row.low:.4f}–{row.high:.4f}"

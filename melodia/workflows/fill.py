@@ -8,15 +8,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from melodia.checks import file_path
 from melodia.errors import show_path
 from melodia.sampler import Filling, Sampler
-from melodia.workflows.generate import doubts, originality_notes
+from melodia.workflows.generate import doubts, originality_notes, timings
 from melodia.workflows.outputs import (
     Listener,
     Piece,
     check_writable,
     folder_for,
+    music_file,
     output_paths,
     write_pieces,
 )
@@ -38,9 +38,9 @@ class FilledFiles:
 
     def lines(self) -> list[str]:
         """The report as lines of text."""
-        lines = []
+        lines = timings([filling.continuation for filling in self.fillings])
         for filling in self.fillings:
-            lines += [*filling.lines(), *doubts(filling.continuation)]
+            lines += [*filling.lines(timing=False), *doubts(filling.continuation, filling.bars[0])]
         return [*lines, *self.notes, *(f"wrote {show_path(path)}" for path in self.paths)]
 
 
@@ -75,7 +75,7 @@ def fill_files(
     Raises:
         MelodiaError: whatever cannot be read, generated or written; no file that was there is lost.
     """
-    music = file_path("music", music)
+    music = music_file("music", music)
     paths = output_paths(out, f"{music.stem}-filled.mid", num_samples)
     with folder_for(out):
         check_writable(paths, music, plot=plot, audio=audio, force=force)

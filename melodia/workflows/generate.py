@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from melodia.checks import file_path
 from melodia.errors import CheckpointError, ConfigError, MelodiaError, show_path
 from melodia.evaluation.collapse import collapse_report
 from melodia.sampler import Continuation, PrimeReport, Sampler
@@ -17,6 +17,7 @@ from melodia.workflows.outputs import (
     Piece,
     check_writable,
     folder_for,
+    music_file,
     output_paths,
     write_pieces,
 )
@@ -37,27 +38,45 @@ class GeneratedFiles:
         continuations: the new music, one a sample.
         paths: every file written, in the order written.
         notes: remarks, such as which synthesiser made the sound.
+        first_bar: of the new music in the files, counted from 1.
     """
 
     seed: PrimeReport | None
     continuations: list[Continuation]
     paths: list[Path]
     notes: list[str] = field(default_factory=list)
+    first_bar: int = 1
 
     def lines(self) -> list[str]:
         """The report as lines of text."""
         lines = [] if self.seed is None else self.seed.lines()
+        lines += timings(self.continuations)
         for continuation in self.continuations:
-            lines.extend(continuation.report.lines())
-            lines.extend(doubts(continuation))
+            lines += [*continuation.report.lines(timing=False), *doubts(continuation, self.first_bar)]
         return [*lines, *self.notes, *(f"wrote {show_path(path)}" for path in self.paths)]
 
 
-def doubts(continuation: Continuation) -> list[str]:
-    """What new music shares with the training music, and whether it may be stuck, as lines of text."""
+def timings(continuations: Sequence[Continuation]) -> list[str]:
+    """How long it took: a line for all that were made at once."""
+    return list(dict.fromkeys(continuation.report.timing for continuation in continuations))
+
+
+def doubts(continuation: Continuation, first_bar: int) -> list[str]:
+    """What new music shares with the training music, and whether it may be stuck, as lines of text.
+
+    What the seed does just as much is no reason for doubt.
+
+    Args:
+        continuation: the new music.
+        first_bar: the number of its first bar in the file.
+    """
     found = continuation.originality
-    stuck = collapse_report(continuation.score).findings
-    return [*([] if found is None else found.lines()), *(f"may be stuck: {finding}" for finding in stuck)]
+    signs = collapse_report(continuation.score).signs
+    if signs and continuation.seed is not None:
+        before = collapse_report(continuation.seed)
+        signs = tuple(sign for sign in signs if not before.matches(sign))
+    stuck = (f"may be stuck: {sign.words(first_bar)}" for sign in signs)
+    return [*([] if found is None else found.lines()), *stuck]
 
 
 def generate_files(
@@ -101,7 +120,7 @@ def generate_files(
         MelodiaError: whatever cannot be read, generated or written; no file that was there is lost, and the message
             names the files that were written before.
     """
-    seed = None if seed is None else file_path("seed", seed)
+    seed = None if seed is None else music_file("seed", seed)
     paths = output_paths(out, f"{seed.stem}-continued.mid" if seed else "melodia.mid", num_samples)
     with folder_for(out):
         check_writable(paths, seed, plot=plot, audio=audio, force=force)
@@ -109,10 +128,12 @@ def generate_files(
         notes = originality_notes(sampler, max_copy)
         if progress is not None:
             settings["progress"] = partial(progress, "making music")
-        report = None
+        report, first_bar = None, 1
         if seed is not None:
             reading = None if progress is None else partial(progress, "reading the seed")
             report = sampler.prime(seed, seed_bars, seed_seconds, progress=reading)
+            if not continuation_only:
+                first_bar = report.bars + (not report.completes)
         if max_copy is None:
             continuations = sampler.generate_many(num_samples, **settings)
         else:
@@ -124,7 +145,7 @@ def generate_files(
             for made in continuations
         ]
         written, sound = write_pieces(paths, pieces, plot=plot, audio=audio, force=force)
-    return GeneratedFiles(report, continuations, written, notes + sound)
+    return GeneratedFiles(report, continuations, written, notes + sound, first_bar)
 
 
 def originality_notes(sampler: Sampler, max_copy: float | None) -> list[str]:

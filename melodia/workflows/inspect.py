@@ -10,7 +10,7 @@ from melodia.tokenizer import Tokenizer, TokenizerConfig
 
 
 def inspect_file(path: Path | str, tokenizer: Tokenizer | None = None) -> ReadReport:
-    """Read `path` and tokenize it; the report holds the findings of both.
+    """Read `path` and tokenize it; the report says what either changed.
 
     Args:
         path: a MIDI file.
@@ -21,4 +21,4 @@ def inspect_file(path: Path | str, tokenizer: Tokenizer | None = None) -> ReadRe
     """
     score, report = read_score(path)
     encoding = (tokenizer or Tokenizer(TokenizerConfig())).encode(score)
-    return replace(report, findings=[*report.findings, *encoding.findings])
+    return replace(report, unseen=encoding.findings)

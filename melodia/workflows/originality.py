@@ -21,6 +21,7 @@ from melodia.originality import (
     notes_of_tokens,
     shared_passages,
 )
+from melodia.sampler.loading import open_checkpoint
 from melodia.tokenizer import Tokenizer
 from melodia.wording import counted
 from melodia.workflows.corpora import open_corpus
@@ -121,7 +122,7 @@ def index_checkpoint(
 
 
 def check_files(
-    model: Path | str,
+    model: Path | str | None,
     files: Sequence[Path | str],
     *,
     failed: Callable[[Path, MelodiaError], None] | None = None,
@@ -129,7 +130,7 @@ def check_files(
     """Look MIDI files up in the music that a model was trained on.
 
     Args:
-        model: a checkpoint folder, or the folder of a training.
+        model: a checkpoint folder, or the folder of a training; None: the model that comes with melodia.
         files: which.
         failed: called with each file that cannot be read and why; the others are looked up all the same.
 
@@ -139,9 +140,8 @@ def check_files(
     """
     if not files:
         raise ConfigError("give MIDI files to check")
-    checkpoint = read_checkpoint(model)
+    checkpoint, tokenizer = open_checkpoint(model)
     index = open_index(checkpoint.path)
-    tokenizer = Tokenizer.from_dict(checkpoint.tokenizer_json, checkpoint.path / TOKENIZER)
     found = []
     for path in files:
         try:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from melodia.checks import file_path
 from melodia.errors import ConfigError, MelodiaError, MidiError, show_path
 from melodia.files import refuse_folder, refuse_taken
 from melodia.midi import write_midi
@@ -37,6 +38,21 @@ class Piece:
     title: str
     new: tuple[float, float | None] | None = None
     programs: tuple[int, ...] | None = None
+
+
+def music_file(name: str, value: object) -> Path:
+    """The path of a MIDI file that is there: without it, nothing need be said of what would be written.
+
+    Raises:
+        ConfigError: it is no path.
+        MidiError: nothing is there.
+    """
+    from melodia.midi.reading import missing
+
+    path = file_path(name, value)
+    if not path.exists():
+        raise missing(show_path(path))
+    return path
 
 
 def names_folder(out: str | os.PathLike[str]) -> bool:
@@ -104,7 +120,7 @@ def check_writable(paths: Sequence[Path], seed: Path | None, *, plot: bool, audi
     for path in (*paths, *(path.with_suffix(suffix) for path in paths for suffix in beside)):
         name = show_path(path)
         refuse_folder(path, MidiError)
-        if seed is not None and seed.exists() and path.exists() and seed.samefile(path):
+        if seed is not None and path.exists() and seed.samefile(path):
             raise MidiError(f"{name}: is the input file, which is never overwritten; choose another `out`")
         refuse_taken(path, MidiError, force=force, other="`out`")
         if not path.parent.is_dir():

@@ -177,7 +177,7 @@ def train_folder(
             bf16 where that is faster (`kernels.fast_precision`). With `resume` the others are as they were.
         backend: of the kernels, "auto", "reference" or "native".
         resume: go on where an interrupted call stopped; what it was begun with need not be given again. From the
-            beginning if it had not saved anything yet, which is told.
+            beginning if it had not saved anything yet, which is told; an error where none was begun.
         init: a checkpoint to fine-tune, with its tokenizer.
         workers: processes that read the corpus.
         cache: where token shards are kept.
@@ -203,7 +203,7 @@ def train_folder(
         del given["precision"]
     sides = None if side_inputs is None else tuple(side_inputs)
     form = {"kind": kind, "size": size, "combine": combine, "encoder": encoder, "side_inputs": sides}
-    base = None if init is None else str(Path(init).resolve())
+    base = None if init is None else str(file_path("init", init).resolve())
     with (
         kernels.use_backend(backends.meant(backend)),
         join(training_config(given).device) as world,
@@ -212,6 +212,11 @@ def train_folder(
         check_folder(out, world, resume=resume, force=force)
         before = Begun.read(out, world) if resume else None
         goes_on = before is not None
+        if resume:
+            nothing = (
+                f"{out} holds no training run to resume; check `out`, or leave `resume` out to start one"
+            )
+            world.refuse(None if goes_on or holds_state(out) or not world.leads else nothing)
         if before is None and base is not None:
             before = Begun.from_checkpoint(base)
         config = training_config(given, None if before is None else before.training)
@@ -221,8 +226,10 @@ def train_folder(
             check_model({**form, "init": base}, before)
         else:
             _check_form(form)
-        if resume and not goes_on and world.leads and not holds_state(out):
-            reporter.say(f"{out} holds no training run to resume; starting a new one")
+        if resume and world.leads and not holds_state(out):  # begun, or it would have been refused
+            reporter.say(
+                f"{out}: the training run was interrupted before anything was saved; starting it again"
+            )
         tokens = choose_tokens(folder, {"scheme": scheme, "bpe": bpe}, before)
         corpus = open_corpus(
             folder,
