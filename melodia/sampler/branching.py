@@ -19,7 +19,6 @@ import numpy as np
 from melodia.grammar import NoteEvent
 from melodia.harmony import Chord
 from melodia.key_finding import find_key
-from melodia.midi.bars import bar_table
 from melodia.notes import Notes, notes_of_events, notes_of_score
 from melodia.sampler.following import Following
 from melodia.sampler.lane import Lane
@@ -219,6 +218,8 @@ def last_stretches(notes: Notes, music: ScoreTick) -> list[Texture]:
         notes: of the music, in its ticks.
         music: has the bars.
     """
+    from melodia.midi.bars import bar_table
+
     bars = bar_table(music)
     lines = [bars.line(bar) for bar in range(0, len(bars) + 1, STRETCH_BARS)]
     last = pairwise(lines[-LOOKED_AT - 1 :])

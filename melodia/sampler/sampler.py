@@ -232,7 +232,7 @@ class Sampler(PrimedModel):
             num_samples: in how many ways.
             beside: only `programs` are made anew there; what others play stays and is accompanied. They may be some
                 that the piece does not have yet.
-            settings: as in `generate`, but length, metre and tempo, which are the piece's; `branches` (8, at least 2) is
+            settings: as in `generate`, but length, metre and tempo, which are the piece's; `branches` (8, 2 or more) is
                 how many times every two bars are played, the last two eight times as often, see `Request`.
 
         Raises:
