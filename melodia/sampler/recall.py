@@ -43,8 +43,8 @@ LAGS = {2: Lag(15, 0.1), 4: Lag(36, 0.15), 8: Lag(29, 0.5), 16: Lag(11, 0.8), 32
 """By bars back: what was counted in 23,000 stretches behind the 16th bar of 447 pieces, of all sets with tunes."""
 
 USUAL = RECOMMENDED["recall"]
-"""Who asks for this share has no wish beyond the usual, and gets the share that the seed lets expect. From there it goes
-evenly down to none and up to `MOST_RECALL`: who asks for these means them, whatever the seed."""
+"""The usual share: who asks for it gets what the seed lets expect. From there it goes evenly down to none and up to
+`MOST_RECALL`: who asks for these means them, whatever the seed."""
 
 SEED_WEIGHT = 12
 """The share of bars that come again in a seed counts as much as `USUAL` where the seed has so many bars. It is what
