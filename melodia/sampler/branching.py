@@ -39,7 +39,7 @@ CLOSURE = 6.0
 
 CLOSING = 8
 """So many times the branches at the end: of 36 held-out pieces, 54 % ended on the tonic with as many as elsewhere, 80 %
-with three or four times as many, 89 % with eight times."""
+with three or four times as many, 89 % with eight times; 95 % since half of those lean towards the tonic's triad."""
 
 FAR = 5.2
 """No distance of textures below this one is far: the mean between 16 bars and those that really come behind them (47
