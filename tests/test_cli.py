@@ -14,13 +14,11 @@ from typing import Any
 
 import pytest
 import torch
-import typer
 from sampler_helpers import make_seed, scale
 
 import melodia
 from melodia import engine, kernels
 from melodia.cli import main
-from melodia.cli.choice import program_numbers
 from melodia.errors import MelodiaError
 from melodia.evaluation.collapse import Sign, collapse_report
 from melodia.files import check_target
@@ -209,41 +207,6 @@ def test_programs_metre_and_tempo_on_the_command_line(model: Path, tmp_path: Pat
     for wrong in ("--programs=strings", "--programs=128", "--metre=5", "--tempo=2"):
         assert main([*arguments, "--force", wrong]) == 2
     assert read_score(out)[0] == score
-
-
-@pytest.mark.parametrize(
-    ("text", "numbers"),
-    [
-        ("violin,CELLO, Drums ", (40, 42, -1)),
-        ("127", (127,)),
-        ("acoustic  bass,32", (32,)),
-        ("pizz,harpsi", (45, 6)),
-    ],
-)
-def test_programs_by_name(text: str, numbers: tuple[int, ...]) -> None:
-    assert program_numbers(text) == numbers
-
-
-def test_every_program_has_the_name_that_pictures_have() -> None:
-    from pretty_midi import program_to_instrument_name
-
-    for number in range(128):
-        assert program_numbers(program_to_instrument_name(number)) == (number,)
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("0,violn", r"received 'violn'\); did you mean violin, viola\?"),
-        ("strings", r"did you mean tremolo strings, pizzicato strings, synth strings 1, synth strings 2\?"),
-        ("synth", r"did you mean synth bass 1, synth bass 2, .*\?"),
-        ("", r"received ''\)$"),
-        ("-1", r"received '-1'\)$"),
-    ],
-)
-def test_programs_that_are_none(text: str, said: str) -> None:
-    with pytest.raises(typer.BadParameter, match=said):
-        program_numbers(text)
 
 
 def test_a_seed_that_is_missing_is_named_before_what_is_there(

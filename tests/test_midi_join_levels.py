@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -21,8 +22,8 @@ NEW = make((0, [(0, 480, 60), (480, 480, 64)]))
 DEFAULT = {7: 100, 11: 127}
 
 
-def played(data: bytes, number: int) -> list[tuple[int, int, int, int | None]]:
-    """Of each note of a file its tick, length, channel and the value of a controller that it begins under."""
+def messages_of(data: bytes) -> list[tuple[int, Any]]:
+    """The messages of a file with their ticks, track by track."""
     mido = pytest.importorskip("mido")
     messages = []
     for track in mido.MidiFile(file=io.BytesIO(data)).tracks:
@@ -30,10 +31,15 @@ def played(data: bytes, number: int) -> list[tuple[int, int, int, int | None]]:
         for message in track:
             now += message.time
             messages.append((now, message))
+    return messages
+
+
+def played(data: bytes, number: int) -> list[tuple[int, int, int, int | None]]:
+    """Of each note of a file its tick, length, channel and the value of a controller that it begins under."""
     value: dict[int, int] = {}
     sounding: dict[tuple[int, int], list[tuple[int, int | None]]] = {}
     notes = []
-    for tick, message in sorted(messages, key=lambda pair: pair[0]):
+    for tick, message in sorted(messages_of(data), key=lambda pair: pair[0]):
         if message.type == "control_change" and message.control == number:
             value[message.channel] = message.value
         elif message.type == "note_on":
@@ -228,15 +234,11 @@ def test_every_new_note_is_heard_like_those_before(tracks, programs, crowded) ->
 
 def controls_in(data: bytes, channel: int, number: int) -> list[tuple[int, int]]:
     """The changes of a controller on a channel of a file, track by track."""
-    mido = pytest.importorskip("mido")
-    found = []
-    for track in mido.MidiFile(file=io.BytesIO(data)).tracks:
-        now = 0
-        for message in track:
-            now += message.time
-            if message.type == "control_change" and (message.channel, message.control) == (channel, number):
-                found.append((now, message.value))
-    return found
+    return [
+        (tick, message.value)
+        for tick, message in messages_of(data)
+        if message.type == "control_change" and (message.channel, message.control) == (channel, number)
+    ]
 
 
 def test_a_fading_seed_through_the_sampler(tmp_path: Path) -> None:

@@ -111,11 +111,11 @@ class Judge:
         if count == 1 or not lane.plan.closes:
             return _branches(lane, 0, count)
         branches = _branches(lane, 0, CLOSING * count)
-        asked = lane.plan.asked_key(lane.session.grammar, lane.end)
-        key = self.key if asked is None else asked
-        if self.following is None and key is not None and key >= 0:
+        key = self.key if lane.request.scale is None else lane.request.scale.key
+        if self.following is None and lane.plan.progression is None and key is not None and key >= 0:
+            triad, bias = tonic_triad(key), lane.chord_bias()
             for branch in branches[1::2]:
-                branch.close_on(tonic_triad(key))
+                branch.close_on(triad, bias)
         return branches
 
     def more_of(self, lane: Lane, branches: Sequence[Lane]) -> list[Lane]:

@@ -109,10 +109,14 @@ class TokenClasses:
 
     def other_programs(self, programs: Collection[int]) -> NDArray[np.bool_]:
         """The tokens that lead to a program which is none of these, bool [V]."""
-        others = (self.program_of != NONE) & ~np.isin(self.program_of, list(programs))
+        return self.holding((self.program_of != NONE) & ~np.isin(self.program_of, list(programs)))
+
+    def holding(self, tokens: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Base tokens, bool [V], and with them the BPE tokens that hold one of these, bool [V]."""
+        held = tokens.copy()
         for token, parts in self.vocabulary.expansions.items():
-            others[token] = others[list(parts)].any()
-        return others
+            held[token] = tokens[list(parts)].any()
+        return held
 
     def metres(self, cycle: tuple[str, ...], anchor: int) -> Metres:
         """The metre of TimeSig values such as ("3/4",), counted from a bar line."""

@@ -45,6 +45,5 @@ class Level:
             return None
         others = np.zeros(classes.vocabulary.size, np.bool_)
         others[np.delete(levels, nearest[0])] = True
-        for token, parts in classes.vocabulary.expansions.items():
-            others[token] = others[list(parts)].any()
+        others = classes.holding(others)
         return cls(others, pack(others))

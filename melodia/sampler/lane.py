@@ -81,7 +81,7 @@ class Lane:
         quarter = classes.tables.ticks_per_quarter
         rests = rests_of(session.seed, self.programs, quarter, alone=kept is not None)
         self._bias = seed_bias(classes, session.seed, request, None if kept is None else kept.score)
-        self._chord_bias = None if request.chords is None else ChordBias(classes, self._bias, session.seed)
+        self._chord_bias = None if request.chords is None else self.chord_bias()
         level = Level.of(classes, session.seed)
         self.plan = Plan(classes, session.context, request, self.session.grammar, cycle, rests, kept, level)
         self.count = 0
@@ -121,11 +121,13 @@ class Lane:
             return self._bias
         return self._chord_bias.under(self.plan.chord(self.session.grammar))
 
-    def close_on(self, chord: Chord) -> None:
-        """Lean the last bar towards a chord, where no chords were asked for."""
-        if self._chord_bias is None:
-            self._chord_bias = ChordBias(self.classes, self._bias, self.session.seed)
-            self.plan.closing = chord
+    def chord_bias(self) -> ChordBias:
+        """A bias under chords over the lane's own; it looks through the whole seed, so that branches share one."""
+        return ChordBias(self.classes, self._bias, self.session.seed)
+
+    def close_on(self, chord: Chord, bias: ChordBias) -> None:
+        """Lean the last bar towards a chord, where no chords were asked for; `bias` as of `chord_bias`."""
+        self._chord_bias, self.plan.closing = bias, chord
 
     def _choose(self, wanted: NDArray[np.bool_], compiled: bool) -> Choice:
         """Draw among the tokens of a mask."""

@@ -15,7 +15,6 @@ OUTER = 4.0
 REPEATED = 2.0
 """The weight of a share of repeated notes beside those."""
 
-
 LOUDNESS = 12.0
 """Velocities beyond the other's dynamics that count as much."""
 
