@@ -126,6 +126,7 @@ def bar_stretches(signatures: Iterable[tuple[int, int, int]], end: int, resoluti
     """
     metres = metres_from_start(signatures)
     found: list[Stretch] = []
+    total = 0
     for index, (start, top, bottom) in enumerate(metres):
         if start >= end and index > 0:
             break
@@ -136,7 +137,8 @@ def bar_stretches(signatures: Iterable[tuple[int, int, int]], end: int, resoluti
         whole = 4 * resolution * top  # ticks of a bar, times the denominator
         bars = max(1, -(-(stop - start) * bottom // whole))
         found.append(Stretch(start, top, bottom, bars, start + bars * whole // bottom if last else stop))
-        if sum(stretch.bars for stretch in found) > MAX_BARS:
+        total += bars
+        if total > MAX_BARS:
             raise MidiError(f"a piece has at most {MAX_BARS} bars (received more); check the time signatures")
     return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from time import process_time
 
 import numpy as np
 import pretty_midi
@@ -192,6 +193,14 @@ def test_bar_lines():
     assert bar_lines([(0, 6, 8), (0, 3, 4), (0, 2, 4)], 4, 1).tolist() == [0, 2, 4]
     with pytest.raises(MidiError, match="a piece has at most 200000 bars"):
         bar_lines([(0, 1, 128)], 10**9, 480)
+
+
+def test_bars_of_many_metres_are_found_at_once():
+    metres = [(4 * step, 2 + step % 2, 4) for step in range(19_000)]
+    begun = process_time()
+    lines = bar_lines(metres, 4 * 19_000, 1)
+    assert process_time() - begun < 2  # quadratic: 12 s
+    assert len(lines) == 2 * 19_000 + 1  # of 3/4, the second is cut
 
 
 def test_silence_is_undefined_everywhere_and_never_fails():
