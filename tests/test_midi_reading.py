@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
-import importlib
 import io
 import json
 import os
@@ -158,6 +156,13 @@ def test_a_raw_stream_is_read_to_its_end():
     assert notes_of(read_score(Slow())[0]) == notes_of(read_score(GOOD)[0])
 
 
+def test_an_open_file_that_does_not_wait():
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    with os.fdopen(reader, "rb", buffering=0) as file, os.fdopen(writer, "wb"):
+        assert "has nothing to read yet; open it so that reading waits" in refusal(file)
+
+
 def test_limits_are_exact():
     data = smf(
         b"\x00\xff\x01\x00" + TRACK
@@ -176,6 +181,12 @@ def test_limits_cut():
     assert score.note_num() == 4
     score, report = read_score(smf(note(length=3000) + EOT), limits=Limits(note=2))
     assert notes_of(score) == [(0, 960, 60, 64)]
+    late = smf(note(wait=2 * 1920) + EOT)
+    message = (
+        "no note begins within the limits of 1 bar and 50,000 quarter notes (the first one after 8 quarter"
+    )
+    assert message in refusal(late, limits=Limits(bars=1))
+    assert "within the limits of 20,000 bars and 7 quarter notes" in refusal(late, limits=Limits(quarters=7))
 
 
 def test_limits_are_checked():
@@ -481,13 +492,6 @@ def test_read_midi_gives_pretty_midi(samples_dir):
 def test_score_is_symusic():
     score, _ = read_score(GOOD)
     assert isinstance(score, type(symusic.Score(480)))
-
-
-@pytest.mark.parametrize("name", ["bars", "report", "timeline"])
-def test_docstring_examples(name):
-    outcome = doctest.testmod(importlib.import_module(f"melodia.midi.{name}"))
-    assert outcome.attempted
-    assert not outcome.failed
 
 
 def test_importing_costs_nothing():

@@ -6,17 +6,19 @@ import numpy as np
 from numpy.typing import NDArray
 from symusic.core import KeySignatureTick, ScoreTick, TempoTick, TimeSignatureTick, TrackTick
 
+from melodia.errors import MidiError
 from melodia.midi.limits import Limits
 from melodia.midi.repair import DRUM_CHANNEL, Notes
 from melodia.midi.report import Findings
 from melodia.midi.smf import TRACK_NAME, SmfEvents
 from melodia.midi.timeline import Squeeze, Timeline, cut_length, shorten_silence, squeeze_timeline
+from melodia.wording import counted
 
 _CHANNEL_MODE = 120  # controllers from here on are orders to the instrument, not expression
 
 
 def assemble(
-    notes: Notes, events: SmfEvents, timeline: Timeline, limits: Limits, findings: Findings
+    notes: Notes, events: SmfEvents, timeline: Timeline, name: str, limits: Limits, findings: Findings
 ) -> ScoreTick:
     """Put notes, controllers and timeline into a score, within the limits of length.
 
@@ -24,11 +26,15 @@ def assemble(
         notes: repaired, at least one.
         events: gives controllers, programs and names.
         timeline: as read; changed in place where silence is shortened.
+        name: of the file, for messages.
         limits: bounds.
         findings: collects what is cut.
 
     Returns:
         the score.
+
+    Raises:
+        MidiError: no note begins within the limits of length.
     """
     longest = limits.note * timeline.ticks_per_quarter
     long = notes.end - notes.start > longest
@@ -38,7 +44,15 @@ def assemble(
     squeeze = shorten_silence(notes, timeline, limits, findings)
     squeeze_timeline(timeline, squeeze)
     notes.start, notes.end = squeeze(notes.start), squeeze(notes.end)
+    first = int(notes.start.min())
     notes = cut_length(notes, timeline, limits, findings)
+    if not len(notes):
+        raise MidiError(
+            f"{name}: no note begins within the limits of {counted(limits.bars, 'bar')} and "
+            f"{counted(limits.quarters, 'quarter note')} (the first one after "
+            f"{counted(first / timeline.ticks_per_quarter, 'quarter note')}); raise the limits, or cut the silence "
+            "before it"
+        )
     end = int(notes.end.max())
 
     score = ScoreTick(timeline.ticks_per_quarter)

@@ -123,6 +123,10 @@ def _read_stream(source: IO[bytes], name: str, limits: Limits) -> bytes:
     data = b""
     try:
         while len(data) <= limits.size and (more := source.read(limits.size + 1 - len(data))) != b"":
+            if more is None:
+                raise MidiError(
+                    f"{name}: has nothing to read yet; open it so that reading waits, or give its bytes"
+                )
             if not isinstance(more, bytes):
                 raise MidiError(f"{name}: is open as text; open it in binary mode ('rb')")
             data += more
@@ -189,7 +193,7 @@ def _finish(
         raise MidiError(
             f"{name}: has {len(notes):,} notes, more than the limit of {limits.notes:,}; split it into pieces"
         )
-    score = assemble(notes, events, timeline, limits, findings)
+    score = assemble(notes, events, timeline, name, limits, findings)
     end = score.end()
     report = ReadReport(
         path=name,
