@@ -14,7 +14,7 @@ import symusic
 from midi_cases import CASES, GOOD
 
 from melodia.errors import MidiError
-from melodia.midi import midi_bytes, read_midi, read_score, to_pretty_midi, write_midi
+from melodia.midi import convert, midi_bytes, read_midi, read_score, to_pretty_midi, write_midi
 
 
 def names(folder: Path) -> list[str]:
@@ -166,6 +166,29 @@ def test_more_tracks_than_channels():
         (t.program, t.is_drum, t.name) for t in score.tracks
     ]
     assert report.clean
+
+
+@pytest.mark.parametrize(
+    ("name", "kept"), [("a" * 126 + "é", "a" * 126), ("曲" * 50, "曲" * 42), ("a" * 130, "a" * 127)]
+)
+def test_a_long_name_is_cut_between_characters(name, kept):
+    score = rich_score()
+    score.tracks[0].name = name
+    assert read_score(midi_bytes(score))[0].tracks[0].name == kept
+
+
+def test_the_tempi_are_listed_once_for_all_changes(monkeypatch):
+    def lists(changes):
+        made = []
+        monkeypatch.setattr(convert, "tempi_of", lambda score: made.append(1) or [(0, 500_000)])
+        score = rich_score()
+        for index in range(changes):
+            score.time_signatures.append(symusic.TimeSignature(index, 2 + index % 2, 4, ttype="tick"))
+            score.key_signatures.append(symusic.KeySignature(index, index % 7, 0, ttype="tick"))
+        to_pretty_midi(score)
+        return len(made)
+
+    assert lists(30) == lists(0)
 
 
 def test_huge_ticks_do_not_make_a_huge_table():

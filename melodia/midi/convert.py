@@ -70,15 +70,14 @@ def to_pretty_midi(score: ScoreTick) -> pretty_midi.PrettyMIDI:
         scales[tick * resolution // score.ticks_per_quarter] = tempo / (1e6 * resolution)
     midi._tick_scales = sorted(scales.items())
     midi._update_tick_to_time(last * resolution // score.ticks_per_quarter + 1)
-
-    def seconds(tick: int) -> float:
-        return float(seconds_of(score, np.array(tick)))
-
-    for top in metres_of(score):
-        midi.time_signature_changes.append(pretty_midi.TimeSignature(top[1], top[2], seconds(top[0])))
-    for key in score.key_signatures:
+    metres, keys = metres_of(score), list(score.key_signatures)
+    times = seconds_of(score, np.array([metre[0] for metre in metres])).tolist()
+    for (_, top, bottom), time in zip(metres, times, strict=True):
+        midi.time_signature_changes.append(pretty_midi.TimeSignature(top, bottom, time))
+    times = seconds_of(score, np.array([key.time for key in keys], np.int64)).tolist()
+    for key, time in zip(keys, times, strict=True):
         number = (7 * key.key + (9 if key.tonality else 0)) % 12 + (12 if key.tonality else 0)
-        midi.key_signature_changes.append(pretty_midi.KeySignature(number, seconds(key.time)))
+        midi.key_signature_changes.append(pretty_midi.KeySignature(number, time))
     for track in score.tracks:
         instrument = pretty_midi.Instrument(track.program, track.is_drum, track.name)
         columns = track.notes.numpy()

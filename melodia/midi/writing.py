@@ -176,7 +176,9 @@ def _conductor(score: ScoreTick) -> bytes:
 def _track(track: TrackTick, channel: int) -> bytes:
     events: list[tuple[int, int, int, bytes]] = []
     if track.name:
-        text = track.name.encode("utf-8", "replace")[:127]
+        text = (
+            track.name.encode("utf-8", "replace")[:127].decode("utf-8", "ignore").encode()
+        )  # whole characters
         events.append((0, _META, 0, bytes([0xFF, 0x03, len(text)]) + text))
     events.append((0, _PROGRAM, 0, bytes([0xC0 | channel, track.program])))
     columns = track.controls.numpy()
