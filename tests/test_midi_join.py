@@ -137,6 +137,18 @@ def test_cut_rejects(options):
         cut_score(make((0, QUARTERS)), **options)
 
 
+@pytest.mark.parametrize("bars", [2.5, "2", True])
+def test_cut_takes_whole_bars(bars):
+    with pytest.raises(ConfigError, match=r"`bars` must be a whole number, at least 1 \(received"):
+        cut_score(make((0, QUARTERS)), bars=bars)
+
+
+@pytest.mark.parametrize("seconds", ["a", float("nan"), True])
+def test_cut_takes_a_number_of_seconds(seconds):
+    with pytest.raises(ConfigError, match="`seconds` must be"):
+        cut_score(make((0, QUARTERS)), seconds=seconds)
+
+
 def test_more_bars_than_there_are():
     score = make((0, QUARTERS))
     assert parts(cut_score(score, bars=100)[0]) == parts(score)

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from symusic.core import ControlChangeTick, PitchBendTick, ScoreTick, TrackTick
 
+from melodia.checks import real_number, whole_number
 from melodia.errors import ConfigError
 from melodia.midi.bars import BarTable, bar_table
 from melodia.midi.convert import seconds_of
@@ -68,7 +69,8 @@ def cut_score(
         the part, a new score that begins at tick 0, and what the cut took from notes that lie across it.
 
     Raises:
-        ConfigError: not exactly one of `bars` and `seconds`, or out of range.
+        ConfigError: not exactly one of `bars` and `seconds`, or of the wrong kind or out of range.
+        MidiError: a time signature is none, or there are more than 200,000 bars.
     """
     if (bars is None) == (seconds is None):
         raise ConfigError("give exactly one of `bars` and `seconds`")
@@ -77,11 +79,9 @@ def cut_score(
     table = bar_table(score)
     count = len(table)
     if bars is not None:
-        if bars < 1:
-            raise ConfigError(f"`bars` must be at least 1 (received {bars})")
-        wanted = min(bars, count)
+        wanted = min(whole_number("bars", bars, 1), count)
     else:
-        assert seconds is not None
+        seconds = real_number("seconds", seconds)
         if not seconds > 0:
             raise ConfigError(f"`seconds` must be more than 0 (received {seconds})")
         wanted = _bars_of_seconds(score, table, seconds, side)
@@ -196,8 +196,7 @@ def join(
     Returns:
         a new score, and what was dropped or cut at the join.
     """
-    if at_tick < 0:
-        raise ConfigError(f"`at_tick` must be at least 0 (received {at_tick})")
+    at_tick = whole_number("at_tick", at_tick, 0)
     findings = Findings()
     resolution = seed.ticks_per_quarter
     if continuation.ticks_per_quarter != resolution:
