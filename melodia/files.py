@@ -155,5 +155,10 @@ def _rename_to_new(part: Path, target: Path) -> None:
         os.link(part, target)
     except FileExistsError:
         raise
-    except OSError:  # a file system without links
-        part.replace(target)
+    except OSError:  # a file system without links: the name is claimed first, as a link would
+        target.open("xb").close()
+        try:
+            part.replace(target)
+        except BaseException:
+            target.unlink()
+            raise

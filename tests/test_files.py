@@ -50,6 +50,16 @@ def test_what_is_there_stays_without_force(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(os, "link", no_links)
     write_whole(tmp_path / "c.json", "new", force=False)
+    with pytest.raises(FileExistsError):
+        write_whole(target, "new", force=False)
+    assert target.read_text() == "old"
+
+    def no_room(path: Path, target: Path) -> None:
+        raise OSError(errno.ENOSPC, "no space")
+
+    monkeypatch.setattr(Path, "replace", no_room)
+    with pytest.raises(OSError, match="no space"):
+        write_whole(tmp_path / "d.json", "new", force=False)
     assert names(tmp_path) == ["a.json", "b.json", "c.json"]
 
 
