@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -15,7 +16,7 @@ from training_helpers import ENVIRONMENT
 from melodia.cli.console import LastingConsole
 from melodia.cli.progress import ConsoleProgress
 from melodia.errors import TrainingError
-from melodia.training import Plan, Step, Validation, World
+from melodia.training import Plan, Step, Validation, World, lock
 from melodia.training.interrupt import Interrupt
 from melodia.training.lock import FILE, only_training
 from melodia.training.watch import corpus_warnings
@@ -43,7 +44,7 @@ def test_a_folder_is_held_by_one_training(tmp_path: Path) -> None:
             only_training(out, World()),
         ):
             pass
-        assert not out.exists(), "nothing came of it"
+        assert not list(tmp_path.iterdir()), "nothing came of it"
 
 
 def test_a_folder_is_free_when_its_process_is_killed(tmp_path: Path) -> None:
@@ -72,6 +73,19 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
             only_training(out, World()),
         ):
             pass
+
+
+def test_a_start_that_fails_leaves_no_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path) -> None:
+        raise OSError(errno.ENOSPC, "no space")
+
+    monkeypatch.setattr(lock, "_lock", full)
+    with (
+        pytest.raises(TrainingError, match=r"cannot write .*no space"),
+        only_training(tmp_path / "a" / "out", World()),
+    ):
+        pass
+    assert not list(tmp_path.iterdir())
 
 
 def test_progress_that_nobody_reads_is_no_error() -> None:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from melodia.errors import show_path
 from melodia.training.distributed import World
 
 try:
@@ -29,18 +30,20 @@ def only_training(out: Path, world: World) -> Iterator[None]:
         TrainingError: another training is running there, or the folder cannot be written.
     """
     file: IO[bytes] | None = None
-    problem, made = None, False
+    problem: str | None = None
+    made: list[Path] = []
     if world.leads:
         try:
-            made = not out.exists()
+            made = [place for place in (out, *out.parents) if not place.exists()]
             out.mkdir(parents=True, exist_ok=True)
             file = _lock(out / FILE)
         except BlockingIOError:
             problem = (
-                f"another training is running in {out}; wait for it to end, stop it, or choose another folder"
+                f"another training is running in {show_path(out)}; wait for it to end, stop it, or choose another "
+                "folder"
             )
         except OSError as error:
-            problem = f"cannot write {out}: {error.strerror or error}; choose another folder"
+            problem = f"cannot write {show_path(out)}: {error.strerror or error}; choose another folder"
     try:
         world.refuse(problem)
         yield
@@ -52,9 +55,9 @@ def only_training(out: Path, world: World) -> Iterator[None]:
             with contextlib.suppress(OSError):
                 (out / FILE).unlink()
             file.close()
-            if made:
-                with contextlib.suppress(OSError):
-                    out.rmdir()  # if nothing came of it
+        for place in made:  # if nothing came of it
+            with contextlib.suppress(OSError):
+                place.rmdir()
 
 
 def _lock(path: Path) -> IO[bytes]:
