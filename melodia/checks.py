@@ -75,6 +75,10 @@ def real_number(
     Traceback (most recent call last):
     ...
     melodia.errors.ConfigError: `pitch_bias` must be between 0 and 1 (received 2.0)
+    >>> real_number("weight_decay", -1, 0)
+    Traceback (most recent call last):
+    ...
+    melodia.errors.ConfigError: `weight_decay` must be at least 0 (received -1.0)
     """
     if isinstance(value, bool) or not isinstance(value, Real):
         raise ConfigError(f"`{name}` must be a number (received {value!r})")
@@ -86,7 +90,10 @@ def real_number(
         raise ConfigError(f"`{name}` must be finite (received {value!r})")
     if not low <= found <= high:
         unit, remedy = unit and f" {unit}", remedy and f"; {remedy}"
-        raise ConfigError(f"`{name}` must be between {low} and {high}{unit} (received {found}){remedy}")
+        limits = f"between {low} and {high}"
+        if math.isinf(low) or math.isinf(high):
+            limits = f"at least {low}" if math.isinf(high) else f"at most {high}"
+        raise ConfigError(f"`{name}` must be {limits}{unit} (received {found}){remedy}")
     return found
 
 

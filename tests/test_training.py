@@ -95,7 +95,7 @@ class Record(Progress):
         ({"minutes": 0}, "`minutes` must be above 0"),
         ({"minutes": math.inf}, "`minutes` must be finite"),
         ({"iterations": 1, "batch_size": 0}, "`batch_size` must be a whole number between 1"),
-        ({"iterations": 1, "learning_rate": -1.0}, "`learning_rate` must be between 0"),
+        ({"iterations": 1, "learning_rate": 0}, "`learning_rate` must be above 0 and at most 10"),
         ({"iterations": 1, "learning_rate": math.nan}, "`learning_rate` must be finite"),
         ({"iterations": 1, "transpose_down": 3}, "`transpose_down` must be a whole number between -24 and 0"),
         ({"iterations": 1, "precision": "fp8"}, "`precision` must be one of"),
@@ -306,7 +306,7 @@ def test_minutes(corpus: Corpus, tmp_path: Path) -> None:
 
 def test_patience_stops_early(corpus: Corpus, tmp_path: Path) -> None:
     record = Record()
-    settings = SMALL | {"learning_rate": 0.0}
+    settings = SMALL | {"learning_rate": 1e-30}
     config = TrainingConfig(iterations=500, **settings, eval_every=2, patience=3)  # type: ignore[arg-type]
     summary = train(corpus, model_config(corpus), config, tmp_path, progress=record)
     assert summary.stopped == "patience"

@@ -114,7 +114,10 @@ class TrainingConfig:
         for name, most in (("eval_every", 1 << 40), ("patience", 1 << 40), ("threads", MOST_THREADS)):
             if getattr(self, name) is not None:
                 self._whole(name, 1, most)
-        self._real("learning_rate", 0, 10)
+        if not 0 < self._real("learning_rate") <= 10:
+            raise ConfigError(
+                f"`learning_rate` must be above 0 and at most 10 (received {self.learning_rate})"
+            )
         for name in (
             "final_learning_rate",
             "warmup",
