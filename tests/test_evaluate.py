@@ -284,9 +284,9 @@ def test_refusals(folder: Path, model: Path) -> None:
         evaluate_folder(folder / "broken.mid", model)
     with pytest.raises(ConfigError, match="`random_seed` must be a whole number between"):
         evaluate_folder(folder, model, generate=2, random_seed=-1)
-    with pytest.raises(ConfigError, match="`bars` must be at least 1"):
+    with pytest.raises(ConfigError, match="`bars` must be a whole number, at least 1"):
         Settings(bars=0)
-    with pytest.raises(ConfigError, match="`pieces` must be at least 1"):
+    with pytest.raises(ConfigError, match="`pieces` must be a whole number, at least 1"):
         continue_pieces(tiny_sampler(), folder, 0, Settings())
 
 

@@ -113,7 +113,7 @@ def test_json_of_another_form_is_refused() -> None:
         ModelConfig.from_dict(config().to_dict() | {"heads": 8})
     with pytest.raises(ConfigError, match="are missing: hidden_size"):
         ModelConfig.from_dict({"kind": "lstm", "vocab_size": 4})
-    with pytest.raises(ConfigError, match="have the wrong form"):
+    with pytest.raises(ConfigError, match="`block_starts` must be a list"):
         ModelConfig.from_dict(config().to_dict() | {"block_starts": 5})
 
 

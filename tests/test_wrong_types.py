@@ -12,12 +12,22 @@ from sampler_helpers import make_seed, notes_of, scale
 import melodia
 from melodia import Sampler, Tokenizer, compare_kinds, evaluate_folder, train_folder, write_midi
 from melodia.errors import ConfigError, MelodiaError
+from melodia.evaluation.continuations import Settings
 from melodia.midi import midi_bytes, to_pretty_midi
+from melodia.model import ModelConfig
+from melodia.render import plot_pianoroll
+from melodia.workflows.bench import bench
+from melodia.workflows.generate import generate_files
 
 FOLDER = "no folder"
 
 
 pytestmark = pytest.mark.usefixtures("primed")
+
+
+def plot(**options: Any) -> None:
+    plot_pianoroll(to_pretty_midi(make_seed(scale(1))), "y.png", **options)
+
 
 CALLS: list[tuple[Callable[[Sampler], Any], str]] = [
     (lambda s: Sampler.load(5), r"`path` must be a path \(received 5\)"),  # type: ignore[arg-type]
@@ -72,6 +82,18 @@ CALLS: list[tuple[Callable[[Sampler], Any], str]] = [
     (lambda s: train_folder(FOLDER, "out", training={"window": "x"}), "`window` must be a whole number"),
     (lambda s: compare_kinds(FOLDER, "out", kinds="gru"), "`kinds` must be a list of .*received 'gru'"),
     (lambda s: compare_kinds(FOLDER, "out", training={"x": 1}), "unknown training settings: x"),
+    (lambda s: generate_files(None, num_samples=2.5), "`num_samples` must be a whole number"),  # type: ignore[arg-type]
+    (lambda s: Settings(bars="4"), "`bars` must be a whole number"),  # type: ignore[arg-type]
+    (lambda s: bench(seconds="1"), "`seconds` must be a number"),  # type: ignore[arg-type]
+    (lambda s: bench(model=5), r"`model` must be a path \(received 5\)"),  # type: ignore[arg-type]
+    (lambda s: bench(threads=["1"]), "`threads` must be a whole number between 1 and .*received '1'"),  # type: ignore[list-item]
+    (lambda s: bench(threads=1), r"`threads` must be a list of numbers \(received 1\)"),  # type: ignore[arg-type]
+    (lambda s: ModelConfig("gru", 9, 8, block_starts=5), r"`block_starts` must be a list \(received 5\)"),  # type: ignore[arg-type]
+    (lambda s: ModelConfig("gru", 9, 8, side_inputs=5), r"`side_inputs` must be a list \(received 5\)"),  # type: ignore[arg-type]
+    (lambda s: plot(size=5), r"`size` must be width and height in inches.*received 5"),
+    (lambda s: plot(size=("a", 5)), "`size` must be width and height in inches"),
+    (lambda s: plot(split_at="a"), r"`split_at` must be a number \(received 'a'\)"),
+    (lambda s: plot(split_at=1, split_end="a"), "`split_end` must be a number"),
     (lambda s: evaluate_folder(FOLDER, generate="x"), "`generate` must be a whole number"),  # type: ignore[arg-type]
 ]
 

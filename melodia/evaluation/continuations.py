@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from melodia.checks import whole_number
 from melodia.corpus.discover import find_midi_files
 from melodia.decode import SamplingConfig
 from melodia.decode.config import FILTERS
 from melodia.decode.philox import check_random_seed
-from melodia.errors import ConfigError, MelodiaError
+from melodia.errors import MelodiaError
 from melodia.evaluation.statistics import estimate_key, pitch_in_scale
 from melodia.midi import cut_score, read_score
 from melodia.midi.bars import bar_table
@@ -77,8 +78,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name in ("seed_bars", "bars"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"`{name}` must be at least 1 (received {getattr(self, name)})")
+            object.__setattr__(self, name, whole_number(name, getattr(self, name), 1))
         check_random_seed(self.random_seed)
 
     def to_dict(self) -> dict[str, Any]:
@@ -113,8 +113,7 @@ def continue_pieces(
     Raises:
         ConfigError: `pieces` is not positive.
     """
-    if pieces < 1:
-        raise ConfigError(f"`pieces` must be at least 1 (received {pieces})")
+    pieces = whole_number("pieces", pieces, 1)
     if isinstance(source, Path):
         files = [(found.relative, found.path) for found in find_midi_files(source)]
     else:

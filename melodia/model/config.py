@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,6 +109,9 @@ class ModelConfig:
             default("encoder_hidden_size", max(1, whole_number("hidden_size", self.hidden_size, 1) // 2))
             default("encoder_layers", 1)
             default("block_max", BLOCK_MAX if self.block_length is None else self.block_length)
+        for name in ("side_inputs", "block_starts"):
+            if not isinstance(getattr(self, name), Iterable):
+                raise ConfigError(f"`{name}` must be a list (received {getattr(self, name)!r})")
         object.__setattr__(self, "side_inputs", tuple(_side_input(value) for value in self.side_inputs))
         object.__setattr__(self, "block_starts", tuple(self.block_starts))
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from melodia.checks import real_number
 from melodia.errors import ConfigError, MidiError
 from melodia.files import asked_file, check_target
 from melodia.notes import program_of
@@ -88,15 +89,10 @@ def plot_pianoroll(
         MelodiaError: the file cannot be written, or is there already.
     """
     target = check_target(path, ".png", force)
-    if size is not None and not (
-        len(size) == 2 and min(size) >= 2 and max(size) <= 200 and math.prod(size) <= 4000
-    ):
-        raise ConfigError(
-            f"`size` must be width and height in inches, from 2 to 200 and at most 4000 square inches (received {size})"
-        )
-    if split_at is not None and not math.isfinite(split_at):
-        raise ConfigError(f"`split_at` must be a time in seconds (received {split_at})")
-    if split_end is not None and not (split_at is not None and split_at <= split_end < math.inf):
+    size = None if size is None else _inches(size)
+    split_at = None if split_at is None else real_number("split_at", split_at)
+    split_end = None if split_end is None else real_number("split_end", split_end)
+    if split_end is not None and not (split_at is not None and split_at <= split_end):
         raise ConfigError(
             f"`split_end` must be a time in seconds after `split_at` (received {split_end}, {split_at})"
         )
@@ -111,6 +107,19 @@ def plot_pianoroll(
     with asked_file(target, force=force) as part:
         figure.savefig(part, format="png", dpi=DPI, metadata={"Software": "melodia"})
     return target
+
+
+def _inches(size: tuple[float, float]) -> tuple[float, float]:
+    """Width and height of a picture that can be drawn; raises ConfigError for anything else."""
+    try:
+        width, height = (real_number("size", side, 2, 200) for side in size)
+        if width * height <= 4000:
+            return width, height
+    except (TypeError, ValueError):  # no sides, too many, or such as no picture has
+        pass
+    raise ConfigError(
+        f"`size` must be width and height in inches, from 2 to 200 and at most 4000 square inches (received {size!r})"
+    )
 
 
 def _collect(
@@ -214,10 +223,10 @@ class _Page:
         FigureCanvasAgg(figure)
         inner = self.width - self.left - RIGHT
         top = self.height - self.top
-        for number, system in enumerate(self.systems):
+        for system in self.systems:
             if len(self.melodic):
                 box = (self.left, top - self.roll, inner, self.roll)
-                self._roll(self._axes(figure, box, system), system, number == 0)
+                self._roll(self._axes(figure, box, system), system)
             if len(self.drums):
                 box = (self.left, top - self.roll - self.lane, inner, self.lane)
                 self._drum_lane(self._axes(figure, box, system), system, not len(self.melodic))
@@ -274,7 +283,7 @@ class _Page:
     def _metre(bar: Bar) -> tuple[int, int]:
         return bar.numerator, bar.denominator
 
-    def _roll(self, axes: Any, system: list[Bar], first: bool) -> None:
+    def _roll(self, axes: Any, system: list[Bar]) -> None:
         """The pitched notes of a system."""
         from matplotlib.collections import PolyCollection
 

@@ -7,11 +7,10 @@ inputs in it. The ways take turns, so that whatever else the machine does meets 
 from __future__ import annotations
 
 import importlib.util
-import math
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from melodia import engine, machine
+from melodia.checks import file_path, real_number, whole_number
 from melodia.decode.config import RECOMMENDED, SamplingConfig
 from melodia.engine.description import WEIGHTS, describe
 from melodia.engine.loop import Start, Terms, TokenLoop
@@ -129,6 +129,9 @@ def bench(
     True
     """
     cores = machine.cores()
+    model = None if model is None else file_path("model", model, CheckpointError)
+    if threads is not None and not isinstance(threads, Iterable):
+        raise ConfigError(f"`threads` must be a list of numbers (received {threads!r})")
     counts = default_threads(cores) if threads is None else list(threads)
     _check(weights, counts, seconds, cores)
     title, network, vocabulary, notes = _network(model)
@@ -207,19 +210,18 @@ def _check(weights: Sequence[str], threads: Sequence[int], seconds: float, cores
         if len(set(wanted)) < len(wanted):
             shown = ", ".join(map(str, wanted))
             raise ConfigError(f"`{argument}` must not repeat values (received {shown})")
-    if not threads or min(threads) < 1 or max(threads) > cores:
-        shown = ", ".join(map(str, threads)) or "none"
-        raise ConfigError(
-            f"`threads` must be between 1 and {cores}, the cores of this process (received {shown})"
-        )
-    if not (math.isfinite(seconds) and 0 < seconds <= 3600):
+    if not threads:
+        raise ConfigError("`threads` must be one or more numbers (received none)")
+    for count in threads:
+        whole_number("threads", count, 1, cores, limits=f" between 1 and {cores}, the cores of this process")
+    if not 0 < real_number("seconds", seconds) <= 3600:
         raise ConfigError(f"`seconds` must be > 0 and at most 3600 (received {seconds})")
 
 
-def _network(model: str | os.PathLike[str] | None) -> tuple[str, Network, Vocabulary, list[str]]:
+def _network(model: Path | None) -> tuple[str, Network, Vocabulary, list[str]]:
     """What to run: its name, the network, what its tokens stand for, remarks."""
     try:
-        folder = bundled_model() if model is None else Path(model)
+        folder = bundled_model() if model is None else model
     except CheckpointError:
         vocabulary = Tokenizer().vocabulary
         config = ModelConfig.preset("sequential", "tiny", vocab_size=vocabulary.size)
