@@ -6,15 +6,23 @@ import errno
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from melodia.corpus.build import build_corpus
+from melodia.corpus.discover import find_midi_files
+from melodia.corpus.manifest import read_manifest
+from melodia.corpus.shards import Corpus
 from melodia.errors import CheckpointError, MelodiaError, MidiError, TokenizerError
 from melodia.files import check_target, refuse_folder, whole_file, write_whole
 from melodia.midi import read_score, write_midi
 from melodia.model import Model, ModelConfig, load_checkpoint, save_checkpoint
 from melodia.tokenizer import Tokenizer
+from melodia.workflows.corpora import check_apart
+from melodia.workflows.train import train_folder
 
 
 def names(folder: Path) -> list[str]:
@@ -125,6 +133,29 @@ def test_a_name_that_no_file_can_have_is_an_error_of_the_promised_kind(
     with pytest.raises(MelodiaError, match=words):
         check_target(name + ".json", ".json", force=False)
     assert not names(tmp_path)
+
+
+REFUSALS: list[Callable[[Path], Any]] = [
+    lambda folder: find_midi_files(folder / "none"),
+    lambda folder: build_corpus(folder, folder / "out"),
+    lambda folder: read_manifest(folder),
+    lambda folder: Corpus.open(folder),
+    lambda folder: load_checkpoint(folder),
+    lambda folder: Tokenizer.load(folder / "none.json"),
+    lambda folder: check_apart(folder, folder),
+    lambda folder: train_folder(folder, folder / "out", resume=True),
+]
+
+
+@pytest.mark.parametrize("refused", REFUSALS)
+def test_a_folder_with_a_line_end_in_its_name_is_named_in_one_line(
+    refused: Callable[[Path], Any], tmp_path: Path
+) -> None:
+    folder = tmp_path / "two\nlines"
+    folder.mkdir()
+    with pytest.raises(MelodiaError, match=r"two\\nlines") as raised:
+        refused(folder)
+    assert "\n" not in str(raised.value)
 
 
 def test_a_target_is_tried_before_the_work_and_nothing_is_left(

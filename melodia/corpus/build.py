@@ -34,7 +34,7 @@ from melodia.corpus.manifest import (
 from melodia.corpus.prepare import file_hash
 from melodia.corpus.shards import CONSTANT_VELOCITY, Corpus, ShardWriter
 from melodia.corpus.worker import Limits, map_files
-from melodia.errors import ConfigError, CorpusError
+from melodia.errors import ConfigError, CorpusError, show_path
 from melodia.files import write_whole
 from melodia.machine import cores
 from melodia.tokenizer import Tokenizer, TokenizerConfig
@@ -111,7 +111,8 @@ def build_corpus(
     files = find_midi_files(folder, exclude=out)
     if not files:
         raise CorpusError(
-            f"{folder} has no MIDI files (.mid, .midi, .rmi, .kar), not even in its sub-folders; give another folder"
+            f"{show_path(folder)} has no MIDI files (.mid, .midi, .rmi, .kar), not even in its sub-folders; give "
+            "another folder"
         )
     copies = sorted(set(transpositions) - {0})
     key: dict[str, Any] = {
@@ -129,7 +130,7 @@ def build_corpus(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CorpusError(
-            f"cannot create {out} ({error.strerror}); choose another folder (`cache`)"
+            f"cannot create {show_path(out)} ({error.strerror}); choose another folder (`cache`)"
         ) from error
     with _lock(out):
         if not rebuild:
@@ -286,8 +287,8 @@ def _split_by_hash(rows: list[Row], valid_share: float, *, has_valid: bool) -> N
 def _nothing_usable(folder: Path, out: Path, rows: Sequence[Row]) -> CorpusError:
     reasons = "; ".join(f"{count} x {reason}" for reason, count in common_reasons(rows))
     return CorpusError(
-        f"none of the {len(rows)} MIDI files in {folder} can be used: {reasons}. "
-        f"{out / 'rejected.tsv'} has a verdict for each file; `melodia inspect FILE` says more"
+        f"none of the {len(rows)} MIDI files in {show_path(folder)} can be used: {reasons}. "
+        f"{show_path(out / 'rejected.tsv')} has a verdict for each file; `melodia inspect FILE` says more"
     )
 
 
@@ -373,7 +374,7 @@ def _safe(text: str) -> str:
 
 def _cannot_write(path: Path, error: OSError) -> CorpusError:
     return CorpusError(
-        f"cannot write {path} ({error.strerror}); free some space or choose another folder (`cache`)"
+        f"cannot write {show_path(path)} ({error.strerror}); free some space or choose another folder (`cache`)"
     )
 
 

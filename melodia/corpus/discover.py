@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from melodia.errors import CorpusError
+from melodia.errors import CorpusError, show_path
 from melodia.model.stored import BEST, CONFIG
 
 SUFFIXES = (".mid", ".midi", ".rmi", ".kar")
@@ -52,9 +52,11 @@ def find_midi_files(folder: Path, exclude: Path | None = None) -> list[Found]:
     """
     if not folder.is_dir():
         what = "is not a folder" if folder.exists() else "does not exist"
-        raise CorpusError(f"{folder} {what}; give a folder of MIDI files")
+        raise CorpusError(f"{show_path(folder)} {what}; give a folder of MIDI files")
     if not os.access(folder, os.R_OK | os.X_OK):
-        raise CorpusError(f"{folder} cannot be read (permission denied); change its permissions or copy it")
+        raise CorpusError(
+            f"{show_path(folder)} cannot be read (permission denied); change its permissions or copy it"
+        )
     found: list[Found] = []
     root = folder.stat()
     seen: set[tuple[int, int]] = {(root.st_dev, root.st_ino)}

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-from melodia.errors import CorpusError
+from melodia.errors import CorpusError, show_path
 from melodia.files import write_whole
 from melodia.wording import counted
 
@@ -81,7 +81,7 @@ def write_manifest(path: Path, rows: Iterable[Row]) -> None:
         )
     except OSError as error:
         raise CorpusError(
-            f"cannot write {path} ({error.strerror}); free some space or choose another folder"
+            f"cannot write {show_path(path)} ({error.strerror}); free some space or choose another folder"
         ) from error
 
 
@@ -97,9 +97,13 @@ def read_manifest(path: str | Path) -> list[Row]:
     try:
         lines = path.read_text("utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise CorpusError(f"cannot read the manifest {path} ({error}); rebuild the corpus") from error
+        raise CorpusError(
+            f"cannot read the manifest {show_path(path)} ({error}); rebuild the corpus"
+        ) from error
     if tuple(lines[0].split("\t")) != _COLUMNS:
-        raise CorpusError(f"{path} is not a manifest that this version can read; rebuild the corpus")
+        raise CorpusError(
+            f"{show_path(path)} is not a manifest that this version can read; rebuild the corpus"
+        )
     rows = []
     for number, line in enumerate(lines[1:], start=2):
         if not line:
@@ -111,7 +115,9 @@ def read_manifest(path: str | Path) -> list[Row]:
                 for name, cell in zip(_COLUMNS, cells, strict=True)
             }
         except ValueError as error:
-            raise CorpusError(f"{path}, line {number}: not a manifest row; rebuild the corpus") from error
+            raise CorpusError(
+                f"{show_path(path)}, line {number}: not a manifest row; rebuild the corpus"
+            ) from error
         rows.append(Row(**values))
     return rows
 
@@ -199,7 +205,7 @@ class CorpusSummary:
             )
         text += [f"  {count:,} x {reason}" for reason, count in self.reasons]
         text += [f"warning: {warning}" for warning in self.warnings]
-        text.append(f"a verdict per file: {self.folder / MANIFEST}")
+        text.append(f"a verdict per file: {show_path(self.folder / MANIFEST)}")
         return text
 
 

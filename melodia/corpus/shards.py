@@ -32,7 +32,7 @@ from typing import Any, BinaryIO, overload
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from melodia.errors import CorpusError, TokenizerError
+from melodia.errors import CorpusError, TokenizerError, show_path
 from melodia.vocabulary import Vocabulary
 
 FORMAT_VERSION = 1
@@ -167,23 +167,25 @@ class Corpus:
                     summary.get("format_version") if isinstance(summary, dict) else type(summary).__name__
                 )
                 raise CorpusError(
-                    f"{folder}: corpus format {received!r}, but this version reads {FORMAT_VERSION}; rebuild the corpus"
+                    f"{show_path(folder)}: corpus format {received!r}, but this version reads {FORMAT_VERSION}; "
+                    "rebuild the corpus"
                 )
             vocabulary = Vocabulary.from_dict(json.loads((folder / VOCABULARY).read_text("utf-8")))
             if vocabulary.fingerprint != summary["vocabulary"]:
                 raise CorpusError(
-                    f"{folder}: vocabulary.json is not the one the tokens were written with; rebuild the corpus"
+                    f"{show_path(folder)}: vocabulary.json is not the one the tokens were written with; rebuild the "
+                    "corpus"
                 )
             dtype = np.dtype({2: "<u2", 4: "<u4"}[summary["token_bytes"]])
             splits = {name: _open_split(folder, name, summary["splits"][name], dtype) for name in SPLITS}
             str(summary["fingerprint"])
         except FileNotFoundError as error:
             raise CorpusError(
-                f"{folder} holds no finished corpus ({error.filename} is missing); build one from a folder "
-                "of MIDI files"
+                f"{show_path(folder)} holds no finished corpus ({show_path(error.filename)} is missing); "
+                "build one from a folder of MIDI files"
             ) from error
         except (OSError, KeyError, TypeError, ValueError, EOFError, TokenizerError) as error:
-            raise CorpusError(f"{folder}: damaged corpus ({error!r}); rebuild it") from error
+            raise CorpusError(f"{show_path(folder)}: damaged corpus ({error!r}); rebuild it") from error
         return cls(folder, vocabulary, summary, splits)
 
     def pieces(self, split: str) -> Pieces:
@@ -204,11 +206,13 @@ class Corpus:
         for split in SPLITS:
             for i, piece in enumerate(self.pieces(split)):
                 if piece.tokens.size and int(piece.tokens.max()) >= self.vocabulary.size:
-                    raise CorpusError(f"{self.folder}: piece {i} of {split} holds ids outside the vocabulary")
+                    raise CorpusError(
+                        f"{show_path(self.folder)}: piece {i} of {split} holds ids outside the vocabulary"
+                    )
                 digest.add(split, np.asarray(piece.tokens, "<u4"), piece.flags)
         if digest.result() != self.fingerprint:
             raise CorpusError(
-                f"{self.folder}: the tokens differ from those that were written; rebuild the corpus"
+                f"{show_path(self.folder)}: the tokens differ from those that were written; rebuild the corpus"
             )
 
 
@@ -236,11 +240,15 @@ def _open_split(folder: Path, name: str, summary: dict[str, Any], dtype: np.dtyp
         return Pieces(files, np.zeros((0, len(COLUMNS)), np.int64), dtype)
     index = np.load(folder / f"{name}.index.npy", mmap_mode="r", allow_pickle=False)
     if index.dtype != np.int64 or index.shape != (summary["pieces"], len(COLUMNS)):
-        raise CorpusError(f"{folder}: {name}.index.npy does not belong to corpus.json; rebuild the corpus")
+        raise CorpusError(
+            f"{show_path(folder)}: {name}.index.npy does not belong to corpus.json; rebuild the corpus"
+        )
     shard = index[:, _SHARD]
     inside = (shard >= 0) & (shard < len(files)) & (index[:, _OFFSET] >= 0) & (index[:, _LENGTH] >= 0)
     if not inside.all() or (index[:, _OFFSET] + index[:, _LENGTH] > sizes[shard]).any():
-        raise CorpusError(f"{folder}: {name} has pieces outside its files (cut short?); rebuild the corpus")
+        raise CorpusError(
+            f"{show_path(folder)}: {name} has pieces outside its files (cut short?); rebuild the corpus"
+        )
     return Pieces(files, index, dtype)
 
 
@@ -450,5 +458,5 @@ def _write_text(path: Path, text: str) -> None:
 def _cannot_write(folder: Path, error: OSError) -> CorpusError:
     reason = error.strerror or repr(error)
     return CorpusError(
-        f"cannot write the corpus to {folder}: {reason}; free some space or choose another folder (`cache`)"
+        f"cannot write the corpus to {show_path(folder)}: {reason}; free some space or choose another folder (`cache`)"
     )

@@ -24,7 +24,7 @@ import torch
 
 import melodia
 from melodia.checks import file_path
-from melodia.errors import CheckpointError
+from melodia.errors import CheckpointError, show_path
 from melodia.model.config import ModelConfig
 from melodia.model.folders import replace_folder, stored_folder
 from melodia.model.model import Model
@@ -123,7 +123,9 @@ def save_checkpoint(
         texts = {VOCABULARY: _to_json(vocabulary.to_dict()), TOKENIZER: tokenizer}
         _to_json(config)
     except (TypeError, ValueError) as error:
-        raise CheckpointError(f"what should go into {folder} cannot be written as JSON ({error})") from error
+        raise CheckpointError(
+            f"what should go into {show_path(folder)} cannot be written as JSON ({error})"
+        ) from error
     with _explained(folder), replace_folder(folder) as new:
         (new / WEIGHTS).write_bytes(data)
         for name, text in texts.items():
@@ -167,7 +169,7 @@ def _explained(folder: Path) -> Iterator[None]:
             "free some space" if error.errno == errno.ENOSPC else "choose another folder or its permissions"
         )
         raise CheckpointError(
-            f"cannot write the checkpoint {folder}: {error.strerror or error}; {remedy} "
+            f"cannot write the checkpoint {show_path(folder)}: {error.strerror or error}; {remedy} "
             "(an earlier checkpoint there is unchanged)"
         ) from error
 
@@ -192,19 +194,19 @@ def _refuse_foreign(folder: Path) -> None:
     if not path.exists():
         return
     if not path.is_dir():
-        raise CheckpointError(f"{folder} is a file; a checkpoint is a folder, choose another name")
+        raise CheckpointError(f"{show_path(folder)} is a file; a checkpoint is a folder, choose another name")
     present = {entry.name for entry in path.iterdir()}
     if not present:
         return
     if not is_checkpoint(path):
         raise CheckpointError(
-            f"{folder} holds something other than a checkpoint; choose another or an empty folder"
+            f"{show_path(folder)} holds something other than a checkpoint; choose another or an empty folder"
         )
     own = {WEIGHTS, CONFIG, VOCABULARY, TOKENIZER, *read_config(path).get("files", [])}
     left = {f"{name}.part" for name in own} | {".DS_Store"}  # by a kill, by a file manager
     others = present - own - left
     if others:
         raise CheckpointError(
-            f"{folder} holds other files besides its checkpoint ({', '.join(sorted(others))}), which would be "
-            "lost; move them, or choose another folder"
+            f"{show_path(folder)} holds other files besides its checkpoint ({', '.join(sorted(others))}), which "
+            "would be lost; move them, or choose another folder"
         )

@@ -103,7 +103,8 @@ def _refuse_unfinished(folder: Path) -> None:
         (stored_folder(f) / CONFIG).exists() for f in checkpoints
     ):
         raise CheckpointError(
-            f"{home} holds an unfinished training run that has no checkpoint yet; resume it (melodia train --resume)"
+            f"{show_path(home)} holds an unfinished training run that has no checkpoint yet; resume it (melodia "
+            "train --resume)"
         )
 
 
@@ -135,22 +136,24 @@ def _read(path: Path) -> StoredCheckpoint:
         size, checksum = stored["bytes"], stored["crc32"]
         vocabulary = Vocabulary.from_dict(_read_json(path / VOCABULARY))
     except ConfigError as error:
-        raise CheckpointError(f"{path / CONFIG} does not describe a model: {error}") from error
+        raise CheckpointError(f"{show_path(path / CONFIG)} does not describe a model: {error}") from error
     except TokenizerError as error:
-        raise CheckpointError(f"{path / VOCABULARY}: {error}") from error
+        raise CheckpointError(f"{show_path(path / VOCABULARY)}: {error}") from error
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{path / CONFIG} is damaged ({error!r}); restore it or train again") from error
+        raise CheckpointError(
+            f"{show_path(path / CONFIG)} is damaged ({error!r}); restore it or train again"
+        ) from error
     if vocabulary.size != config.vocab_size:
         raise CheckpointError(
-            f"{path}: the vocabulary has {vocabulary.size} tokens and the model {config.vocab_size}; "
+            f"{show_path(path)}: the vocabulary has {vocabulary.size} tokens and the model {config.vocab_size}; "
             "its files come from different checkpoints"
         )
     data = _read_bytes(path / WEIGHTS)
     if len(data) != size or zlib.crc32(data) != checksum:
         differs = f"its size ({len(data)} bytes, not {size})" if len(data) != size else "its checksum"
         raise CheckpointError(
-            f"{path / WEIGHTS} is damaged or belongs to another checkpoint: {differs} differs from what {CONFIG} "
-            "describes; restore it or train again"
+            f"{show_path(path / WEIGHTS)} is damaged or belongs to another checkpoint: {differs} differs from what "
+            f"{CONFIG} describes; restore it or train again"
         )
     network = Network(config, _unpack(data, config, path / WEIGHTS))
     return StoredCheckpoint(network, vocabulary, _read_json(path / TOKENIZER), training, fingerprint, path)
@@ -162,7 +165,7 @@ def _unpack(data: bytes, config: ModelConfig, path: Path) -> dict[str, NDArray[n
         stored = dict(safetensors.deserialize(data))
     except (safetensors.SafetensorError, ValueError, KeyError) as error:
         raise CheckpointError(
-            f"{path} is not a safetensors file ({error}); restore it or train again"
+            f"{show_path(path)} is not a safetensors file ({error}); restore it or train again"
         ) from error
     expected = tensor_shapes(config)
     received = {name: tuple(tensor["shape"]) for name, tensor in stored.items()}
@@ -170,13 +173,14 @@ def _unpack(data: bytes, config: ModelConfig, path: Path) -> dict[str, NDArray[n
         if expected.get(name) != received.get(name):
             want, got = (shapes.get(name, "nothing") for shapes in (expected, received))
             raise CheckpointError(
-                f"{path} does not fit the model that {CONFIG} describes: {name} should be {want} and is {got}"
+                f"{show_path(path)} does not fit the model that {CONFIG} describes: {name} should be {want} and "
+                f"is {got}"
             )
     for name, tensor in stored.items():
         if tensor["dtype"] not in _FLOATS:
             raise CheckpointError(
-                f"{path} holds weights as {tensor['dtype']} ({name}), but melodia reads {', '.join(_FLOATS)}; "
-                "restore it or train again"
+                f"{show_path(path)} holds weights as {tensor['dtype']} ({name}), but melodia reads "
+                f"{', '.join(_FLOATS)}; restore it or train again"
             )
     return {name: _floats(stored[name]).reshape(shape) for name, shape in expected.items()}
 
@@ -196,21 +200,21 @@ def read_config(path: Path) -> dict[str, Any]:
     """A checkpoint's config.json, its format and version checked."""
     if not any((path / name).exists() for name in (CONFIG, WEIGHTS, VOCABULARY, TOKENIZER)):
         raise CheckpointError(
-            f"there is no checkpoint at {path}; train one, or name the folder that holds {CONFIG}"
+            f"there is no checkpoint at {show_path(path)}; train one, or name the folder that holds {CONFIG}"
         )
     config = _read_json(path / CONFIG)
     if config.get("format") != FORMAT:
         raise CheckpointError(
-            f"{path / CONFIG} does not belong to a melodia checkpoint; name a folder that melodia wrote"
+            f"{show_path(path / CONFIG)} does not belong to a melodia checkpoint; name a folder that melodia wrote"
         )
     version = config.get("format_version")
     if not isinstance(version, int) or version < 1:
         raise CheckpointError(
-            f"{path / CONFIG} is damaged (format_version {version!r}); restore it or train again"
+            f"{show_path(path / CONFIG)} is damaged (format_version {version!r}); restore it or train again"
         )
     if version > FORMAT_VERSION:
         raise CheckpointError(
-            f"{path} has format version {version}, but this version ({melodia.__version__}) reads up to "
+            f"{show_path(path)} has format version {version}, but this version ({melodia.__version__}) reads up to "
             f"{FORMAT_VERSION}; update melodia"
         )
     return config
@@ -220,21 +224,25 @@ def _read_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError as error:
-        raise CheckpointError(f"{path} is missing; restore it or train again") from error
+        raise CheckpointError(f"{show_path(path)} is missing; restore it or train again") from error
     except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
+        raise CheckpointError(f"cannot read {show_path(path)}: {error.strerror or error}") from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > MAX_JSON:
-            raise CheckpointError(f"{path} is larger than {MAX_JSON >> 20} MB; melodia did not write it")
+            raise CheckpointError(
+                f"{show_path(path)} is larger than {MAX_JSON >> 20} MB; melodia did not write it"
+            )
     except OSError:
         pass  # reading says what is wrong
     try:
         data = json.loads(_read_bytes(path))
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not valid JSON ({error}); restore it or train again") from error
+        raise CheckpointError(
+            f"{show_path(path)} is not valid JSON ({error}); restore it or train again"
+        ) from error
     if not isinstance(data, dict):
-        raise CheckpointError(f"{path} contains no JSON object; restore it or train again")
+        raise CheckpointError(f"{show_path(path)} contains no JSON object; restore it or train again")
     return data

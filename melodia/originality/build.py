@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from melodia.corpus.manifest import MANIFEST, read_manifest
 from melodia.corpus.shards import Corpus
-from melodia.errors import CheckpointError
+from melodia.errors import CheckpointError, show_path
 from melodia.files import write_whole
 from melodia.grammar.reader import TokenReader
 from melodia.model.stored import CONFIG
@@ -113,6 +113,6 @@ def attach_index(checkpoint: str | os.PathLike[str], index: Index) -> Path:
             write_whole(config, text, own=True)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
-            f"cannot add the originality index to {folder} ({error!r}); name a checkpoint that melodia wrote"
+            f"cannot add the originality index to {show_path(folder)} ({error!r}); name a checkpoint that melodia wrote"
         ) from error
     return index.save(folder)

@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from melodia.errors import CheckpointError
+from melodia.errors import CheckpointError, show_path
 from melodia.files import write_whole
 from melodia.notes import Notes
 from melodia.originality.lines import GAP, lines_of
@@ -213,7 +213,7 @@ class Index:
             write_whole(path, data, own=True)
         except OSError as error:
             raise CheckpointError(
-                f"cannot write {path}: {error.strerror or error}; free some space or choose another folder"
+                f"cannot write {show_path(path)}: {error.strerror or error}; free some space or choose another folder"
             ) from error
         return path
 
@@ -233,7 +233,7 @@ class Index:
             raise
         except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, struct.error) as error:
             raise CheckpointError(
-                f"{path} is damaged ({error!r}); rebuild it with "
+                f"{show_path(path)} is damaged ({error!r}); rebuild it with "
                 f"`melodia originality --model {path.parent} --index FOLDER`"
             ) from error
 
@@ -250,8 +250,8 @@ class Index:
             raise ValueError(f"format {own['format']!r}")
         if own["format_version"] > FORMAT_VERSION:
             raise CheckpointError(
-                f"{path} has format version {own['format_version']}, but this version reads up to {FORMAT_VERSION}; "
-                "update melodia"
+                f"{show_path(path)} has format version {own['format_version']}, but this version reads up to "
+                f"{FORMAT_VERSION}; update melodia"
             )
         data = np.memmap(path, dtype=np.uint8, mode="r", offset=8 + length)
         arrays: dict[str, Any] = {}

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from melodia.checks import file_path
-from melodia.errors import ConfigError, TokenizerError
+from melodia.errors import ConfigError, TokenizerError, show_path
 from melodia.files import asked_file, refuse_folder, refuse_taken
 from melodia.grammar.reader import NoteEvent, TokenReader
 from melodia.tokenizer.bpe import Pair, apply_pairs, learn_pairs, with_pairs
@@ -157,7 +157,7 @@ class Tokenizer:
         except TokenizerError as error:
             if path is None:
                 raise
-            raise TokenizerError(f"{path}: {error}") from error
+            raise TokenizerError(f"{show_path(path)}: {error}") from error
 
     @classmethod
     def _of_dict(cls, data: dict[str, Any]) -> Tokenizer:
@@ -212,7 +212,7 @@ class Tokenizer:
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise TokenizerError(f"cannot read the tokenizer {path}: {error}") from error
+            raise TokenizerError(f"cannot read the tokenizer {show_path(path)}: {error}") from error
         return cls.from_dict(data, path)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from melodia.errors import show_path
 from melodia.model.stored import BEST, RESUME, STATE, is_checkpoint
 from melodia.training.distributed import World
 from melodia.training.logs import BOARD, COLUMNS, LOG
@@ -27,24 +28,29 @@ def obstacle(out: Path, *, resume: bool = False, force: bool = False, resumable:
         resumable: the caller can go on with any training, and replace this one alone.
     """
     if is_checkpoint(out):
-        return f"{out} is a checkpoint itself, which a training run would replace entirely; choose another folder"
+        return (
+            f"{show_path(out)} is a checkpoint itself, which a training run would replace entirely; choose another "
+            "folder"
+        )
     foreign = _foreign(out)
     if foreign is not None:
-        return f"{foreign} already exists, and no training run wrote it; move it or choose another folder"
+        return f"{show_path(foreign)} already exists, and no training run wrote it; move it or choose another folder"
     if force or (resume and holds_state(out)):
         return None
     if resume and (out / BEST).exists():
         return (
-            f"{out} holds a checkpoint, but {RESUME}, which a training run resumes from, is missing; fine-tune the "
-            f"checkpoint (`init` {out / BEST}, another `out`), or retrain (`force`)"
+            f"{show_path(out)} holds a checkpoint, but {RESUME}, which a training run resumes from, is missing; "
+            f"fine-tune the checkpoint (`init` {show_path(out / BEST)}, another `out`), or retrain (`force`)"
         )
     if (out / BEST).exists() or holds_state(out):
         remedy = "resume it (`resume`), replace it (`force`)" if resumable else "move it"
         remedy += " or choose another folder"
-        return f"{out} already holds a training run; {remedy}"
+        return f"{show_path(out)} already holds a training run; {remedy}"
     if len(_log_lines(out)) > 1:
         replaced = ", replace it (`force`)" if resumable else ""
-        return f"{out / LOG} is the log of a training run; move it{replaced} or choose another folder"
+        return (
+            f"{show_path(out / LOG)} is the log of a training run; move it{replaced} or choose another folder"
+        )
     return None
 
 

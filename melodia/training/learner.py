@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from melodia.corpus.shards import Corpus
-from melodia.errors import ConfigError, TrainingError
+from melodia.errors import ConfigError, TrainingError, show_path
 from melodia.model import Model, ModelConfig
 from melodia.model import state as states
 from melodia.model.checkpoint import load_checkpoint
@@ -179,13 +179,13 @@ def make_model(
         theirs = checkpoint.vocabulary
         if theirs.fingerprint != ours.fingerprint:
             raise TrainingError(
-                f"the checkpoint {init} has another vocabulary ({theirs.scheme}, {theirs.size} tokens) than "
+                f"the checkpoint {show_path(init)} has another vocabulary ({theirs.scheme}, {theirs.size} tokens) than "
                 f"the corpus ({ours.scheme}, {ours.size} tokens); build the corpus with the checkpoint's "
                 "tokenizer"
             )
         if model_config is not None and model_config != checkpoint.config:
             raise ConfigError(
-                f"the checkpoint {init} is a model of another shape; leave out `kind`, `size` and the like"
+                f"the checkpoint {show_path(init)} is a model of another shape; leave out `kind`, `size` and the like"
             )
         return checkpoint.model
     if model_config is None:

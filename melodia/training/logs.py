@@ -9,7 +9,7 @@ import warnings
 from pathlib import Path
 from typing import Any, TextIO
 
-from melodia.errors import TrainingError
+from melodia.errors import TrainingError, show_path
 from melodia.files import whole_file
 
 LOG, BOARD = "training.csv", "tensorboard"
@@ -103,4 +103,6 @@ class Logs:
 
     def _error(self, error: OSError) -> TrainingError:
         reason = error.strerror or str(error)
-        return TrainingError(f"cannot write {self.path}: {reason}; free some space or choose another folder")
+        return TrainingError(
+            f"cannot write {show_path(self.path)}: {reason}; free some space or choose another folder"
+        )

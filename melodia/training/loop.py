@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from melodia.corpus.shards import Corpus
-from melodia.errors import TrainingError
+from melodia.errors import TrainingError, show_path
 from melodia.kernels import fast_precision
 from melodia.model import ModelConfig
 from melodia.model.checkpoint import save_checkpoint
@@ -165,7 +165,7 @@ class _Run:
             elapsed = float(values["elapsed"])
         except (KeyError, RuntimeError, ValueError, TypeError) as error:
             raise TrainingError(
-                f"{self.out / RESUME} does not fit this training ({error!r}); start over with `force`"
+                f"{show_path(self.out / RESUME)} does not fit this training ({error!r}); start over with `force`"
             ) from error
         patience = self.config.patience
         patient = patience is None or self.watch.without_progress < patience
@@ -255,8 +255,8 @@ class _Run:
                 raise TrainingError(
                     f"the loss stopped being finite at iteration {self.learner.iteration - count + 1 + i} (learning "
                     f"rate {updates[i].rate:.2g}, gradient norm {float(values[i, 1]):.3g}); the last good state and "
-                    f"the best weights are kept in {self.out}. Train again with a lower learning rate or a smaller "
-                    "gradient clip"
+                    f"the best weights are kept in {show_path(self.out)}. Train again with a lower learning rate or "
+                    "a smaller gradient clip"
                 )
         self.meter.take(sums[:count], updates, now)
         norm = float(values[-1, 1])
@@ -316,7 +316,7 @@ class _Run:
         if tokens and not math.isfinite(per_token):
             raise TrainingError(
                 f"the validation loss is {per_token} after iteration {self.learner.iteration}; the last "
-                f"good state and the best weights are kept in {self.out}. Train again with a lower learning "
+                f"good state and the best weights are kept in {show_path(self.out)}. Train again with a lower learning "
                 "rate"
             )
         train_per_token, train_per_note = self.meter.since_validation()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from melodia.errors import TrainingError, out_of_memory
+from melodia.errors import TrainingError, out_of_memory, show_path
 from melodia.training.config import TrainingConfig
 from melodia.training.folder import holds_state
 
@@ -47,7 +47,7 @@ def enough_memory(config: TrainingConfig, out: Path, device: torch.device, again
             raise
         kept, force = "nothing has been saved yet", ""
         if holds_state(out):
-            kept = f"what {out} has saved is kept, and {again} continues from it where there is more memory"
+            kept = f"what {show_path(out)} has saved is kept, and {again} continues from it where there is more memory"
             force = " (`force`)"
         recompute = "" if config.recompute else ", or with `recompute`"
         raise TrainingError(

@@ -18,7 +18,7 @@ from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from melodia.errors import ConfigError, TrainingError
+from melodia.errors import ConfigError, TrainingError, show_path
 from melodia.files import write_whole
 from melodia.model import ModelConfig
 from melodia.model.stored import STATE
@@ -54,7 +54,7 @@ def write_state(folder: Path, tensors: dict[str, Tensor], values: dict[str, Any]
     except OSError as error:
         kept = "the earlier state is intact" if path.exists() else "nothing has been saved yet"
         raise TrainingError(
-            f"cannot write {path}: {error.strerror or error}; {kept}. Free some space or choose another "
+            f"cannot write {show_path(path)}: {error.strerror or error}; {kept}. Free some space or choose another "
             "folder, then continue with `resume`"
         ) from error
 
@@ -70,7 +70,7 @@ def read_bytes(folder: Path) -> bytes | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise TrainingError(f"cannot read {folder / STATE}: {error.strerror or error}") from error
+        raise TrainingError(f"cannot read {show_path(folder / STATE)}: {error.strerror or error}") from error
 
 
 def parse_state(folder: Path, data: bytes, device: torch.device) -> TrainingState:
@@ -85,10 +85,10 @@ def parse_state(folder: Path, data: bytes, device: torch.device) -> TrainingStat
         values = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["melodia"])
         tensors = {name: tensor.to(device) for name, tensor in from_bytes(data).items()}
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise TrainingError(f"{path} is damaged ({error}); start over with `force`") from error
+        raise TrainingError(f"{show_path(path)} is damaged ({error}); start over with `force`") from error
     if values.get("format_version") != FORMAT_VERSION:
         raise TrainingError(
-            f"{path} has format {values.get('format_version')!r}, but this version reads {FORMAT_VERSION}; "
+            f"{show_path(path)} has format {values.get('format_version')!r}, but this version reads {FORMAT_VERSION}; "
             "start over with `force`"
         )
     return TrainingState(tensors, values)
@@ -109,7 +109,9 @@ def saved_model(saved: TrainingState, out: Path) -> ModelConfig:
     try:
         return ModelConfig.from_dict(saved.values["identity"]["model"])
     except (KeyError, TypeError, ConfigError) as error:
-        raise TrainingError(f"{out} holds a damaged state ({error}); start over with `force`") from error
+        raise TrainingError(
+            f"{show_path(out)} holds a damaged state ({error}); start over with `force`"
+        ) from error
 
 
 FREE = ("minutes", "epochs", "iterations", "eval_every", "patience", "save_every", "device", "threads")
@@ -127,8 +129,8 @@ def check_same_run(identity: dict[str, Any], saved: TrainingState, out: Path) ->
     theirs = saved.values.get("identity", {})
     if ours["vocabulary"] != theirs.get("vocabulary") or ours["corpus"] != theirs.get("corpus"):
         raise TrainingError(
-            f"{out} was trained on another corpus; resume with that one, or start over with `force` (or "
-            f"`init` {out})"
+            f"{show_path(out)} was trained on another corpus; resume with that one, or start over with `force` (or "
+            f"`init` {show_path(out)})"
         )
     different = []
     for part in ("model", "training"):
@@ -140,6 +142,6 @@ def check_same_run(identity: dict[str, Any], saved: TrainingState, out: Path) ->
                 different.append(f"`{name}` {other.get(name)!r} is now {mine.get(name)!r}")
     if different:
         raise TrainingError(
-            f"{out} was trained with other settings: {'; '.join(different)}; resume with the same, "
+            f"{show_path(out)} was trained with other settings: {'; '.join(different)}; resume with the same, "
             "or start over with `force`"
         )

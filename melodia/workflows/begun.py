@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from melodia.errors import MelodiaError, TrainingError
+from melodia.errors import MelodiaError, TrainingError, show_path
 from melodia.files import write_whole
 from melodia.model.config import ModelConfig
 from melodia.model.stored import TOKENIZER, read_checkpoint
@@ -50,7 +50,9 @@ class Begun:
         """
         stored = read_checkpoint(init)
         tokenizer = Tokenizer.from_dict(stored.tokenizer_json, stored.path / TOKENIZER)
-        return cls(stored.config, {}, tokenizer, init, f"the checkpoint {init}", "retrain without `init`")
+        return cls(
+            stored.config, {}, tokenizer, init, f"the checkpoint {show_path(init)}", "retrain without `init`"
+        )
 
     def write(self, out: Path) -> None:
         """Keep it in the folder of a training, with the index of the checkpoint that is fine-tuned.
@@ -76,7 +78,8 @@ class Begun:
             write_whole(folder / FILE, json.dumps(data), own=True)
         except OSError as error:
             raise TrainingError(
-                f"cannot write {folder / FILE}: {error.strerror or error}; free some space or choose another folder"
+                f"cannot write {show_path(folder / FILE)}: {error.strerror or error}; free some space or choose "
+                "another folder"
             ) from error
 
     @classmethod
@@ -104,8 +107,10 @@ class Begun:
                 dict(values["training"]),
                 tokens,
                 values["init"],
-                f"the training in {out}",
+                f"the training in {show_path(out)}",
                 "start over with `force`",
             )
         except (MelodiaError, KeyError, TypeError, ValueError) as error:
-            raise TrainingError(f"{path} is damaged ({error!r}); start over with `force`") from error
+            raise TrainingError(
+                f"{show_path(path)} is damaged ({error!r}); start over with `force`"
+            ) from error

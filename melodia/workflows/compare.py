@@ -14,7 +14,7 @@ import torch
 from melodia import __version__, backends, kernels
 from melodia.checks import file_path
 from melodia.corpus.shards import Corpus
-from melodia.errors import ConfigError, TrainingError
+from melodia.errors import ConfigError, TrainingError, show_path
 from melodia.evaluation.ngram import KneserNey
 from melodia.files import write_whole
 from melodia.measure import Likelihood, number, plain, span
@@ -151,7 +151,7 @@ def compare_kinds(
         corpus = open_corpus(folder, cache=cache, reporter=reporter)
         if not len(corpus.pieces("valid")):
             raise TrainingError(
-                f"{folder}: no piece is held out, so nothing can be compared; give more pieces"
+                f"{show_path(folder)}: no piece is held out, so nothing can be compared; give more pieces"
             )
         target = parameter_count(model_settings(corpus.vocabulary, "lstm", size))
         wishes = [(kind, kind, tuple(DEFAULTS)) for kind in kinds]
@@ -247,8 +247,8 @@ class _Run:
             mine, other = self.setting, begun["setting"]
             names = sorted(name for name in mine.keys() | other.keys() if mine.get(name) != other.get(name))
             raise ConfigError(
-                f"{self.out} holds {self.name} of another comparison (different {', '.join(names)}); choose another "
-                "`out`, or retrain all kinds (`force`)"
+                f"{show_path(self.out)} holds {self.name} of another comparison (different {', '.join(names)}); "
+                "choose another `out`, or retrain all kinds (`force`)"
             )
         # What an interrupted comparison left may be replaced; another training may not.
         lost = obstacle(self.out, force=self.force or begun is not None, resumable=False)
@@ -282,7 +282,8 @@ class _Run:
             return {"setting": dict(begun["setting"]), "row": begun["row"]}
         except (KeyError, TypeError, ValueError) as error:
             raise TrainingError(
-                f"{self.record} is damaged ({error!r}); remove {self.out}, and only {self.name} is retrained"
+                f"{show_path(self.record)} is damaged ({error!r}); remove {show_path(self.out)}, and only "
+                f"{self.name} is retrained"
             ) from error
 
 
@@ -290,7 +291,7 @@ def _row_of(run: _Run, begun: dict[str, Any] | None, note: str, reporter: Report
     """Train one kind, unless it is there already, and measure it."""
     corpus = run.corpus
     if begun is not None and begun["row"] is not None:
-        reporter.say(f"{run.name}: already trained, in {run.out}")
+        reporter.say(f"{run.name}: already trained, in {show_path(run.out)}")
         return Row.from_dict(begun["row"])
     reporter.say(f"{run.name}: hidden size {run.model.hidden_size}")
     run.out.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from melodia.corpus.build import build_corpus
 from melodia.corpus.shards import TOTALS, Corpus
-from melodia.errors import ConfigError
+from melodia.errors import ConfigError, show_path
 from melodia.tokenizer import Tokenizer, TokenizerConfig
 
 if TYPE_CHECKING:
@@ -58,8 +58,8 @@ def check_apart(folder: Path, out: Path) -> None:
     """
     if out.resolve() == folder.resolve():
         raise ConfigError(
-            f"`out` {out} is the corpus itself; the samples would become training music; choose another folder "
-            "(it may lie inside the corpus)"
+            f"`out` {show_path(out)} is the corpus itself; the samples would become training music; choose another "
+            "folder (it may lie inside the corpus)"
         )
 
 

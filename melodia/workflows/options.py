@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from melodia.corpus.shards import TOKENIZER, Corpus
-from melodia.errors import ConfigError, TrainingError
+from melodia.errors import ConfigError, TrainingError, show_path
 from melodia.model.config import SIZES, ModelConfig
 from melodia.tokenizer import Tokenizer, TokenizerConfig
 from melodia.workflows.begun import Begun
@@ -80,12 +80,12 @@ def choose_tokens(
         there: dict[str, Any] = {"scheme": vocabulary.scheme}
         if asked["bpe"] is not None:
             there["bpe"] = Tokenizer.load(folder / TOKENIZER).config.bpe_vocab_size
-        refuse_others(asked, there, f"the built corpus {folder}", "give a folder of MIDI files")
+        refuse_others(asked, there, f"the built corpus {show_path(folder)}", "give a folder of MIDI files")
         if isinstance(settled, Tokenizer) and settled.vocabulary.fingerprint != vocabulary.fingerprint:
             raise TrainingError(
-                f"the built corpus {folder} has other tokens ({vocabulary.scheme}, {vocabulary.size}) than the model "
-                f"({settled.vocabulary.scheme}, {settled.vocabulary.size}); give the folder of MIDI files, which will "
-                "be encoded with the model's tokenizer"
+                f"the built corpus {show_path(folder)} has other tokens ({vocabulary.scheme}, {vocabulary.size}) "
+                f"than the model ({settled.vocabulary.scheme}, {settled.vocabulary.size}); give the folder of MIDI "
+                "files, which will be encoded with the model's tokenizer"
             )
         return None
     if before is None or settled is None:

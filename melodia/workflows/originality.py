@@ -164,7 +164,7 @@ def open_index(checkpoint: str | os.PathLike[str]) -> Index:
     index = Index.open(checkpoint)
     if index is None:
         raise CheckpointError(
-            f"{checkpoint} has no {FILE}, so nothing can be compared with its training music; "
+            f"{show_path(checkpoint)} has no {FILE}, so nothing can be compared with its training music; "
             "build it with `melodia originality --model DIR --index FOLDER`"
         )
     return index

@@ -14,7 +14,7 @@ from melodia.checks import file_path
 from melodia.corpus.manifest import MANIFEST, read_manifest
 from melodia.corpus.shards import Corpus
 from melodia.decode.config import RECOMMENDED
-from melodia.errors import ConfigError, MelodiaError
+from melodia.errors import ConfigError, MelodiaError, show_path
 from melodia.files import write_whole
 from melodia.model.config import ModelConfig
 from melodia.side_inputs import DEFAULTS, NAMES, default_specs
@@ -78,7 +78,7 @@ class TrainedFolder:
             else "no piece was held out",
             f"checkpoint {summary.checkpoint}",
         ]
-        return lines + self.notes + [f"sample {path}" for path in self.samples]
+        return lines + self.notes + [f"sample {show_path(path)}" for path in self.samples]
 
 
 def model_settings(
@@ -214,7 +214,8 @@ def train_folder(
         goes_on = before is not None
         if resume:
             nothing = (
-                f"{out} holds no training run to resume; check `out`, or leave `resume` out to start one"
+                f"{show_path(out)} holds no training run to resume; check `out`, or leave `resume` out to "
+                "start one"
             )
             world.refuse(None if goes_on or holds_state(out) or not world.leads else nothing)
         if before is None and base is not None:
@@ -228,7 +229,7 @@ def train_folder(
             _check_form(form)
         if resume and world.leads and not holds_state(out):  # begun, or it would have been refused
             reporter.say(
-                f"{out}: the training run was interrupted before anything was saved; starting it again"
+                f"{show_path(out)}: the training run was interrupted before anything was saved; starting it again"
             )
         tokens = choose_tokens(folder, {"scheme": scheme, "bpe": bpe}, before)
         corpus = open_corpus(
