@@ -10,8 +10,9 @@ The names below are loaded when they are first used, so that `import melodia` co
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from melodia.lazy import on_demand
 
 if TYPE_CHECKING:
     from melodia.decode.config import RECOMMENDED
@@ -25,20 +26,20 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_HOMES = {
-    "RECOMMENDED": "melodia.decode.config",
-    "Continuation": "melodia.sampler",
-    "MelodiaError": "melodia.errors",
-    "Sampler": "melodia.sampler",
-    "Session": "melodia.sampler",
-    "Tokenizer": "melodia.tokenizer",
-    "TokenizerConfig": "melodia.tokenizer",
-    "compare_kinds": "melodia.workflows.compare",
-    "evaluate_folder": "melodia.workflows.evaluate",
-    "read_midi": "melodia.midi",
-    "read_score": "melodia.midi",
-    "train_folder": "melodia.workflows.train",
-    "write_midi": "melodia.midi",
+_HOME = {
+    "RECOMMENDED": "decode.config",
+    "Continuation": "sampler",
+    "MelodiaError": "errors",
+    "Sampler": "sampler",
+    "Session": "sampler",
+    "Tokenizer": "tokenizer",
+    "TokenizerConfig": "tokenizer",
+    "compare_kinds": "workflows.compare",
+    "evaluate_folder": "workflows.evaluate",
+    "read_midi": "midi",
+    "read_score": "midi",
+    "train_folder": "workflows.train",
+    "write_midi": "midi",
 }
 
 __all__ = [
@@ -58,10 +59,4 @@ __all__ = [
     "write_midi",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'melodia' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOMES[name]), name)
-    globals()[name] = value
-    return value
+__getattr__ = on_demand(__name__, _HOME)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 
@@ -38,6 +39,19 @@ def arrows() -> dict[str, set[str]]:
 def test_arrows_run_one_way(arrows: dict[str, set[str]]) -> None:
     order = list(TopologicalSorter(arrows).static_order())  # raises CycleError, with the cycle
     assert order.index("errors") < order.index("sampler") < order.index("workflows") < order.index("cli")
+
+
+@pytest.mark.parametrize(
+    "package",
+    ["melodia", *(f"melodia.{part}" for part in ("decode", "midi", "model", "originality", "render"))],
+)
+def test_names_that_are_loaded_when_they_are_used(package: str) -> None:
+    module = importlib.import_module(package)
+    for name in module.__all__:
+        value = getattr(module, name)
+        assert vars(module)[name] is value, "it is kept"
+    with pytest.raises(AttributeError, match=rf"module '{package}' has no attribute 'nothing'"):
+        _ = module.nothing
 
 
 @pytest.mark.parametrize("part", ["kernels", "model", "training", "decode"])

@@ -6,9 +6,9 @@ one of a corpus, `attach_index` writes it into a checkpoint.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from melodia.lazy import on_demand
 from melodia.notes import Notes, notes_of_events, notes_of_score
 from melodia.originality.index import FILE, Chance, Index, Training
 from melodia.originality.search import Originality, Passage, shared_passages
@@ -32,9 +32,5 @@ __all__ = [
     "shared_passages",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    # Building reads corpora; whoever only searches does not load that.
-    if name not in ("attach_index", "build_index", "notes_of_tokens"):
-        raise AttributeError(f"module 'melodia.originality' has no attribute {name!r}")
-    return getattr(importlib.import_module("melodia.originality.build"), name)
+# Building reads corpora; whoever only searches does not load that.
+__getattr__ = on_demand(__name__, dict.fromkeys(("attach_index", "build_index", "notes_of_tokens"), "build"))

@@ -5,8 +5,9 @@ Names are loaded when they are first used, so that `import melodia.render` costs
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from melodia.lazy import on_demand
 
 if TYPE_CHECKING:
     from melodia.render.audio import AudioReport as AudioReport
@@ -17,10 +18,4 @@ _HOME = {"AudioReport": "audio", "render_audio": "audio", "plot_pianoroll": "pia
 
 __all__ = sorted(_HOME)
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
+__getattr__ = on_demand(__name__, _HOME)
