@@ -1,4 +1,4 @@
-"""The names of the backends, and the one that this process was asked for. No imports but Python's own.
+"""The names of the backends, and the one that this process was asked for. No imports but Python's own and the errors.
 
 `melodia.kernels` obeys it for torch, `melodia.sampler` for the engine.
 """

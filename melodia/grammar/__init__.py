@@ -2,6 +2,7 @@
 
 - `tables`: what each token does, as flat tables
 - `constraints`: what a caller asks of the music
+- `compiled`: both of them as the machine reads them
 - `state`: the registers
 - `machine`: masks and steps
 - `reader`: tokens to notes

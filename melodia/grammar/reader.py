@@ -1,7 +1,6 @@
 """Tokens to notes, one at a time, without a MIDI library.
 
-The reader follows a stream of base token ids and gives a note as soon as its last token has come. It takes
-any
+The reader follows a stream of base token ids and gives a note as soon as its last token has come. It takes any
 sequence: a token that makes no sense where it stands is passed over and counted.
 """
 

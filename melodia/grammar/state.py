@@ -47,11 +47,9 @@ _MARGIN = 8
 class GrammarState:
     """Where a sequence stands. A value: copied, saved, passed in; every number is a whole one.
 
-    The registers are attributes (see `REGISTERS`). `rows` holds for each program that has played one number
-    per
-    pitch: until when it sounds (grid ticks); MIDILike: since when, or `FREE`. `ends` holds the same times of
-        the notes
-    that may still sound, MIDILike: of those that do, the oldest first.
+    The registers are attributes (see `REGISTERS`). `rows` holds for each program that has played one number per
+    pitch: until when it sounds (grid ticks); MIDILike: since when, or `FREE`. `ends` holds the same times of the
+    notes that may still sound, MIDILike: of those that do, the oldest first.
 
     Some registers may be set by the caller between tokens:
         min_bars, max_bars: as in `Constraints`; counted from the start of the music, so behind a seed the

@@ -1,8 +1,7 @@
 """The cells and their scans in plain PyTorch: the specification, and the fallback without native kernels.
 
-Letters: B batch, T time, H hidden. Everything is time-major. Gates follow torch: LSTM i, f, g, o and GRU r,
-    z, n with
-the reset gate applied after the matrix product, so the weights of `nn.LSTM` and `nn.GRU` fit unchanged.
+Letters: B batch, T time, H hidden. Everything is time-major. Gates follow torch: LSTM i, f, g, o and GRU r, z, n
+with the reset gate applied after the matrix product, so the weights of `nn.LSTM` and `nn.GRU` fit unchanged.
 
 The input's share of the gates, `gates_x = x @ weight_ih.T + bias_ih`, is made outside, for all steps in one
 product. Gradients come from autograd, and so does every higher derivative. A native kernel has the same names

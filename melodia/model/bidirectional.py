@@ -8,8 +8,7 @@ tokens before t only.
 
 A block is finished when the token that begins the next one arrives. Until then its tokens wait in the state.
 The windows of training hold many blocks; all of them are read at once, as a batch of sequences with lengths.
-Letters: B lanes, N tokens of a lane (waiting ones first), M finished blocks of all lanes together, S side
-    inputs,
+Letters: B lanes, N tokens of a lane (waiting ones first), M finished blocks of all lanes together, S side inputs,
 E encoder units, L tokens of the longest block.
 """
 

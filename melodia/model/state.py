@@ -1,8 +1,7 @@
 """The state of a model as a value: nested tuples of tensors, batch first, and what is done with them.
 
 A state holds everything that a model remembers; a model keeps nothing. A state of zeros is the beginning of a
-piece,
-for every kind of model. Letters: B batch.
+piece, for every kind of model. Letters: B batch.
 """
 
 from __future__ import annotations

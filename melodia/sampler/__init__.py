@@ -4,7 +4,8 @@
 - `seed`: from a seed to tokens, and what new music keeps of it
 - `session`: everything that the next token depends on, saved and loaded
 - `plan`: the join, what may come, the end; its parts: `bars`, `classes`, `metres`, `players`, `stretches`, `timeline`
-- `bias`: the seed's opinion on pitches
+- `bias`, `chord_bias`: the seed's opinion on pitches, and that of a chord
+- `dynamics`: how loud new music is
 - `lane`, `loop`: the loop over tokens
 - `branching`, `texture`: playing stretches several times, and what fits best
 - `following`, `kept`, `filling`: towards music that comes behind; beside music that stays; bars inside a piece
@@ -15,7 +16,7 @@
 - `feeding`: the seed, read at batch speed
 - `progress`: how far it has come
 - `continuation`, `report`, `results`: what comes out
-- `sampler`: `Sampler`, which ties them together
+- `primed`, `sampler`: a model with its session, and `Sampler`, which ties all of them together
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@
 - `vocabularies`: the tokens of each scheme and what may follow what
 - `bpe`: byte pairs
 - `encoding`: from the grid to ids, those that miditok gives
+- `scores`: from notes to scores
 - `tokenizer`: `Tokenizer`, which ties them together
 """
 

@@ -1,9 +1,8 @@
 """A score on the tokenizer's grid: what the tokens can say, and findings for what they cannot.
 
 Time is counted in whole grid ticks, fine enough that the grid unit of every metre is a whole number of them.
-Onsets and ends snap to the unit of the metre they lie in. What snapping and joining the tracks of one
-program makes overlap
-is repaired here: doubled notes are merged, and a note is cut where its pitch is struck again.
+Onsets and ends snap to the unit of the metre they lie in. What snapping and joining the tracks of one program
+makes overlap is repaired here: doubled notes are merged, and a note is cut where its pitch is struck again.
 """
 
 from __future__ import annotations
