@@ -14,11 +14,12 @@ from melodia.errors import ConfigError, MelodiaError, MidiError, show_path
 from melodia.midi.assemble import assemble
 from melodia.midi.bars import bar_count
 from melodia.midi.container import DEFAULT_DIVISION, REMEDY
+from melodia.midi.convert import events_of_pretty_midi, seconds_of, to_pretty_midi
 from melodia.midi.limits import Limits
 from melodia.midi.repair import pair_notes
 from melodia.midi.report import Findings, ReadReport
 from melodia.midi.smf import SmfEvents, parse_smf
-from melodia.midi.timeline import lay_in_sequence, read_timeline, seconds_at
+from melodia.midi.timeline import lay_in_sequence, read_timeline
 from melodia.notes import program_of
 
 if TYPE_CHECKING:
@@ -63,8 +64,6 @@ def read_score(source: Source, *, limits: Limits | None = None) -> tuple[ScoreTi
         name = show_path(getattr(source, "name", "<file object>"))
         data = _read_stream(source, name, limits)
     else:
-        from melodia.midi.convert import events_of_pretty_midi
-
         findings = Findings()
         events = events_of_pretty_midi(source, findings, limits)
         return _finish(events, "<PrettyMIDI>", b"", findings, limits)
@@ -91,8 +90,6 @@ def read_midi(source: Source, *, limits: Limits | None = None) -> pretty_midi.Pr
     >>> read_midi("midi_samples/petzold_minuet_g_major.mid").time_signature_changes[0].numerator
     3
     """
-    from melodia.midi.convert import to_pretty_midi
-
     return to_pretty_midi(read_score(source, limits=limits)[0])
 
 
@@ -204,7 +201,7 @@ def _finish(
         tracks=len(score.tracks),
         notes=score.note_num(),
         bars=bar_count(timeline.metres, timeline.ticks_per_quarter, end),
-        seconds=seconds_at(timeline.tempi, timeline.ticks_per_quarter, end),
+        seconds=float(seconds_of(score, np.array(end))),
         programs=sorted({program_of(track) for track in score.tracks}),
         tempi=[(tick, 60e6 / tempo) for tick, tempo in timeline.tempi],
         time_signatures=timeline.metres,

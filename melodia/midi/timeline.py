@@ -271,26 +271,3 @@ def cut_length(notes: Notes, timeline: Timeline, limits: Limits, findings: Findi
         notes = notes.select(~late)
     notes.end = np.minimum(notes.end, last)
     return notes
-
-
-def seconds_at(tempi: list[tuple[int, int]], ticks_per_quarter: int, tick: int) -> float:
-    """Time of a tick.
-
-    Args:
-        tempi: (tick, microseconds per quarter), the first at tick 0.
-        ticks_per_quarter: resolution.
-        tick: where.
-
-    Returns:
-        seconds from tick 0.
-
-    >>> seconds_at([(0, 500_000), (480, 1_000_000)], 480, 960)
-    1.5
-    """
-    total = 0.0
-    for index, (start, tempo) in enumerate(tempi):
-        if start >= tick:
-            break
-        stop = min(tick, tempi[index + 1][0]) if index + 1 < len(tempi) else tick
-        total += (stop - start) * tempo
-    return total / ticks_per_quarter / 1e6
