@@ -58,6 +58,27 @@ def asked_file(target: Path, error: type[MelodiaError] = MelodiaError, *, force:
         raise error(_unwritable(target, problem)) from None
 
 
+def asked_target(path: str | os.PathLike[str], error: type[MelodiaError], what: str, *, force: bool) -> Path:
+    """The path of a file that `asked_file` can write, refused before the work where it cannot.
+
+    Args:
+        path: as a caller gave it.
+        error: what is raised.
+        what: is to be written, "the session".
+        force: a file that is there may be replaced.
+
+    Raises:
+        ConfigError: it is no path, or `force` no truth value.
+        error: it is a directory, or there is a file already (without `force`).
+    """
+    target, form = file_path("path", path, error), f" for {what}"
+    if not os.fsdecode(path) or os.fsdecode(path).endswith(("/", os.sep)):  # a Path forgets the slash
+        raise error(_is_folder(path, form))
+    refuse_folder(target, error, form=form)
+    refuse_taken(target, error, force=force)
+    return target
+
+
 def refuse_folder(
     path: str | os.PathLike[str], error: type[MelodiaError] = MelodiaError, *, form: str = ""
 ) -> None:
@@ -67,7 +88,7 @@ def refuse_folder(
     except OSError as problem:  # such as a folder that may not be searched
         raise error(_unwritable(path, problem)) from None
     if folder:
-        raise error(f"{show_path(path)}: is a directory; give a file name{form}")
+        raise error(_is_folder(path, form))
 
 
 def refuse_taken(
@@ -141,6 +162,10 @@ def sync_folder(folder: Path) -> None:
 def _hidden_beside(target: Path) -> Path:
     """A fresh name in its folder, without the target's, which may be as long as the system allows."""
     return target.with_name(f".melodia-{secrets.token_hex(8)}.tmp")
+
+
+def _is_folder(path: str | os.PathLike[str], form: str) -> str:
+    return f"{show_path(path)}: is a directory; give a file name{form}"
 
 
 def _unwritable(path: str | os.PathLike[str], problem: OSError) -> str:

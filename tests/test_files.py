@@ -176,6 +176,15 @@ def test_a_target_is_tried_before_the_work_and_nothing_is_left(
         check_target(target, ".json", force=True)
 
 
+@pytest.mark.parametrize("name", ["", "new/", "here"])
+def test_a_name_that_is_a_folders(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    with pytest.raises(TokenizerError, match="is a directory; give a file name for the tokenizer"):
+        Tokenizer().save(name, force=True)
+    assert names(tmp_path) == ["here"]
+
+
 def test_a_checkpoint_whose_helpers_have_no_room_for_their_names(tmp_path: Path) -> None:
     """Beside the folder stand, for a moment, others whose names are longer than its own."""
     tokenizer, long = Tokenizer(), tmp_path / ("x" * 253)

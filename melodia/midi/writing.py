@@ -11,9 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from symusic.core import ScoreTick, TrackTick
 
-from melodia.checks import file_path
-from melodia.errors import MidiError, show_path
-from melodia.files import asked_file, refuse_folder, refuse_taken
+from melodia.errors import MidiError
+from melodia.files import asked_file, asked_target
 from melodia.midi.bars import metres_of
 from melodia.midi.convert import tempi_of
 
@@ -54,11 +53,7 @@ def write_midi(
     ...     read_score(path)[0].note_num() == score.note_num()
     True
     """
-    target = file_path("path", path, MidiError)
-    if not os.fsdecode(path) or os.fsdecode(path).endswith(("/", os.sep)):  # a Path forgets the slash
-        raise MidiError(f"{show_path(path)}: is a directory; give a file name for the MIDI file")
-    refuse_folder(target, MidiError, form=" for the MIDI file")
-    refuse_taken(target, MidiError, force=force)
+    target = asked_target(path, MidiError, "the MIDI file", force=force)
     data = midi_bytes(midi)
     with asked_file(target, MidiError, force=force) as part:
         part.write_bytes(data)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from melodia.checks import file_path
 from melodia.errors import CheckpointError, MelodiaError
-from melodia.files import asked_file, refuse_folder, refuse_taken
+from melodia.files import asked_file, asked_target
 from melodia.grammar import GrammarState, Op, TokenReader, compile_tables
 from melodia.model.config import ModelConfig
 from melodia.model.network import ModelState, checked_state
@@ -225,9 +225,7 @@ class Session:
         """
         from melodia.midi import midi_bytes
 
-        target = file_path("path", path, CheckpointError)
-        refuse_folder(target, CheckpointError, form=" for the session")
-        refuse_taken(target, CheckpointError, force=force)
+        target = asked_target(path, CheckpointError, "the session", force=force)
         arrays: dict[str, NDArray[Any]] = {f"model.{name}": part for name, part in self.model_state.items()}
         arrays["logits"] = self.logits
         arrays["grammar"] = self.grammar.to_array()

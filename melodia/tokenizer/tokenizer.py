@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from melodia.checks import file_path
 from melodia.errors import ConfigError, TokenizerError, show_path
-from melodia.files import asked_file, refuse_folder, refuse_taken
+from melodia.files import asked_file, asked_target
 from melodia.grammar.reader import NoteEvent, TokenReader
 from melodia.tokenizer.bpe import Pair, apply_pairs, learn_pairs, with_pairs
 from melodia.tokenizer.config import TokenizerConfig
@@ -198,9 +198,7 @@ class Tokenizer:
         Raises:
             TokenizerError: the file is there already (without `force`), or cannot be written.
         """
-        target = file_path("path", path, TokenizerError)
-        refuse_folder(target, TokenizerError, form=" for the tokenizer")
-        refuse_taken(target, TokenizerError, force=force)
+        target = asked_target(path, TokenizerError, "the tokenizer", force=force)
         with asked_file(target, TokenizerError, force=force) as part:
             part.write_text(json.dumps(self.to_dict(), separators=(",", ":")), encoding="utf-8")
         return target
