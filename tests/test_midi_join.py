@@ -143,6 +143,16 @@ def test_cut_takes_whole_bars(bars):
         cut_score(make((0, QUARTERS)), bars=bars)
 
 
+def test_places_are_ticks():
+    score = make((0, QUARTERS))
+    for start, stop in ((-1, 480), (0.5, 480), (0, "x"), (0, True)):
+        with pytest.raises(ConfigError, match=r"`st(art|op)` must be a whole number, at least 0"):
+            window(score, start, stop)
+    for tick in (-1, 0.5, "x"):
+        with pytest.raises(ConfigError, match="`at_tick` must be a whole number, at least 0"):
+            join(score, score, tick)
+
+
 @pytest.mark.parametrize("seconds", ["a", float("nan"), True])
 def test_cut_takes_a_number_of_seconds(seconds):
     with pytest.raises(ConfigError, match="`seconds` must be"):

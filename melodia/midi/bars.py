@@ -102,6 +102,11 @@ def bar_table(score: ScoreTick, end: int | None = None) -> BarTable:
 
     Raises:
         MidiError: a time signature is none, or there are more than 200,000 bars.
+
+    >>> from melodia.midi import read_score
+    >>> table = bar_table(read_score("midi_samples/petzold_minuet_g_major.mid")[0])
+    >>> len(table), table.line(1), int(table.numerators[0])
+    (32, 1440, 3)
     """
     resolution = score.ticks_per_quarter
     stretches = bar_stretches(metres_of(score), score.end() if end is None else end, resolution)

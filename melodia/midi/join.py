@@ -71,6 +71,12 @@ def cut_score(
     Raises:
         ConfigError: not exactly one of `bars` and `seconds`, or of the wrong kind or out of range.
         MidiError: a time signature is none, or there are more than 200,000 bars.
+
+    >>> from melodia.midi import read_score
+    >>> score, _ = read_score("midi_samples/petzold_minuet_g_major.mid")
+    >>> part, findings = cut_score(score, bars=4)
+    >>> len(bar_table(part)), findings
+    (4, [])
     """
     if (bars is None) == (seconds is None):
         raise ConfigError("give exactly one of `bars` and `seconds`")
@@ -109,7 +115,18 @@ def window(score: ScoreTick, start: int, stop: int) -> tuple[ScoreTick, list[Fin
 
     Returns:
         a new score with all tracks that have notes in it, and what was cut.
+
+    Raises:
+        ConfigError: `start` or `stop` is no tick.
+
+    >>> from melodia.midi import read_score
+    >>> score, _ = read_score("midi_samples/petzold_minuet_g_major.mid")
+    >>> table = bar_table(score)
+    >>> part, _ = window(score, table.line(8), table.line(16))
+    >>> len(bar_table(part))
+    8
     """
+    start, stop = whole_number("start", start, 0), whole_number("stop", stop, 0)
     findings = Findings()
     part = ScoreTick(score.ticks_per_quarter)
     for name in ("tempos", "time_signatures", "key_signatures"):
@@ -195,6 +212,9 @@ def join(
 
     Returns:
         a new score, and what was dropped or cut at the join.
+
+    Raises:
+        ConfigError: `at_tick` is no tick.
     """
     at_tick = whole_number("at_tick", at_tick, 0)
     findings = Findings()
@@ -367,6 +387,15 @@ def end_on_bar(score: ScoreTick, tick: int) -> tuple[ScoreTick, list[Finding]]:
 
     Returns:
         a new score in which nothing begins or sounds after that bar line, and what was dropped and cut.
+
+    Raises:
+        MidiError: as of `bar_table`.
+
+    >>> from melodia.midi import read_score
+    >>> score, _ = read_score("midi_samples/petzold_minuet_g_major.mid")
+    >>> part, findings = end_on_bar(score, 4000)
+    >>> part.end(), [finding.what for finding in findings]
+    (4320, ['notes after the final bar line'])
     """
     table = bar_table(score, max(1, tick))
     result, found = window(score, 0, table.end)

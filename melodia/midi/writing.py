@@ -74,6 +74,12 @@ def midi_bytes(midi: ScoreTick | pretty_midi.PrettyMIDI) -> bytes:
 
     Raises:
         MidiError: it holds values that cannot stand in a MIDI file.
+
+    >>> from melodia.midi import read_score
+    >>> score, _ = read_score("midi_samples/petzold_minuet_g_major.mid")
+    >>> data = midi_bytes(score)
+    >>> data[:4], read_score(data)[0].note_num() == score.note_num()
+    (b'MThd', True)
     """
     if hasattr(midi, "instruments"):
         buffer = io.BytesIO()

@@ -78,6 +78,12 @@ class Tokenizer:
         Raises:
             TokenizerError: the score has no notes that tokens can be made of.
             ConfigError: it is no score in ticks.
+
+        >>> from melodia.midi import read_score
+        >>> score, _ = read_score("midi_samples/petzold_minuet_g_major.mid")
+        >>> tokenizer = Tokenizer()
+        >>> [tokenizer.vocabulary.tokens[token] for token in tokenizer.encode(score, bos=True).ids[:3]]
+        ['BOS_None', 'Bar_None', 'TimeSig_3/4']
         """
         from symusic.core import ScoreTick
 
@@ -103,6 +109,12 @@ class Tokenizer:
         Raises:
             TokenizerError: an id is not in the vocabulary.
             ConfigError: these are no ids.
+
+        >>> from melodia.midi import read_score
+        >>> score, _ = read_score("midi_samples/petzold_minuet_g_major.mid")
+        >>> tokenizer = Tokenizer()
+        >>> tokenizer.decode(tokenizer.encode(score).ids).note_num() == score.note_num()
+        True
         """
         numbers = _whole_numbers(ids)
         if len(numbers) and not (int(numbers.min()) >= 0 and int(numbers.max()) < self.vocabulary.size):
@@ -122,6 +134,14 @@ class Tokenizer:
 
         Raises:
             TokenizerError: no size, one that is not above the base vocabulary's, or no pieces.
+
+        >>> from melodia.midi import read_score
+        >>> score, _ = read_score("midi_samples/petzold_minuet_g_major.mid")
+        >>> base = Tokenizer()
+        >>> ids = base.encode(score).ids
+        >>> trained = base.train_bpe([ids], size=base.vocabulary.size + 50)
+        >>> len(trained.pairs), len(trained.encode(score).ids) < len(ids)
+        (50, True)
         """
         size = self.config.bpe_vocab_size if size is None else size
         if size is None:
@@ -197,6 +217,13 @@ class Tokenizer:
 
         Raises:
             TokenizerError: the file is there already (without `force`), or cannot be written.
+            ConfigError: `path` is no path, or `force` no truth value.
+
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Tokenizer(TokenizerConfig(scheme="PerTok")).save(folder + "/tokenizer.json")
+        ...     Tokenizer.load(path).config.scheme
+        'PerTok'
         """
         target = asked_target(path, TokenizerError, "the tokenizer", force=force)
         with asked_file(target, TokenizerError, force=force) as part:
@@ -205,7 +232,12 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Tokenizer:
-        """Read a tokenizer that `save` wrote; raises TokenizerError if it cannot be read."""
+        """Read a tokenizer that `save` wrote; `save` has an example.
+
+        Raises:
+            TokenizerError: it cannot be read.
+            ConfigError: `path` is no path.
+        """
         path = file_path("path", path, TokenizerError)
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
