@@ -11,6 +11,7 @@ from sampler_helpers import make_seed, scale, tiny_sampler
 
 from melodia.cli import main
 from melodia.errors import CheckpointError, ConfigError, MelodiaError
+from melodia.evaluation.continuations import Settings, continue_pieces, notes_and_bars
 from melodia.midi import write_midi
 from melodia.model import save_checkpoint
 from melodia.notes import bar_lines
@@ -207,3 +208,26 @@ def test_what_is_played_again_from_memory_is_no_recital(tmp_path: Path) -> None:
         starts = bar_lines(list(times.metres), times.end, times.ticks_per_quarter)
         longest = max(longest, shared_passages(index, notes_of_events(made._notes), starts).bars)
     assert longest > 1.5, "it would be one"
+
+
+def test_an_evaluation_counts_no_bars_that_were_played_again(tmp_path: Path) -> None:
+    sampler = player()
+    rng = np.random.default_rng(3)
+    tune = make_seed([(k / 2, 0.5, int(rng.integers(55, 85)), 0) for k in range(16 * 8)])
+    file = write_midi(tune, tmp_path / "own.mid")
+    tune = sampler.tokenizer.decode(sampler.tokenizer.encode(tune).ids)
+    path = checkpoint(tmp_path / "model", [Training("own.mid", *notes_and_bars(tune))])
+    sampler = Sampler.load(path)
+    shared = []
+    for random_seed in range(4):
+        settings = Settings(seed_bars=10, bars=6, recall=0.9, random_seed=random_seed)
+        ((pair,), failed) = continue_pieces(sampler, [("own.mid", file)], 1, settings)
+        assert failed == []
+        assert pair.originality is not None
+        assert pair.originality.bars == 0
+        assert pair.real_originality is not None
+        assert pair.real_originality.bars > 4
+        index = sampler.originality_index
+        assert index is not None
+        shared.append(shared_passages(index, *notes_and_bars(pair.generated)).bars)
+    assert max(shared) > 1.5, "they would be passages of the training music"

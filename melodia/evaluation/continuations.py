@@ -40,7 +40,7 @@ class Pair:
         generated: as many bars that the model puts there.
         continuation: the same with its report.
         real_originality: what the real bars share with the training music; None without an index.
-        originality: what the generated bars share.
+        originality: what the generated bars share, but for those that were played again from memory.
     """
 
     name: str
@@ -94,17 +94,15 @@ def continue_pieces(
     pieces: int,
     settings: Settings,
     *,
-    index: Index | None = None,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> tuple[list[Pair], list[str]]:
     """Continue the beginnings of pieces.
 
     Args:
-        sampler: with the model.
+        sampler: with the model; the index of its training music, if it has one, is where both are looked up.
         source: a folder of MIDI files, or (name, path) of each.
         pieces: how many; they are drawn by the random seed from those that are long enough.
         settings: how.
-        index: of the training music, to look both up.
         progress: called with (pieces done, pieces wanted, name).
 
     Returns:
@@ -112,12 +110,14 @@ def continue_pieces(
 
     Raises:
         ConfigError: `pieces` is not positive.
+        CheckpointError: the index is damaged.
     """
     pieces = whole_number("pieces", pieces, 1)
     if isinstance(source, Path):
         files = [(found.relative, found.path) for found in find_midi_files(source)]
     else:
         files = list(source)
+    index = sampler.originality_index
     pairs: list[Pair] = []
     failed: list[str] = []
     for place in np.random.default_rng(settings.random_seed).permutation(len(files)).tolist():
@@ -166,14 +166,11 @@ def parts_of(sampler: Sampler, path: Path, seed_bars: int, bars: int) -> tuple[A
 def _pair(
     sampler: Sampler, index: Index | None, name: str, seed: Any, real: Any, continuation: Continuation
 ) -> Pair:
-    generated = continuation.score
-    if index is None:
-        return Pair(name, seed, real, generated, continuation)
-    ids = sampler.tokenizer.encode(real).ids
-    of_real = shared_passages(index, *notes_of_tokens(ids, sampler.vocabulary))
-    notes, starts = notes_and_bars(generated)
-    made = shared_passages(index, notes, starts, seed=notes_of_score(seed))
-    return Pair(name, seed, real, generated, continuation, of_real, made)
+    of_real = None
+    if index is not None:
+        ids = sampler.tokenizer.encode(real).ids
+        of_real = shared_passages(index, *notes_of_tokens(ids, sampler.vocabulary))
+    return Pair(name, seed, real, continuation.score, continuation, of_real, continuation.originality)
 
 
 def notes_and_bars(score: Any) -> tuple[Notes, Any]:

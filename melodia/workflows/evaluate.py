@@ -21,7 +21,6 @@ from melodia.evaluation.comparison import compare_sets
 from melodia.evaluation.continuations import Settings, continue_pieces, key_agreement
 from melodia.evaluation.report import Evaluation, Generated
 from melodia.files import asked_file, check_target
-from melodia.originality import Index
 from melodia.sampler import Request, Sampler
 
 if TYPE_CHECKING:
@@ -130,8 +129,7 @@ def _generate(
     settings: Settings,
     read: Any,
 ) -> Generated:
-    index = None if sampler.checkpoint is None else Index.open(sampler.checkpoint.path)
-    pairs, failed = continue_pieces(sampler, files, count, settings, index=index, progress=read)
+    pairs, failed = continue_pieces(sampler, files, count, settings, progress=read)
     if len(pairs) < 2:
         raise CorpusError(
             f"a comparison needs at least 2 pieces of {settings.seed_bars + settings.bars} bars or more "
