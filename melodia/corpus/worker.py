@@ -120,7 +120,7 @@ class _Child:
         self._reader.start()
         self.expired = False
         answer = self.ask(setup, START_SECONDS)
-        if answer is None or answer[0].get("ready") is not True:
+        if answer is None or self.expired or answer[0].get("ready") is not True:
             code = self.end()
             words = self._last_words.decode("utf-8", "replace").strip().rsplit("\n", 1)[-1]
             raise CorpusError(f"a worker process did not start (exit status {code}: {words}); try workers=0")
@@ -134,7 +134,8 @@ class _Child:
     def ask(self, header: dict[str, Any], seconds: float) -> tuple[dict[str, Any], bytes] | None:
         """Send a message and wait for the answer.
 
-        None if the child died or the time ran out (`expired` says which).
+        None if the child died or the time ran out (`expired` says which). Where the time runs out right behind the
+        answer, there is an answer, and the child has `expired` all the same.
         """
         timer = threading.Timer(seconds, self._expire)
         timer.daemon = True
@@ -146,6 +147,7 @@ class _Child:
             return None
         finally:
             timer.cancel()
+            timer.join()  # it may be at it already; from now on it has or it never will
 
     def _expire(self) -> None:
         self.expired = True
@@ -262,7 +264,7 @@ class _Pool:
                     self.results.put(Result(index, _death(expired, code, self.limits), np.zeros(0, np.int32)))
                     continue
                 row, body = answer
-                if row.pop("spent", False) and child is not None:
+                if row.pop("spent", False) or child.expired:
                     self._finish(child)
                     child = None
                 self.results.put(Result(index, row, np.frombuffer(body, dtype="<i4")))
