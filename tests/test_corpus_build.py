@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,6 @@ from melodia.corpus.build import build_corpus
 from melodia.corpus.discover import find_midi_files
 from melodia.corpus.manifest import Row, common_reasons, read_manifest, write_manifest
 from melodia.corpus.shards import Corpus
-from melodia.corpus.worker import Limits, map_files
 from melodia.errors import ConfigError, CorpusError
 from melodia.midi import read_score
 from melodia.tokenizer import Tokenizer, TokenizerConfig
@@ -338,51 +338,6 @@ def test_nothing_usable_names_the_commonest_reasons(tmp_path):
         Corpus.open(tmp_path / "out")
 
 
-def test_the_pool_outlives_bad_files(tmp_path, monkeypatch):
-    """Stuck, hungry, crashing and failing files get their verdict, and all the others their tokens."""
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
-    names = ["a", "sleep", "spin", "bb", "hungry", "ccc", "crash", "raise", "dddd"]
-    paths = [tmp_path / name for name in names]
-    limits = Limits(seconds=1.5, patience=2.0, memory=300 << 20)
-    results = {
-        names[result.index]: result
-        for result in map_files(
-            paths, {"note": "fine"}, workers=2, limits=limits, prepare="corpus_preparers:make"
-        )
-    }
-    assert set(results) == set(names)
-    reasons = {name: result.row["reason"] for name, result in results.items()}
-    assert reasons["sleep"] == "time limit (1.5 s)", "asleep: the wall clock"
-    assert reasons["spin"] == "time limit (1.5 s)", "busy: the processor's clock"
-    assert reasons["hungry"] == "memory limit (300 MB)"
-    assert "exit status 7" in reasons["crash"]
-    assert "KeyError" in reasons["raise"]
-    for name in ("a", "bb", "ccc", "dddd"):
-        assert results[name].row == {"verdict": "used", "reason": "fine"}
-        assert results[name].tokens.tolist() == list(range(len(name)))
-
-
-def test_a_worker_that_cannot_start_is_an_error(monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
-    with pytest.raises(CorpusError, match="no such luck"):
-        list(map_files([Path("a")], {}, workers=1, prepare="corpus_preparers:broken"))
-
-
-def test_leaving_early_ends_the_workers(tmp_path, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
-    started = time.monotonic()
-    results = map_files(
-        [tmp_path / "a", *[tmp_path / f"sleep{i}" for i in range(20)]],
-        {},
-        workers=2,
-        limits=Limits(seconds=50.0),
-        prepare="corpus_preparers:make",
-    )
-    assert next(results).row["verdict"] == "used"
-    results.close()
-    assert time.monotonic() - started < 20.0
-
-
 def test_killed_in_the_middle_leaves_nothing_half(tmp_path):
     folder, out = tmp_path / "songs", tmp_path / "out"
     for number in range(6):
@@ -405,6 +360,54 @@ def test_killed_in_the_middle_leaves_nothing_half(tmp_path):
     assert not second.cached
     assert second.verdicts["used"] == 7
     assert not (out / build_module.SPOOL).exists()
+
+
+def test_the_manifest_is_that_of_the_corpus_wherever_a_build_dies(tmp_path, monkeypatch):
+    class Died(BaseException):
+        pass
+
+    folder, rename = tmp_path / "songs", Path.replace
+    for number in range(3):
+        write(folder, f"{number}.mid", tune(number))
+    build_corpus(folder, tmp_path / "old", workers=0)
+    write(folder, "0 new.mid", tune(50))  # the first of all: the others' rows move
+    tokenizer, counts = Tokenizer(TokenizerConfig()), []
+    for k in range(20):
+        out = shutil.copytree(tmp_path / "old", tmp_path / str(k))
+        left = [True] * k
+
+        def dying(path, target, left=left):
+            if not left:
+                raise Died
+            left.pop()
+            return rename(path, target)
+
+        monkeypatch.setattr(Path, "replace", dying)
+        with contextlib.suppress(Died):
+            build_corpus(folder, out, workers=0)
+        monkeypatch.undo()
+        with contextlib.suppress(CorpusError):
+            corpus = Corpus.open(out)
+            rows = read_manifest(out)
+            for piece in [*corpus.pieces("train"), *corpus.pieces("valid")]:
+                ids = tokenizer.encode(read_score(folder / rows[piece.row].path)[0]).ids
+                np.testing.assert_array_equal(piece.tokens, ids)
+            counts.append(len(rows))
+        if left:
+            break
+    assert set(counts) == {4}, "what can be opened is the new corpus, even where the build died behind it"
+    assert len(counts) > 1
+
+
+def test_a_full_disk_is_named(tmp_path):
+    if not Path("/dev/full").exists():
+        pytest.skip("this system has no disk that is always full")
+    (tmp_path / "spool").symlink_to("/dev/full")
+    spool = build_module._Spool(tmp_path / "spool")
+    spool.put(0, np.arange(3, dtype=np.int32))
+    with pytest.raises(CorpusError, match=r"cannot write .*spool \(No space left on device\)"):
+        spool.get(0)
+    spool.remove()
 
 
 def test_a_folder_without_permission_is_named(tmp_path):

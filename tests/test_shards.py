@@ -196,6 +196,29 @@ def test_a_crash_at_any_rename_is_no_mixture(tmp_path: Path, monkeypatch: pytest
     assert seen == {"refused", "new"}
 
 
+def test_a_power_cut_leaves_no_totals_beside_other_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is on the disk at each sync: no totals, then all but the totals, then all."""
+    small_corpus(tmp_path, pieces=5, shard_tokens=40)
+    writer = ShardWriter(tmp_path, small_vocabulary(), shard_tokens=30)
+    writer.add("train", [3, 4, 5])
+    writer.attach("manifest.tsv", b"rows")
+    synced: list[tuple[bool, list[str]]] = []
+
+    def look(folder: Path) -> None:
+        names = {path.name for path in folder.iterdir()}
+        synced.append(("corpus.json" in names, sorted(name for name in names if name.endswith(".part"))))
+
+    monkeypatch.setattr("melodia.corpus.shards.sync_folder", look)
+    writer.finish()
+    first, *later = synced
+    assert first[0] is False
+    assert {"corpus.json.part", "manifest.tsv.part", "train-00000.bin.part"} <= set(first[1])
+    assert later == [(False, ["corpus.json.part"]), (True, [])]
+    assert (tmp_path / "manifest.tsv").read_bytes() == b"rows"
+
+
 def _cut(folder: Path) -> None:
     path = folder / "train-00000.bin"
     path.write_bytes(path.read_bytes()[:-2])

@@ -27,6 +27,7 @@ from melodia.corpus.manifest import (
     CorpusSummary,
     Row,
     common_reasons,
+    manifest_bytes,
     read_manifest,
     summarise,
     write_manifest,
@@ -149,7 +150,6 @@ def build_corpus(
             fingerprint = _write(out, rows, spool, config, copies, tokenizer)
         finally:
             spool.remove()
-        write_manifest(out / MANIFEST, rows)
         _write_build(out, key, files, fingerprint, warnings)
         (out / "rejected.tsv").unlink(missing_ok=True)
     return summarise(out, fingerprint, rows, warnings=warnings, wall_seconds=time.monotonic() - started)
@@ -181,7 +181,10 @@ class _Spool:
 
     def get(self, index: int) -> NDArray[np.int32]:
         """The ids of file `index` [N]."""
-        self._out.flush()
+        try:
+            self._out.flush()
+        except OSError as error:
+            raise _cannot_write(self.path, error) from error
         place, length = self.places[index]
         return np.fromfile(self.path, dtype="<i4", count=length, offset=4 * place)
 
@@ -304,7 +307,7 @@ def _write(
     transpositions: Sequence[int],
     trained: Tokenizer | None,
 ) -> str:
-    """Write the shards; returns the corpus's fingerprint."""
+    """Write the shards with their manifest; returns the corpus's fingerprint."""
     tokenizer = trained or Tokenizer(replace(config, bpe_vocab_size=None))
     base = tokenizer.base
     velocities = np.array([kind == "Velocity" for kind in base.types])
@@ -330,6 +333,7 @@ def _write(
                 if count == 0:
                     row.tokens = len(encoded)
                 writer.add(row.split, encoded, row=index, flags=flags, bars=bars)
+        writer.attach(MANIFEST, manifest_bytes(rows))
     return Corpus.open(out).fingerprint
 
 

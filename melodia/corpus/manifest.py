@@ -71,18 +71,21 @@ def write_manifest(path: Path, rows: Iterable[Row]) -> None:
     Raises:
         CorpusError: the folder cannot be written.
     """
-    lines = [
-        "\t".join(_COLUMNS),
-        *("\t".join(_cell(getattr(row, name)) for name in _COLUMNS) for row in rows),
-    ]
     try:
-        write_whole(
-            path, "".join(f"{line}\n" for line in lines).encode("utf-8", "backslashreplace"), own=True
-        )
+        write_whole(path, manifest_bytes(rows), own=True)
     except OSError as error:
         raise CorpusError(
             f"cannot write {show_path(path)} ({error.strerror}); free some space or choose another folder"
         ) from error
+
+
+def manifest_bytes(rows: Iterable[Row]) -> bytes:
+    """The table as it stands in the file."""
+    lines = [
+        "\t".join(_COLUMNS),
+        *("\t".join(_cell(getattr(row, name)) for name in _COLUMNS) for row in rows),
+    ]
+    return "".join(f"{line}\n" for line in lines).encode("utf-8", "backslashreplace")
 
 
 def read_manifest(path: str | Path) -> list[Row]:

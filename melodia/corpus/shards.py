@@ -33,6 +33,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from melodia.errors import CorpusError, TokenizerError, show_path
+from melodia.files import sync_folder
 from melodia.vocabulary import Vocabulary
 
 FORMAT_VERSION = 1
@@ -327,6 +328,7 @@ class ShardWriter:
         self.folder, self.vocabulary, self.tokenizer_json = Path(folder), vocabulary, tokenizer_json
         dtype = np.dtype("<u2" if vocabulary.size <= 1 << 16 else "<u4")
         self._digest = _Digest(vocabulary)
+        self._attached: dict[str, bytes] = {}
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             for stale in self.folder.glob("*.part"):
@@ -380,11 +382,15 @@ class ShardWriter:
             raise _cannot_write(self.folder, error) from error
         self._digest.add(split, ids, flags)
 
+    def attach(self, name: str, content: bytes) -> None:
+        """Have a file of that name, such as the manifest, change together with the corpus."""
+        self._attached[name] = content
+
     def finish(self) -> str:
         """Put the new corpus in place of what was there and return its fingerprint.
 
-        A crash in the middle leaves either the old corpus, the new one, or a folder that `Corpus.open`
-        refuses; never a mixture.
+        A crash or a power cut in the middle leaves either the old corpus, the new one, or a folder that
+        `Corpus.open` refuses; never a mixture.
         """
         summary: dict[str, Any] = {
             "format_version": FORMAT_VERSION,
@@ -396,9 +402,11 @@ class ShardWriter:
             "splits": {},
         }
         try:
-            parts = [VOCABULARY, TOKENIZER]
-            _write_text(self.folder / f"{VOCABULARY}.part", json.dumps(self.vocabulary.to_dict()))
-            _write_text(self.folder / f"{TOKENIZER}.part", self.tokenizer_json)
+            small = {VOCABULARY: json.dumps(self.vocabulary.to_dict()).encode()}
+            small |= {TOKENIZER: self.tokenizer_json.encode(), **self._attached}
+            for name, content in small.items():
+                _write(self.folder / f"{name}.part", content)
+            parts = [*small]
             for name, split in self._splits.items():
                 split.close()
                 index = np.array(split.rows, dtype=np.int64).reshape(-1, len(COLUMNS))
@@ -411,14 +419,18 @@ class ShardWriter:
                 columns = {"tokens": _LENGTH, "notes": _NOTES, "bars": _BARS}
                 totals = {key: int(index[:, column].sum()) for key, column in columns.items()}
                 summary["splits"][name] = {"pieces": len(index), **totals, "files": split.files}
-            _write_text(self.folder / f"{TOTALS}.part", json.dumps(summary, indent=1))
+            _write(self.folder / f"{TOTALS}.part", json.dumps(summary, indent=1).encode())
+            # On the disk, too, no totals may stand beside files that are not theirs.
             (self.folder / TOTALS).unlink(missing_ok=True)
+            sync_folder(self.folder)
             for name in parts:
                 (self.folder / f"{name}.part").replace(self.folder / name)
             for old in self.folder.glob("*-[0-9][0-9][0-9][0-9][0-9].bin"):
                 if old.name not in parts:
                     old.unlink()
+            sync_folder(self.folder)
             (self.folder / f"{TOTALS}.part").replace(self.folder / TOTALS)
+            sync_folder(self.folder)
         except OSError as error:
             raise _cannot_write(self.folder, error) from error
         return str(summary["fingerprint"])
@@ -448,9 +460,9 @@ class ShardWriter:
             self.abandon()
 
 
-def _write_text(path: Path, text: str) -> None:
-    with path.open("w", encoding="utf-8") as out:
-        out.write(text)
+def _write(path: Path, content: bytes) -> None:
+    with path.open("wb") as out:
+        out.write(content)
         out.flush()
         os.fsync(out.fileno())
 
