@@ -143,6 +143,18 @@ def taken(target: str | os.PathLike[str], other: str = "name") -> str:
     return f"{show_path(target)}: already exists; choose another {other}, or give `force` to replace it"
 
 
+NAME_BYTES = 100
+
+
+def short_name(name: str) -> str:
+    """The beginning of a name, as a part of a file's name: at most 100 of the 255 bytes that systems allow.
+
+    >>> len(short_name("曲" * 80))
+    33
+    """
+    return os.fsencode(name)[:NAME_BYTES].decode(errors="ignore")
+
+
 def sync_file(path: Path) -> None:
     """Wait until a file that was written is on the disk."""
     with path.open("rb+") as stream:  # Windows flushes only what may be written

@@ -397,6 +397,14 @@ def test_samples_take_the_place_of_those_of_a_former_training_alone(
     assert {path.name for path in (tmp_path / "samples").iterdir()} == made[1] | {"1-mine.mid"}
 
 
+def test_a_folder_of_music_may_have_any_name(songs: tuple[Path, Path], tmp_path: Path) -> None:
+    for name in ("x" * 250, "曲" * 83):
+        folder = Path(shutil.copytree(songs[0], tmp_path / name))
+        first, again = (open_corpus(folder, workers=0, cache=tmp_path / "cache").folder for _ in range(2))
+        assert first == again
+        assert first.name.startswith(name[:30])
+
+
 def test_a_user_without_a_home_folder_is_asked_for_a_cache(
     songs: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

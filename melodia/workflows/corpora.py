@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from melodia.corpus.build import build_corpus
 from melodia.corpus.shards import TOTALS, Corpus
 from melodia.errors import ConfigError, show_path
+from melodia.files import short_name
 from melodia.tokenizer import Tokenizer, TokenizerConfig
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def corpus_folder(
     if isinstance(tokens, Tokenizer) and config.bpe_vocab_size is not None:
         key.append(tokens.vocabulary.fingerprint)
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
-    return (cache or default_cache()) / f"{folder.resolve().name}-{name}"
+    return (cache or default_cache()) / f"{short_name(folder.resolve().name)}-{name}"
 
 
 def check_apart(folder: Path, out: Path) -> None:

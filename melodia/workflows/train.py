@@ -15,7 +15,7 @@ from melodia.corpus.manifest import MANIFEST, read_manifest
 from melodia.corpus.shards import Corpus
 from melodia.decode.config import RECOMMENDED
 from melodia.errors import ConfigError, MelodiaError, show_path
-from melodia.files import write_whole
+from melodia.files import short_name, write_whole
 from melodia.model.config import ModelConfig
 from melodia.side_inputs import DEFAULTS, NAMES, default_specs
 from melodia.training import Progress, TrainingConfig, TrainingSummary, join, train
@@ -33,7 +33,6 @@ DEFAULT_MINUTES = 20.0
 SAMPLES = 3
 SAMPLE_SEED_BARS = 8
 SAMPLE_BARS = 8
-SAMPLE_NAME_BYTES = 100  # of the piece's name in the sample's
 SAMPLES_WRITTEN = "samples.json"  # their names, so that another training knows which are not the user's own
 BLOCK_WITHOUT_BARS = 32  # tokens of a block, for bidirectional models over tokens without bar lines
 
@@ -286,7 +285,7 @@ def continue_held_out(corpus: Corpus, summary: TrainingSummary, out: Path) -> tu
     for piece in chosen:
         stem = Path(rows[piece.row].path).stem if 0 <= piece.row < len(rows) else "piece"
         name = "".join(letter if letter.isprintable() else "_" for letter in stem)
-        names.append(name.encode()[:SAMPLE_NAME_BYTES].decode(errors="ignore"))
+        names.append(short_name(name))
     files = _fresh_samples(out, names)
     sampler = Sampler.load(summary.checkpoint)
     paths: list[Path] = []
