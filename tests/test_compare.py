@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from melodia.training import Plan, World
 from melodia.training.lock import only_training
 from melodia.training.logs import COLUMNS
 from melodia.workflows import bench
-from melodia.workflows.compare import compare_kinds
+from melodia.workflows.compare import Row, compare_kinds
 from melodia.workflows.train import Reporter
 
 
@@ -144,6 +145,34 @@ def test_a_comparison_has_its_folder_for_itself(songs: Path, tmp_path: Path) -> 
     with pytest.raises(TrainingError, match=r"cannot write .*file: .*choose another folder"):
         compare_kinds(songs, tmp_path / "file", kinds=("gru",), progress=record)
     assert not record.counts
+
+
+def test_a_comparison_is_refused_under_torchrun(
+    songs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Two(World):
+        def share_bytes(self, data: bytes | None) -> bytes | None:
+            return data
+
+    monkeypatch.setattr("melodia.workflows.compare.join", lambda device: nullcontext(Two(size=2)))
+    record = Record()
+    with pytest.raises(TrainingError, match=r"in one process \(received 2, .*without torchrun"):
+        compare_kinds(songs, tmp_path / "out", kinds=("gru",), cache=tmp_path / "cache", progress=record)
+    assert not record.counts
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["comparison.md", "comparison.json", "gru/row.json"])
+def test_what_a_comparison_cannot_write_is_named(
+    name: str, songs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder stands in the way."""
+    row = Row("gru", 1, 1, *[1.0] * 7)
+    monkeypatch.setattr("melodia.workflows.compare._row_of", lambda run, *_: (run.keep(None), row)[1])
+    monkeypatch.setattr("melodia.workflows.compare._ngram_row", lambda corpus: row)
+    (tmp_path / "out" / name).mkdir(parents=True)
+    with pytest.raises(TrainingError, match=rf"cannot write .*{name}: .*choose another folder"):
+        compare_kinds(songs, tmp_path / "out", kinds=("gru",), size="tiny", cache=tmp_path / "cache")
 
 
 def test_the_table_times_what_generates_and_says_so(

@@ -148,6 +148,11 @@ def compare_kinds(
         join(config.device) as world,
         only_training(out, world),
     ):
+        if world.size > 1:
+            raise TrainingError(
+                f"a comparison trains in one process (received {world.size}, as torchrun starts them); call it without "
+                "torchrun"
+            )
         corpus = open_corpus(folder, cache=cache, reporter=reporter)
         if not len(corpus.pieces("valid")):
             raise TrainingError(
@@ -179,10 +184,10 @@ def compare_kinds(
             "melodia": __version__,
         }
         table = Comparison(rows, setting, out / "comparison.md")
-        write_whole(table.path, table.markdown() + "\n", own=True)
+        _write(table.path, table.markdown() + "\n")
         values = {"setting": setting, "rows": [row.to_dict() for row in rows]}
         data = json.dumps(values, indent=2, allow_nan=False)
-        write_whole(table.path.with_suffix(".json"), data, own=True)
+        _write(table.path.with_suffix(".json"), data)
     return table
 
 
@@ -259,7 +264,7 @@ class _Run:
     def keep(self, row: Row | None) -> None:
         """Note that the run has begun, or what came of it."""
         values = {"setting": self.setting, "row": None if row is None else row.to_dict()}
-        write_whole(self.record, json.dumps(values, allow_nan=False), own=True)
+        _write(self.record, json.dumps(values, allow_nan=False))
 
     @property
     def record(self) -> Path:
@@ -287,6 +292,21 @@ class _Run:
             ) from error
 
 
+def _write(path: Path, text: str) -> None:
+    """Write a file in a folder that is made if need be.
+
+    Raises:
+        TrainingError: it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, text, own=True)
+    except OSError as error:
+        raise TrainingError(
+            f"cannot write {path}: {error.strerror or error}; free some space or choose another folder"
+        ) from error
+
+
 def _row_of(run: _Run, begun: dict[str, Any] | None, note: str, reporter: Reporter) -> Row:
     """Train one kind, unless it is there already, and measure it."""
     corpus = run.corpus
@@ -294,7 +314,6 @@ def _row_of(run: _Run, begun: dict[str, Any] | None, note: str, reporter: Report
         reporter.say(f"{run.name}: already trained, in {show_path(run.out)}")
         return Row.from_dict(begun["row"])
     reporter.say(f"{run.name}: hidden size {run.model.hidden_size}")
-    run.out.mkdir(parents=True, exist_ok=True)
     run.keep(None)
     goes_on = begun is not None and holds_state(run.out)
     summary = train(
