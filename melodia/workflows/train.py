@@ -18,7 +18,8 @@ from melodia.errors import ConfigError, MelodiaError, show_path
 from melodia.files import short_name, write_whole
 from melodia.model.config import ModelConfig
 from melodia.side_inputs import DEFAULTS, NAMES, default_specs
-from melodia.training import Progress, TrainingConfig, TrainingSummary, join, train
+from melodia.tokenizer import Tokenizer, TokenizerConfig
+from melodia.training import Progress, TrainingConfig, TrainingSummary, World, join, train
 from melodia.training.config import BUDGETS, PRECISIONS
 from melodia.training.folder import RESUME, check_folder, holds_state
 from melodia.training.lock import only_training
@@ -191,15 +192,8 @@ def train_folder(
     """
     folder, out = file_path("folder", folder), file_path("out", out)
     reporter = progress or Reporter()
-    given = dict(training or {})
     check_apart(folder, out)
-    automatic = given.get("precision") == "auto"
-    if not automatic and given.get("precision", "fp32") not in PRECISIONS:
-        raise ConfigError(
-            f"`precision` must be one of auto, {', '.join(PRECISIONS)} (received {given['precision']!r})"
-        )
-    if automatic:
-        del given["precision"]
+    given, automatic = _precision_apart(training or {})
     sides = None if side_inputs is None else tuple(side_inputs)
     form = {"kind": kind, "size": size, "combine": combine, "encoder": encoder, "side_inputs": sides}
     base = None if init is None else str(file_path("init", init).resolve())
@@ -208,17 +202,7 @@ def train_folder(
         join(training_config(given).device) as world,
         only_training(out, world),
     ):
-        check_folder(out, world, resume=resume, force=force)
-        before = Begun.read(out, world) if resume else None
-        goes_on = before is not None
-        if resume:
-            nothing = (
-                f"{show_path(out)} holds no training run to resume; check `out`, or leave `resume` out to "
-                "start one"
-            )
-            world.refuse(None if goes_on or holds_state(out) or not world.leads else nothing)
-        if before is None and base is not None:
-            before = Begun.from_checkpoint(base)
+        before, goes_on = _before(out, base, world, resume=resume, force=force)
         config = training_config(given, None if before is None else before.training)
         if automatic and not goes_on:
             config = replace(config, precision=kernels.fast_precision(world.device))
@@ -231,29 +215,11 @@ def train_folder(
                 f"{show_path(out)}: the training run was interrupted before anything was saved; starting it again"
             )
         tokens = choose_tokens(folder, {"scheme": scheme, "bpe": bpe}, before)
-        corpus = open_corpus(
-            folder,
-            tokens,
-            transpositions=range(config.transpose_down, config.transpose_up + 1),
-            workers=workers,
-            cache=cache,
-            reporter=reporter if world.leads else None,
-            world=world,
-        )
-        pieces = corpus.pieces("train")
-        if corpus.vocabulary.expansions and (not is_built(folder) or len(pieces.originals) < len(pieces)):
-            config = replace(config, transpose_probability=0.0)  # the copies are in all keys
+        corpus, config = _music(folder, tokens, config, world, workers, cache, reporter)
         if before is not None:
             model, base = before.model, before.init
         else:
-            model = model_settings(
-                corpus.vocabulary,
-                kind or "parallel",
-                size or "small",
-                side_inputs=DEFAULTS if sides is None else sides,
-                combine=combine,
-                encoder=encoder,
-            )
+            model = _new_model(corpus.vocabulary, form)
         # A state without a record is of an earlier melodia: whether it is of these options is not known yet.
         if world.leads and not goes_on and not (resume and holds_state(out)):
             Begun(model, config.to_dict(), tokens, base).write(out)
@@ -265,6 +231,80 @@ def train_folder(
             index = None if base is None else out / RESUME
             notes += index_corpus(corpus, summary.checkpoint, index).lines()
     return TrainedFolder(summary, samples, notes, world.leads)
+
+
+def _precision_apart(training: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
+    """The settings without a precision of "auto", and whether it was that.
+
+    Raises:
+        ConfigError: there is no such precision.
+    """
+    given = dict(training)
+    if given.get("precision") == "auto":
+        del given["precision"]
+        return given, True
+    if given.get("precision", "fp32") not in PRECISIONS:
+        raise ConfigError(
+            f"`precision` must be one of auto, {', '.join(PRECISIONS)} (received {given['precision']!r})"
+        )
+    return given, False
+
+
+def _before(
+    out: Path, base: str | None, world: World, *, resume: bool, force: bool
+) -> tuple[Begun | None, bool]:
+    """What there is already: of the training that goes on in this folder, else of the checkpoint to fine-tune.
+
+    Returns:
+        it, None where all begins anew or the training does not say; whether it is of that training.
+
+    Raises:
+        TrainingError: something would be lost, or there is nothing to resume.
+        CheckpointError, TokenizerError: the checkpoint cannot be read.
+    """
+    check_folder(out, world, resume=resume, force=force)
+    if resume:
+        begun = Begun.read(out, world)
+        nothing = (
+            f"{show_path(out)} holds no training run to resume; check `out`, or leave `resume` out to start one"
+        )
+        world.refuse(None if begun is not None or holds_state(out) or not world.leads else nothing)
+        if begun is not None:
+            return begun, True
+    return None if base is None else Begun.from_checkpoint(base), False
+
+
+def _music(
+    folder: Path,
+    tokens: TokenizerConfig | Tokenizer | None,
+    config: TrainingConfig,
+    world: World,
+    workers: int | None,
+    cache: Path | None,
+    reporter: Reporter,
+) -> tuple[Corpus, TrainingConfig]:
+    """The corpus, and the settings without transposing where its copies are in all keys."""
+    corpus = open_corpus(
+        folder,
+        tokens,
+        transpositions=range(config.transpose_down, config.transpose_up + 1),
+        workers=workers,
+        cache=cache,
+        reporter=reporter if world.leads else None,
+        world=world,
+    )
+    pieces = corpus.pieces("train")
+    if corpus.vocabulary.expansions and (not is_built(folder) or len(pieces.originals) < len(pieces)):
+        config = replace(config, transpose_probability=0.0)
+    return corpus, config
+
+
+def _new_model(vocabulary: Vocabulary, form: Mapping[str, Any]) -> ModelConfig:
+    """The model of this form, a usual one where it does not say."""
+    settings = {**form, "kind": form["kind"] or "parallel", "size": form["size"] or "small"}
+    if settings["side_inputs"] is None:
+        settings["side_inputs"] = DEFAULTS
+    return model_settings(vocabulary, **settings)
 
 
 def continue_held_out(corpus: Corpus, summary: TrainingSummary, out: Path) -> tuple[list[Path], list[str]]:
