@@ -106,8 +106,9 @@ class Runner:
         """What torch runs, and why."""
         _need_torch(f"without the engine models run in torch, and {obstacle}")
         from melodia import kernels
+        from melodia.kernels.asked import asked_backend
 
-        with kernels.use_backend(backends.meant(self._backend)):
+        with asked_backend(self._backend):
             report = kernels.backend_report()
         return report.runs, report.why if report.runs == "reference" else f"{obstacle}; {report.why}"
 

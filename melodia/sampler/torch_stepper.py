@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from melodia import backends, kernels
+from melodia.kernels.asked import asked_backend
 from melodia.model.model import Model
 from melodia.model.network import ModelState
 from melodia.model.state import State, from_numpy, leaves, select, stack, to_numpy
@@ -66,4 +66,4 @@ class TorchStepper:
         return to_numpy(select(self._state, lane))
 
     def _kernels(self) -> AbstractContextManager[None]:
-        return kernels.use_backend(backends.meant(self._backend))
+        return asked_backend(self._backend)

@@ -11,12 +11,13 @@ from typing import Any
 
 import torch
 
-from melodia import __version__, backends, kernels
+from melodia import __version__, kernels
 from melodia.checks import file_path
 from melodia.corpus.shards import Corpus
 from melodia.errors import ConfigError, TrainingError, show_path
 from melodia.evaluation.ngram import KneserNey
 from melodia.files import write_whole
+from melodia.kernels.asked import asked_backend
 from melodia.measure import Likelihood, number, plain, span
 from melodia.model.checkpoint import load_checkpoint
 from melodia.model.config import KINDS, ModelConfig
@@ -144,7 +145,7 @@ def compare_kinds(
     check_apart(folder, out)
     disturbed = busy()  # asked now: reading and training make the load themselves
     with (
-        kernels.use_backend(backends.meant(backend)),
+        asked_backend(backend),
         join(config.device) as world,
         only_training(out, world),
     ):

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import melodia
-from melodia import backends
 from melodia.checks import file_path, whole_number
 from melodia.corpus.discover import find_midi_files
 from melodia.decode import SamplingConfig
@@ -65,8 +64,8 @@ def evaluate_folder(
         >>> evaluation = evaluate_folder("held-out", "my-model", generate=20)  # doctest: +SKIP
         >>> evaluation.likelihood.interval("note").value  # doctest: +SKIP
     """
-    from melodia import kernels
     from melodia.evaluation.likelihood import encode_files, model_likelihood
+    from melodia.kernels.asked import asked_backend
 
     if whole_number("generate", generate, 0) == 1:
         raise ConfigError(f"`generate` is 0, or at least 2 pieces to compare (received {generate})")
@@ -91,7 +90,7 @@ def evaluate_folder(
     read = None if progress is None else progress.read
     sampler = Sampler.load(model, device=device, backend=backend)
     pieces = encode_files(folder, sampler.tokenizer, progress=read)
-    with kernels.use_backend(backends.meant(backend)):
+    with asked_backend(backend):
         likelihood = model_likelihood(
             sampler.model,
             sampler.vocabulary,

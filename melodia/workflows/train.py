@@ -9,13 +9,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from melodia import backends, kernels
+from melodia import kernels
 from melodia.checks import file_path
 from melodia.corpus.manifest import MANIFEST, read_manifest
 from melodia.corpus.shards import Corpus
 from melodia.decode.config import RECOMMENDED
 from melodia.errors import ConfigError, MelodiaError, show_path
 from melodia.files import short_name, write_whole
+from melodia.kernels.asked import asked_backend
 from melodia.model.config import ModelConfig
 from melodia.side_inputs import DEFAULTS, NAMES, default_specs
 from melodia.tokenizer import Tokenizer, TokenizerConfig
@@ -198,7 +199,7 @@ def train_folder(
     form = {"kind": kind, "size": size, "combine": combine, "encoder": encoder, "side_inputs": sides}
     base = None if init is None else str(file_path("init", init).resolve())
     with (
-        kernels.use_backend(backends.meant(backend)),
+        asked_backend(backend),
         join(training_config(given).device) as world,
         only_training(out, world),
     ):
