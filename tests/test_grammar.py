@@ -9,7 +9,7 @@ import pytest
 from grammar_helpers import grammar_of, sample, tokenizer_of
 
 from melodia.errors import ConfigError, GrammarError
-from melodia.grammar import Constraints, Grammar, GrammarState, TokenReader, bar_starts, compile_tables
+from melodia.grammar import Constraints, Grammar, GrammarState, TokenReader, compile_tables
 from melodia.grammar.state import REGISTERS
 from melodia.grammar.tables import MAX_SILENCE
 from melodia.midi import Limits
@@ -475,14 +475,3 @@ def test_a_byte_pair_may_stand_where_its_parts_may(paired: Any) -> None:
                 expected = False
             assert mask[pair] == grammar.allows(state, pair) == expected
         grammar.advance(state, token)
-
-
-def test_bar_starts(paired: Any) -> None:
-    tokenizer, _ = paired
-    vocabulary = tokenizer.vocabulary
-    bars = bar_starts(vocabulary)
-    assert bars[0] == vocabulary.index["Bar_None"]
-    assert len(bars) > 1
-    grammar = Grammar.compile(vocabulary)
-    assert [i for i in range(vocabulary.size) if grammar.is_bar_start(i)] == list(bars)
-    assert bar_starts(tokenizer_of("TSD").vocabulary) == ()

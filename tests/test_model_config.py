@@ -7,12 +7,11 @@ import json
 from typing import Any
 
 import pytest
-import torch
 from model_zoo import ZOO, make
 
 from melodia.errors import ConfigError
 from melodia.model import KINDS, SIZES, ModelConfig
-from melodia.model.sizes import match_parameters, parameter_count, summary
+from melodia.model.sizes import match_parameters, parameter_count
 
 
 def config(kind: str = "sequential", **changes: Any) -> ModelConfig:
@@ -173,66 +172,3 @@ def test_all_kinds_reach_the_same_number_of_parameters(size: str) -> None:
 def test_sizes_that_nothing_reaches_are_refused() -> None:
     with pytest.raises(ConfigError, match="no lstm model of this shape has 3 parameters"):
         match_parameters(ModelConfig("lstm", 50, 16), 3)
-
-
-@pytest.mark.parametrize("name", ZOO)
-def test_the_walk_names_every_weight_once_and_knows_where_it_lies(name: str) -> None:
-    model = make(name)
-    layers = list(model.named_layers())
-    state = model.state_dict(keep_vars=True)
-    found = set()
-    for layer in layers:
-        for short, weight in layer.weights.items():
-            if layer.kind == "head" and short == "weight" and model.config.tie_weights:
-                assert weight is model.input.weight
-                continue
-            path = f"{layer.name}.{short}" if f"{layer.name}.{short}" in state else layer.name
-            assert state[path] is weight
-            assert path not in found
-            found.add(path)
-    assert found == set(state)
-    assert sum(
-        weight.numel() for weight in {id(w): w for x in layers for w in x.weights.values()}.values()
-    ) == (model.parameter_count())
-
-
-def test_the_walk_is_enough_to_run_a_model() -> None:
-    """An engine that knows nothing but the walk: one token through a stack with everything on."""
-    model = make("parallel-gated", tie_weights=True, embedding_size=4)
-    tokens = torch.tensor([3])
-    memory: dict[str, torch.Tensor] = {}
-    x = below = halves = None
-    for layer in model.named_layers():
-        w = layer.weights
-        if layer.kind == "embedding":
-            x = below = w["weight"][tokens]
-        elif layer.kind in ("lstm", "gru"):
-            gates = below @ w["weight_ih"].T + w["bias_ih"] + w["bias_hh"]  # h = 0
-            if layer.kind == "lstm":
-                i, _, g, o = gates.chunk(4, -1)
-                halves = [o.sigmoid() * (i.sigmoid() * g.tanh()).tanh()]
-            else:
-                r, z, _ = gates.chunk(3, -1)
-                n_x = (below @ w["weight_ih"].T + w["bias_ih"]).chunk(3, -1)[2]
-                n = (n_x + r.sigmoid() * w["bias_hh"].chunk(3)[2]).tanh()
-                halves.append((1 - z.sigmoid()) * n)
-        elif layer.kind == "gated":
-            gate = torch.sigmoid(torch.cat(halves, -1) @ w["weight"].T + w["bias"])
-            y = gate * halves[0] + (1 - gate) * halves[1]
-            x = x + y if layer.residual else y
-        elif layer.kind == "norm":
-            below = torch.nn.functional.layer_norm(x, x.shape[-1:], w["weight"], w["bias"])
-        elif layer.kind == "projection":
-            below = below @ w["weight"].T
-        elif layer.kind == "head":
-            memory["logits"] = below @ w["weight"].T + w["bias"]
-    expected, _ = model.step(tokens, None, model.initial_state(1))
-    torch.testing.assert_close(memory["logits"], expected, rtol=0, atol=1e-12)
-
-
-def test_summary_lists_every_layer() -> None:
-    model = make("bilstm-gru-deep")
-    lines = summary(model).splitlines()
-    assert str(model.parameter_count()) in lines[0]
-    assert len(lines) == 1 + len(list(model.named_layers()))
-    assert sum(int(line.split()[2]) for line in lines[1:]) == model.parameter_count()

@@ -42,16 +42,12 @@ def test_selecting() -> None:
         state.select(now, 4)
 
 
-def test_where_and_reset_work_lane_by_lane() -> None:
-    ones, twos = (
-        ((torch.ones(2, 3), torch.ones(2, dtype=torch.int64)),),
-        ((torch.full((2, 3), 2.0), torch.tensor([2, 2])),),
-    )
-    mixed = state.where(torch.tensor([True, False]), ones, twos)
-    assert mixed[0][0][:, 0].tolist() == [1, 2]
-    assert mixed[0][1].tolist() == [1, 2]
-    assert state.reset(mixed, torch.tensor([False, True]))[0][1].tolist() == [1, 0]
-    assert mixed[0][1].tolist() == [1, 2], "a state is a value"
+def test_reset_works_lane_by_lane() -> None:
+    now = ((torch.ones(2, 3), torch.tensor([1, 2])),)
+    after = state.reset(now, torch.tensor([False, True]))
+    assert after[0][0].tolist() == [[1, 1, 1], [0, 0, 0]]
+    assert after[0][1].tolist() == [1, 0]
+    assert now[0][1].tolist() == [1, 2], "a state is a value"
 
 
 def test_a_step_leaves_the_state_it_was_given_alone() -> None:
@@ -60,7 +56,7 @@ def test_a_step_leaves_the_state_it_was_given_alone() -> None:
     now = model.initial_state(4)
     with torch.no_grad():
         for t in range(30):
-            kept = state.clone(now)
+            kept = state.map(torch.clone, now)
             _, after = model.step(tokens[:, t], side[:, t], now)
             for a, b in zip(state.leaves(kept), state.leaves(now), strict=True):
                 assert torch.equal(a, b)
@@ -76,14 +72,6 @@ def test_branches_of_one_state_do_not_touch_each_other() -> None:
         model((tokens[:, 13:] + 1) % 23, side[:, 13:], primed)
         again, _ = model(tokens[:, 13:], side[:, 13:], primed)
     assert torch.equal(straight, again)
-
-
-def test_detach_clone_and_to() -> None:
-    leaf = torch.ones(1, 2, requires_grad=True) * 2
-    now = ((leaf,),)
-    assert not state.detach(now)[0][0].requires_grad
-    assert state.clone(now)[0][0].data_ptr() != leaf.data_ptr()
-    assert state.to(now, "cpu")[0][0].device.type == "cpu"
 
 
 def test_foreign_states_are_refused() -> None:

@@ -149,8 +149,8 @@ def test_an_update_is_adamw_on_the_mean_over_scored_targets(corpus: Corpus) -> N
         update = learner.update([2.0], lambda signals: 0.01 * signals[0])
         batch = batches.next()
         resets += int(batch.starts.sum())
-        fresh = twin.initial_state(4)
-        state = states.where(torch.from_numpy(batch.starts), fresh, state)
+        goes_on = torch.from_numpy(~batch.starts)[:, None]
+        state = states.map(goes_on.mul, state)
         logits, state = twin(torch.from_numpy(batch.tokens), None, state, torch.from_numpy(batch.lengths))
         targets = torch.from_numpy(batch.targets)
         loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED)

@@ -15,13 +15,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from training_helpers import CONFIG, ENVIRONMENT, form, small_corpus
+from training_helpers import CONFIG, ENVIRONMENT, form, read_state, small_corpus
 
 from melodia.corpus.shards import Corpus
 from melodia.errors import CheckpointError, TrainingError
 from melodia.model.checkpoint import load_checkpoint
 from melodia.training import Progress, Step, TrainingSummary, train
-from melodia.training.resume import read_state
 
 RUN = """
 import sys
@@ -56,7 +55,7 @@ def assert_same_run(out: Path, whole: Path) -> None:
     """The same best weights, last weights, moments, averages, lanes and log, bit for bit."""
     for name in ("model.safetensors",):
         assert (out / "best" / name).read_bytes() == (whole / "best" / name).read_bytes()
-    ours, theirs = (read_state(folder / "resume", "cpu") for folder in (out, whole))
+    ours, theirs = (read_state(folder) for folder in (out, whole))
     assert ours is not None
     assert theirs is not None
     assert ours.tensors.keys() == theirs.tensors.keys()
@@ -200,7 +199,7 @@ def test_interrupted_by_hand(
     config = dataclasses.replace(CONFIG, save_every=1e6)
     with pytest.raises(KeyboardInterrupt):
         train(corpus, form(corpus), config, tmp_path, progress=press)
-    state = read_state(tmp_path / "resume", "cpu")
+    state = read_state(tmp_path)
     assert state is not None
     told = any("continue with `resume`" in text for text in press.warnings)
     # by the handler's check at the next iteration's start: one more is made

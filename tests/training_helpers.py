@@ -6,11 +6,14 @@ import os
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from melodia.corpus.shards import CONSTANT_VELOCITY, Corpus, ShardWriter
 from melodia.model import ModelConfig
 from melodia.training import TrainingConfig
+from melodia.training.folder import RESUME
+from melodia.training.resume import TrainingState, parse_state, read_bytes
 from melodia.vocabulary import Vocabulary
 
 HERE = Path(__file__).resolve().parent
@@ -27,6 +30,12 @@ CONFIG = TrainingConfig(
     threads=1,
     device="cpu",
 )
+
+
+def read_state(folder: Path) -> TrainingState | None:
+    """The state in the folder of a training, on the CPU; None if there is none."""
+    data = read_bytes(folder / RESUME)
+    return None if data is None else parse_state(folder / RESUME, data, torch.device("cpu"))
 
 
 def small_vocabulary() -> Vocabulary:

@@ -80,20 +80,6 @@ class SetComparison:
                 return feature
         raise KeyError(name)
 
-    def lines(self) -> list[str]:
-        """The table as text."""
-        text = [
-            f"{'':26}{f'real ({self.real})':>18}{f'generated ({self.generated})':>20}"
-            f"{'overlap':>9}{'KL':>8}{'apart':>8}"
-        ]
-        for row in self.features:
-            real = f"{row.real_mean:.3f} ± {row.real_spread:.3f}" if row.real_mean == row.real_mean else ""
-            made = f"{row.generated_mean:.3f} ± {row.generated_spread:.3f}" if real else ""
-            text.append(
-                f"{row.name:26}{real:>18}{made:>20}{row.overlap:>9.3f}{row.divergence:>8.3f}{row.distance:>8.3f}"
-            )
-        return text
-
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready copy; what is undefined is None."""
         rows = [plain(asdict(feature)) for feature in self.features]

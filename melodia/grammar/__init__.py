@@ -14,7 +14,7 @@ from melodia.grammar.constraints import Constraints
 from melodia.grammar.machine import Grammar
 from melodia.grammar.reader import NoteEvent, TokenReader
 from melodia.grammar.state import GrammarState
-from melodia.grammar.tables import Op, Tables, bar_starts, compile_tables
+from melodia.grammar.tables import Op, Tables, compile_tables
 
 __all__ = [
     "Constraints",
@@ -24,6 +24,5 @@ __all__ = [
     "Op",
     "Tables",
     "TokenReader",
-    "bar_starts",
     "compile_tables",
 ]

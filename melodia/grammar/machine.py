@@ -111,11 +111,6 @@ class Grammar(Compiled):
         """Whether EOS has come; then only PAD may follow."""
         return state.kind == self._eos
 
-    def is_bar_start(self, token: int) -> bool:
-        """Whether a token begins with a bar line."""
-        token = self.vocabulary.expansions.get(token, (token,))[0]
-        return self.tables.ops[token] == Op.BAR
-
     def mask(self, state: GrammarState) -> NDArray[np.bool_]:
         """Which tokens may follow: bool [V], at least one True. The array is the caller's to keep."""
         mask = self._base_mask(state)

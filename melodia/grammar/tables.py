@@ -150,13 +150,6 @@ def _operand(op: Op, value: str, positions_per_beat: int) -> int:
     return 0
 
 
-def bar_starts(vocabulary: Vocabulary) -> tuple[int, ...]:
-    """The tokens that begin with a bar line, BPE tokens among them; none in schemes without Bar tokens."""
-    bars = set(vocabulary.ids_of("Bar"))
-    longer = {token for token, parts in vocabulary.expansions.items() if parts[0] in bars}
-    return tuple(sorted(bars | longer))
-
-
 def compile_tables(vocabulary: Vocabulary) -> Tables:
     """The tables of a vocabulary (kept for the last few).
 

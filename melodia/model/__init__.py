@@ -21,12 +21,10 @@ if TYPE_CHECKING:
     from melodia.model.network import Network as Network
     from melodia.model.sizes import match_parameters as match_parameters
     from melodia.model.sizes import parameter_count as parameter_count
-    from melodia.model.sizes import summary as summary
     from melodia.model.state import State as State
     from melodia.model.stored import StoredCheckpoint as StoredCheckpoint
     from melodia.model.stored import is_checkpoint as is_checkpoint
     from melodia.model.stored import read_checkpoint as read_checkpoint
-    from melodia.model.walk import LayerView as LayerView
 
 _HOME = {
     "Checkpoint": "checkpoint",
@@ -40,12 +38,10 @@ _HOME = {
     "Network": "network",
     "match_parameters": "sizes",
     "parameter_count": "sizes",
-    "summary": "sizes",
     "State": "state",
     "StoredCheckpoint": "stored",
     "is_checkpoint": "stored",
     "read_checkpoint": "stored",
-    "LayerView": "walk",
 }
 
 __all__ = sorted(_HOME)

@@ -8,7 +8,6 @@ Sequences are time-major, [T, B, ...].
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -273,8 +272,3 @@ class Dropper:
 
 
 NO_DROPOUT = Dropper()
-
-
-def recurrent_layers(module: nn.Module) -> Iterator[RecurrentLayer]:
-    """All recurrent layers inside a module, in order."""
-    return (part for part in module.modules() if isinstance(part, RecurrentLayer))

@@ -5,8 +5,6 @@ Letters: B batch, T time, V vocabulary, D embedding, H hidden, S side inputs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -17,7 +15,6 @@ from melodia.model.inputs import TokenInput
 from melodia.model.layers import HIDDEN_VARIANCE, NO_DROPOUT, Dropper, Linear
 from melodia.model.stacks import Stack, build_stack
 from melodia.model.state import State
-from melodia.model.walk import LayerView, walk
 
 
 class Head(nn.Module):
@@ -212,10 +209,6 @@ class Model(nn.Module):
     def parameter_count(self) -> int:
         """How many numbers are learned."""
         return sum(parameter.numel() for parameter in self.parameters())
-
-    def named_layers(self) -> Iterator[LayerView]:
-        """The model as a flat list of layers in the order they run, for engines that pack the weights."""
-        return walk(self)
 
     def _dropper(self, generator: torch.Generator | None) -> Dropper:
         if not self.training:

@@ -76,34 +76,3 @@ def _with_hidden(config: ModelConfig, hidden: int) -> ModelConfig:
             1, round(config.encoder_hidden_size * hidden / config.hidden_size)
         )
     return dataclasses.replace(config, **changes)
-
-
-def summary(model: Model) -> str:
-    """What the model is, layer by layer, as text.
-
-    >>> print(summary(Model(ModelConfig("gru", vocab_size=10, hidden_size=4, gru_layers=1))))
-    gru: 210 parameters (840 B as fp32)
-    input                        embedding          40  weight 10x4
-    stack.levels.0.layer         gru               120  weight_ih 12x4, weight_hh 12x4, bias_ih 12, bias_hh 12
-    head                         head               50  weight 10x4, bias 10
-    """
-    count = model.parameter_count()
-    lines = [f"{model.config.kind}: {count} parameters ({_bytes(4 * count)} as fp32)"]
-    seen: set[int] = set()
-    for layer in model.named_layers():
-        new = [weight for weight in layer.weights.values() if id(weight) not in seen]
-        seen.update(id(weight) for weight in new)
-        shapes = ", ".join(
-            f"{name} {'x'.join(str(size) for size in weight.shape)}" for name, weight in layer.weights.items()
-        )
-        lines.append(
-            f"{layer.name:28} {layer.kind:14} {sum(weight.numel() for weight in new):6}  {shapes}".rstrip()
-        )
-    return "\n".join(lines)
-
-
-def _bytes(size: float) -> str:
-    unit = 0
-    while size >= 1000 and unit < 3:
-        size, unit = size / 1000, unit + 1
-    return f"{size:.3g} {('B', 'kB', 'MB', 'GB')[unit]}"

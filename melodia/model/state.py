@@ -43,16 +43,6 @@ def detach(state: State) -> State:
     return map(torch.Tensor.detach, state)
 
 
-def clone(state: State) -> State:
-    """A copy that shares no memory."""
-    return map(torch.clone, state)
-
-
-def to(state: State, device: torch.device | str) -> State:
-    """The state on another device."""
-    return map(lambda leaf: leaf.to(device), state)
-
-
 def batch_size(state: State) -> int:
     """B of a state."""
     return leaves(state)[0].shape[0]
@@ -92,12 +82,6 @@ def reset(state: State, mask: Tensor) -> State:
         return leaf.masked_fill(mask.view(-1, *[1] * (leaf.dim() - 1)), 0)
 
     return map(zero, state)
-
-
-def where(mask: Tensor, first: State, second: State) -> State:
-    """Lane by lane the first state where `mask` [B] (bool) is true, else the second."""
-    pairs = zip(leaves(first), leaves(second), strict=True)
-    return unflatten(first, [torch.where(mask.view(-1, *[1] * (a.dim() - 1)), a, b) for a, b in pairs])
 
 
 def unflatten(like: State, tensors: Sequence[Tensor]) -> State:

@@ -70,8 +70,8 @@ class Request:
     Raises:
         ConfigError: a value lies outside its limits or contradicts another.
 
-    >>> Request(bars=4, random_seed=1).length
-    '4 bars'
+    >>> Request(bars=4, random_seed=1).bars
+    4
     """
 
     bars: int | None = None
@@ -193,17 +193,6 @@ class Request:
                     "the one before"
                 )
             self._keep(name, value)
-
-    @property
-    def length(self) -> str:
-        """The asked length in words."""
-        if self.endless:
-            return "endless"
-        for name in ("bars", "seconds", "tokens"):
-            value = getattr(self, name)
-            if value is not None:
-                return f"{value:g} {name}"
-        raise AssertionError("no length")
 
 
 def check_metre(metre: object) -> tuple[int, int]:

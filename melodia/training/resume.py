@@ -94,12 +94,6 @@ def parse_state(folder: Path, data: bytes, device: torch.device) -> TrainingStat
     return TrainingState(tensors, values)
 
 
-def read_state(folder: Path, device: torch.device) -> TrainingState | None:
-    """The folder's state; None if there is none. Raises as `read_bytes` and `parse_state` do."""
-    data = read_bytes(folder)
-    return None if data is None else parse_state(folder, data, device)
-
-
 def saved_model(saved: TrainingState, out: Path) -> ModelConfig:
     """The form of the model that was in training.
 
