@@ -145,7 +145,7 @@ def bare(piece: ArrayLike, vocabulary: Vocabulary) -> NDArray[np.int64]:
     return ids[start:stop]
 
 
-def notes_and_bars(
+def count_notes_and_bars(
     pieces: Iterable[ArrayLike], vocabulary: Vocabulary
 ) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
     """How many notes and bars each piece has, counted in its tokens.

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from melodia.corpus import worker as worker_module
-from melodia.corpus.worker import Limits, map_files
+from melodia.corpus.worker import FileLimits, map_files
 from melodia.errors import CorpusError
 
 
@@ -17,7 +17,7 @@ def test_the_pool_outlives_bad_files(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
     names = ["a", "sleep", "spin", "bb", "hungry", "ccc", "crash", "raise", "dddd"]
     paths = [tmp_path / name for name in names]
-    limits = Limits(seconds=1.5, patience=2.0, memory=300 << 20)
+    limits = FileLimits(seconds=1.5, patience=2.0, memory=300 << 20)
     results = {
         names[result.index]: result
         for result in map_files(
@@ -50,7 +50,7 @@ def test_time_that_runs_out_behind_an_answer_is_no_verdict_of_the_next_file(tmp_
     monkeypatch.setattr(worker_module, "receive", late)
     paths = [tmp_path / name for name in ("a", "bb")]
     results = map_files(
-        paths, {}, workers=1, limits=Limits(seconds=0.5, patience=2.0), prepare="corpus_preparers:make"
+        paths, {}, workers=1, limits=FileLimits(seconds=0.5, patience=2.0), prepare="corpus_preparers:make"
     )
     assert [result.row["verdict"] for result in results] == ["used", "used"]
 
@@ -68,7 +68,7 @@ def test_leaving_early_ends_the_workers(tmp_path, monkeypatch):
         [tmp_path / "a", *[tmp_path / f"sleep{i}" for i in range(20)]],
         {},
         workers=2,
-        limits=Limits(seconds=50.0),
+        limits=FileLimits(seconds=50.0),
         prepare="corpus_preparers:make",
     )
     assert next(results).row["verdict"] == "used"

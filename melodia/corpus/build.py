@@ -34,7 +34,7 @@ from melodia.corpus.manifest import (
 )
 from melodia.corpus.prepare import file_hash
 from melodia.corpus.shards import CONSTANT_VELOCITY, Corpus, ShardWriter
-from melodia.corpus.worker import Limits, map_files
+from melodia.corpus.worker import FileLimits, map_files
 from melodia.errors import ConfigError, CorpusError, show_path
 from melodia.files import write_whole
 from melodia.machine import cores
@@ -59,7 +59,7 @@ def build_corpus(
     *,
     tokenizer: Tokenizer | None = None,
     workers: int | None = None,
-    limits: Limits | None = None,
+    limits: FileLimits | None = None,
     valid_share: float = 0.1,
     min_notes: int = 4,
     transpositions: Sequence[int] = (),
@@ -96,7 +96,7 @@ def build_corpus(
     started = time.monotonic()
     folder, out = Path(folder), Path(out)
     config = tokenizer.config if tokenizer is not None else config or TokenizerConfig()
-    limits = limits or Limits()
+    limits = limits or FileLimits()
     if not 0.0 <= valid_share < 1.0:
         raise ConfigError(f"valid_share must be in [0, 1) (received {valid_share})")
     if any(not -12 <= shift <= 12 for shift in transpositions):
@@ -199,7 +199,7 @@ def _read_files(
     config: TokenizerConfig,
     spool: _Spool,
     workers: int,
-    limits: Limits,
+    limits: FileLimits,
     min_notes: int,
     progress: Progress | None,
 ) -> list[Row]:

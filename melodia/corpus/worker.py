@@ -37,7 +37,7 @@ PREPARE = "melodia.corpus.prepare:preparer"
 
 
 @dataclass(frozen=True)
-class Limits:
+class FileLimits:
     """What one file may take.
 
     Attributes:
@@ -169,7 +169,7 @@ def map_files(
     arguments: dict[str, Any],
     *,
     workers: int,
-    limits: Limits | None = None,
+    limits: FileLimits | None = None,
     prepare: str = PREPARE,
 ) -> Iterator[Result]:
     """Prepare each file in one of the workers; results come as they are ready, in any order.
@@ -185,7 +185,7 @@ def map_files(
     Raises:
         CorpusError: a worker cannot be started.
     """
-    limits = limits or Limits()
+    limits = limits or FileLimits()
     if workers < 1:
         yield from _map_here(paths, arguments, prepare)
         return
@@ -199,7 +199,7 @@ def map_files(
 class _Pool:
     """One thread a child; the threads share the list of files."""
 
-    def __init__(self, paths: list[Path], setup: dict[str, Any], limits: Limits) -> None:
+    def __init__(self, paths: list[Path], setup: dict[str, Any], limits: FileLimits) -> None:
         self.paths, self.setup, self.limits = paths, setup, limits
         self.results: queue.Queue[Result | BaseException] = queue.Queue(maxsize=64)
         self.next = 0
@@ -282,7 +282,7 @@ def _map_here(paths: Sequence[Path], arguments: dict[str, Any], prepare: str) ->
         yield Result(index, row, tokens)
 
 
-def _death(expired: bool, code: int, limits: Limits) -> dict[str, Any]:
+def _death(expired: bool, code: int, limits: FileLimits) -> dict[str, Any]:
     """The verdict of a file that its worker did not survive."""
     if expired or code in (-27, -14):  # SIGPROF, SIGALRM: the child's own clocks
         reason = f"time limit ({limits.seconds:g} s)"

@@ -18,7 +18,7 @@ from melodia.corpus.manifest import Row, common_reasons
 from melodia.corpus.prepare import prepare_file
 from melodia.corpus.shards import CONSTANT_VELOCITY, Piece, Pieces
 from melodia.errors import ConfigError, CorpusError
-from melodia.measure import Likelihood, bare, notes_and_bars
+from melodia.measure import Likelihood, bare, count_notes_and_bars
 from melodia.model import Model
 from melodia.tokenizer import Tokenizer
 from melodia.training.evaluate import evaluate
@@ -56,7 +56,7 @@ class PiecesInMemory(Pieces):
                     f"ids must be between 0 and {vocabulary.size - 1} (received {ids.min()} to {ids.max()}); "
                     "encode the pieces with the model's tokenizer"
                 )
-        notes, bars = notes_and_bars(self._tokens, vocabulary)
+        notes, bars = count_notes_and_bars(self._tokens, vocabulary)
         self.lengths = np.array([len(ids) for ids in self._tokens], dtype=np.int64)
         self.notes = notes
         self.bars = np.zeros(len(notes), dtype=np.int64) if bars is None else bars

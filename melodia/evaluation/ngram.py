@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from melodia.errors import ConfigError
-from melodia.measure import Likelihood, bare, notes_and_bars, velocity_mask
+from melodia.measure import Likelihood, bare, count_notes_and_bars, velocity_mask
 from melodia.vocabulary import Vocabulary
 
 # Where counts of counts are too thin to estimate a discount; KenLM's --discount_fallback.
@@ -234,7 +234,7 @@ class KneserNey:
             ).tolist()
             tokens += np.bincount(piece, minlength=stop - start).tolist()
             start = stop
-        notes, bars = notes_and_bars(pieces, self.vocabulary)
+        notes, bars = count_notes_and_bars(pieces, self.vocabulary)
         return Likelihood(np.array(nats), np.array(tokens, dtype=np.int64), notes, bars)
 
     def probabilities(self, context: ArrayLike, *, from_start: bool = False) -> NDArray[np.float64]:

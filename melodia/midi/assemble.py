@@ -8,7 +8,7 @@ from symusic.core import KeySignatureTick, ScoreTick, TempoTick, TimeSignatureTi
 
 from melodia.errors import MidiError
 from melodia.midi.limits import Limits
-from melodia.midi.repair import DRUM_CHANNEL, Notes
+from melodia.midi.repair import DRUM_CHANNEL, FileNotes
 from melodia.midi.report import Findings
 from melodia.midi.smf import TRACK_NAME, SmfEvents
 from melodia.midi.timeline import Squeeze, Timeline, cut_length, shorten_silence, squeeze_timeline
@@ -18,7 +18,7 @@ _CHANNEL_MODE = 120  # controllers from here on are orders to the instrument, no
 
 
 def assemble(
-    notes: Notes, events: SmfEvents, timeline: Timeline, name: str, limits: Limits, findings: Findings
+    notes: FileNotes, events: SmfEvents, timeline: Timeline, name: str, limits: Limits, findings: Findings
 ) -> ScoreTick:
     """Put notes, controllers and timeline into a score, within the limits of length.
 
@@ -84,7 +84,7 @@ def _text(payload: bytes) -> str:
     return " ".join(text.split())
 
 
-def _programs(notes: Notes, events: SmfEvents) -> NDArray[np.int64]:
+def _programs(notes: FileNotes, events: SmfEvents) -> NDArray[np.int64]:
     """Program of each note, int64 [N].
 
     A track's own program changes count; a channel without any in its track takes those of other tracks. A

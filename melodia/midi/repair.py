@@ -16,7 +16,7 @@ _BALANCED_MAX = 8  # more overlapping strikes than this in one go are taken for 
 
 
 @dataclass
-class Notes:
+class FileNotes:
     """N notes, in no particular order.
 
     Attributes:
@@ -40,9 +40,9 @@ class Notes:
     def __len__(self) -> int:
         return len(self.start)
 
-    def select(self, index: NDArray[np.bool_] | NDArray[np.intp]) -> Notes:
+    def select(self, index: NDArray[np.bool_] | NDArray[np.intp]) -> FileNotes:
         """The notes under a mask or at indices."""
-        return Notes(
+        return FileNotes(
             self.track[index],
             self.channel[index],
             self.pitch[index],
@@ -63,7 +63,7 @@ def pair_notes(
     ticks_per_quarter: int,
     end_tick: int,
     findings: Findings,
-) -> Notes:
+) -> FileNotes:
     """Pair note-ons and note-offs per (track, channel, pitch).
 
     Where strikes of one pitch overlap and have as many offs, the first strike belongs to the first off;
@@ -124,7 +124,7 @@ def pair_notes(
     drums = (voice >> 7 & 0x0F) == DRUM_CHANNEL
     start, end, loud, kept = _settle(voice, start, end, loud, drums, ticks_per_quarter, end_tick, findings)
     voice, index = voice[kept], index[kept]
-    return Notes(
+    return FileNotes(
         track=(voice >> 11).astype(np.int32),
         channel=(voice >> 7 & 0x0F).astype(np.int32),
         pitch=(voice & 0x7F).astype(np.int32),
@@ -135,9 +135,9 @@ def pair_notes(
     )
 
 
-def _no_notes() -> Notes:
+def _no_notes() -> FileNotes:
     short, long = np.zeros(0, np.int32), np.zeros(0, np.int64)
-    return Notes(short, short, short, short, long, long, long)
+    return FileNotes(short, short, short, short, long, long, long)
 
 
 def _pair_dirty(

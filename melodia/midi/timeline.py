@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from melodia.midi.bars import bar_line
 from melodia.midi.container import DEFAULT_DIVISION
 from melodia.midi.limits import Limits
-from melodia.midi.repair import Notes
+from melodia.midi.repair import FileNotes
 from melodia.midi.report import Findings
 from melodia.midi.smf import KEY_SIGNATURE, TEMPO, TIME_SIGNATURE, Meta, SmfEvents
 
@@ -203,7 +203,7 @@ class Squeeze:
         return ticks - removed[index] + inside
 
 
-def shorten_silence(notes: Notes, timeline: Timeline, limits: Limits, findings: Findings) -> Squeeze:
+def shorten_silence(notes: FileNotes, timeline: Timeline, limits: Limits, findings: Findings) -> Squeeze:
     """Find the silences that are too long, and what to leave out so that bar lines stay where they were.
 
     Args:
@@ -250,7 +250,7 @@ def squeeze_timeline(timeline: Timeline, squeeze: Squeeze) -> None:
         setattr(timeline, name, _changes(list(moved.values())))
 
 
-def cut_length(notes: Notes, timeline: Timeline, limits: Limits, findings: Findings) -> Notes:
+def cut_length(notes: FileNotes, timeline: Timeline, limits: Limits, findings: Findings) -> FileNotes:
     """Drop what lies after the limit of length, and cut notes at it.
 
     Args:
