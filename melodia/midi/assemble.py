@@ -135,24 +135,9 @@ def _add_controllers(
     findings: Findings,
 ) -> None:
     """Give control changes and pitch bends to the tracks whose notes they shape."""
-    family = events.status & 0xF0
-    (chosen,) = (family >= 0xA0).nonzero()
-    kind = family.take(chosen)
-    if not len(kind):
+    chosen, control, tick = _carried(events, squeeze, end, findings)
+    if not len(chosen):
         return
-    aftertouch = (kind == 0xA0) | (kind == 0xD0)
-    control = kind == 0xB0
-    mode = control & (events.data1.take(chosen) >= _CHANNEL_MODE)
-    tick = squeeze(events.tick.take(chosen))
-    late = tick > end
-    findings.add("not carried", "aftertouch", int(aftertouch.sum()))
-    findings.add("not carried", "channel mode messages", int(mode.sum()))
-    kept = (control | (kind == 0xE0)) & ~mode
-    findings.add("not carried", "controllers after the last note", int((kept & late).sum()))
-    (kept,) = (kept & ~late).nonzero()
-    if not len(kept):
-        return
-    chosen, control, tick = chosen.take(kept), control.take(kept), tick.take(kept)
     first = np.minimum(events.data1.take(chosen), 127).astype(np.int32)
     second = np.minimum(events.data2.take(chosen), 127).astype(np.int32)
     owner = _owners(groups, note_order, voice, events, chosen)
@@ -166,18 +151,8 @@ def _add_controllers(
         if not len(kept):
             return
 
-    # Of several values of one controller at one tick only the last can be heard. Ticks ascend already, but
-    # where a track is given the controllers of another one.
-    key = owner << 8 | np.where(control, first, 128)
-    order = _stable(key)
-    sorted_key, sorted_tick = key.take(order), tick.take(order)
-    fresh = sorted_key[1:] != sorted_key[:-1]
-    if not (fresh | (sorted_tick[1:] >= sorted_tick[:-1])).all():
-        order = np.lexsort((tick, key))
-        sorted_key, sorted_tick = key.take(order), tick.take(order)
-    last = np.append(fresh | (sorted_tick[1:] != sorted_tick[:-1]), True)
-    findings.add("note", "controllers replaced at the same tick", int((~last).sum()))
-    kept = np.sort(order[last])
+    kept = _heard(owner << 8 | np.where(control, first, 128), tick)
+    findings.add("note", "controllers replaced at the same tick", len(tick) - len(kept))
     owner, tick = owner.take(kept), tick.take(kept)
     order = np.lexsort((tick, owner)) if len(groups) > 1 else tick.argsort(kind="stable")
     kept = kept.take(order)
@@ -197,6 +172,41 @@ def _add_controllers(
         if bends:
             bend = (value << 7 | number)[~mine] - 8192
             track.pitch_bends = type(track.pitch_bends).from_numpy(time[~mine], bend)
+
+
+def _carried(
+    events: SmfEvents, squeeze: Squeeze, end: int, findings: Findings
+) -> tuple[NDArray[np.intp], NDArray[np.bool_], NDArray[np.int64]]:
+    """The control changes and pitch bends that a score holds: which events, whether control changes, their ticks."""
+    family = events.status & 0xF0
+    (chosen,) = (family >= 0xA0).nonzero()
+    kind = family.take(chosen)
+    aftertouch = (kind == 0xA0) | (kind == 0xD0)
+    control = kind == 0xB0
+    mode = control & (events.data1.take(chosen) >= _CHANNEL_MODE)
+    tick = squeeze(events.tick.take(chosen))
+    late = tick > end
+    findings.add("not carried", "aftertouch", int(aftertouch.sum()))
+    findings.add("not carried", "channel mode messages", int(mode.sum()))
+    kept = (control | (kind == 0xE0)) & ~mode
+    findings.add("not carried", "controllers after the last note", int((kept & late).sum()))
+    (kept,) = (kept & ~late).nonzero()
+    return chosen.take(kept), control.take(kept), tick.take(kept)
+
+
+def _heard(key: NDArray[np.int64], tick: NDArray[np.int64]) -> NDArray[np.intp]:
+    """Of several values of one controller (its key) at one tick only the last can be heard: the places of these.
+
+    Ticks ascend already, but where a track is given the controllers of another one.
+    """
+    order = _stable(key)
+    sorted_key, sorted_tick = key.take(order), tick.take(order)
+    fresh = sorted_key[1:] != sorted_key[:-1]
+    if not (fresh | (sorted_tick[1:] >= sorted_tick[:-1])).all():
+        order = np.lexsort((tick, key))
+        sorted_key, sorted_tick = key.take(order), tick.take(order)
+    last = np.append(fresh | (sorted_tick[1:] != sorted_tick[:-1]), True)
+    return np.sort(order[last])
 
 
 def _stable(key: NDArray[np.int64]) -> NDArray[np.intp]:

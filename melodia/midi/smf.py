@@ -168,23 +168,8 @@ class _Parser:
                 lengths = self.never if count == 1 else self.lengths
                 position = first + count
             elif status in (0xFF, 0xF0, 0xF7):
-                kind = data[at + 1] if status == 0xFF and at + 1 < end else -1
-                size, start = self._vlq(at + 1 + (status == 0xFF), end)
-                if start + size > end:
-                    if kind != END_OF_TRACK or start < end:
-                        word = "meta event" if status == 0xFF else "system exclusive message"
-                        position = self._overrun(position, at, end, f"{word} longer than its track")
-                        continue
-                    start, size = min(start, end), 0
-                elif kind > 0x0F and kind not in _KNOWN_METAS and not self._follows(start + size, end, 3):
-                    position = self._damage(position, end, "meta event of unknown kind and length skipped")
-                    continue
-                elif status == 0xF0 and size and data[start + size - 1] != 0xF7:
-                    size = self._sysex_size(start, size, end)
-                self.metas.append((len(positions), kind, start, start + size))
-                hop(position)
-                position = start + size
-                if kind == END_OF_TRACK:
+                position, is_end = self._read_message(position, at, end)
+                if is_end:
                     ended = True
                     if position >= end or data[position : position + 4] == b"MTrk":
                         break
@@ -202,6 +187,28 @@ class _Parser:
             while self.metas and self.metas[-1][0] >= len(positions):
                 self.metas.pop()
         return self._close(chunk, position, ended, cut)
+
+    def _read_message(self, position: int, at: int, end: int) -> tuple[int, bool]:
+        """Collect the meta event or system exclusive message whose status is `at`.
+
+        Returns:
+            where the next event starts; whether this one is the end mark of the track.
+        """
+        data, status = self.data, self.data[at]
+        kind = data[at + 1] if status == 0xFF and at + 1 < end else -1
+        size, start = self._vlq(at + 1 + (status == 0xFF), end)
+        if start + size > end:
+            if kind != END_OF_TRACK or start < end:
+                word = "meta event" if status == 0xFF else "system exclusive message"
+                return self._overrun(position, at, end, f"{word} longer than its track"), False
+            start, size = min(start, end), 0
+        elif kind > 0x0F and kind not in _KNOWN_METAS and not self._follows(start + size, end, 3):
+            return self._damage(position, end, "meta event of unknown kind and length skipped"), False
+        elif status == 0xF0 and size and data[start + size - 1] != 0xF7:
+            size = self._sysex_size(start, size, end)
+        self.metas.append((len(self.positions), kind, start, start + size))
+        self.positions.append(position)
+        return start + size, kind == END_OF_TRACK
 
     def _close(self, chunk: TrackChunk, position: int, ended: bool, cut: bool) -> int:
         """Say what was wrong with the track's end; return where the next chunk should start."""
