@@ -5,11 +5,24 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO, Any
 
 from melodia.checks import file_path, truth_value
 from melodia.errors import MelodiaError, show_path
+
+fcntl: Any
+msvcrt: Any
+try:
+    import fcntl
+except ImportError:  # Windows has none
+    fcntl = None
+try:
+    import msvcrt
+except ImportError:  # only Windows has it
+    msvcrt = None
 
 
 @contextlib.contextmanager
@@ -169,6 +182,38 @@ def sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def hold(file: IO[bytes], *, wait: bool = False) -> bool:
+    """Lock an open, empty file until it is closed; the system lets go of it when its holder dies.
+
+    Args:
+        file: open for writing.
+        wait: for another process that holds it.
+
+    Returns:
+        whether it is held; not where the system or the disk has no locks.
+
+    Raises:
+        BlockingIOError: another holds it, without `wait`.
+    """
+    try:
+        if fcntl is not None:
+            fcntl.flock(file.fileno(), fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            return True
+        while msvcrt is not None:
+            try:
+                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+                return True
+            except PermissionError as error:  # another holds it
+                if not wait:
+                    raise BlockingIOError(*error.args) from None
+                time.sleep(0.1)
+    except BlockingIOError:
+        raise
+    except OSError:  # such as a network disk without locks
+        return False
+    return False
 
 
 def _hidden_beside(target: Path) -> Path:

@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 
+from melodia import files
 from melodia.corpus.build import build_corpus
 from melodia.corpus.discover import find_midi_files
 from melodia.corpus.manifest import read_manifest
 from melodia.corpus.shards import Corpus
 from melodia.errors import CheckpointError, MelodiaError, MidiError, TokenizerError
-from melodia.files import check_target, refuse_folder, whole_file, write_whole
+from melodia.files import check_target, hold, refuse_folder, whole_file, write_whole
 from melodia.midi import read_score, write_midi
 from melodia.model import Model, ModelConfig, load_checkpoint, save_checkpoint
 from melodia.tokenizer import Tokenizer
@@ -36,6 +37,44 @@ def test_a_file_is_written_and_replaced(tmp_path: Path, own: bool) -> None:
     write_whole(target, b"new", own=own)
     assert target.read_bytes() == b"new"
     assert names(tmp_path) == ["a.json"]
+
+
+class Windows:
+    """The locks of a system without fcntl: of one byte, without waiting."""
+
+    LK_NBLCK = 2
+
+    def __init__(self) -> None:
+        self.held: dict[int, int] = {}
+        self.asked = 0
+
+    def locking(self, file: int, mode: int, size: int) -> None:
+        assert (mode, size) == (self.LK_NBLCK, 1)
+        self.asked += 1
+        if self.asked == 4:
+            self.held.clear()  # its holder has died
+        place = os.fstat(file).st_ino
+        if self.held.setdefault(place, file) != file:
+            raise PermissionError(errno.EACCES, "Permission denied")
+
+
+def test_a_file_is_held_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with (tmp_path / "x").open("ab") as one, (tmp_path / "x").open("ab") as two:
+        if files.fcntl is not None:
+            assert hold(one)
+            with pytest.raises(BlockingIOError):
+                hold(two)
+        windows = Windows()
+        monkeypatch.setattr(files, "fcntl", None)
+        monkeypatch.setattr(files, "msvcrt", windows)
+        monkeypatch.setattr(files.time, "sleep", lambda seconds: None)
+        assert hold(one)
+        with pytest.raises(BlockingIOError):
+            hold(two)
+        assert hold(two, wait=True)
+        assert windows.asked == 4
+        monkeypatch.setattr(files, "msvcrt", None)
+        assert not hold(one), "nothing can be locked there"
 
 
 def test_the_longest_name(tmp_path: Path) -> None:

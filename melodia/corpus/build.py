@@ -36,7 +36,7 @@ from melodia.corpus.prepare import file_hash
 from melodia.corpus.shards import CONSTANT_VELOCITY, Corpus, ShardWriter
 from melodia.corpus.worker import FileLimits, map_files
 from melodia.errors import ConfigError, CorpusError, show_path
-from melodia.files import write_whole
+from melodia.files import hold, write_whole
 from melodia.machine import cores
 from melodia.tokenizer import Tokenizer, TokenizerConfig
 from melodia.transpose import transposition_permutation
@@ -422,11 +422,5 @@ def _lock(out: Path) -> Iterator[None]:
     except OSError as error:
         raise _cannot_write(out, error) from error
     with stream:
-        try:
-            import fcntl
-        except ImportError:  # a system without it: builds side by side are then the caller's affair
-            yield
-            return
-        with contextlib.suppress(OSError):  # a network disk without locks
-            fcntl.flock(stream.fileno(), fcntl.LOCK_EX)
+        hold(stream, wait=True)
         yield

@@ -10,12 +10,8 @@ from pathlib import Path
 from typing import IO
 
 from melodia.errors import show_path
+from melodia.files import hold
 from melodia.training.distributed import World
-
-try:
-    import fcntl
-except ImportError:  # Windows has none
-    fcntl = None  # type: ignore[assignment]
 
 FILE = "training.lock"
 
@@ -49,12 +45,16 @@ def only_training(out: Path, world: World) -> Iterator[None]:
         yield
     finally:
         if file is not None:
-            if fcntl is None:
-                file.close()  # Windows deletes nothing that is open
             # Removed while it is held: whoever opened it in between sees that it is gone, and makes another.
-            with contextlib.suppress(OSError):
+            try:
                 (out / FILE).unlink()
-            file.close()
+                file.close()
+            except PermissionError:  # Windows deletes nothing that is open
+                file.close()
+                with contextlib.suppress(OSError):
+                    (out / FILE).unlink()
+            except OSError:
+                file.close()
         for place in made:  # if nothing came of it
             with contextlib.suppress(OSError):
                 place.rmdir()
@@ -69,15 +69,12 @@ def _lock(path: Path) -> IO[bytes]:
     """
     while True:
         file = path.open("ab")
-        if fcntl is None:
-            return file
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not hold(file):
+                return file
         except BlockingIOError:
             file.close()
             raise
-        except OSError:  # this file system has no locks
-            return file
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 return file
