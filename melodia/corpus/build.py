@@ -97,18 +97,8 @@ def build_corpus(
     folder, out = Path(folder), Path(out)
     config = tokenizer.config if tokenizer is not None else config or TokenizerConfig()
     limits = limits or FileLimits()
-    if not 0.0 <= valid_share < 1.0:
-        raise ConfigError(f"valid_share must be in [0, 1) (received {valid_share})")
-    if any(not -12 <= shift <= 12 for shift in transpositions):
-        raise ConfigError(
-            f"transpositions must be semitones between -12 and 12 (received {list(transpositions)})"
-        )
     base = Tokenizer(replace(config, bpe_vocab_size=None)).vocabulary
-    if tokenizer is None and config.bpe_vocab_size is not None and config.bpe_vocab_size <= base.size:
-        raise ConfigError(
-            f"a byte-pair encoding of {config.scheme} needs a vocabulary of more than the {base.size} tokens that it "
-            f"starts with (received {config.bpe_vocab_size}); give a larger `bpe`, or none"
-        )
+    _check_wishes(valid_share, transpositions, config if tokenizer is None else None, base)
     files = find_midi_files(folder, exclude=out)
     if not files:
         raise CorpusError(
@@ -153,6 +143,28 @@ def build_corpus(
         _write_build(out, key, files, fingerprint, warnings)
         (out / "rejected.tsv").unlink(missing_ok=True)
     return summarise(out, fingerprint, rows, warnings=warnings, wall_seconds=time.monotonic() - started)
+
+
+def _check_wishes(
+    valid_share: float, transpositions: Sequence[int], learned: TokenizerConfig | None, base: Vocabulary
+) -> None:
+    """Refuse what no music could make right.
+
+    Raises:
+        ConfigError: names the first.
+    """
+    if not 0.0 <= valid_share < 1.0:
+        raise ConfigError(f"valid_share must be in [0, 1) (received {valid_share})")
+    if any(not -12 <= shift <= 12 for shift in transpositions):
+        raise ConfigError(
+            f"transpositions must be semitones between -12 and 12 (received {list(transpositions)})"
+        )
+    wanted = None if learned is None else learned.bpe_vocab_size
+    if learned is not None and wanted is not None and wanted <= base.size:
+        raise ConfigError(
+            f"a byte-pair encoding of {learned.scheme} needs a vocabulary of more than the {base.size} tokens that it "
+            f"starts with (received {wanted}); give a larger `bpe`, or none"
+        )
 
 
 # -- reading

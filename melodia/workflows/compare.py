@@ -101,6 +101,16 @@ class Comparison:
         notes = [f"\nnote: {note}" for note in dict.fromkeys(row.note for row in self.rows) if note]
         return "\n".join([*lines, "", facts, *notes])
 
+    def write(self) -> None:
+        """Write the table as Markdown, and beside it as JSON.
+
+        Raises:
+            TrainingError: they cannot be written.
+        """
+        _write(self.path, self.markdown() + "\n")
+        values = {"setting": self.setting, "rows": [row.to_dict() for row in self.rows]}
+        _write(self.path.with_suffix(".json"), json.dumps(values, indent=2, allow_nan=False))
+
 
 def compare_kinds(
     folder: Path | str,
@@ -133,7 +143,11 @@ def compare_kinds(
         progress: is told what happens.
 
     Raises:
-        CorpusError, ConfigError, TrainingError: as the parts raise them.
+        CorpusError, ConfigError, TrainingError: as the parts raise them; also under torchrun.
+
+    Example:
+        >>> table = compare_kinds("my-midi", "my-comparison", kinds=("gru", "parallel"))  # doctest: +SKIP
+        >>> print(table.markdown())  # doctest: +SKIP
     """
     _check_wishes(kinds, size)
     reporter = progress or Reporter()
@@ -173,23 +187,24 @@ def compare_kinds(
             reporter.say(f"note: {disturbed}")
         rows = [_ngram_row(corpus)]
         rows += [_row_of(run, before, disturbed, reporter) for run, before in zip(runs, begun, strict=True)]
-        setting = {
-            "budget": " ".join(str(part) for part in reversed(config.budget)),
-            "training pieces": len(corpus.pieces("train")),
-            "held-out pieces": len(corpus.pieces("valid")),
-            "corpus": corpus.fingerprint,
-            "backend": kernels.backend_report().runs,
-            "threads": config.threads or torch.get_num_threads(),
-            "time per token": token_way(),
-            "torch": torch.__version__,
-            "melodia": __version__,
-        }
-        table = Comparison(rows, setting, out / "comparison.md")
-        _write(table.path, table.markdown() + "\n")
-        values = {"setting": setting, "rows": [row.to_dict() for row in rows]}
-        data = json.dumps(values, indent=2, allow_nan=False)
-        _write(table.path.with_suffix(".json"), data)
+        table = Comparison(rows, _setting(corpus, config), out / "comparison.md")
+        table.write()
     return table
+
+
+def _setting(corpus: Corpus, config: TrainingConfig) -> dict[str, Any]:
+    """What stands below the table."""
+    return {
+        "budget": " ".join(str(part) for part in reversed(config.budget)),
+        "training pieces": len(corpus.pieces("train")),
+        "held-out pieces": len(corpus.pieces("valid")),
+        "corpus": corpus.fingerprint,
+        "backend": kernels.backend_report().runs,
+        "threads": config.threads or torch.get_num_threads(),
+        "time per token": token_way(),
+        "torch": torch.__version__,
+        "melodia": __version__,
+    }
 
 
 def _check_wishes(kinds: Sequence[str], size: str) -> None:
