@@ -76,6 +76,10 @@ def read_checkpoint(folder: str | Path) -> StoredCheckpoint:
 
     Raises:
         CheckpointError: there is none, or it is damaged, foreign or of a newer format.
+
+    >>> stored = read_checkpoint("melodia/assets/default")
+    >>> stored.config.kind, stored.vocabulary.size == stored.config.vocab_size
+    ('parallel', True)
     """
     folder = file_path("folder", folder, CheckpointError)
     try:

@@ -61,6 +61,9 @@ def evaluate_folder(
         CheckpointError, ConfigError, BackendError: as the parts raise them.
 
     Example:
+        >>> evaluation = evaluate_folder("midi_samples/sakura.mid", device="cpu")
+        >>> 0 < evaluation.likelihood.nats_per_note < 8
+        True
         >>> evaluation = evaluate_folder("held-out", "my-model", generate=20)  # doctest: +SKIP
         >>> evaluation.likelihood.interval("note").value  # doctest: +SKIP
     """
@@ -80,13 +83,7 @@ def evaluate_folder(
     )
     wishes: dict[str, Any] = {"pitch_bias": pitch_bias, "branches": branches, "recall": recall}
     Request(bars=bars, sampling=settings.sampling, **wishes)  # or it says why not
-    root = file_path("folder", folder)
-    if not os.path.lexists(root):
-        raise CorpusError(
-            f"{show_path(folder)}: no such file or folder; give MIDI files to score the model on"
-        )
-    if root.is_dir() and not find_midi_files(root):
-        raise CorpusError(f"{show_path(folder)}: no MIDI files in this folder; give one that has some")
+    root = _music(folder)
     read = None if progress is None else progress.read
     sampler = Sampler.load(model, device=device, backend=backend)
     pieces = encode_files(folder, sampler.tokenizer, progress=read)
@@ -119,6 +116,22 @@ def evaluate_folder(
             "python": platform.python_version(),
         },
     )
+
+
+def _music(folder: Path | str) -> Path:
+    """The folder of MIDI files, or the file.
+
+    Raises:
+        CorpusError: it is not there, or empty.
+    """
+    root = file_path("folder", folder)
+    if not os.path.lexists(root):
+        raise CorpusError(
+            f"{show_path(folder)}: no such file or folder; give MIDI files to score the model on"
+        )
+    if root.is_dir() and not find_midi_files(root):
+        raise CorpusError(f"{show_path(folder)}: no MIDI files in this folder; give one that has some")
+    return root
 
 
 def _generate(
