@@ -266,9 +266,7 @@ def _before(
     check_folder(out, world, resume=resume, force=force)
     if resume:
         begun = Begun.read(out, world)
-        nothing = (
-            f"{show_path(out)} holds no training run to resume; check `out`, or leave `resume` out to start one"
-        )
+        nothing = f"{show_path(out)} holds no training run to resume; check `out`, or leave `resume` out to start one"
         world.refuse(None if begun is not None or holds_state(out) or not world.leads else nothing)
         if begun is not None:
             return begun, True
