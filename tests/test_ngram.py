@@ -11,7 +11,7 @@ import pytest
 
 from melodia.errors import ConfigError
 from melodia.evaluation.ngram import FALLBACK_DISCOUNTS, KneserNey, modified_discounts
-from melodia.measure import Likelihood, bare, velocity_mask
+from melodia.measure import Likelihood, bare, student, velocity_mask, widening
 from melodia.vocabulary import Vocabulary
 
 TOKENS = (
@@ -229,8 +229,10 @@ def test_likelihood_ratios_and_intervals():
     assert result.per("bar") == pytest.approx(3.0)
     assert result.per("second") == pytest.approx(1.5)
     interval = result.interval("token")
-    assert interval.low == pytest.approx(0.2)
-    assert interval.high == pytest.approx(1.0)
+    # Drawn twice each, the pieces give 0.2 and 1.0: 0.4 away, and Student's t of one degree of freedom is 12.7062.
+    away = 0.4 * 12.7062 / 1.95996 * math.sqrt(2)
+    assert interval.low == pytest.approx(0.6 - away, rel=1e-4)
+    assert interval.high == pytest.approx(0.6 + away, rel=1e-4)
     with pytest.raises(ConfigError, match="`unit` must be one of"):
         result.per("song")
     with pytest.raises(ConfigError, match="above 0 and below 1"):
@@ -250,6 +252,33 @@ def test_interval_covers_like_the_normal_approximation():
     error = nats.std() / math.sqrt(400)
     assert interval.low == pytest.approx(nats.mean() - 1.96 * error, abs=0.15 * error)
     assert interval.high == pytest.approx(nats.mean() + 1.96 * error, abs=0.15 * error)
+
+
+@pytest.mark.parametrize("pieces", [2, 3, 4, 8])
+def test_intervals_of_few_pieces_hold_what_they_say(pieces):
+    """Pieces of unlike length around 3 nats per token; without the widening 0.49 to 0.88 hold 3."""
+    rng = np.random.default_rng(0)
+    hits = []
+    for _ in range(500):
+        tokens = rng.integers(500, 4000, pieces)
+        interval = Likelihood(rng.normal(3, 0.3, pieces) * tokens, tokens, tokens).interval(resamples=300)
+        hits.append(interval.low <= 3 <= interval.high)
+    assert np.mean(hits) > (0.9 if pieces == 2 else 0.915)
+
+
+def test_student_as_in_the_tables():
+    """Two-sided 0.95 and 0.99 points, as every table of Student's law has them."""
+    for freedom, usual, strict in [
+        (1, 12.706, 63.657), (2, 4.303, 9.925), (3, 3.182, 5.841), (4, 2.776, 4.604), (9, 2.262, 3.250),
+        (30, 2.042, 2.750), (120, 1.980, 2.617),
+    ]:  # fmt: skip
+        assert student(0.95, freedom) == pytest.approx(usual, abs=6e-4)
+        assert student(0.99, freedom) == pytest.approx(strict, abs=6e-4)
+    for level, freedom in [(0.95, 0), (1.0, 3)]:
+        with pytest.raises(ConfigError, match="`freedom` must be at least 1"):
+            student(level, freedom)
+    with pytest.raises(ConfigError, match="at least 2 values"):
+        widening(1)
 
 
 @pytest.mark.slow

@@ -140,9 +140,10 @@ def likelihood_table(likelihood: Likelihood) -> Table:
         "Likelihood: how surprising the model finds the music",
         ("", "nats", f"{LEVEL:.0%} interval", "bits", "counted"),
         tuple(rows),
-        f"{counted(len(likelihood.nats), 'piece')}; lower is better. Intervals: bootstrap over pieces. The tokens "
-        "counted are those scored: the end of each piece too, but no velocities where a piece has only one. Only the "
-        "rows per note, bar and second can be compared between models with different tokenizers.",
+        f"{counted(len(likelihood.nats), 'piece')}; lower is better. Intervals: bootstrap over pieces, widened "
+        "where they are few. The tokens counted are those scored: the end of each piece too, but no velocities where a "
+        "piece has only one. Only the rows per note, bar and second can be compared between models with different "
+        "tokenizers.",
     )
 
 
