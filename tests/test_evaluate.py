@@ -20,6 +20,7 @@ from sampler_helpers import tiny_sampler
 from melodia.cli import main
 from melodia.decode import SamplingConfig
 from melodia.errors import ConfigError, CorpusError, MelodiaError
+from melodia.evaluation.comparison import compare_sets
 from melodia.evaluation.continuations import Settings, continue_pieces, key_agreement, notes_and_bars
 from melodia.evaluation.likelihood import encode_files, model_likelihood
 from melodia.evaluation.notes import note_table
@@ -102,6 +103,9 @@ def test_pairs_are_the_same_bars(evaluation: Evaluation, folder: Path) -> None:
     assert made is not None
     assert len(made.pairs) == 3
     assert len({pair.name for pair in made.pairs}) == 3
+    sides = [pair.real for pair in made.pairs], [pair.generated for pair in made.pairs]
+    assert made.comparison["mean_pitch"].low == compare_sets(*sides, paired=True)["mean_pitch"].low
+    assert made.comparison["mean_pitch"].low != compare_sets(*sides)["mean_pitch"].low
     for pair in made.pairs:
         assert pair.continuation.report.bars == 4
         # The real bars: those behind the seed, as tokens write them.
@@ -121,6 +125,9 @@ def test_pairs_are_the_same_bars(evaluation: Evaluation, folder: Path) -> None:
     assert any(found.longest is not None and found.bars > 1 for found in real)
     assert len(generated) == 3
     assert made.settings["temperature"] == 0.9
+    differences = [row.low for row in made.comparison.features if row.low == row.low]
+    note = evaluation.tables()[1].note
+    assert f"a star on 5% of the rows, on {0.05 * len(differences):.1f} of these {len(differences)}" in note
     rows = {row[0]: row for row in evaluation.tables()[2].rows}
     assert rows["pieces with a finding"][2] == str(sum(not report.healthy for report in made.collapse[1]))
 

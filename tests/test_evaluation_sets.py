@@ -266,7 +266,39 @@ def test_interval_of_the_difference_of_means():
     assert low == pytest.approx(middle - half, abs=0.05)
     assert high == pytest.approx(middle + half, abs=0.05)
     assert all(math.isnan(end) for end in difference_interval([], [1.0]))
+    assert all(math.isnan(end) for end in difference_interval([1.0], [1.0, 2.0])), "one piece says nothing"
     pieces = [make([(i, 1, 60 + i % n) for i in range(16)]) for n in (2, 3, 4)]
     row = compare_sets(pieces, pieces[:2])["pitch_range"]
     assert row.low <= row.generated_mean - row.real_mean <= row.high
     assert math.isnan(compare_sets(pieces, pieces)["duration_histogram"].low)
+
+
+@pytest.mark.parametrize("pieces", [2, 4, 10])
+@pytest.mark.parametrize("paired", [False, True])
+def test_equal_sets_seldom_differ_however_few(pieces, paired):
+    """Both sides are of one law: 1 interval in 20 may leave out 0 (about 1 in 3 of 2 pieces did, 1 in 8 of 4)."""
+    rng = np.random.default_rng(3)
+    stars = 0
+    for _ in range(400):
+        low, high = difference_interval(*rng.normal(0.0, 1.0, (2, pieces)), paired=paired)
+        stars += low > 0 or high < 0
+    assert stars / 400 < 0.085
+
+
+def test_pairs_are_compared_within():
+    """Pieces that differ much from each other, each with one note a bar more on the other side."""
+    rng = np.random.default_rng(4)
+    real = rng.normal(0.0, 10.0, 12)
+    made = real + 1.0 + rng.normal(0.0, 0.1, 12)
+    apart, together = (difference_interval(real, made, paired=paired) for paired in (False, True))
+    assert apart[0] < 0 < apart[1]
+    assert 0.8 < together[0] < 1.0 < together[1] < 1.2
+    made[3] = math.nan  # the pair goes, not the half of it
+    low, high = difference_interval(real, made, paired=True)
+    assert 0.8 < low < high < 1.2
+    pieces = [make([(i / n, 1 / n, 60) for i in range(16 * n)]) for n in (1, 2, 4, 8)]
+    more = [make([(i / n, 1 / n, 60) for i in range(16 * n)] + [(15.5, 0.4, 60)]) for n in (1, 2, 4, 8)]
+    assert compare_sets(pieces, more)["notes_per_bar"].low < 0
+    assert compare_sets(pieces, more, paired=True)["notes_per_bar"].low == pytest.approx(0.25)
+    with pytest.raises(ConfigError, match=r"as many generated as real pieces \(received 3 and 4\)"):
+        compare_sets(pieces, pieces[:3], paired=True)

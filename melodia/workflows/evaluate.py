@@ -150,8 +150,8 @@ def _generate(
     seeds, real, made = ([getattr(pair, name) for pair in pairs] for name in ("seed", "real", "generated"))
     return Generated(
         pairs=tuple(pairs),
-        comparison=compare_sets(real, made),
-        yardstick=compare_sets(real, seeds),
+        comparison=compare_sets(real, made, paired=True),
+        yardstick=compare_sets(real, seeds, paired=True),
         keys=(key_agreement(seeds, real), key_agreement(seeds, made)),
         collapse=(tuple(map(collapse_report, real)), tuple(map(collapse_report, made))),
         settings=settings.to_dict(),
