@@ -152,7 +152,16 @@ def test_the_command(
     assert "--cache needs --index" in capsys.readouterr().err
     assert main(["originality", "--index", str(songs)]) == 2
     assert "--index needs --model" in capsys.readouterr().err
-    assert main([*arguments, *kept, "--index", str(songs)]) == 0
+    assert main([*arguments, "--force", str(files[0])]) == 2
+    assert "--force needs --index" in capsys.readouterr().err
+    right = open_index(model)
+    attach_index(other, right)
+    assert main([*arguments, *kept, "--index", str(songs)]) == 2
+    said = capsys.readouterr().err
+    assert "is not what" in said
+    assert "or --force to build" in said
+    assert open_index(other).names == right.names, "a right index is not lost"
+    assert main([*arguments, *kept, "--index", str(songs), "--force"]) == 0
     out = capsys.readouterr().out
     assert "3 pieces" in out or "2 pieces" in out
     assert "fingerprints differ" in out

@@ -288,7 +288,9 @@ def test_the_index_of_a_model_with_byte_pairs(
     assert record.counts[-pieces:] == [(number + 1, pieces) for number in range(pieces)]
     built = tmp_path / "built"
     build_corpus(songs[0], built, workers=0)
-    assert index_checkpoint(paired, built).index.names == report.index.names
+    with pytest.raises(ConfigError, match="other music, or other tokens"):
+        index_checkpoint(paired, built)
+    assert index_checkpoint(paired, built, force=True).index.names == report.index.names
 
 
 def test_nothing_is_read_where_a_training_would_be_lost(

@@ -26,6 +26,9 @@ def originality(
     cache: Path | None = typer.Option(
         None, "--cache", metavar="DIR", help="Folder that caches the token shards."
     ),
+    force: bool = typer.Option(
+        False, "--force", help="With --index: even if the model was not trained on FOLDER."
+    ),
 ) -> None:
     """Find the longest passages that MIDI files share with a model's training music, in any key and at any speed."""
     if not files and index is None:
@@ -34,8 +37,9 @@ def originality(
         raise typer.BadParameter(
             "--index needs --model DIR: the model that was trained on the music in FOLDER"
         )
-    if cache is not None and index is None:
-        raise typer.BadParameter("--cache needs --index FOLDER: checking files does not use it")
+    for name, is_set in (("--cache", cache is not None), ("--force", force)):
+        if is_set and index is None:
+            raise typer.BadParameter(f"{name} needs --index FOLDER: checking files does not use it")
 
     from melodia.midi.reading import named
     from melodia.workflows.originality import check_files, index_checkpoint
@@ -46,7 +50,7 @@ def originality(
             from melodia.cli.progress import ConsoleProgress
 
         with ConsoleProgress("originality") as progress:
-            report = index_checkpoint(model, index, cache=cache, progress=progress)
+            report = index_checkpoint(model, index, cache=cache, force=force, progress=progress)
         for line in report.lines():
             tell(line, err=as_json)
     bad = 0

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from melodia.checks import truth_value
 from melodia.corpus.shards import Corpus
 from melodia.errors import CheckpointError, ConfigError, MelodiaError, show_path
 from melodia.midi import read_score
@@ -89,19 +90,22 @@ def index_checkpoint(
     *,
     cache: Path | None = None,
     workers: int | None = None,
+    force: bool = False,
     progress: Reporter | None = None,
 ) -> IndexReport:
-    """Build the originality index of a checkpoint that has none, or another one.
+    """Build the originality index of a checkpoint that has none, or build it anew.
 
     Args:
         model: a checkpoint folder, or the folder of a training.
         folder: the MIDI files that the model was trained on, or their built corpus.
         cache: where token shards are kept.
         workers: processes that read.
+        force: also from what the model was not trained on, as the corpus fingerprints tell.
         progress: is told what happens.
 
     Raises:
         CheckpointError: there is no checkpoint, or it cannot be written.
+        ConfigError: the model was not trained on this (without `force`); an index that is there stays as it was.
         CorpusError: the folder has nothing to read.
     """
     checkpoint = read_checkpoint(model)
@@ -114,10 +118,17 @@ def index_checkpoint(
         cache=cache,
         reporter=progress,
     )
+    other = bool(checkpoint.corpus_fingerprint) and checkpoint.corpus_fingerprint != corpus.fingerprint
+    if other and not truth_value("force", force):
+        raise ConfigError(
+            f"{show_path(folder)} is not what {show_path(checkpoint.path)} was trained on (the corpus fingerprints "
+            "differ: other music, or other tokens), so its index might not show what the model copies; give the "
+            "training music, or `force` to build the index from this all the same"
+        )
     report = index_corpus(corpus, checkpoint.path, progress=None if progress is None else progress.read)
-    if checkpoint.corpus_fingerprint and checkpoint.corpus_fingerprint != corpus.fingerprint:
-        other = "the index was built from other music than the model was trained on (the corpus fingerprints differ)"
-        return IndexReport(report.index, report.path, (*report.notes, other))
+    if other:
+        note = "the index was not built from what the model was trained on (the corpus fingerprints differ)"
+        return IndexReport(report.index, report.path, (*report.notes, note))
     return report
 
 
