@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +85,34 @@ def test_the_index_belongs_to_the_checkpoint(model: Path, corpus: Corpus) -> Non
     index_corpus(corpus, again)
     attach_index(again, index)
     assert json.loads((again / "config.json").read_text())["files"].count(FILE) == 1
+
+
+def test_an_index_that_cannot_be_written_changes_nothing(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk, either where the index comes or where the list does; and a checkpoint that is none."""
+    folder = write_model(tmp_path / "model", Tokenizer())
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    index = build_index(corpus)
+    whole = Path.write_bytes
+
+    for full in (f"{FILE}.part", "config.json.part"):
+
+        def write_bytes(path: Path, data: bytes, full: str = full) -> int:
+            if path.name == full:
+                whole(path, data[:10])
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return whole(path, data)
+
+        monkeypatch.setattr(Path, "write_bytes", write_bytes)
+        with pytest.raises(CheckpointError, match="No space left on device; free some space") as caught:
+            attach_index(folder, index)
+        assert "OSError" not in str(caught.value)
+        assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    monkeypatch.undo()
+    (folder / "config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"missing or damaged.*name a checkpoint"):
+        attach_index(folder, index)
 
 
 def test_a_file_of_the_corpus_is_found_and_others_are_not(

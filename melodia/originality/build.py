@@ -106,13 +106,23 @@ def attach_index(checkpoint: str | os.PathLike[str], index: Index) -> Path:
     config = folder / CONFIG
     try:
         content = json.loads(config.read_text("utf-8"))
-        # The list first: a checkpoint with a file that is not on it is not replaced by a later training.
-        if FILE not in content["files"]:
-            content["files"] = sorted([*content["files"], FILE])
-            text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-            write_whole(config, text, own=True)
+        listed = FILE in content["files"]
+        content["files"] = sorted({*content["files"], FILE})
+    except PermissionError as error:
+        raise CheckpointError(
+            f"cannot read {show_path(config)}: {error.strerror}; check its permissions"
+        ) from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
-            f"cannot add the originality index to {show_path(folder)} ({error!r}); name a checkpoint that melodia wrote"
+            f"cannot add the originality index to {show_path(folder)}: {config.name} is missing or damaged ({error}); "
+            "name a checkpoint that melodia wrote"
         ) from error
-    return index.save(folder)
+
+    def list_it() -> None:
+        # A checkpoint with a file that is not on its list is not replaced by a later training, so the list comes
+        # before the file's name; but what needs the space, the file's content, comes before the list.
+        if not listed:
+            text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+            write_whole(config, text, own=True)
+
+    return index.save(folder, list_it)

@@ -24,7 +24,7 @@ from __future__ import annotations
 import json
 import os
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from melodia.errors import CheckpointError, show_path
-from melodia.files import write_whole
+from melodia.files import whole_file
 from melodia.notes import Notes
 from melodia.originality.lines import GAP, lines_of
 
@@ -195,25 +195,36 @@ class Index:
             self.rest_bars[left:right].sum(dtype=np.int64)
         )
 
-    def save(self, folder: str | os.PathLike[str]) -> Path:
-        """Write `originality.safetensors` into a folder, under a temporary name first.
-
-        Raises:
-            CheckpointError: the folder cannot be written.
-        """
+    def to_bytes(self) -> bytes:
+        """The content of `originality.safetensors`."""
         from safetensors.numpy import save
 
-        path = Path(folder) / FILE
         names = np.frombuffer(json.dumps(list(self.names)).encode(), dtype=np.uint8)
         tensors = {name: np.ascontiguousarray(getattr(self, name)) for name in _TENSORS if name != "names"}
         header = {"format": FORMAT, "format_version": FORMAT_VERSION, "fingerprint": self.fingerprint,
                   "chance": None if self.chance is None else asdict(self.chance)}  # fmt: skip
-        data = save({**tensors, "names": names}, {"melodia": json.dumps(header)})
+        return save({**tensors, "names": names}, {"melodia": json.dumps(header)})
+
+    def save(self, folder: str | os.PathLike[str], before: Callable[[], None] | None = None) -> Path:
+        """Write `originality.safetensors` into a folder, under a temporary name first.
+
+        Args:
+            folder: which.
+            before: called when all is written, before the file gets its name.
+
+        Raises:
+            CheckpointError: the folder cannot be written, by this or by `before`; an earlier file stays as it was.
+        """
+        path = Path(folder) / FILE
         try:
-            write_whole(path, data, own=True)
+            with whole_file(path, own=True) as part:
+                part.write_bytes(self.to_bytes())
+                if before is not None:
+                    before()
         except OSError as error:
             raise CheckpointError(
-                f"cannot write {show_path(path)}: {error.strerror or error}; free some space or choose another folder"
+                f"cannot write {show_path(path)}: {error.strerror or error}; free some space, or make the folder "
+                "writable"
             ) from error
         return path
 
