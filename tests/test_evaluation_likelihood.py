@@ -113,6 +113,20 @@ def test_encoded_files(tokenizer, folder):
     assert len(encode_files([folder / "a.mid", folder / "slow.mid"], tokenizer).used) == 2
 
 
+def test_the_same_music_counts_once(tokenizer, folder, tmp_path):
+    """A copy, and the same notes at another velocity, as the corpus reader decides."""
+    (tmp_path / "b.mid").write_bytes((folder / "a.mid").read_bytes())
+    write_tune(tmp_path / "a.mid", 1)
+    write_tune(tmp_path / "c.mid", 2, velocity=70)
+    write_tune(tmp_path / "d.mid", 2, velocity=80)
+    pieces = encode_files(tmp_path, tokenizer)
+    assert pieces.used == [0, 2]
+    assert len(pieces.tokens) == len(pieces.seconds) == len(pieces.constant_velocity) == 2
+    verdicts = [(row.verdict, row.reason) for row in pieces.rows]
+    assert verdicts[1] == ("duplicate", "same bytes as a.mid")
+    assert verdicts[3] == ("duplicate", "same notes as c.mid")
+
+
 def test_errors(tokenizer, folder, tmp_path):
     with pytest.raises(CorpusError, match=r"none of the 1 files.*failed"):
         encode_files(folder / "broken.mid", tokenizer)

@@ -259,8 +259,7 @@ def _decide(rows: list[Row], files: Sequence[Found], valid_share: float) -> list
         if original is row:
             row.split = files[index].split
         else:
-            same = "same bytes" if original.sha256 == row.sha256 else "same notes"
-            row.verdict, row.reason, row.split = "duplicate", f"{same} as {original.path}", ""
+            row.leave_to(original)
     free = [row for row in rows if row.is_used and not row.split]
     if not any(row.split == "valid" for row in rows) or free:
         _split_by_hash(free, valid_share, has_valid=any(row.split == "valid" for row in rows))

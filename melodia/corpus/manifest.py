@@ -56,6 +56,11 @@ class Row:
     content: str = ""
     tune: str = ""
 
+    def leave_to(self, original: Row) -> None:
+        """Become a duplicate of a row with the same content."""
+        same = "same bytes" if original.sha256 == self.sha256 else "same notes"
+        self.verdict, self.reason, self.split = "duplicate", f"{same} as {original.path}", ""
+
     @property
     def is_used(self) -> bool:
         """Whether the file is a piece of the corpus."""

@@ -137,7 +137,7 @@ def encode_files(
     min_notes: int = 1,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> EncodedSet:
-    """Read and tokenize MIDI files in this process.
+    """Read and tokenize MIDI files in this process; of files with the same notes, which would count twice, the first.
 
     Args:
         source: a folder (searched with its sub-folders), a file, or several files.
@@ -158,11 +158,14 @@ def encode_files(
     else:
         named = [(str(path), Path(path)) for path in source]
     encoded = EncodedSet([], [], [], [], [])
+    first: dict[str, Row] = {}
     is_velocity = np.array([kind == "Velocity" for kind in tokenizer.vocabulary.types])
     for index, (name, path) in enumerate(named):
         fields, ids = prepare_file(path, tokenizer, min_notes)
         row = Row(path=name, **fields)
         encoded.rows.append(row)
+        if row.is_used and first.setdefault(row.content, row) is not row:
+            row.leave_to(first[row.content])
         if row.is_used:
             encoded.used.append(index)
             encoded.tokens.append(ids)
