@@ -273,6 +273,32 @@ def test_a_model_without_an_index_is_compared_all_the_same(folder: Path, tmp_pat
     assert len(made.tables()) == 3
 
 
+def test_training_music_and_the_split_of_the_folder_are_told(
+    folder: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The index holds a, b and c; a transposed copy is told as well, other music is not."""
+    split = tmp_path / "split"
+    for part in ("train", "valid"):
+        (split / part).mkdir(parents=True)
+    (split / "train" / "a.mid").write_bytes((folder / "a.mid").read_bytes())
+    (split / "valid" / "other.mid").write_bytes((folder / "<b>&'d.mid").read_bytes())
+    found = evaluate_folder(split, model)
+    assert found.names == ("valid/other.mid",)
+    (told,) = found.notes
+    assert "what is held out is scored, 1 of 2 files" in told
+    assert evaluate_folder(split / "valid", model).notes == ()
+    score = read_score(folder / "b.mid")[0]
+    for track in score.tracks:
+        track.shift_pitch(1, inplace=True)
+    score.dump_midi(split / "valid" / "up.mid")
+    page = tmp_path / "page.html"
+    assert main(["evaluate", str(split / "valid"), "--model", str(model), "--html", str(page)]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "note: the model was trained on 1 of the 2 pieces (up.mid, for example)" in said
+    assert "was trained on 1 of the 2 pieces" in page.read_text("utf-8")
+    assert "trained on 3 of the 4 pieces" in evaluate_folder(folder, model).to_dict()["notes"][0]
+
+
 def test_names_that_are_no_text(folder: Path, model: Path, tmp_path: Path) -> None:
     """Latin-1, as old archives have them."""
     name = os.fsdecode(b"\xe9l\xe8ve.mid")

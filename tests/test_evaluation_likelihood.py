@@ -10,7 +10,7 @@ import symusic
 import torch
 
 from melodia.errors import ConfigError, CorpusError
-from melodia.evaluation.likelihood import PiecesInMemory, encode_files, model_likelihood
+from melodia.evaluation.likelihood import PiecesInMemory, encode_files, files_to_score, model_likelihood
 from melodia.model import Model, ModelConfig
 from melodia.side_inputs import SideInputTracker, default_specs
 from melodia.tokenizer import Tokenizer, TokenizerConfig
@@ -125,6 +125,21 @@ def test_the_same_music_counts_once(tokenizer, folder, tmp_path):
     verdicts = [(row.verdict, row.reason) for row in pieces.rows]
     assert verdicts[1] == ("duplicate", "same bytes as a.mid")
     assert verdicts[3] == ("duplicate", "same notes as c.mid")
+
+
+def test_a_folder_that_says_what_is_held_out(tokenizer, tmp_path):
+    for number, name in enumerate(["train/a.mid", "valid/b.mid", "beside.mid", "Dev/c.mid"]):
+        write_tune(tmp_path / "split" / name, number)
+    write_tune(tmp_path / "alone.mid", 9)
+    pieces = encode_files(tmp_path / "split", tokenizer)
+    assert [row.path for row in pieces.rows] == ["Dev/c.mid", "valid/b.mid"]
+    # What no split speaks of is scored; and where it holds nothing out, all is.
+    assert [found.relative for found in files_to_score(tmp_path)] == [
+        "alone.mid", "split/Dev/c.mid", "split/valid/b.mid",
+    ]  # fmt: skip
+    for path in (tmp_path / "split").glob("*/[bc].mid"):
+        path.unlink()
+    assert len(files_to_score(tmp_path / "split")) == 2
 
 
 def test_errors(tokenizer, folder, tmp_path):

@@ -42,7 +42,8 @@ def evaluate(
     folder: Path = typer.Argument(
         ...,
         metavar="FOLDER",
-        help="MIDI files that the model was not trained on (sub-folders are searched too).",
+        help="MIDI files that the model was not trained on (sub-folders are searched too; of train/ and valid/, the "
+        "second is scored).",
     ),
     model: ModelFolder = None,
     generate: int = typer.Option(

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from melodia.corpus.discover import find_midi_files
+from melodia.corpus.discover import Found, find_midi_files
 from melodia.corpus.manifest import Row, common_reasons
 from melodia.corpus.prepare import prepare_file
 from melodia.corpus.shards import CONSTANT_VELOCITY, Piece, Pieces
@@ -130,6 +130,16 @@ class EncodedSet:
     seconds: list[float]
 
 
+def files_to_score(folder: Path) -> list[Found]:
+    """The MIDI files of a folder, but those that its own `train` and `valid` sub-folders do not hold out.
+
+    Raises:
+        CorpusError: the folder is not there or may not be read.
+    """
+    files = find_midi_files(folder)
+    return [found for found in files if found.split in ("", "valid")] or files
+
+
 def encode_files(
     source: str | Path | Iterable[str | Path],
     tokenizer: Tokenizer,
@@ -140,7 +150,7 @@ def encode_files(
     """Read and tokenize MIDI files in this process; of files with the same notes, which would count twice, the first.
 
     Args:
-        source: a folder (searched with its sub-folders), a file, or several files.
+        source: a folder (searched as `files_to_score` does), a file, or several files.
         tokenizer: of the model.
         min_notes: files with fewer notes are skipped.
         progress: called with (files done, files in all, path of the last one).
@@ -151,7 +161,7 @@ def encode_files(
     if isinstance(source, (str, Path)):
         folder = Path(source)
         named = (
-            [(found.relative, found.path) for found in find_midi_files(folder)]
+            [(found.relative, found.path) for found in files_to_score(folder)]
             if folder.is_dir()
             else [(folder.name, folder)]
         )

@@ -78,6 +78,7 @@ def _page(evaluation: Evaluation) -> Iterator[str]:
     yield f"<title>melodia evaluate: {escape(evaluation.folder)}</title>\n<style>{STYLE}</style>\n</head>\n<body>"
     yield f"<header><h1>Evaluation of a {escape(str(evaluation.model['kind']))} model</h1>"
     yield _facts(evaluation)
+    yield from (f'<p class="note">Note: {escape(note)}.</p>' for note in evaluation.notes)
     links = "".join(f'<li><a href="#{anchor}">{escape(title)}</a></li>' for anchor, title, _ in sections)
     yield f'<nav aria-label="Sections"><ul>{links}</ul></nav></header>\n<main>'
     for anchor, title, parts in sections:

@@ -78,6 +78,7 @@ class Evaluation:
         skipped: files that could not be used, with the reason.
         generated: None unless asked for.
         versions: of what computed.
+        notes: what one should know of the figures.
     """
 
     model: dict[str, Any]
@@ -87,6 +88,7 @@ class Evaluation:
     skipped: tuple[tuple[str, str], ...] = ()
     generated: Generated | None = None
     versions: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def tables(self) -> list[Table]:
         """Everything as tables."""
@@ -116,6 +118,7 @@ class Evaluation:
             "skipped": [{"name": name, "reason": reason} for name, reason in self.skipped],
             "generated": None if self.generated is None else _generated_dict(self.generated),
             "versions": self.versions,
+            "notes": list(self.notes),
         }
         copy: dict[str, Any] = plain(data)
         return copy

@@ -17,13 +17,12 @@ from melodia.files import write_whole
 from melodia.grammar.reader import TokenReader
 from melodia.model.stored import CONFIG
 from melodia.notes import Notes, notes_of_events
-from melodia.originality.index import FILE, Chance, Index, Training
+from melodia.originality.index import FILE, LEAST_NOTES, Chance, Index, Training
 from melodia.originality.search import shared_passages
 from melodia.vocabulary import Vocabulary
 
 CHANCE_BARS = 16
 CHANCE_EXCERPTS = 300
-LEAST_NOTES = 32  # an excerpt with fewer says nothing
 
 
 def notes_of_tokens(ids: ArrayLike, vocabulary: Vocabulary) -> tuple[Notes, NDArray[np.int64]]:

@@ -26,6 +26,7 @@ import os
 import struct
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ SHORTEST = 6
 """Steps that must agree behind a sampled place."""
 DEPTH = 32
 """Steps by which samples are sorted."""
+LEAST_NOTES = 32  # a piece or an excerpt with fewer says nothing
 MAX_HEADER = 1 << 20  # bytes
 _DTYPES = {"U8": np.dtype("u1"), "U16": np.dtype("<u2"), "U32": np.dtype("<u4")}
 _TENSORS = {
@@ -179,6 +181,16 @@ class Index:
             self.fingerprint,
             self.chance,
         )
+
+    def holds(self, pieces: Iterable[Notes]) -> list[bool]:
+        """Whether each piece is training music: all of its lines are whole lines there, in any key and at any speed.
+
+        False for a piece with fewer than 32 notes in its lines, such as a drum solo: it says nothing.
+        """
+        bounds = self.line_starts.tolist()
+        whole = {self.steps[begin:end].tobytes() for begin, end in pairwise(bounds)}
+        lines = ([line.steps.tobytes() for line in lines_of(piece)] for piece in pieces)
+        return [sum(map(len, own)) >= LEAST_NOTES and whole.issuperset(own) for own in lines]
 
     def line_at(self, place: int) -> int:
         """The line in which a place in `steps` lies."""

@@ -20,9 +20,12 @@ from melodia.evaluation.comparison import compare_sets
 from melodia.evaluation.continuations import Settings, continue_pieces, key_agreement
 from melodia.evaluation.report import Evaluation, Generated
 from melodia.files import asked_file, check_target
+from melodia.originality import notes_of_tokens
 from melodia.sampler import Request, Sampler
+from melodia.wording import counted
 
 if TYPE_CHECKING:
+    from melodia.evaluation.likelihood import EncodedSet
     from melodia.workflows.train import Reporter
 
 
@@ -45,7 +48,8 @@ def evaluate_folder(
     """Score the pieces of a folder, and on request continue some of them.
 
     Args:
-        folder: MIDI files (searched with sub-folders) that the model was not trained on, or one file.
+        folder: MIDI files (searched with sub-folders) that the model was not trained on, or one file. Of a folder with
+            sub-folders `train` and `valid`, the held-out ones are scored.
         model: a checkpoint folder; None: the model that comes with melodia.
         generate: how many pieces to continue; 0 for none, else at least 2.
         seed_bars: bars of each seed.
@@ -83,10 +87,20 @@ def evaluate_folder(
     )
     wishes: dict[str, Any] = {"pitch_bias": pitch_bias, "branches": branches, "recall": recall}
     Request(bars=bars, sampling=settings.sampling, **wishes)  # or it says why not
+    notes: list[str] = []
+
+    def remark(text: str | None) -> None:
+        if text is not None:
+            notes.append(text)
+            if progress is not None:
+                progress.say(f"note: {text}")
+
     root = _music(folder)
+    remark(_split(root))
     read = None if progress is None else progress.read
     sampler = Sampler.load(model, device=device, backend=backend)
     pieces = encode_files(folder, sampler.tokenizer, progress=read)
+    remark(_training_music(sampler, pieces))
     with asked_backend(backend):
         likelihood = model_likelihood(
             sampler.model,
@@ -115,6 +129,7 @@ def evaluate_folder(
             "numpy": np.__version__,
             "python": platform.python_version(),
         },
+        notes=tuple(notes),
     )
 
 
@@ -132,6 +147,36 @@ def _music(folder: Path | str) -> Path:
     if root.is_dir() and not find_midi_files(root):
         raise CorpusError(f"{show_path(folder)}: no MIDI files in this folder; give one that has some")
     return root
+
+
+def _split(root: Path) -> str | None:
+    """What is left out of a folder that says itself what is held out."""
+    from melodia.evaluation.likelihood import files_to_score
+
+    if not root.is_dir():
+        return None
+    scored, everything = len(files_to_score(root)), len(find_midi_files(root))
+    if scored == everything:
+        return None
+    files = counted(everything, "file")
+    return (
+        f"{show_path(root)} has a train and a valid folder: what is held out is scored, {scored} of {files}"
+    )
+
+
+def _training_music(sampler: Sampler, pieces: EncodedSet) -> str | None:
+    """Whether the model was trained on these pieces, as far as its originality index knows."""
+    index = sampler.originality_index
+    if index is None:
+        return None
+    known = index.holds(notes_of_tokens(ids, sampler.vocabulary)[0] for ids in pieces.tokens)
+    if not any(known):
+        return None
+    first = show_path(pieces.rows[pieces.used[known.index(True)]].path)
+    return (
+        f"the model was trained on {sum(known)} of the {counted(len(known), 'piece')} ({first}, for example), so the "
+        "figures flatter it; give music that it has not seen"
+    )
 
 
 def _generate(
