@@ -109,6 +109,8 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
             logs.append(list(csv.DictReader(file)))
     for ours, theirs in zip(*logs, strict=True):
         for column in (
+            "recent_nats_per_token",
+            "recent_nats_per_note",
             "train_nats_per_token",
             "train_nats_per_note",
             "valid_nats_per_token",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,8 @@ import torch
 from melodia.errors import TrainingError
 from melodia.training.distributed import World
 from melodia.training.folder import look
-from melodia.training.logs import COLUMNS, Logs
+from melodia.training.logs import COLUMNS, EARLIER, Logs
 from melodia.training.resume import write_state
-
-HEADER = ",".join(COLUMNS)
 
 
 @pytest.mark.parametrize("force", [False, True])
@@ -30,11 +29,29 @@ def test_what_others_wrote_is_never_replaced(name: str, resume: bool, force: boo
     assert path.read_text() == "mine\n1\n"
 
 
-def test_an_older_log_goes_only_if_forced(tmp_path: Path) -> None:
-    (tmp_path / "training.csv").write_text(f"{HEADER}\n1,,,,,,,,,\n")
+@pytest.mark.parametrize("columns", [COLUMNS, EARLIER])
+def test_an_older_log_goes_only_if_forced(columns: tuple[str, ...], tmp_path: Path) -> None:
+    (tmp_path / "training.csv").write_text(f"{','.join(columns)}\n1{',' * (len(columns) - 1)}\n")
     with pytest.raises(TrainingError, match=r"the log of a training.*`force`"):
         look(tmp_path, World(), False, False)
     assert look(tmp_path, World(), False, True) is None
+
+
+def test_a_log_with_one_name_for_two_losses_is_gone_on_with(tmp_path: Path) -> None:
+    """As melodia wrote it before: the row of a validation has no gradient norm."""
+    lines = [",".join(EARLIER), "20,0.1,3,0.01,0.5,900,2.5,8.5,,", "20,0.1,4,0.01,,,3.5,9.5,2.75,8.75"]
+    (tmp_path / "training.csv").write_text("\n".join([*lines, "40,0.2,6,0.01,0.5,900,2,7,,", ""]))
+    logs = Logs(tmp_path, 20, tensorboard=False)
+    logs.write(iteration=40, recent_nats_per_token=2.0)
+    logs.close()
+    with (tmp_path / "training.csv").open() as file:
+        late, validation, new = csv.DictReader(file)
+    assert list(new) == list(COLUMNS)
+    assert (late["recent_nats_per_token"], late["recent_nats_per_note"]) == ("2.5", "8.5")
+    assert (late["train_nats_per_token"], late["seconds"]) == ("", "3")
+    assert (validation["train_nats_per_token"], validation["valid_nats_per_note"]) == ("3.5", "8.75")
+    assert validation["recent_nats_per_token"] == ""
+    assert (new["iteration"], new["recent_nats_per_token"]) == ("40", "2")
 
 
 def test_what_a_training_left_before_its_first_row_is_replaced(tmp_path: Path) -> None:

@@ -78,6 +78,14 @@ def test_a_gpu_logs_the_rows_of_the_cpu(corpus: Corpus, tmp_path: Path) -> None:
     assert [int(row["iteration"]) for row in rows if row["gradient_norm"]] == [20, 40, 60]
     assert [int(row["iteration"]) for row in rows if row["valid_nats_per_token"]] == [17, 34, 51, 61]
     assert rows == logged(tmp_path / "near")
+    for row in rows:  # a name for a quantity
+        assert (
+            bool(row["recent_nats_per_token"])
+            == bool(row["recent_nats_per_note"])
+            == bool(row["gradient_norm"])
+        )
+        assert bool(row["train_nats_per_token"]) == bool(row["train_nats_per_note"])
+        assert bool(row["train_nats_per_token"]) == bool(row["valid_nats_per_token"])
     assert record.told == [17, 20, 34, 40, 51, 60, 61]
 
 

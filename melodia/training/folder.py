@@ -7,7 +7,7 @@ from pathlib import Path
 from melodia.errors import show_path
 from melodia.model.stored import BEST, RESUME, STATE, is_checkpoint
 from melodia.training.distributed import World
-from melodia.training.logs import BOARD, COLUMNS, LOG
+from melodia.training.logs import BOARD, COLUMNS, EARLIER, LOG
 from melodia.training.resume import TrainingState, parse_state, read_bytes
 
 EVENTS = "events.out.tfevents.*"  # what TensorBoard calls its files
@@ -65,7 +65,7 @@ def _log_lines(out: Path) -> list[str]:
 def _foreign(out: Path) -> Path | None:
     """What has the name of a log, but was written by no training; None if nothing has."""
     log, board = out / LOG, out / BOARD
-    if log.is_dir() or _log_lines(out)[:1] not in ([], [",".join(COLUMNS)]):
+    if log.is_dir() or _log_lines(out)[:1] not in ([], [",".join(COLUMNS)], [",".join(EARLIER)]):
         return log
     trained = log.exists() or is_checkpoint(out / BEST) or holds_state(out)
     if board.exists() and not trained and not (board.is_dir() and not any(board.iterdir())):

@@ -20,11 +20,18 @@ COLUMNS = (
     "learning_rate",
     "gradient_norm",
     "tokens_per_second",
+    "recent_nats_per_token",
+    "recent_nats_per_note",
     "train_nats_per_token",
     "train_nats_per_note",
     "valid_nats_per_token",
     "valid_nats_per_note",
 )
+"""A row every 20 iterations has the training loss of late (`recent_`, a fading mean). Each validation has its own: the
+mean training loss since the one before (`train_`) and the held-out pieces' (`valid_`)."""
+RENAMED = {name.replace("recent", "train"): name for name in COLUMNS if name.startswith("recent")}
+EARLIER = tuple(name for name in COLUMNS if name not in RENAMED.values())
+"""The columns of an earlier melodia, which had both training losses under one name."""
 
 
 class Logs:
@@ -61,9 +68,11 @@ class Logs:
         if not self.path.exists():
             return []
         with self.path.open(newline="", encoding="utf-8", errors="replace") as source:
-            rows = [
-                row for row in csv.DictReader(source) if set(row) == set(COLUMNS) and None not in row.values()
-            ]
+            known = set(COLUMNS), set(EARLIER)
+            rows = [row for row in csv.DictReader(source) if set(row) in known and None not in row.values()]
+        for row in rows:
+            if row.keys() == set(EARLIER) and row["gradient_norm"]:  # no row of a validation
+                row.update({name: row.pop(old) for old, name in RENAMED.items()})
         return [row for row in rows if row["iteration"].isdigit() and int(row["iteration"]) <= iteration]
 
     @staticmethod

@@ -278,8 +278,8 @@ class _Run:
                 **self._row(now),
                 gradient_norm=norm,
                 tokens_per_second=step.tokens_per_second,
-                train_nats_per_token=step.nats_per_token,
-                train_nats_per_note=step.nats_per_note,
+                recent_nats_per_token=step.nats_per_token,
+                recent_nats_per_note=step.nats_per_note,
             )
 
     # -- validation -----------------------------------------------------------------------------------------
