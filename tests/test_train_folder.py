@@ -250,8 +250,9 @@ def test_transposed_copies_are_no_more_music(
     songs: tuple[Path, Path], run: Callable[..., TrainedFolder], tmp_path: Path
 ) -> None:
     record = Record()
-    run(songs[0], tmp_path / "out", kind="gru", size="tiny", bpe=BPE, progress=record)
+    paired = run(songs[0], tmp_path / "out", kind="gru", size="tiny", bpe=BPE, progress=record)
     assert any(re.match("the corpus is small: [1-4] pieces", text) for text in record.warnings)
+    assert read_checkpoint(paired.training.checkpoint).training["train_pieces"] <= 4
 
 
 def test_byte_pairs_are_refused_before_music_is_read(

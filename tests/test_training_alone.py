@@ -111,12 +111,12 @@ def test_a_full_disk_under_the_report_is_no_error() -> None:
 def test_what_was_not_measured_is_a_dash(tmp_path: Path) -> None:
     with (tmp_path / "log").open("w+") as file:
         progress = ConsoleProgress("train", Console(file=file, width=300))
-        progress.started(Plan(9, 1, 9, 0, 0, None, 5400.0, 9, 0, "cpu", "fp32", 1))
+        progress.started(Plan(9, 1, 9, 0, 0, None, 5400.0, 9, 0, "cpu", "fp32", 1, 12))
         progress.stepped(Step(1, 0.1, 0.1, 1.0, None, NAN, 1e-3, 2.5, NAN, 1.0))
         progress.validated(Validation(1, NAN, NAN, 2.5, 3.5, True, 0.1))
         file.seek(0)
         text = file.read()
-    assert "1:30:00 hours, cpu" in text
+    assert "of 1 piece in up to 12 keys, one of them an epoch (0 held out), 1:30:00 hours, cpu" in text
     assert "nan" not in text
     assert "– tokens/s" in text
     assert "iteration 1: training 2.5000 nats/token, 3.500 nats/note  saved" in text

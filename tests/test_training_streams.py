@@ -91,6 +91,40 @@ def test_counts_of_an_epoch(corpus: Corpus) -> None:
     assert source.next().starts[0]
 
 
+@pytest.mark.parametrize("window", [16, 1000])
+def test_an_epoch_has_each_piece_in_one_of_its_keys(window: int, tmp_path: Path) -> None:
+    """As byte pairs are stored: 3, 1 and 4 keys, one behind the other, of tokens that tell piece and key."""
+    v = small_vocabulary()
+    keys, ids = (3, 1, 4), [v.index[name] for name in v.tokens if name.startswith("Pitch_")]
+    with ShardWriter(tmp_path, v) as writer:
+        for row, count in enumerate(keys):
+            for key in range(count):
+                writer.add("train", [ids[row], ids[3 + key]] * (10 + row + key), row=row)
+    corpus = Corpus.open(tmp_path)
+    source = stream(corpus, 1, window, **PLAIN)
+    assert (source.pieces_per_epoch, source.keys, source.tokens_per_epoch) == (3, 4, 2 * (10 + 11 + 12))
+    assert source.steps_per_epoch == source.tokens_per_epoch + 3
+    met: list[list[tuple[int, int]]] = []
+    saved = source.position()
+    while len(met) < 13 or len(met[-1]) < 3:
+        batch = source.next()
+        if batch.starts[0]:
+            if not met or len(met[-1]) == 3:
+                met.append([])
+                saved = source.position() if len(met) == 6 else saved
+            met[-1].append((ids.index(batch.tokens[0, 1]), ids.index(batch.tokens[0, 2]) - 3))
+    for epoch in met:
+        assert sorted(row for row, _ in epoch) == [0, 1, 2], "each piece once"
+    for row, count in enumerate(keys):
+        used = [key for epoch in met for at, key in epoch if at == row]
+        for first in range(len(used) - count + 1):
+            assert len(set(used[first : first + count])) == count, "all keys come in turn"
+    again = stream(corpus, 1, window, **PLAIN)
+    again.seek(saved)
+    source.seek(saved)
+    assert all(same(source.next(), again.next()) for _ in range(60)), "and go on so from a saved position"
+
+
 def test_targets_are_the_next_tokens(corpus: Corpus) -> None:
     source = stream(corpus, lanes=2, window=16, **PLAIN)
     v = corpus.vocabulary

@@ -116,9 +116,10 @@ class ConsoleProgress(Reporter):
         """Say what is about to be trained on what."""
         budget = counted(plan.iterations, "iteration") if plan.iterations else duration(plan.seconds)
         again = f", resumed at iteration {plan.resumed_at}" if plan.resumed_at else ""
+        keys = f" in up to {plan.keys} keys, one of them an epoch" if plan.keys > 1 else ""
         self.say(
             f"training {plan.parameters:,} parameters on {plan.train_tokens:,} tokens of "
-            f"{counted(plan.train_pieces, 'piece')} ({plan.valid_pieces} held out), {budget}, {plan.device}, "
+            f"{counted(plan.train_pieces, 'piece')}{keys} ({plan.valid_pieces} held out), {budget}, {plan.device}, "
             f"{plan.precision}" + (f", {plan.processes} processes" if plan.processes > 1 else "") + again
         )
 

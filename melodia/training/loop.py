@@ -352,8 +352,8 @@ class _Run:
             "train_nats_per_token": _number(watch.best_train_nats_per_token),
             "valid_nats_per_token": _number(watch.best_nats_per_token),
             "valid_nats_per_note": _number(watch.best_nats_per_note),
-            "train_pieces": len(self.learner.stream.pieces),
-            "train_tokens": self.learner.stream.pieces.tokens,
+            "train_pieces": self.learner.stream.pieces_per_epoch,
+            "train_tokens": self.learner.stream.tokens_per_epoch,
             "valid_pieces": len(self.held_out),
             "settings": self.config.to_dict(),
         }
@@ -408,27 +408,27 @@ class _Run:
     # -- telling --------------------------------------------------------------------------------------------
 
     def _announce(self) -> None:
-        pieces, held_out = self.learner.stream.pieces, self.held_out
+        stream, held_out = self.learner.stream, self.held_out
+        pieces, tokens = stream.pieces_per_epoch, stream.tokens_per_epoch
         parameters = self.learner.model.parameter_count()
         self.progress.started(
             Plan(
                 parameters=parameters,
-                train_pieces=len(pieces),
-                train_tokens=pieces.tokens,
+                train_pieces=pieces,
+                train_tokens=tokens,
                 valid_pieces=len(held_out),
                 valid_tokens=held_out.tokens,
                 iterations=self.total,
                 seconds=60.0 * self.config.minutes if self.config.minutes else None,
-                steps_per_epoch=self.learner.stream.steps_per_epoch,
+                steps_per_epoch=stream.steps_per_epoch,
                 resumed_at=self.resumed_at,
                 device=str(self.world.device),
                 precision=self.config.precision,
                 processes=self.world.size,
+                keys=stream.keys,
             )
         )
-        once = pieces.originals  # transposed copies are no more music
-        tokens = int(pieces.lengths[once].sum())
-        for text in corpus_warnings(len(once), tokens, len(held_out), parameters):
+        for text in corpus_warnings(pieces, tokens, len(held_out), parameters):
             self._warn(text)
         device = self.world.device
         if self.config.precision == "bf16" and device.type == "cpu" and fast_precision(device) != "bf16":

@@ -12,7 +12,7 @@ class Plan:
 
     Attributes:
         parameters: of the model.
-        train_pieces: pieces of the training split.
+        train_pieces: pieces of the training split, without transposed copies.
         train_tokens: their tokens.
         valid_pieces: pieces of the validation split.
         valid_tokens: their tokens.
@@ -23,6 +23,7 @@ class Plan:
         device: where it runs.
         precision: "fp32" or "bf16".
         processes: how many take part.
+        keys: in how many keys, at most, the corpus stores a piece; one of them is read an epoch.
     """
 
     parameters: int
@@ -37,6 +38,7 @@ class Plan:
     device: str
     precision: str
     processes: int
+    keys: int = 1
 
 
 @dataclass(frozen=True)

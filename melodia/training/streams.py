@@ -2,7 +2,8 @@
 
 B lanes stand side by side in a batch. A lane takes a piece, walks it from BOS to EOS in windows of at most T
 steps that never cross into another piece, then takes the next piece of the epoch's order. At a piece's first
-window the lane's recurrent state starts anew, otherwise it is carried over. Everything random (the order of
+window the lane's recurrent state starts anew, otherwise it is carried over. A piece that the
+corpus stores in several keys is read in one of them an epoch, each in turn. Everything random (the order of
 an epoch, how a piece is transposed on this pass, whether it is played twice, what it conceals) is a pure
 function of the random seed, the epoch and the piece, so a few integers say where the stream stands and nothing
 else needs saving.
@@ -30,7 +31,7 @@ from melodia.vocabulary import Vocabulary
 IGNORED = -100
 """The target of a step that is not scored."""
 
-_ORDER, _PASS, _PROGRAMS = 1, 2, 3
+_ORDER, _PASS, _PROGRAMS, _KEYS = 1, 2, 3, 4
 
 
 @dataclass(frozen=True)
@@ -187,8 +188,11 @@ class LaneStream:
         world_size: how many there are; B must be a multiple.
 
     Attributes:
-        windows_per_epoch: how many windows all pieces make, each played once.
-        steps_per_epoch: how many steps all pieces have, each played once.
+        pieces_per_epoch: how many pieces there are, transposed copies not counted.
+        tokens_per_epoch: how many tokens they have.
+        keys: in how many keys, at most, a piece is stored.
+        windows_per_epoch: how many windows all pieces make, each played once in its own key.
+        steps_per_epoch: how many steps all pieces have, each played once in its own key.
 
     Raises:
         TrainingError: there is nothing to train on, or the lanes cannot be shared out.
@@ -212,11 +216,16 @@ class LaneStream:
             )
         self.pieces, self.preparer, self.lanes, self.window = pieces, preparer, lanes, window
         self.random_seed = random_seed
-        self._usable = np.flatnonzero(pieces.lengths)
+        once = pieces.originals
+        copies = np.diff(once, append=len(pieces))  # in how many keys each is stored, one behind the other
+        inside = pieces.lengths[once] > 0
+        self._usable, self._keys = once[inside], copies[inside]
         if not self._usable.size:
             raise TrainingError(
                 "the corpus has no piece to train on; see its manifest for what became of the files"
             )
+        self.pieces_per_epoch, self.keys = len(once), int(copies.max())
+        self.tokens_per_epoch = int(pieces.lengths[once].sum())
         steps = pieces.lengths[self._usable] + 1
         self.windows_per_epoch = int((-(-steps // window)).sum())
         self.steps_per_epoch = int(steps.sum())
@@ -225,6 +234,10 @@ class LaneStream:
         self._place = np.zeros((lanes, 3), np.int64)  # epoch, piece, offset; offset -1: needs a piece
         self._place[:, 2] = -1
         self._steps = np.zeros(lanes, np.int64)  # of each lane's piece
+        draws = np.random.Philox(key=_key(random_seed, _KEYS)).random_raw(len(self._keys))
+        self._first = (draws >> np.uint64(11)).astype(
+            np.int64
+        )  # the key that each piece begins with, modulo its keys
         self._order: tuple[int, NDArray[np.int64]] = (-1, self._usable)
         self._passages: dict[int, Passage] = {}
 
@@ -249,7 +262,8 @@ class LaneStream:
         if self._order[0] != epoch:
             keys = np.random.Philox(key=_key(self.random_seed, _ORDER), counter=[epoch, 0, 0, 0])
             order = np.argsort(keys.random_raw(len(self._usable)), kind="stable")
-            self._order = (epoch, self._usable[order])
+            key = (self._first + epoch) % self._keys
+            self._order = (epoch, (self._usable + key)[order])
         number = int(self._order[1][turn])
         self._place[lane] = (epoch, number, 0)
         self._steps[lane] = self._count(epoch, number)

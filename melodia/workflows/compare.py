@@ -196,7 +196,7 @@ def _setting(corpus: Corpus, config: TrainingConfig) -> dict[str, Any]:
     """What stands below the table."""
     return {
         "budget": " ".join(str(part) for part in reversed(config.budget)),
-        "training pieces": len(corpus.pieces("train")),
+        "training pieces": len(corpus.pieces("train").originals),
         "held-out pieces": len(corpus.pieces("valid")),
         "corpus": corpus.fingerprint,
         "backend": kernels.backend_report().runs,
@@ -345,7 +345,7 @@ def _row_of(run: _Run, begun: dict[str, Any] | None, note: str, reporter: Report
         hidden_size=run.model.hidden_size,
         step_microseconds=token_time(Network.of(checkpoint.model), corpus.vocabulary),
         training_tokens_per_second=summary.epochs
-        * corpus.pieces("train").tokens
+        * int(corpus.pieces("train").lengths[corpus.pieces("train").originals].sum())
         / max(summary.seconds, 1e-9),
         epochs=summary.epochs,
         nats_per_token=likelihood.nats_per_token,
