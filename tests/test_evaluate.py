@@ -271,6 +271,10 @@ def test_a_model_without_an_index_is_compared_all_the_same(folder: Path, tmp_pat
     made = evaluate_folder(folder, path, generate=2, seed_bars=2, bars=2, random_seed=3)
     assert not any("training music" in table.title for table in made.tables())
     assert len(made.tables()) == 3
+    (told,) = made.notes
+    assert "no originality index" in told
+    assert "--index FOLDER" in told
+    assert evaluate_folder(folder / "a.mid", path).notes == ()
 
 
 def test_training_music_and_the_split_of_the_folder_are_told(

@@ -101,6 +101,11 @@ def evaluate_folder(
     sampler = Sampler.load(model, device=device, backend=backend)
     pieces = encode_files(folder, sampler.tokenizer, progress=read)
     remark(_training_music(sampler, pieces))
+    if generate and sampler.originality_index is None:
+        remark(
+            "the checkpoint has no originality index, so nothing is said of what the generated bars share with the "
+            "training music; build it with `melodia originality --model DIR --index FOLDER`"
+        )
     with asked_backend(backend):
         likelihood = model_likelihood(
             sampler.model,
