@@ -203,6 +203,7 @@ def test_the_table_times_what_generates_and_says_so(
         assert not made
         assert table.setting["time per token"].startswith("engine (" if runs_engine else "PyTorch, fp32")
         assert "time per token: " + table.setting["time per token"] in table.markdown()
+        assert "training tokens/s: of the whole run, validations and saving included" in table.markdown()
         note = "note: the machine is busy (load 3.1): figures may be better when it is idle"
         assert note in told
         assert table.markdown().count(note) == 1

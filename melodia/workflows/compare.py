@@ -99,6 +99,7 @@ class Comparison:
             )
         facts = "; ".join(f"{name}: {value}" for name, value in self.setting.items())
         notes = [f"\nnote: {note}" for note in dict.fromkeys(row.note for row in self.rows) if note]
+        facts += "; training tokens/s: of the whole run, validations and saving included"
         return "\n".join([*lines, "", facts, *notes])
 
     def write(self) -> None:
