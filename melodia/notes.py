@@ -47,9 +47,13 @@ def program_of(track: Any) -> int:
     return -1 if track.is_drum else int(track.program)
 
 
+LAST_VOICE = 128
+"""That of the drums."""
+
+
 def voice(program: int) -> int:
     """Where a program stands among those that sound at one place: ascending, the drums last."""
-    return 128 if program < 0 else program
+    return LAST_VOICE if program < 0 else program
 
 
 def programs_of(score: Any) -> tuple[int, ...]:
@@ -65,8 +69,13 @@ def notes_of_events(events: Iterable[Sequence[int]]) -> Notes:
 
 def notes_of_score(score: Any) -> Notes:
     """The notes of a symusic score in ticks, as they lie in time; parts are told from each other by program."""
+    return notes_of_tracks(score.tracks)
+
+
+def notes_of_tracks(tracks: Iterable[Any]) -> Notes:
+    """The notes of some of its tracks."""
     columns: list[list[NDArray[np.int64]]] = [[] for _ in range(5)]
-    for track in score.tracks:
+    for track in tracks:
         notes = track.notes.numpy()
         onset = notes["time"].astype(np.int64)
         values = (

@@ -47,14 +47,6 @@ UNKNOWN = 30.0
 
 PITCHES = np.arange(128)
 
-FAMILY_RANGES = (
-    *((37, 86), (46, 97), (35, 87), (38, 80), (23, 50), (37, 84), (30, 81), (33, 83)),
-    *((52, 79), (50, 90), (24, 84), (35, 79), (48, 85), (50, 81), (35, 95), (47, 94)),
-)
-"""Between which pitches all but four in a hundred notes of each General MIDI family lie, as in `RANGE`.
-
-Counted in 1,100 pieces of nine sets; what accompanies and has not been heard keeps to it."""
-
 
 def seed_bias(
     classes: TokenClasses, seed: ScoreTick | None, request: Request, beside: ScoreTick | None = None
@@ -65,7 +57,8 @@ def seed_bias(
         classes: of the vocabulary.
         seed: the music before; None for none.
         request: how strong the bias is.
-        beside: what sounds at the same time: its pitch classes count, too, but its programs' ranges are theirs.
+        beside: what sounds at the same time: its pitch classes count, too, but its programs' ranges are theirs. Of the
+            range of a program that joins it `kept_bias` says more.
     """
     if not request.pitch_bias:
         return None
@@ -80,7 +73,7 @@ def seed_bias(
     beyond = {program: distances(notes) for program, notes in counts.items()}
     if beside is not None:
         strangers = [program for program in request.programs or () if program >= 0 and program not in counts]
-        beyond |= {program: outside_of(*FAMILY_RANGES[program // 8]) for program in strangers}
+        beyond |= {program: np.zeros(128) for program in strangers}
 
     def of_pitches(own: NDArray[np.float64]) -> NDArray[np.float64]:
         outside = np.minimum(own, beyond_all)

@@ -57,6 +57,9 @@ filled twice), at the price of textures, and of pitch classes that are less alik
 CHORDS = 2.0
 """The weight of the share of the time that belongs to the chords that were asked for beside a distance of textures."""
 
+TOGETHER = 4.0
+"""The weight of how well new notes fit music that stays, see `Kept.fit`, beside a distance of textures."""
+
 CHORD_BASSES = 2.0
 """The same of the share of the chords that begin over their bass."""
 
@@ -106,13 +109,14 @@ class Judge:
         """
         if replay := lane.recalls():
             return [lane.branch(lane.request.random_seed, replay)]
-        chooses = self.around or lane.plan.closes or lane.plan.progression is not None
+        plan = lane.plan
+        chooses = self.around or plan.closes or plan.progression is not None or plan.kept is not None
         count = lane.request.branches if chooses else 1
-        if count == 1 or not lane.plan.closes:
+        if count == 1 or not plan.closes or plan.kept is not None:
             return _branches(lane, 0, count)
         branches = _branches(lane, 0, CLOSING * count)
         key = self.key if lane.request.scale is None else lane.request.scale.key
-        if self.following is None and lane.plan.progression is None and key is not None and key >= 0:
+        if self.following is None and plan.progression is None and key is not None and key >= 0:
             triad, bias = tonic_triad(key), lane.chord_bias()
             for branch in branches[1::2]:
                 branch.close_on(triad, bias)
@@ -154,7 +158,8 @@ class Judge:
     def fitness(self, branch: Lane, nll: float | None = None) -> float:
         """How well the last stretch of a branch fits; only the order of such numbers means anything.
 
-        The distance of its texture from those around is taken off; how well it keeps to the requested chords is added.
+        The distance of its texture from those around is taken off; how well it keeps to the requested chords, and fits
+        the music that stays beside it, is added.
         Where the piece ends its `closure` is added, in the key of the last requested chord, or of the requested scale;
         where other music follows, its NLL is taken off.
 
@@ -167,6 +172,8 @@ class Judge:
         notes = notes_of_events(branch.notes[branch.before :])
         if (kept := branch.plan.keeps_chords(branch.session.grammar, notes)) is not None:
             fitness += CHORDS * kept[0] + CHORD_BASSES * kept[1]
+        if branch.plan.kept is not None:
+            fitness += TOGETHER * branch.plan.kept.fit(notes, *branch.stretch)
         if nll is not None:
             fitness -= FOLLOWING * nll
         elif branch.ended:

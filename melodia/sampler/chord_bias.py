@@ -60,7 +60,7 @@ class ChordBias:
 
     def __init__(self, classes: TokenClasses, base: Bias | None, seed: ScoreTick | None) -> None:
         self._classes = classes
-        self._base = base or _no_bias(classes)
+        self._base = base or no_bias(classes)
         self._heard: NDArray[np.int64] = sum(pitches_of(seed).values(), np.zeros(128, np.int64))
         self._bass = bass_of(seed)
         self._biases: dict[Chord, Bias] = {}
@@ -89,7 +89,7 @@ class ChordBias:
         )
 
 
-def _no_bias(classes: TokenClasses) -> Bias:
+def no_bias(classes: TokenClasses) -> Bias:
     """One that changes nothing, of the tokens that begin pitched notes."""
     members = np.zeros(classes.vocabulary.size, np.bool_)
     members[classes.begun[0]] = True

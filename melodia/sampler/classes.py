@@ -31,6 +31,7 @@ class TokenClasses:
         begins: base tokens that lead to a note; where one is legal, none is half described.
         program_of: int64 [V], the program that a Program token names; `NONE` for other tokens.
         moves: int64 [V], by how many grid units the token's time shifts move on.
+        values: int64 [V], what each token says: a pitch, a place, a program, a tempo.
         micro: int64 [V], by how many ticks a MicroTiming token moves a note off its grid point.
         moving: tokens with a time shift.
         eos: the end of the piece.
@@ -41,6 +42,7 @@ class TokenClasses:
         self.vocabulary = vocabulary
         self.tables = tables = compile_tables(vocabulary)
         ops = np.array(tables.ops)
+        self.values = np.array(tables.values)
         self.bar = ops == Op.BAR
         self.metre = ops == Op.TIME_SIGNATURE
         self.tempo = ops == Op.TEMPO
@@ -50,14 +52,14 @@ class TokenClasses:
         names = ops == Op.PROGRAM
         self.plays = self.pitch | names
         self.begins = names | self.position
-        self.program_of = np.where(names, np.array(tables.values), NONE)
+        self.program_of = np.where(names, self.values, NONE)
         micro = ops == Op.MICRO
-        self.micro = np.where(micro, np.array(tables.values), 0).astype(np.int64)
-        self.moves = np.where(self.shift, np.array(tables.values), 0).astype(np.int64)
+        self.micro = np.where(micro, self.values, 0).astype(np.int64)
+        self.moves = np.where(self.shift, self.values, 0).astype(np.int64)
         self.begins_bar = self.bar.copy()
         inner = np.zeros((4, vocabulary.size), dtype=bool)
         self.inner_bar, self.inner_metre, self.inner_tempo, self.inner_shift = inner
-        self.fastest = np.where(self.tempo, np.array(tables.values), 0).astype(np.int64)
+        self.fastest = np.where(self.tempo, self.values, 0).astype(np.int64)
         for token, parts in vocabulary.expansions.items():
             later = ops[list(parts[1:])]
             self.begins_bar[token] = ops[parts[0]] == Op.BAR
@@ -105,7 +107,7 @@ class TokenClasses:
 
     def positions_from(self, value: int) -> Bits:
         """The Position tokens of this value and above, as a mask of words [W]."""
-        return pack(self.position & (np.array(self.tables.values) >= value))
+        return pack(self.position & (self.values >= value))
 
     def other_programs(self, programs: Collection[int]) -> NDArray[np.bool_]:
         """The tokens that lead to a program which is none of these, bool [V]."""

@@ -39,7 +39,7 @@ class Level:
         levels = np.flatnonzero(np.array(classes.tables.ops) == Op.VELOCITY)
         if len(velocity) < FEWEST_NOTES or len(levels) < 2:
             return None
-        values = np.array(classes.tables.values)[levels]
+        values = classes.values[levels]
         nearest = np.abs(values - np.array([[velocity.min()], [velocity.max()]])).argmin(axis=1)
         if nearest[0] != nearest[1]:
             return None

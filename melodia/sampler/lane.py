@@ -27,6 +27,7 @@ from melodia.sampler.classes import TokenClasses
 from melodia.sampler.continuation import Event, TimeMap, event_of
 from melodia.sampler.dynamics import Level
 from melodia.sampler.kept import Kept
+from melodia.sampler.kept_bias import KeptBias
 from melodia.sampler.plan import BAR_TOKENS, Plan
 from melodia.sampler.players import rests_of
 from melodia.sampler.recall import LAGS, NOTHING_HEARD, Memory, Recall, Recollection
@@ -82,7 +83,8 @@ class Lane:
         rests = rests_of(session.seed, self.programs, quarter, alone=kept is not None)
         self._bias = seed_bias(classes, session.seed, request, None if kept is None else kept.score)
         self._chord_bias = None if request.chords is None else self.chord_bias()
-        level = Level.of(classes, session.seed)
+        self._kept_bias = None if kept is None else KeptBias(classes, kept)
+        level = Level.of(classes, session.seed if session.seed is not None or kept is None else kept.score)
         self.plan = Plan(classes, session.context, request, self.session.grammar, cycle, rests, kept, level)
         self.count = 0
         self.tokens: list[int] = []
@@ -117,9 +119,9 @@ class Lane:
     @property
     def bias(self) -> Bias | None:
         """What is pooled with the logits at the present place."""
-        if self._chord_bias is None:
-            return self._bias
-        return self._chord_bias.under(self.plan.chord(self.session.grammar))
+        state, chords = self.session.grammar, self._chord_bias is not None
+        bias = self._bias if self._chord_bias is None else self._chord_bias.under(self.plan.chord(state))
+        return bias if self._kept_bias is None else self._kept_bias.under(bias, state, chords=chords)
 
     def chord_bias(self) -> ChordBias:
         """A bias under chords over the lane's own; it looks through the whole seed, so that branches share one."""
@@ -182,7 +184,11 @@ class Lane:
         """A lane that goes on from this place, outside a loop, with random numbers of its own, or with these tokens."""
         self._rest()
         twin = copy.copy(self)
-        twin.session, twin.plan, twin.memory = self.session.fork(), self.plan.fork(), self.memory.fork()
+        twin.session, twin.plan, twin.memory = (
+            self.session.fork(),
+            self.plan.fork(random_seed),
+            self.memory.fork(),
+        )
         twin.plan.replay(self.session.grammar, replay)
         twin.stretch, twin.before = (self.stretch[1], self.stretch[1]), len(self.notes)
         twin.random_seed = random_seed

@@ -85,15 +85,12 @@ class Plan(Bars):
         self.kept = kept
         self.progression = None if request.chords is None else Progression(request.chords)
         self.closing: Chord | None = None
-        self._strangers: tuple[int, ...] = ()  # programs that accompany and have not been heard yet
-        if kept is not None:
-            rests = dict(rests or {})
-            self._strangers = tuple(p for p in request.programs or () if p not in rests)
-            rests |= dict.fromkeys(self._strangers, 0)
+        self._strangers = () if kept is None else kept.strangers.programs
+        rests = dict(rests or {}) | dict.fromkeys(self._strangers, 0)
         programs = context.programs if request.programs is None else request.programs
         self._unseeded = state.notes == 0
         finds = programs is None and not request.any_program
-        self._cast = Cast(classes, rests or {}, programs, finds=finds, silent=request.silent_bars)
+        self._cast = Cast(classes, rests, programs, finds=finds, silent=request.silent_bars)
         if context.tempi:
             self.times.play_on(state.now, context.tempi)
         state.max_bars = -1
@@ -125,11 +122,11 @@ class Plan(Bars):
         return legal
 
     def overrule(self, s: GrammarState, legal: Mask, token: int) -> Mask | None:
-        """A mask of the one token that must come in place of one that was chosen; None where the choice stands."""
+        """A mask of what must come in place of a token that was chosen; None where the choice stands."""
         if self.kept is None or self._begins(s):
             return None
         instead = self.kept.overrule(s, legal, token)
-        return None if instead is None or instead == token else _only(instead, legal)
+        return None if instead is None or instead[token] else instead
 
     def replay(self, s: GrammarState, tokens: Sequence[int]) -> None:
         """Let exactly these tokens come, and behind them a bar; what follows a token that may not come is free.
@@ -273,15 +270,15 @@ class Plan(Bars):
             return bool(classes.begins_bar[token]) and s.bar >= self.last
         return classes.moves[token] > 0 and s.now + int(classes.moves[token]) * s.unit >= self.end(s)
 
-    def fork(self) -> Plan:
-        """An independent copy, for another way through the stretch that begins here."""
+    def fork(self, random_seed: int) -> Plan:
+        """An independent copy, for another way through the stretch that begins here, with other random numbers."""
         twin = copy(self)
         twin.stretches = self.stretches.opened()
         # Of what was replayed only the bar behind it is kept: a branch begins with it.
         twin._script = list(self._script) if len(self._script) == 1 else []
         twin.times = self.times.fork()
         twin._cast = copy(self._cast)
-        twin.kept = None if self.kept is None else self.kept.fork()
+        twin.kept = None if self.kept is None else self.kept.fork(random_seed, self.request.session)
         return twin
 
     def after(self, s: GrammarState, token: int, count: int, tempi: Sequence[tuple[int, float]] = ()) -> None:

@@ -1,0 +1,238 @@
+"""Programs that join music that stays and have not been heard: whether and when they play, which pitches, how long."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sampler_helpers import make_seed, notes_of, scale, tiny_sampler, tokenizer_of
+
+import melodia
+from melodia.grammar import compile_tables
+from melodia.midi import read_score
+from melodia.notes import notes_of_events, notes_of_score
+from melodia.sampler import Sampler
+from melodia.sampler.bias import seed_bias
+from melodia.sampler.habits import HABITS, habit_of
+from melodia.sampler.kept import Kept
+from melodia.sampler.kept_bias import ASTRAY, FOREIGN, NEAR, RUB, KeptBias
+from melodia.sampler.request import Request
+from melodia.sampler.session import Session
+from melodia.sampler.strangers import Strangers
+from melodia.sampler.together import sounding, together
+
+QUARTER = compile_tables(tokenizer_of("REMI").vocabulary).ticks_per_quarter
+
+
+def silent_sampler() -> Sampler:
+    """One that would not play by itself: it goes nowhere and names no program; and its notes are short."""
+    sampler = tiny_sampler()
+    vocabulary = sampler.vocabulary
+    with torch.no_grad():
+        for kind in ("Position", "Program"):
+            sampler.model.head.bias[list(vocabulary.ids_of(kind))] -= 30.0
+        long = [i for i in vocabulary.ids_of("Duration") if not vocabulary.value(i).startswith("0.")]
+        sampler.model.head.bias[long] -= 30.0
+    return Sampler(sampler.model, sampler.tokenizer)
+
+
+def kept_of(sampler: Sampler, beside: object, programs: tuple[int, ...]) -> tuple[Kept, Session]:
+    request = Request(beside=beside, programs=programs, metre=(4, 4), tempo=100)
+    kept = Kept.of(request, sampler._classes, sampler.tokenizer, sampler.state)
+    assert kept is not None
+    return kept, sampler.state
+
+
+@pytest.mark.parametrize("program", [32, 48, 0, -1])
+def test_a_stranger_plays_where_others_begin(program: int) -> None:
+    sampler = silent_sampler()
+    sampler.prime(None)
+    made = sampler.generate_many(
+        8, bars=8, beside=make_seed(scale(8, program=73)), programs=(program,), metre=(4, 4), tempo=90
+    )
+    onsets = [{round(event.onset_beats, 6) for event in one.events} for one in made]
+    assert all(onset == int(onset) for one in onsets for onset in one), "with the quarter notes of the scale"
+    shares = np.array(
+        [[len([o for o in one if o % 4 == beat]) / 8 for beat in range(4)] for one in onsets]
+    ).mean(0)
+    at_bar, at_beat, *_ = (0.98, 0.95) if program < 0 else habit_of(program).begins
+    assert shares[0] == pytest.approx(at_bar, abs=0.12)
+    assert shares[1:] == pytest.approx(at_beat, abs=0.12)
+    assert len({frozenset(one) for one in onsets}) > 1, "each continuation has its own random numbers"
+
+
+def test_who_has_been_heard_is_no_stranger() -> None:
+    sampler = tiny_sampler()
+    sampler.prime(make_seed([*scale(4), *scale(4, program=40)]))
+    kept, _ = kept_of(sampler, make_seed(scale(4, program=73)), (0, 32))
+    assert kept.strangers.programs == (32,)
+
+
+def test_nobody_is_asked_where_nobody_begins_or_twice_or_while_playing() -> None:
+    sampler = tiny_sampler()
+    classes = sampler._classes
+    state = sampler.state.grammar.copy()
+    state.bar, state.bar_start, state.bar_length, state.place, state.now = 0, 0, 4 * QUARTER, 0, 0
+    every = np.ones(classes.vocabulary.size, np.bool_)
+    onsets = np.arange(0, 40 * QUARTER, QUARTER)
+    asked = 0
+    for tick in onsets.tolist():
+        state.now = tick
+        state.bar_start = tick - tick % (4 * QUARTER)
+        strangers = Strangers(classes, (32, -1), onsets)
+        first = strangers.ask(state, every, rank=200)
+        if first is None:
+            continue
+        asked += 1
+        assert set(classes.program_of[first].tolist()) in ({32}, {-1})
+        rest = strangers.ask(state, every, rank=200)
+        assert rest is None or set(classes.program_of[rest].tolist()) == {-1}
+        assert strangers.ask(state, every, rank=200) is None
+    assert asked > 30
+    state.now = state.bar_start = 0
+    state.row(32)[40] = 1  # sounds until behind this place
+    playing = Strangers(classes, (32,), onsets)
+    assert all(playing.fork(seed, 0).ask(state, every, rank=200) is None for seed in range(20))
+    assert all(
+        Strangers(classes, (33,), onsets, seed).ask(state, every, rank=33) is None for seed in range(20)
+    )
+    state.now = 1
+    assert all(
+        Strangers(classes, (33,), onsets, seed).ask(state, every, rank=200) is None for seed in range(20)
+    )
+
+
+def test_strangers_keep_to_the_time_of_the_others() -> None:
+    sampler = tiny_sampler()
+    classes, state = sampler._classes, sampler.state.grammar
+    state = state.copy()
+    state.bar_start = 0
+    end = 8 * QUARTER
+    triplets, straight = (np.arange(0, end, QUARTER // parts) for parts in (3, 4))
+    places = {}
+    for name, onsets in (("triplets", triplets), ("straight", straight)):
+        odd = Strangers(classes, (32,), onsets).odd_places(state)
+        assert odd is not None
+        ticks = classes.values[classes.position & ~odd] * state.unit
+        places[name] = set((12 * (ticks % QUARTER) // QUARTER).tolist())
+    assert places == {"triplets": {0, 4, 6, 8}, "straight": {0, 3, 6, 9}}
+    odd = Strangers(classes, (-1,), straight).odd_places(state)
+    assert odd is not None
+    ticks = classes.values[classes.position & ~odd] * state.unit
+    assert set((ticks % QUARTER).tolist()) == {0, QUARTER // 2}, "drums keep the time"
+    free = np.arange(0, 50 * QUARTER, QUARTER + 1)  # played by hand: nowhere in particular
+    assert Strangers(classes, (32,), free).odd_places(state) is None
+
+
+def test_pitches_lean_to_what_sounds_around_them() -> None:
+    sampler = tiny_sampler()
+    sampler.prime(make_seed([*scale(4), *scale(4, program=41)]))
+    chord = make_seed([(0, 4, 60, 40), (0, 4, 64, 40), (0, 4, 67, 40), (4, 4, 62, 40)])
+    kept, session = kept_of(sampler, chord, (0,))
+    classes, index = sampler._classes, sampler.vocabulary.index
+    base = seed_bias(classes, session.seed, Request(pitch_bias=0.5))
+    assert base is not None
+    state = session.grammar.copy()
+    state.program, state.now = 0, session.context.join
+    bias, leaned = KeptBias(classes, kept), {}
+    row = bias.under(base, state, chords=False).of(0).row - base.of(0).row
+    for pitch in range(60, 72):
+        leaned[pitch] = float(row[index[f"Pitch_{pitch}"]] - row[index["Pitch_60"]])
+    wanted = {60: 0, 64: 0, 67: 0, 69: -FOREIGN, 62: -FOREIGN, 70: -FOREIGN}
+    wanted |= dict.fromkeys((61, 63, 65, 66, 68, 71), -FOREIGN - RUB)
+    assert leaned == pytest.approx(wanted, abs=1e-5)
+    assert np.exp(row[[index[f"Pitch_{pitch}"] for pitch in range(60, 72)]]).mean() == pytest.approx(
+        1, rel=1e-5
+    )
+    assert bias.under(base, state, chords=True) is base, "chords that were asked for say it better"
+    state.now = session.context.join + 100 * QUARTER
+    assert bias.under(base, state, chords=False) is base, "nothing sounds"
+
+
+def test_a_stranger_stays_near_itself_and_has_its_familys_lengths() -> None:
+    sampler = tiny_sampler()
+    sampler.prime(make_seed(scale(4)))
+    kept, session = kept_of(sampler, make_seed(scale(4, program=40)), (32, 0))
+    classes, index = sampler._classes, sampler.vocabulary.index
+    base = seed_bias(classes, session.seed, Request(pitch_bias=0.5))
+    assert base is not None
+    state = session.grammar.copy()
+    state.program, state.now = 32, session.context.join + 400 * QUARTER
+    bias = KeptBias(classes, kept)
+    row = bias.under(base, state, chords=False).of(32).row - base.of(32).row
+    low, high = HABITS[4].low, HABITS[4].high
+    outside = [max(low - pitch, 0, pitch - high) for pitch in (low, high, high + 5, 90)]
+    leaned = row[[index[f"Pitch_{pitch}"] for pitch in (low, high, high + 5, 90)]]
+    assert leaned == pytest.approx(-np.array(outside) / ASTRAY, abs=1e-4), "it has not played"
+    lengths = {v: row[index[f"Duration_{v}"]] for v in ("0.6.12", "1.0.12", "4.0.4")}
+    usual = HABITS[4].length
+    assert lengths == pytest.approx(
+        {v: -(np.log(q / usual) ** 2) / 2 for v, q in (("0.6.12", 0.5), ("1.0.12", 1), ("4.0.4", 4))},
+        rel=1e-4,
+    )
+    state.row(32)[40] = state.now
+    row = bias.under(base, state, chords=False).of(32).row - base.of(32).row
+    for pitch in range(128):
+        if f"Pitch_{pitch}" in index:
+            assert row[index[f"Pitch_{pitch}"]] == pytest.approx(
+                -(max(0, abs(pitch - 40) - NEAR) + max(low - pitch, 0, pitch - high)) / ASTRAY, abs=1e-4
+            )
+    state.program = 0
+    assert bias.under(base, state, chords=False) is base, "of who has been heard the model knows more"
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    *[
+        st.lists(
+            st.tuples(
+                st.integers(0, 40), st.integers(1, 20), st.sampled_from([-1, 0, 5]), st.integers(40, 80)
+            ),
+            max_size=12,
+        )
+        for _ in range(2)
+    ],
+    st.integers(0, 20),
+    st.integers(21, 60),
+)
+def test_what_parts_have_in_common_by_hand(part, others, start: int, end: int) -> None:
+    found = together(notes_of_events(part), notes_of_events(others), start, end)
+
+    def at(notes, tick: int) -> set[int]:
+        return {
+            pitch % 12 for on, length, program, pitch in notes if program >= 0 and on <= tick < on + length
+        }
+
+    beside = [(at(part, t), at(others, t)) for t in range(start, end)]
+    pairs = [(c, heard) for own, heard in beside if heard for c in own]
+    time = max(1, len(pairs))
+    assert found.sounds == pytest.approx(np.mean([bool(own) for own, _ in beside]))
+    assert found.classes == pytest.approx(sum(c in heard for c, heard in pairs) / time)
+    rubs = [c not in heard and bool({(c + 1) % 12, (c - 1) % 12} & heard) for c, heard in pairs]
+    assert found.rubs == pytest.approx(sum(rubs) / time)
+    begun = {on for on, *_ in part if start <= on < end}
+    assert found.onsets == pytest.approx(
+        len(begun & {on for on, *_ in others}) / len(begun) if begun else 0.0
+    )
+    assert sounding(notes_of_events(part), start, end).shape == (end - start, 12)
+
+
+def test_a_bass_under_a_minuet(samples_dir: Path) -> None:
+    """The example of the README, with the model that comes along: a bass that plays in every bar, and fits."""
+    score = read_score(samples_dir / "petzold_minuet_g_major.mid")[0]
+    (filling,) = Sampler.load(
+        weights="int8" if melodia.engine.reason() is None else "fp32", device="cpu"
+    ).fill(score, (1, 8), programs=(32,), beside=True, random_seed=3, branches=2)
+    bass = [note for note in notes_of(filling.score) if note[0] == 32]
+    assert len({int(note[1] // 3) for note in bass}) == 8
+    notes = notes_of_score(filling.score)
+    own, others = (notes.select(chosen) for chosen in (notes.program == 32, notes.program != 32))
+    found = together(own, others, 0, 24 * filling.score.ticks_per_quarter)
+    assert found.sounds > 0.7
+    assert found.classes > found.rubs
+    assert np.median(own.pitch) <= habit_of(32).high
+    assert own.pitch.max() <= 60
