@@ -166,13 +166,101 @@ def test_a_comparison_is_refused_under_torchrun(
 def test_what_a_comparison_cannot_write_is_named(
     name: str, songs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A folder stands in the way."""
+    """A folder stands in the way of the file that is to get the name."""
     row = Row("gru", 1, 1, *[1.0] * 7)
     monkeypatch.setattr("melodia.workflows.compare._row_of", lambda run, *_: (run.keep(None), row)[1])
     monkeypatch.setattr("melodia.workflows.compare._ngram_row", lambda corpus: row)
-    (tmp_path / "out" / name).mkdir(parents=True)
+    (tmp_path / "out" / f"{name}.part").mkdir(parents=True)
     with pytest.raises(TrainingError, match=rf"cannot write .*{name}: .*choose another folder"):
         compare_kinds(songs, tmp_path / "out", kinds=("gru",), size="tiny", cache=tmp_path / "cache")
+
+
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("comparison.md", "my notes"),
+        ("comparison.md", None),
+        ("comparison.json", '{"setting": {}, "rows": [{"name": "mine"}]}'),
+        ("comparison.json", "[1]"),
+        ("comparison.json", ""),
+        ("comparison.json", None),
+    ],
+)
+def test_what_no_comparison_wrote_is_left_alone(
+    name: str, content: str | None, force: bool, songs: Path, tmp_path: Path
+) -> None:
+    record, path = Record(), tmp_path / name
+    if content is None:
+        path.mkdir()
+    else:
+        path.write_text(content)
+    with pytest.raises(
+        TrainingError, match=rf"{name} already exists, and no comparison wrote it; move it or"
+    ):
+        compare_kinds(songs, tmp_path, kinds=("gru",), force=force, progress=record)
+    assert not record.counts
+    assert content is None or path.read_text() == content
+
+
+def test_a_table_is_added_to_and_not_replaced(
+    songs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows that no call wishes for stay, with their folder or without; those of other terms do not mix."""
+    monkeypatch.setattr(bench, "TOKEN_SECONDS", 0.01)
+    out, trained = tmp_path / "out", []
+
+    class Watch(Record):
+        def say(self, text: str) -> None:
+            trained.append(text)
+
+    def compare(*kinds: str, size: str = "tiny", force: bool = False, **changes: Any) -> dict[str, Row]:
+        training = {**SHORT, "iterations": 1, **changes}
+        rest: dict[str, Any] = {
+            "size": size,
+            "force": force,
+            "cache": tmp_path / "cache",
+            "progress": Watch(),
+        }
+        rows = compare_kinds(songs, out, kinds=kinds, training=training, **rest).rows
+        written = json.loads((out / "comparison.json").read_text())["rows"]
+        assert [row.to_dict() for row in rows] == written
+        table = (out / "comparison.md").read_text()
+        assert all(f"| {row.name} |" in table for row in rows)
+        return {row.name: row for row in rows}
+
+    first = compare("lstm", "gru")
+    shutil.rmtree(out / "lstm")
+    trained.clear()
+    second = compare("gru", "sequential")
+    assert list(second) == [*first, "sequential"]
+    assert all(second[name].to_dict() == first[name].to_dict() for name in ("lstm", "gru"))
+    assert not any(text.startswith("lstm") for text in trained)
+    before = (out / "comparison.md").read_text()
+    for other, named in (({"iterations": 2}, "iterations"), ({"size": "small"}, "size")):
+        with pytest.raises(
+            ConfigError, match=rf"another comparison \(different {named}\); choose another `out`, or"
+        ):
+            compare("lstm", **other)
+    assert (out / "comparison.md").read_text() == before
+    assert list(compare("lstm", iterations=2, force=True)) == [next(iter(first)), "lstm"]
+
+
+def test_an_interrupted_comparison_has_the_rows_that_it_reached(songs: Path, tmp_path: Path) -> None:
+    class Stop(Record):
+        def say(self, text: str) -> None:
+            if text.startswith("gru"):
+                raise RuntimeError("stop")
+
+    wishes: dict[str, Any] = {
+        "size": "tiny",
+        "training": {**SHORT, "iterations": 1},
+        "cache": tmp_path / "cache",
+    }
+    with pytest.raises(RuntimeError, match="stop"):
+        compare_kinds(songs, tmp_path / "out", kinds=("lstm", "gru"), progress=Stop(), **wishes)
+    rows = json.loads((tmp_path / "out" / "comparison.json").read_text())["rows"]
+    assert [row["name"] for row in rows][1:] == ["lstm"]
 
 
 def test_the_table_times_what_generates_and_says_so(

@@ -38,7 +38,11 @@ def compare(
     cache: Path | None = typer.Option(
         None, "--cache", metavar="DIR", help="Folder that caches the token shards."
     ),
-    force: bool = typer.Option(False, "--force", help="Retrain what is already in --out."),
+    force: bool = typer.Option(
+        False,
+        "--force",
+        help="Retrain kinds that are already in --out; replace the table of another comparison.",
+    ),
 ) -> None:
     """Train every kind at equal parameter count and print parameters, time per token and held-out NLL."""
     if minutes is not None and epochs is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,9 +15,8 @@ from melodia.checks import file_path
 from melodia.corpus.shards import Corpus
 from melodia.errors import ConfigError, TrainingError, show_path
 from melodia.evaluation.ngram import KneserNey
-from melodia.files import write_whole
 from melodia.kernels.asked import asked_backend
-from melodia.measure import Likelihood, number, plain, span
+from melodia.measure import Likelihood
 from melodia.model.checkpoint import load_checkpoint
 from melodia.model.config import KINDS, ModelConfig
 from melodia.model.model import Model
@@ -29,88 +27,11 @@ from melodia.training import Preparer, TrainingConfig, evaluate, join, train
 from melodia.training.folder import holds_state, obstacle
 from melodia.training.lock import only_training
 from melodia.workflows.bench import busy, token_time, token_way
+from melodia.workflows.compared import TABLE, Comparison, Row, different, write_file
 from melodia.workflows.corpora import check_apart, open_corpus
 from melodia.workflows.train import Reporter, model_settings
 
 NGRAM_ORDER = 5
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the table.
-
-    Attributes:
-        name: the kind, or the baseline.
-        parameters: learned numbers; n-grams for the n-gram model.
-        hidden_size: units of each layer; 0 for the n-gram model.
-        step_microseconds: of generating one token (`bench.token_time`); nan where it was not measured.
-        training_tokens_per_second: targets trained on per second of the whole run; nan for the n-gram model.
-        epochs: passes over the training pieces.
-        nats_per_token: held-out, every token once.
-        low, high: 95 % bootstrap interval of it over pieces.
-        nats_per_note: the same nats over the notes.
-        note: a remark on what disturbed its figures; may be empty.
-    """
-
-    name: str
-    parameters: int
-    hidden_size: int
-    step_microseconds: float
-    training_tokens_per_second: float
-    epochs: float
-    nats_per_token: float
-    low: float
-    high: float
-    nats_per_note: float
-    note: str = ""
-
-    def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready copy; what is undefined is None."""
-        row: dict[str, Any] = plain(asdict(self))
-        return row
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Row:
-        """The inverse of `to_dict`."""
-        values: dict[str, Any] = {name: math.nan if item is None else item for name, item in data.items()}
-        return cls(**values)
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """The table, and where it lies."""
-
-    rows: list[Row]
-    setting: dict[str, Any]
-    path: Path
-
-    def markdown(self) -> str:
-        """The table as Markdown, best held-out NLL first."""
-        lines = [
-            "| kind | parameters | hidden | time per token (µs) | training tokens/s | epochs "
-            "| held-out nats/token (95 %) | nats/note |",
-            "|---|---:|---:|---:|---:|---:|---|---:|",
-        ]
-        for row in sorted(self.rows, key=lambda row: row.nats_per_token):
-            lines.append(
-                f"| {row.name} | {row.parameters:,} | {row.hidden_size or '–'} | {number(row.step_microseconds, 0)} "
-                f"| {number(row.training_tokens_per_second, 0)} | {number(row.epochs, 2)} "
-                f"| {number(row.nats_per_token, 4)} ({span(row.low, row.high, 4)}) | {number(row.nats_per_note, 3)} |"
-            )
-        facts = "; ".join(f"{name}: {value}" for name, value in self.setting.items())
-        notes = [f"\nnote: {note}" for note in dict.fromkeys(row.note for row in self.rows) if note]
-        facts += "; training tokens/s: of the whole run, validations and saving included"
-        return "\n".join([*lines, "", facts, *notes])
-
-    def write(self) -> None:
-        """Write the table as Markdown, and beside it as JSON.
-
-        Raises:
-            TrainingError: they cannot be written.
-        """
-        _write(self.path, self.markdown() + "\n")
-        values = {"setting": self.setting, "rows": [row.to_dict() for row in self.rows]}
-        _write(self.path.with_suffix(".json"), json.dumps(values, indent=2, allow_nan=False))
 
 
 def compare_kinds(
@@ -129,7 +50,8 @@ def compare_kinds(
     """Train every kind with as many parameters as the LSTM of `size`, and score all on the held-out pieces.
 
     A kind that is in `out` already is not trained again unless `force` says so, and one that was interrupted goes on
-    where it was: the same call again finishes an interrupted comparison.
+    where it was: the same call again finishes an interrupted comparison. A call with other kinds adds their rows to
+    the table that is there.
 
     Args:
         folder: MIDI files, or a built corpus.
@@ -140,7 +62,8 @@ def compare_kinds(
         without_side_inputs: also train the first kind without side inputs.
         backend: of the kernels.
         cache: where token shards are kept.
-        force: train anew.
+        force: train these kinds anew, and replace the table of another comparison. Files that no comparison wrote are
+            refused all the same.
         progress: is told what happens.
 
     Raises:
@@ -169,6 +92,7 @@ def compare_kinds(
                 f"a comparison trains in one process (received {world.size}, as torchrun starts them); call it without "
                 "torchrun"
             )
+        earlier = Comparison.read(out / TABLE)
         corpus = open_corpus(folder, cache=cache, reporter=reporter)
         if not len(corpus.pieces("valid")):
             raise TrainingError(
@@ -178,26 +102,37 @@ def compare_kinds(
         wishes = [(kind, kind, tuple(DEFAULTS)) for kind in kinds]
         if without_side_inputs:
             wishes.append((f"{kinds[0]}, no side inputs", kinds[0], ()))
-        runs = []
+        runs, terms = [], _terms(corpus, config, size)
         for name, kind, sides in wishes:
             model = match_parameters(model_settings(corpus.vocabulary, kind, size, side_inputs=sides), target)
             home = out / name.replace(", ", "-").replace(" ", "-")
-            runs.append(_Run(name, corpus, model, config, kernels.backend_report().runs, home, force))
+            runs.append(_Run(name, corpus, model, config, terms, home, force))
         begun = [run.begun() for run in runs]  # all of them before the first is trained
+        kept = [] if earlier is None else earlier.rows_beside(terms, force=force)
         if disturbed and any(before is None or before["row"] is None for before in begun):
             reporter.say(f"note: {disturbed}")
-        rows = [_ngram_row(corpus)]
-        rows += [_row_of(run, before, disturbed, reporter) for run, before in zip(runs, begun, strict=True)]
-        table = Comparison(rows, _setting(corpus, config), out / "comparison.md")
-        table.write()
+        rows = {row.name: row for row in (*kept, _ngram_row(corpus))}
+        for run, before in zip(runs, begun, strict=True):
+            row = _row_of(run, before, disturbed, reporter)
+            rows[row.name] = row
+            table = Comparison(list(rows.values()), _setting(corpus, config), out / TABLE, terms)
+            table.write()  # so that a later call of these terms finds what an interrupted one has reached
     return table
+
+
+def _terms(corpus: Corpus, config: TrainingConfig, size: str) -> dict[str, Any]:
+    """All that every row hangs on but its model, its speeds included, as JSON keeps it."""
+    values = {"corpus": corpus.fingerprint, "size": size, "backend": kernels.backend_report().runs}
+    values |= {name: value for name, value in asdict(config).items() if name != "save_every"}
+    values["time per token"] = token_way()
+    return dict(json.loads(json.dumps(values)))
 
 
 def _setting(corpus: Corpus, config: TrainingConfig) -> dict[str, Any]:
     """What stands below the table."""
     return {
         "budget": " ".join(str(part) for part in reversed(config.budget)),
-        "training pieces": len(corpus.pieces("train").originals),
+        "training pieces": len(corpus.pieces("train")),
         "held-out pieces": len(corpus.pieces("valid")),
         "corpus": corpus.fingerprint,
         "backend": kernels.backend_report().runs,
@@ -253,7 +188,7 @@ class _Run:
     corpus: Corpus
     model: ModelConfig
     config: TrainingConfig
-    backend: str
+    terms: dict[str, Any]
     out: Path
     force: bool
 
@@ -266,11 +201,9 @@ class _Run:
         """
         begun = None if self.force or not self.record.is_file() else self._read()
         if begun is not None and begun["setting"] != self.setting:
-            mine, other = self.setting, begun["setting"]
-            names = sorted(name for name in mine.keys() | other.keys() if mine.get(name) != other.get(name))
             raise ConfigError(
-                f"{show_path(self.out)} holds {self.name} of another comparison (different {', '.join(names)}); "
-                "choose another `out`, or retrain all kinds (`force`)"
+                f"{show_path(self.out)} holds {self.name} of another comparison (different "
+                f"{different(self.setting, begun['setting'])}); choose another `out`, or retrain all kinds (`force`)"
             )
         # What an interrupted comparison left may be replaced; another training may not.
         lost = obstacle(self.out, force=self.force or begun is not None, resumable=False)
@@ -281,7 +214,7 @@ class _Run:
     def keep(self, row: Row | None) -> None:
         """Note that the run has begun, or what came of it."""
         values = {"setting": self.setting, "row": None if row is None else row.to_dict()}
-        _write(self.record, json.dumps(values, allow_nan=False))
+        write_file(self.record, json.dumps(values, allow_nan=False))
 
     @property
     def record(self) -> Path:
@@ -291,10 +224,7 @@ class _Run:
     @property
     def setting(self) -> Any:
         """All that its figures hang on, its speeds included, as JSON keeps it."""
-        values = {"corpus": self.corpus.fingerprint, "model": self.model.to_dict(), "backend": self.backend}
-        values |= {name: value for name, value in asdict(self.config).items() if name != "save_every"}
-        values["time per token"] = token_way()
-        return json.loads(json.dumps(values))
+        return self.terms | json.loads(json.dumps({"model": self.model.to_dict()}))
 
     def _read(self) -> dict[str, Any]:
         try:
@@ -307,21 +237,6 @@ class _Run:
                 f"{show_path(self.record)} is damaged ({error!r}); remove {show_path(self.out)}, and only "
                 f"{self.name} is retrained"
             ) from error
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a file in a folder that is made if need be.
-
-    Raises:
-        TrainingError: it cannot be written.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, text, own=True)
-    except OSError as error:
-        raise TrainingError(
-            f"cannot write {path}: {error.strerror or error}; free some space or choose another folder"
-        ) from error
 
 
 def _row_of(run: _Run, begun: dict[str, Any] | None, note: str, reporter: Reporter) -> Row:
@@ -346,7 +261,7 @@ def _row_of(run: _Run, begun: dict[str, Any] | None, note: str, reporter: Report
         hidden_size=run.model.hidden_size,
         step_microseconds=token_time(Network.of(checkpoint.model), corpus.vocabulary),
         training_tokens_per_second=summary.epochs
-        * int(corpus.pieces("train").lengths[corpus.pieces("train").originals].sum())
+        * corpus.pieces("train").tokens
         / max(summary.seconds, 1e-9),
         epochs=summary.epochs,
         nats_per_token=likelihood.nats_per_token,

@@ -1,0 +1,170 @@
+"""The table of a comparison: its rows, how it is written, and what an earlier call wrote."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from melodia.errors import ConfigError, TrainingError, show_path
+from melodia.files import write_whole
+from melodia.measure import number, plain, span
+
+TABLE = "comparison.md"
+BEGINNING = "| kind | parameters |"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table.
+
+    Attributes:
+        name: the kind, or the baseline.
+        parameters: learned numbers; n-grams for the n-gram model.
+        hidden_size: units of each layer; 0 for the n-gram model.
+        step_microseconds: of generating one token (`bench.token_time`); nan where it was not measured.
+        training_tokens_per_second: targets trained on per second of the whole run; nan for the n-gram model.
+        epochs: passes over the training pieces.
+        nats_per_token: held-out, every token once.
+        low, high: 95 % bootstrap interval of it over pieces.
+        nats_per_note: the same nats over the notes.
+        note: a remark on what disturbed its figures; may be empty.
+    """
+
+    name: str
+    parameters: int
+    hidden_size: int
+    step_microseconds: float
+    training_tokens_per_second: float
+    epochs: float
+    nats_per_token: float
+    low: float
+    high: float
+    nats_per_note: float
+    note: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready copy; what is undefined is None."""
+        row: dict[str, Any] = plain(asdict(self))
+        return row
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Row:
+        """The inverse of `to_dict`."""
+        values: dict[str, Any] = {name: math.nan if item is None else item for name, item in data.items()}
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The table, and where it lies.
+
+    Attributes:
+        rows: one for each kind that is trained, and the baseline.
+        setting: what stands below the table.
+        path: of the Markdown; the JSON lies beside it.
+        terms: all that the rows have in common and their figures hang on, as JSON keeps it.
+    """
+
+    rows: list[Row]
+    setting: dict[str, Any]
+    path: Path
+    terms: dict[str, Any] = field(default_factory=dict)
+
+    def markdown(self) -> str:
+        """The table as Markdown, best held-out NLL first."""
+        lines = [
+            "| kind | parameters | hidden | time per token (µs) | training tokens/s | epochs "
+            "| held-out nats/token (95 %) | nats/note |",
+            "|---|---:|---:|---:|---:|---:|---|---:|",
+        ]
+        for row in sorted(self.rows, key=lambda row: row.nats_per_token):
+            lines.append(
+                f"| {row.name} | {row.parameters:,} | {row.hidden_size or '–'} | {number(row.step_microseconds, 0)} "
+                f"| {number(row.training_tokens_per_second, 0)} | {number(row.epochs, 2)} "
+                f"| {number(row.nats_per_token, 4)} ({span(row.low, row.high, 4)}) | {number(row.nats_per_note, 3)} |"
+            )
+        facts = "; ".join(f"{name}: {value}" for name, value in self.setting.items())
+        notes = [f"\nnote: {note}" for note in dict.fromkeys(row.note for row in self.rows) if note]
+        facts += "; training tokens/s: of the whole run, validations and saving included"
+        return "\n".join([*lines, "", facts, *notes])
+
+    def write(self) -> None:
+        """Write the table as Markdown, and beside it as JSON.
+
+        Raises:
+            TrainingError: they cannot be written.
+        """
+        rows = [row.to_dict() for row in self.rows]
+        values = {"setting": self.setting, "terms": self.terms, "rows": rows}
+        write_file(self.path.with_suffix(".json"), json.dumps(values, indent=2, allow_nan=False))
+        write_file(self.path, self.markdown() + "\n")
+
+    @classmethod
+    def read(cls, path: Path) -> Comparison | None:
+        """What an earlier call wrote there; None where there is nothing.
+
+        Raises:
+            TrainingError: a file has its name, but no comparison wrote it.
+        """
+        data, table = path.with_suffix(".json"), None
+        try:
+            if os.path.lexists(data):
+                values = json.loads(data.read_text("utf-8"))
+                rows = [Row.from_dict(row) for row in values["rows"]]
+                table = cls(rows, dict(values["setting"]), path, dict(values.get("terms", {})))
+        except (OSError, KeyError, TypeError, ValueError, AttributeError):
+            raise TrainingError(_foreign(data)) from None
+        try:
+            if os.path.lexists(path) and not path.read_text("utf-8").startswith(BEGINNING):
+                raise TrainingError(_foreign(path))
+        except (OSError, ValueError):
+            raise TrainingError(_foreign(path)) from None
+        return table
+
+    def rows_beside(self, terms: dict[str, Any], *, force: bool) -> list[Row]:
+        """The rows that stay in a table of these terms: all, or none where it is of others and may be replaced.
+
+        Raises:
+            ConfigError: it is of other terms (without `force`).
+        """
+        if self.terms == terms:
+            return self.rows
+        if not force:
+            raise ConfigError(
+                f"{show_path(self.path)} is of another comparison (different {different(terms, self.terms)}); choose "
+                "another `out`, or replace the table (`force`)"
+            )
+        return []
+
+
+def different(mine: dict[str, Any], other: dict[str, Any]) -> str:
+    """The names of what differs.
+
+    >>> different({"epochs": 1, "size": "tiny"}, {"epochs": 2, "size": "tiny"})
+    'epochs'
+    """
+    names = sorted(name for name in mine.keys() | other.keys() if mine.get(name) != other.get(name))
+    return ", ".join(names)
+
+
+def _foreign(path: Path) -> str:
+    return f"{show_path(path)} already exists, and no comparison wrote it; move it or choose another folder"
+
+
+def write_file(path: Path, text: str) -> None:
+    """Write a file in a folder that is made if need be.
+
+    Raises:
+        TrainingError: it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, text, own=True)
+    except OSError as error:
+        raise TrainingError(
+            f"cannot write {path}: {error.strerror or error}; free some space or choose another folder"
+        ) from error
