@@ -27,7 +27,7 @@ import numpy as np
 import torch
 
 from melodia.errors import ConfigError, MelodiaError
-from melodia.measure import Likelihood
+from melodia.measure import Likelihood, difference
 from melodia.model.checkpoint import load_checkpoint
 from melodia.model.sizes import match_parameters, parameter_count
 from melodia.training import Plan, Progress, Step, TrainingConfig, train
@@ -189,10 +189,8 @@ def page(tables: list[list[dict[str, Any]]]) -> str:
         ]
         for result in sorted(results, key=lambda result: likelihood(result).nats_per_token):
             scored = likelihood(result)
-            difference = Likelihood(
-                scored.nats - np.array(base["nats"]), scored.tokens, scored.notes
-            ).interval()
-            cell = f"{difference.value:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]"
+            more = difference(scored, likelihood(base))
+            cell = f"{more.value:+.3f} [{more.low:+.3f}, {more.high:+.3f}]"
             lines.append(
                 f"| {result['change']} | {result['parameters']:,} | {scored.nats_per_token:.3f} "
                 f"| {scored.nats_per_note:.2f} | {'' if result is base else cell} "

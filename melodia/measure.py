@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 from typing import Any
 
@@ -249,6 +249,30 @@ def velocity_mask(
             scored[:-1] = ~is_velocity[ids]
         masks.append(scored)
     return masks
+
+
+def difference(mine: Likelihood, base: Likelihood, unit: str = "token") -> Interval:
+    """Nats per unit that one judge needs more than another for the same pieces, its interval over pairs of figures.
+
+    What makes a piece hard is in both, so that it is narrower than either's own interval.
+
+    Args:
+        mine, base: the likelihoods of the same pieces in the same order.
+        unit: of which both counted as many in each piece.
+
+    Raises:
+        ConfigError: they did not, or an unknown unit.
+
+    >>> two = np.array([2, 2])
+    >>> base = Likelihood(np.array([6.0, 2.0]), two, two)
+    >>> difference(Likelihood(np.array([7.0, 3.0]), two, two), base)
+    Interval(value=0.5, low=0.5, high=0.5, level=0.95)
+    """
+    if not np.array_equal(mine._denominator(unit), base._denominator(unit)):
+        raise ConfigError(
+            f"differences need the same pieces, but the {unit}s of these are not as many; score the same pieces"
+        )
+    return replace(mine, nats=mine.nats - base.nats).interval(unit)
 
 
 def plain(value: Any) -> Any:

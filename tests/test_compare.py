@@ -5,20 +5,24 @@ from __future__ import annotations
 import json
 import shutil
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from folder_helpers import SHORT, Crash, Record
 
 from melodia import engine, kernels
 from melodia.cli import main
 from melodia.errors import ConfigError, TrainingError
+from melodia.measure import Likelihood, difference
 from melodia.training import Plan, World
 from melodia.training.lock import only_training
 from melodia.training.logs import COLUMNS
 from melodia.workflows import bench
-from melodia.workflows.compare import Row, compare_kinds
+from melodia.workflows.compare import compare_kinds
+from melodia.workflows.compared import Comparison, Row
 from melodia.workflows.train import Reporter
 
 
@@ -263,6 +267,30 @@ def test_an_interrupted_comparison_has_the_rows_that_it_reached(songs: Path, tmp
     assert [row["name"] for row in rows][1:] == ["lstm"]
 
 
+def test_differences_are_of_the_same_pieces() -> None:
+    """Pieces differ by far more than kinds do: what is paired says which is better, what is not does not."""
+    random = np.random.default_rng(3)
+    tokens, notes = random.integers(100, 900, 40), random.integers(30, 300, 40)
+    nats = tokens * random.uniform(1.0, 4.0, 40)
+    others = {"parameters": 1, "hidden_size": 1, "step_microseconds": 1.0, "training_tokens_per_second": 1.0}
+    best, other = (
+        Row.of(name, Likelihood(figures, tokens, notes), **others, epochs=1.0)
+        for name, figures in (("gru", nats), ("lstm", nats + tokens * random.uniform(0.02, 0.06, 40)))
+    )
+    assert other.low < best.nats_per_token < other.high
+    again = Row.from_dict(json.loads(json.dumps(other.to_dict())))
+    assert again == other
+    text = Comparison([again, best], {}, Path("unused"), {}).markdown()
+    first, second = (line.split(" | ") for line in text.splitlines()[2:4])
+    assert (first[0], first[7]) == ("| gru", "–")
+    more = difference(other.likelihood, best.likelihood)
+    assert 0.02 < more.low < more.value < more.high < 0.06
+    assert second[7] == f"{more.value:+.4f} ({more.low:+.4f} to {more.high:+.4f})"
+    assert more.value == pytest.approx(other.nats_per_token - best.nats_per_token)
+    with pytest.raises(ConfigError, match="the notes of these are not as many"):
+        difference(other.likelihood, replace(best.likelihood, notes=notes + 1), "note")
+
+
 def test_the_table_times_what_generates_and_says_so(
     songs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -314,4 +342,7 @@ def test_what_a_table_cannot_know_is_null_in_its_json(songs: Path, tmp_path: Pat
     ngram, gru = json.loads((tmp_path / "out" / "comparison.json").read_text())["rows"]
     assert ngram["step_microseconds"] is None
     assert (gru["low"], gru["high"]) == (None, None)
+    assert ngram["piece_tokens"] == gru["piece_tokens"], "both judge the same"
+    assert ngram["piece_notes"] == gru["piece_notes"]
+    assert sum(gru["piece_nats"]) / sum(gru["piece_tokens"]) == pytest.approx(gru["nats_per_token"])
     assert compare() == first, "the rows that were kept are read again"

@@ -174,10 +174,11 @@ def _ngram_row(corpus: Corpus) -> Row:
         [piece.tokens for piece in valid_pieces],
         constant_velocity=[piece.constant_velocity for piece in valid_pieces],
     )
-    interval = likelihood.interval("token")
     nan = float("nan")
-    return Row(f"{NGRAM_ORDER}-gram (Kneser-Ney)", model.size, 0, nan, nan, nan, likelihood.nats_per_token,
-               interval.low, interval.high, likelihood.nats_per_note)  # fmt: skip
+    return Row.of(
+        f"{NGRAM_ORDER}-gram (Kneser-Ney)", likelihood, parameters=model.size, hidden_size=0, step_microseconds=nan,
+        training_tokens_per_second=nan, epochs=nan,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -253,10 +254,9 @@ def _row_of(run: _Run, begun: dict[str, Any] | None, note: str, reporter: Report
         again="the same call",
     )  # fmt: skip
     checkpoint = load_checkpoint(summary.checkpoint)
-    likelihood = held_out_likelihood(corpus, checkpoint.model)
-    interval = likelihood.interval("token")
-    row = Row(
-        name=run.name,
+    row = Row.of(
+        run.name,
+        held_out_likelihood(corpus, checkpoint.model),
         parameters=summary.parameters,
         hidden_size=run.model.hidden_size,
         step_microseconds=token_time(Network.of(checkpoint.model), corpus.vocabulary),
@@ -264,10 +264,6 @@ def _row_of(run: _Run, begun: dict[str, Any] | None, note: str, reporter: Report
         * corpus.pieces("train").tokens
         / max(summary.seconds, 1e-9),
         epochs=summary.epochs,
-        nats_per_token=likelihood.nats_per_token,
-        low=interval.low,
-        high=interval.high,
-        nats_per_note=likelihood.nats_per_note,
         note=note,
     )
     run.keep(row)

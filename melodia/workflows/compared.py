@@ -9,11 +9,19 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from melodia.errors import ConfigError, TrainingError, show_path
 from melodia.files import write_whole
-from melodia.measure import number, plain, span
+from melodia.measure import Likelihood, difference, number, plain, span
 
 TABLE = "comparison.md"
+READING = (
+    "The intervals are over the held-out pieces, those of differences over pairs of figures for the same piece. Each "
+    "kind was trained once: what another random seed would change is not in them. The same pieces chose the best "
+    "checkpoint of each training."
+)
+"""What stands below the facts."""
 BEGINNING = "| kind | parameters |"
 
 
@@ -32,6 +40,7 @@ class Row:
         low, high: 95 % bootstrap interval of it over pieces.
         nats_per_note: the same nats over the notes.
         note: a remark on what disturbed its figures; may be empty.
+        piece_nats, piece_tokens, piece_notes: of each held-out piece, in the order of the corpus.
     """
 
     name: str
@@ -45,6 +54,34 @@ class Row:
     high: float
     nats_per_note: float
     note: str = ""
+    piece_nats: tuple[float, ...] = ()
+    piece_tokens: tuple[int, ...] = ()
+    piece_notes: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, name: str, likelihood: Likelihood, **others: Any) -> Row:
+        """A row with the figures of the held-out pieces, and others."""
+        interval = likelihood.interval("token")
+        return cls(
+            name=name,
+            nats_per_token=likelihood.nats_per_token,
+            low=interval.low,
+            high=interval.high,
+            nats_per_note=likelihood.nats_per_note,
+            piece_nats=tuple(likelihood.nats.tolist()),
+            piece_tokens=tuple(likelihood.tokens.tolist()),
+            piece_notes=tuple(likelihood.notes.tolist()),
+            **others,
+        )
+
+    @property
+    def likelihood(self) -> Likelihood:
+        """What it gives to each held-out piece."""
+        return Likelihood(
+            np.array(self.piece_nats, np.float64),
+            np.array(self.piece_tokens, np.int64),
+            np.array(self.piece_notes, np.int64),
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready copy; what is undefined is None."""
@@ -54,7 +91,10 @@ class Row:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Row:
         """The inverse of `to_dict`."""
-        values: dict[str, Any] = {name: math.nan if item is None else item for name, item in data.items()}
+        values: dict[str, Any] = {
+            name: math.nan if item is None else tuple(item) if isinstance(item, list) else item
+            for name, item in data.items()
+        }
         return cls(**values)
 
 
@@ -78,19 +118,21 @@ class Comparison:
         """The table as Markdown, best held-out NLL first."""
         lines = [
             "| kind | parameters | hidden | time per token (µs) | training tokens/s | epochs "
-            "| held-out nats/token (95 %) | nats/note |",
-            "|---|---:|---:|---:|---:|---:|---|---:|",
+            "| held-out nats/token (95 %) | difference to the first (95 %) | nats/note |",
+            "|---|---:|---:|---:|---:|---:|---|---|---:|",
         ]
-        for row in sorted(self.rows, key=lambda row: row.nats_per_token):
+        rows = sorted(self.rows, key=lambda row: row.nats_per_token)
+        for row in rows:
             lines.append(
                 f"| {row.name} | {row.parameters:,} | {row.hidden_size or '–'} | {number(row.step_microseconds, 0)} "
                 f"| {number(row.training_tokens_per_second, 0)} | {number(row.epochs, 2)} "
-                f"| {number(row.nats_per_token, 4)} ({span(row.low, row.high, 4)}) | {number(row.nats_per_note, 3)} |"
+                f"| {number(row.nats_per_token, 4)} ({span(row.low, row.high, 4)}) "
+                f"| {'–' if row is rows[0] else _more(row, rows[0])} | {number(row.nats_per_note, 3)} |"
             )
         facts = "; ".join(f"{name}: {value}" for name, value in self.setting.items())
         notes = [f"\nnote: {note}" for note in dict.fromkeys(row.note for row in self.rows) if note]
         facts += "; training tokens/s: of the whole run, validations and saving included"
-        return "\n".join([*lines, "", facts, *notes])
+        return "\n".join([*lines, "", facts, "", READING, *notes])
 
     def write(self) -> None:
         """Write the table as Markdown, and beside it as JSON.
@@ -139,6 +181,15 @@ class Comparison:
                 "another `out`, or replace the table (`force`)"
             )
         return []
+
+
+def _more(row: Row, first: Row) -> str:
+    """How many nats a token more than the first, piece by piece; a dash where the pieces of a row are not known."""
+    if row.piece_tokens != first.piece_tokens:
+        return number(math.nan)
+    more = difference(row.likelihood, first.likelihood)
+    ends = "–" if math.isnan(more.low + more.high) else f"{more.low:+.4f} to {more.high:+.4f}"
+    return f"{more.value:+.4f} ({ends})"
 
 
 def different(mine: dict[str, Any], other: dict[str, Any]) -> str:
