@@ -7,13 +7,15 @@ import shutil
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from folder_helpers import SHORT, Crash, Record
 
-from melodia import engine, kernels
+from melodia import __version__, engine, kernels
 from melodia.cli import main
 from melodia.errors import ConfigError, TrainingError
 from melodia.measure import Likelihood, difference
@@ -289,6 +291,28 @@ def test_differences_are_of_the_same_pieces() -> None:
     assert more.value == pytest.approx(other.nats_per_token - best.nats_per_token)
     with pytest.raises(ConfigError, match="the notes of these are not as many"):
         difference(other.likelihood, replace(best.likelihood, notes=notes + 1), "note")
+
+
+def test_a_row_says_what_trained_it(songs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not what prints it."""
+    monkeypatch.setattr(bench, "TOKEN_SECONDS", 0.01)
+    wishes: dict[str, Any] = {"size": "tiny", "training": {**SHORT, "iterations": 1, "threads": None}}
+    wishes |= {"cache": tmp_path / "cache"}
+
+    def footer(*kinds: str) -> str:
+        text = compare_kinds(songs, tmp_path / "out", kinds=kinds, **wishes).markdown()
+        return next(line for line in text.splitlines() if line.startswith("budget: "))
+
+    threads = torch.get_num_threads()
+    first = footer("gru")
+    assert f"; threads: {threads}; torch: {torch.__version__}; melodia: {__version__}" in first
+    monkeypatch.setattr("melodia.workflows.compare.__version__", "9.9")
+    other = SimpleNamespace(__version__=torch.__version__, get_num_threads=lambda: threads + 1)
+    monkeypatch.setattr("melodia.workflows.compare.torch", other)
+    assert footer("gru") == first
+    both = footer("gru", "lstm")
+    assert f"melodia: {__version__} (gru), 9.9 (lstm)" in both or f"9.9 (lstm), {__version__} (gru)" in both
+    assert f"{threads + 1} (lstm)" in both
 
 
 def test_the_table_times_what_generates_and_says_so(

@@ -129,17 +129,14 @@ def _terms(corpus: Corpus, config: TrainingConfig, size: str) -> dict[str, Any]:
 
 
 def _setting(corpus: Corpus, config: TrainingConfig) -> dict[str, Any]:
-    """What stands below the table."""
+    """What stands below the table of all rows."""
     return {
         "budget": " ".join(str(part) for part in reversed(config.budget)),
         "training pieces": len(corpus.pieces("train")),
         "held-out pieces": len(corpus.pieces("valid")),
         "corpus": corpus.fingerprint,
         "backend": kernels.backend_report().runs,
-        "threads": config.threads or torch.get_num_threads(),
         "time per token": token_way(),
-        "torch": torch.__version__,
-        "melodia": __version__,
     }
 
 
@@ -265,6 +262,9 @@ def _row_of(run: _Run, begun: dict[str, Any] | None, note: str, reporter: Report
         / max(summary.seconds, 1e-9),
         epochs=summary.epochs,
         note=note,
+        threads=run.config.threads or torch.get_num_threads(),
+        torch=torch.__version__,
+        melodia=__version__,
     )
     run.keep(row)
     return row

@@ -40,6 +40,8 @@ class Row:
         low, high: 95 % bootstrap interval of it over pieces.
         nats_per_note: the same nats over the notes.
         note: a remark on what disturbed its figures; may be empty.
+        threads: of the CPU that trained it; 0 for the n-gram model.
+        torch, melodia: the versions that trained it; empty for the n-gram model.
         piece_nats, piece_tokens, piece_notes: of each held-out piece, in the order of the corpus.
     """
 
@@ -54,6 +56,9 @@ class Row:
     high: float
     nats_per_note: float
     note: str = ""
+    threads: int = 0
+    torch: str = ""
+    melodia: str = ""
     piece_nats: tuple[float, ...] = ()
     piece_tokens: tuple[int, ...] = ()
     piece_notes: tuple[int, ...] = ()
@@ -104,7 +109,7 @@ class Comparison:
 
     Attributes:
         rows: one for each kind that is trained, and the baseline.
-        setting: what stands below the table.
+        setting: what stands below the table of all rows; what may differ is in them.
         path: of the Markdown; the JSON lies beside it.
         terms: all that the rows have in common and their figures hang on, as JSON keeps it.
     """
@@ -129,7 +134,7 @@ class Comparison:
                 f"| {number(row.nats_per_token, 4)} ({span(row.low, row.high, 4)}) "
                 f"| {'–' if row is rows[0] else _more(row, rows[0])} | {number(row.nats_per_note, 3)} |"
             )
-        facts = "; ".join(f"{name}: {value}" for name, value in self.setting.items())
+        facts = "; ".join(f"{name}: {value}" for name, value in (self.setting | _trained_with(rows)).items())
         notes = [f"\nnote: {note}" for note in dict.fromkeys(row.note for row in self.rows) if note]
         facts += "; training tokens/s: of the whole run, validations and saving included"
         return "\n".join([*lines, "", facts, "", READING, *notes])
@@ -181,6 +186,20 @@ class Comparison:
                 "another `out`, or replace the table (`force`)"
             )
         return []
+
+
+def _trained_with(rows: list[Row]) -> dict[str, str]:
+    """The threads and versions that trained the rows; with the names of the rows where they differ."""
+    facts = {}
+    for name in ("threads", "torch", "melodia"):
+        found: dict[str, list[str]] = {}
+        for row in rows:
+            if getattr(row, name):
+                found.setdefault(str(getattr(row, name)), []).append(row.name)
+        if found:
+            which = [f"{value} ({' and '.join(names)})" for value, names in found.items()]
+            facts[name] = next(iter(found)) if len(found) == 1 else ", ".join(which)
+    return facts
 
 
 def _more(row: Row, first: Row) -> str:
