@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from contextlib import nullcontext
@@ -140,6 +141,18 @@ def test_advice_names_what_a_comparison_has(
     assert "--resume" not in message
     assert "--batch-size" not in message
     assert "or --size" in message
+
+    def full(*given: Any, **named: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.undo()
+    monkeypatch.setattr("melodia.training.resume.write_whole", full)
+    assert main(arguments) == 1
+    message = capsys.readouterr().err
+    assert "so add more music" in message
+    assert "init" not in message
+    assert "No space left on device; nothing has been saved yet" in message
+    assert message.rstrip().endswith("or choose another folder, then continue with the same call")
 
 
 def test_a_comparison_has_its_folder_for_itself(songs: Path, tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ from melodia.training.memory import enough_memory
 from melodia.training.meter import Clock, Meter, Validated, ratio
 from melodia.training.progress import Plan, Progress, Step, TrainingSummary, Validation
 from melodia.training.resume import (
+    AGAIN,
     TrainingState,
     check_same_run,
     saved_model,
@@ -64,7 +65,7 @@ def train(
     init: str | Path | None = None,
     force: bool = False,
     world: World | None = None,
-    again: str = "`resume`",
+    again: str = AGAIN,
 ) -> TrainingSummary:
     """Train a model on a corpus; the best weights end up as a checkpoint in `out/best`.
 
@@ -83,7 +84,7 @@ def train(
         force: begin anew in a folder that holds a checkpoint already.
         world: the processes, for a caller that has joined them already (`melodia.training.join`), and sees to it
             that nobody else trains in `out`.
-        again: what the caller's user goes on with, for messages.
+        again: what the caller's user goes on with, for messages; another than `resume` has no `init` either.
 
     Raises:
         TrainingError: nothing to train on, a folder that cannot be written, a loss that is not finite, a
@@ -187,7 +188,7 @@ class _Run:
                 "meter": asdict(self.meter),
                 "finished": self.finished,
             }
-            write_state(self.out / RESUME, tensors, values)
+            write_state(self.out / RESUME, tensors, values, self.again)
             self.progress.saved(self.learner.iteration)
         self.saved_at = now
         self.world.barrier()
@@ -428,7 +429,7 @@ class _Run:
                 keys=stream.keys,
             )
         )
-        for text in corpus_warnings(pieces, tokens, len(held_out), parameters):
+        for text in corpus_warnings(pieces, tokens, len(held_out), parameters, init=self.again == AGAIN):
             self._warn(text)
         device = self.world.device
         if self.config.precision == "bf16" and device.type == "cpu" and fast_precision(device) != "bf16":

@@ -24,6 +24,8 @@ from melodia.model import ModelConfig
 from melodia.model.stored import STATE
 
 FORMAT_VERSION = 1
+AGAIN = "`resume`"
+"""What goes on with a training, where its caller has no other way."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,14 @@ class TrainingState:
     values: dict[str, Any]
 
 
-def write_state(folder: Path, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+def write_state(folder: Path, tensors: dict[str, Tensor], values: dict[str, Any], again: str = AGAIN) -> None:
     """Replace the folder's state.
+
+    Args:
+        folder: where it lies.
+        tensors: by name.
+        values: JSON values.
+        again: what goes on from it, for messages.
 
     Raises:
         TrainingError: the folder cannot be written or the disk is full; the earlier state is intact.
@@ -55,7 +63,7 @@ def write_state(folder: Path, tensors: dict[str, Tensor], values: dict[str, Any]
         kept = "the earlier state is intact" if path.exists() else "nothing has been saved yet"
         raise TrainingError(
             f"cannot write {show_path(path)}: {error.strerror or error}; {kept}. Free some space or choose another "
-            "folder, then continue with `resume`"
+            f"folder, then continue with {again}"
         ) from error
 
 

@@ -12,14 +12,24 @@ FEW_TOKENS = 100_000
 TOKENS_PER_PARAMETER = 0.1
 
 
-def corpus_warnings(pieces: int, tokens: int, valid_pieces: int, parameters: int) -> list[str]:
-    """What is worrying about a corpus before training begins, a sentence or two each."""
+def corpus_warnings(
+    pieces: int, tokens: int, valid_pieces: int, parameters: int, *, init: bool = True
+) -> list[str]:
+    """What is worrying about a corpus before training begins, a sentence or two each.
+
+    Args:
+        pieces, tokens: to train on.
+        valid_pieces: held out.
+        parameters: of the model.
+        init: the caller can begin with a trained checkpoint.
+    """
     warnings = []
+    tuned = ", or start from a trained checkpoint (`init`)" if init else ""
     if pieces < FEW_PIECES or tokens < FEW_TOKENS:
         warnings.append(
             f"the corpus is small: {counted(pieces, 'piece')} with {tokens:,} tokens to train on (models begin to "
             f"generalise from about {FEW_PIECES} pieces and {FEW_TOKENS:,} tokens); expect it to memorise pieces, so "
-            "add more music, or start from a trained checkpoint (`init`)"
+            f"add more music{tuned}"
         )
     elif tokens < TOKENS_PER_PARAMETER * parameters:
         warnings.append(
