@@ -18,14 +18,17 @@ from folder_helpers import SHORT, Crash, Record
 
 from melodia import __version__, engine, kernels
 from melodia.cli import main
+from melodia.corpus.shards import Corpus
 from melodia.errors import ConfigError, TrainingError
 from melodia.measure import Likelihood, difference
+from melodia.originality import build_index
 from melodia.training import Plan, World
 from melodia.training.lock import only_training
 from melodia.training.logs import COLUMNS
 from melodia.workflows import bench
 from melodia.workflows.compare import compare_kinds
 from melodia.workflows.compared import Comparison, Row
+from melodia.workflows.originality import open_index
 from melodia.workflows.train import Reporter
 
 
@@ -326,6 +329,26 @@ def test_a_row_says_what_trained_it(songs: Path, tmp_path: Path, monkeypatch: py
     both = footer("gru", "lstm")
     assert f"melodia: {__version__} (gru), 9.9 (lstm)" in both or f"9.9 (lstm), {__version__} (gru)" in both
     assert f"{threads + 1} (lstm)" in both
+
+
+def test_the_models_know_their_training_music(
+    songs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As those of `train` do; the index is made once for all."""
+    built: list[Corpus] = []
+    monkeypatch.setattr(
+        "melodia.workflows.compare.build_index", lambda corpus: (built.append(corpus), build_index(corpus))[1]
+    )
+    monkeypatch.setattr(bench, "TOKEN_SECONDS", 0.01)
+    wishes: dict[str, Any] = {"size": "tiny", "training": {**SHORT, "iterations": 1}}
+    for _ in range(2):
+        compare_kinds(
+            songs, tmp_path / "out", kinds=("gru", "lstm"), cache=tmp_path / "cache", **wishes, force=True
+        )
+    (first, second) = built
+    shown = [open_index(tmp_path / "out" / kind / "best") for kind in ("gru", "lstm")]
+    assert [index.fingerprint for index in shown] == [first.fingerprint, second.fingerprint]
+    assert shown[0].pieces == len(first.pieces("train"))
 
 
 def test_the_table_times_what_generates_and_says_so(

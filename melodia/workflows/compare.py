@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from melodia.model.config import KINDS, ModelConfig
 from melodia.model.model import Model
 from melodia.model.network import Network
 from melodia.model.sizes import match_parameters, parameter_count
+from melodia.originality import Index, attach_index, build_index
 from melodia.side_inputs import DEFAULTS
 from melodia.training import Preparer, TrainingConfig, evaluate, join, train
 from melodia.training.folder import holds_state, obstacle
@@ -112,8 +114,9 @@ def compare_kinds(
         if disturbed and any(before is None or before["row"] is None for before in begun):
             reporter.say(f"note: {disturbed}")
         rows = {row.name: row for row in (*kept, _ngram_row(corpus))}
+        index = functools.cache(lambda: build_index(corpus))
         for run, before in zip(runs, begun, strict=True):
-            row = _row_of(run, before, disturbed, reporter)
+            row = _row_of(run, before, index, disturbed, reporter)
             rows[row.name] = row
             table = Comparison(list(rows.values()), _setting(corpus, config), out / TABLE, terms)
             table.write()  # so that a later call of these terms finds what an interrupted one has reached
@@ -237,8 +240,10 @@ class _Run:
             ) from error
 
 
-def _row_of(run: _Run, begun: dict[str, Any] | None, note: str, reporter: Reporter) -> Row:
-    """Train one kind, unless it is there already, and measure it."""
+def _row_of(
+    run: _Run, begun: dict[str, Any] | None, index: Callable[[], Index], note: str, reporter: Reporter
+) -> Row:
+    """Train one kind, unless it is there already, and measure it; its checkpoint gets the originality index."""
     corpus = run.corpus
     if begun is not None and begun["row"] is not None:
         reporter.say(f"{run.name}: already trained, in {show_path(run.out)}")
@@ -266,6 +271,7 @@ def _row_of(run: _Run, begun: dict[str, Any] | None, note: str, reporter: Report
         torch=torch.__version__,
         melodia=__version__,
     )
+    attach_index(checkpoint.path, index())
     run.keep(row)
     return row
 
