@@ -63,6 +63,21 @@ def out_of_memory(error: BaseException) -> bool:
     )
 
 
+def need_torch(what: str) -> None:
+    """Import torch, which generating in the engine does without.
+
+    Args:
+        what: needs it, for the message.
+
+    Raises:
+        BackendError: it cannot be imported.
+    """
+    try:
+        import torch  # noqa: F401
+    except ImportError as error:
+        raise BackendError(f"{what} needs torch, which cannot be imported ({error}); install it") from error
+
+
 def show_path(path: object) -> str:
     r"""A path as it can stand in a message of one line.
 

@@ -15,6 +15,10 @@ def on_demand(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
         package: its `__name__`.
         homes: of each name the module inside the package, "decode.config".
 
+    Returns:
+        a function of the name; it raises AttributeError for one that is not there, and BackendError for one whose
+        module needs torch where torch cannot be imported.
+
     >>> on_demand("melodia.decode", {"SamplingConfig": "config"})("SamplingConfig")
     <class 'melodia.decode.config.SamplingConfig'>
     """
@@ -22,7 +26,14 @@ def on_demand(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
     def load(name: str) -> Any:
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        value = getattr(importlib.import_module(f"{package}.{homes[name]}"), name)
+        try:
+            value = getattr(importlib.import_module(f"{package}.{homes[name]}"), name)
+        except ImportError as error:
+            from melodia.errors import need_torch  # only now: importing the package costs nothing
+
+            if (error.name or "torch").partition(".")[0] == "torch":
+                need_torch(f"`{name}`")
+            raise
         setattr(sys.modules[package], name, value)
         return value
 

@@ -128,6 +128,31 @@ for settings in {"backend": "reference"}, {"device": "cuda"}:
     assert said[1].startswith("BackendError `device` 'cuda' needs torch, which cannot be imported")
 
 
+@pytest.mark.parametrize("block", [BLOCK, "sys.modules['torch'] = None\n"])
+def test_names_that_need_torch_say_so_where_there_is_none(block: str, folder: Path, seed: Path) -> None:
+    code = """
+import melodia
+from melodia.model import Network
+sampler = melodia.Sampler.load(sys.argv[1])
+for use in (
+    lambda: sampler.model,
+    lambda: melodia.train_folder,
+    lambda: melodia.compare_kinds,
+    lambda: melodia.evaluate_folder(sys.argv[2]),
+    lambda: melodia.model.load_checkpoint,
+):
+    try:
+        use()
+    except melodia.MelodiaError as error:
+        print(type(error).__name__, error)
+"""
+    said = python(PRELUDE + block + code, folder, seed).splitlines()
+    needed_by = ["a torch model", "`train_folder`", "`compare_kinds`", "evaluate", "`load_checkpoint`"]
+    for line, what in zip(said, needed_by, strict=True):
+        assert line.startswith(f"BackendError {what} needs torch, which cannot be imported (")
+        assert line.endswith("); install it")
+
+
 @pytest.mark.parametrize(
     "command", ["info", "train {folder} --out {out}", "evaluate {folder} --model {folder}"]
 )

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from melodia.errors import need_torch
 from melodia.model.config import ModelConfig
 
 if TYPE_CHECKING:
@@ -46,7 +47,12 @@ class Network:
         return cls(model.config, {name: t.detach().float().cpu().numpy() for name, t in state.items()})
 
     def to_torch(self) -> Model:
-        """A torch model in evaluation mode, on the CPU, that shares its memory with the arrays."""
+        """A torch model in evaluation mode, on the CPU, that shares its memory with the arrays.
+
+        Raises:
+            BackendError: torch cannot be imported.
+        """
+        need_torch("a torch model")
         import torch
 
         from melodia.model.model import Model

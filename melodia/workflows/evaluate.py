@@ -14,7 +14,7 @@ import melodia
 from melodia.checks import file_path, whole_number
 from melodia.corpus.discover import find_midi_files
 from melodia.decode import SamplingConfig
-from melodia.errors import ConfigError, CorpusError, show_path
+from melodia.errors import ConfigError, CorpusError, need_torch, show_path
 from melodia.evaluation.collapse import collapse_report
 from melodia.evaluation.comparison import compare_sets
 from melodia.evaluation.continuations import Settings, continue_pieces, key_agreement
@@ -71,6 +71,7 @@ def evaluate_folder(
         >>> evaluation = evaluate_folder("held-out", "my-model", generate=20)  # doctest: +SKIP
         >>> evaluation.likelihood.interval("note").value  # doctest: +SKIP
     """
+    need_torch("evaluate")
     from melodia.evaluation.likelihood import encode_files, model_likelihood
     from melodia.kernels.asked import asked_backend
 
