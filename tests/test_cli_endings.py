@@ -1,4 +1,4 @@
-"""How a command ends when it is not left in peace: Ctrl-C, no memory, a reader that has gone."""
+"""How a command ends when it is not left in peace: Ctrl-C, no memory, no library, a reader that has gone."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import dataclasses
 import os
 import re
 import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -82,6 +84,16 @@ def test_ctrl_c_ends_a_generation_in_one_line(
         signal.signal(signal.SIGINT, before)
     assert capsys.readouterr() == ("", "melodia: interrupted\n")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_command_line_without_its_library_ends_in_words() -> None:
+    """As after `pip install --no-deps`; in a process of its own, since the library is loaded in this one."""
+    code = "import sys; sys.modules['typer'] = None; from melodia.cli import main; sys.exit(main(['info']))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("melodia: the command line needs typer, which cannot be imported (")
+    assert line.endswith("); install it")
 
 
 def test_ctrl_c_waits_for_imports_to_end() -> None:
