@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -105,6 +106,22 @@ def test_a_recital_is_named(recites_one: Path, seed: Path, recitals: list[Contin
     assert other is not None
     assert other.bars < 2
     assert tiny_sampler().generate(bars=1, random_seed=1).originality is None, "no checkpoint, no index"
+
+
+def test_a_pickle_has_the_finding_and_not_the_index(recites_one: Path, seed: Path) -> None:
+    sampler = Sampler.load(recites_one)
+    sampler.prime(seed)
+    made = sampler.generate(**SETTINGS)
+    assert made._index is not None
+    with pytest.MonkeyPatch.context() as patch:  # so that an index in the pickle fails
+        patch.setattr(Index, "__reduce_ex__", lambda *_: pytest.fail("the index is pickled"))
+        data = pickle.dumps(made)
+    again = pickle.loads(data)
+    assert again.originality == made.originality
+    assert again.originality.longest.file == "songs/X.mid"
+    assert again.tokens.tolist() == made.tokens.tolist()
+    assert len(again.joined_score.tracks) == len(made.joined_score.tracks)
+    assert pickle.loads(pickle.dumps(tiny_sampler().generate(bars=1, random_seed=1))).originality is None
 
 
 def test_the_seeds_own_piece(recitals: list[Continuation], tmp_path: Path) -> None:

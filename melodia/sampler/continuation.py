@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,6 +85,10 @@ class Continuation:
         seed = None if self._session.seed is None else notes_of_score(self._session.seed)
         new = [note for note in self._notes if not any(a <= note.onset < b for a, b in self._recalled)]
         return shared_passages(self._index, notes_of_events(new), starts, seed=seed)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is pickled and copied: what the index says of the music, but not the index, which is of megabytes."""
+        return {**self.__dict__, "originality": self.originality, "_index": None}
 
     @cached_property
     def score(self) -> ScoreTick:
