@@ -123,6 +123,9 @@ def test_advice_names_what_a_comparison_has(
 ) -> None:
     arguments = ["compare", str(songs), "--out", str(tmp_path), "--kinds", "gru", "--size", "tiny"]
     arguments += ["--cache", str(tmp_path / "cache"), "--epochs", "0.1", "--threads", "1"]
+    for option, value in (("--learning-rate", "0"), ("--batch-size", "0"), ("--window", "-1")):
+        assert main([*arguments, option, value]) == 2
+        assert f"{option} must be " in capsys.readouterr().err
     log = tmp_path / "gru" / "training.csv"
     log.parent.mkdir()
     log.write_text(",".join(COLUMNS) + "\n1\n")
@@ -142,8 +145,7 @@ def test_advice_names_what_a_comparison_has(
     message = capsys.readouterr().err
     assert "out of memory" in message
     assert "--resume" not in message
-    assert "--batch-size" not in message
-    assert "or --size" in message
+    assert "with a smaller --batch-size, --window or --size" in message
 
     def full(*given: Any, **named: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -156,6 +158,27 @@ def test_advice_names_what_a_comparison_has(
     assert "init" not in message
     assert "No space left on device; nothing has been saved yet" in message
     assert message.rstrip().endswith("or choose another folder, then continue with the same call")
+
+
+def test_options_of_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wishes: dict[str, Any] = {}
+
+    def taken(*given: Any, training: dict[str, Any], **named: Any) -> None:
+        wishes.update(training)
+        raise TrainingError("taken")
+
+    monkeypatch.setattr("melodia.workflows.compare.compare_kinds", taken)
+    words = "--minutes 2 --batch-size 3 --window 64 --learning-rate 0.004 --random-seed 5 --threads 1"
+    assert main(["compare", str(tmp_path), "--out", str(tmp_path / "out"), *words.split()]) == 1
+    assert wishes == {
+        "minutes": 2.0,
+        "batch_size": 3,
+        "window": 64,
+        "learning_rate": 0.004,
+        "random_seed": 5,
+        "threads": 1,
+        "device": "auto",
+    }
 
 
 def test_a_comparison_has_its_folder_for_itself(songs: Path, tmp_path: Path) -> None:
@@ -321,6 +344,7 @@ def test_a_row_says_what_trained_it(songs: Path, tmp_path: Path, monkeypatch: py
 
     threads = torch.get_num_threads()
     first = footer("gru")
+    assert first.startswith("budget: 1 iterations; size: tiny; batch_size: 2; window: 32; training pieces: ")
     assert f"; threads: {threads}; torch: {torch.__version__}; melodia: {__version__}" in first
     monkeypatch.setattr("melodia.workflows.compare.__version__", "9.9")
     other = SimpleNamespace(__version__=torch.__version__, get_num_threads=lambda: threads + 1)

@@ -62,6 +62,9 @@ Plot = Annotated[bool, typer.Option("--plot", help="Also write a piano-roll pict
 Audio = Annotated[bool, typer.Option("--audio", help="Also write sound (WAV) next to it.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Backend = Annotated[str, typer.Option(help="auto, reference or native.")]
+BatchSize = Annotated[int | None, typer.Option(help="Number of streams trained at once.")]
+Window = Annotated[int | None, typer.Option(help="Steps of truncated backpropagation through time.")]
+LearningRate = Annotated[float | None, typer.Option(help="Peak learning rate.")]
 Weights = Annotated[
     str,
     typer.Option(help="fp32, bf16 or int8: smaller weights are faster and slightly less exact (CPU only)."),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import typer
 
-from melodia.cli.choice import Backend, Device
+from melodia.cli.choice import Backend, BatchSize, Device, LearningRate, Window
 from melodia.cli.loading import loading
 from melodia.cli.output import tell
 
@@ -29,6 +29,9 @@ def compare(
     without_side_inputs: bool = typer.Option(
         False, "--without-side-inputs", help="Add a row for the first kind without side inputs."
     ),
+    batch_size: BatchSize = None,
+    window: Window = None,
+    learning_rate: LearningRate = None,
     device: Device = "auto",
     backend: Backend = "auto",
     threads: int | None = typer.Option(None, help="CPU threads."),
@@ -63,6 +66,7 @@ def compare(
             training=(
                 {"minutes": minutes} if minutes is not None else {"epochs": 1.0 if epochs is None else epochs}
             )
+            | {"batch_size": batch_size, "window": window, "learning_rate": learning_rate}
             | {"device": device, "threads": threads, "random_seed": random_seed},
             without_side_inputs=without_side_inputs,
             backend=backend,

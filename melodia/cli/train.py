@@ -6,7 +6,7 @@ from pathlib import Path
 
 import typer
 
-from melodia.cli.choice import Backend, Device
+from melodia.cli.choice import Backend, BatchSize, Device, LearningRate, Window
 from melodia.cli.loading import loading
 from melodia.cli.output import tell
 
@@ -53,9 +53,9 @@ def train(
         help="Extra inputs of the first layer, separated by commas, or none (default: "
         "position,bars_left,lookback1,lookback2,density).",
     ),
-    batch_size: int | None = typer.Option(None, help="Number of streams trained at once."),
-    window: int | None = typer.Option(None, help="Steps of truncated backpropagation through time."),
-    learning_rate: float | None = typer.Option(None, help="Peak learning rate."),
+    batch_size: BatchSize = None,
+    window: Window = None,
+    learning_rate: LearningRate = None,
     precision: str = typer.Option(
         "auto",
         help="fp32, bf16, or auto: bf16 where the processor multiplies it faster (AMX, AVX512-BF16).",

@@ -118,7 +118,7 @@ def compare_kinds(
         for run, before in zip(runs, begun, strict=True):
             row = _row_of(run, before, index, disturbed, reporter)
             rows[row.name] = row
-            table = Comparison(list(rows.values()), _setting(corpus, config), out / TABLE, terms)
+            table = Comparison(list(rows.values()), _setting(corpus, config, size), out / TABLE, terms)
             table.write()  # so that a later call of these terms finds what an interrupted one has reached
     return table
 
@@ -131,10 +131,18 @@ def _terms(corpus: Corpus, config: TrainingConfig, size: str) -> dict[str, Any]:
     return dict(json.loads(json.dumps(values)))
 
 
-def _setting(corpus: Corpus, config: TrainingConfig) -> dict[str, Any]:
-    """What stands below the table of all rows."""
+def _setting(corpus: Corpus, config: TrainingConfig, size: str) -> dict[str, Any]:
+    """What stands below the table of all rows; of the training settings those that are not the usual ones."""
+    usual = TrainingConfig.from_dict(dict([config.budget])).to_dict()
+    apart = {"device", "threads", "save_every"}
     return {
         "budget": " ".join(str(part) for part in reversed(config.budget)),
+        "size": size,
+        **{
+            name: value
+            for name, value in config.to_dict().items()
+            if value != usual[name] and name not in apart
+        },
         "training pieces": len(corpus.pieces("train")),
         "held-out pieces": len(corpus.pieces("valid")),
         "corpus": corpus.fingerprint,
