@@ -321,8 +321,10 @@ def test_differences_are_of_the_same_pieces() -> None:
     assert other.low < best.nats_per_token < other.high
     again = Row.from_dict(json.loads(json.dumps(other.to_dict())))
     assert again == other
-    text = Comparison([again, best], {}, Path("unused"), {}).markdown()
-    first, second = (line.split(" | ") for line in text.splitlines()[2:4])
+    ngrams = replace(best, name="n-grams", hidden_size=0, nats_per_token=0.1)
+    text = Comparison([again, best, ngrams], {}, Path("unused"), {}).markdown()
+    baseline, first, second = (line.split(" | ") for line in text.splitlines()[2:5])
+    assert (baseline[0], baseline[7][:7]) == ("| n-grams", "+0.0000"), "kinds are compared with a kind"
     assert (first[0], first[7]) == ("| gru", "–")
     more = difference(other.likelihood, best.likelihood)
     assert 0.02 < more.low < more.value < more.high < 0.06

@@ -123,16 +123,19 @@ class Comparison:
         """The table as Markdown, best held-out NLL first."""
         lines = [
             "| kind | parameters | hidden | time per token (µs) | training tokens/s | epochs "
-            "| held-out nats/token (95 %) | difference to the first (95 %) | nats/note |",
+            "| held-out nats/token (95 %) | difference to the best kind (95 %) | nats/note |",
             "|---|---:|---:|---:|---:|---:|---|---|---:|",
         ]
         rows = sorted(self.rows, key=lambda row: row.nats_per_token)
+        best = next(
+            (row for row in rows if row.hidden_size), rows[0]
+        )  # kinds are compared, the n-grams beside them
         for row in rows:
             lines.append(
                 f"| {row.name} | {row.parameters:,} | {row.hidden_size or '–'} | {number(row.step_microseconds, 0)} "
                 f"| {number(row.training_tokens_per_second, 0)} | {number(row.epochs, 2)} "
                 f"| {number(row.nats_per_token, 4)} ({span(row.low, row.high, 4)}) "
-                f"| {'–' if row is rows[0] else _more(row, rows[0])} | {number(row.nats_per_note, 3)} |"
+                f"| {'–' if row is best else _more(row, best)} | {number(row.nats_per_note, 3)} |"
             )
         facts = "; ".join(f"{name}: {value}" for name, value in (self.setting | _trained_with(rows)).items())
         notes = [f"\nnote: {note}" for note in dict.fromkeys(row.note for row in self.rows) if note]
@@ -202,11 +205,11 @@ def _trained_with(rows: list[Row]) -> dict[str, str]:
     return facts
 
 
-def _more(row: Row, first: Row) -> str:
-    """How many nats a token more than the first, piece by piece; a dash where the pieces of a row are not known."""
-    if row.piece_tokens != first.piece_tokens:
+def _more(row: Row, best: Row) -> str:
+    """How many nats a token more than the best, piece by piece; a dash where the pieces of a row are not known."""
+    if row.piece_tokens != best.piece_tokens:
         return number(math.nan)
-    more = difference(row.likelihood, first.likelihood)
+    more = difference(row.likelihood, best.likelihood)
     ends = "–" if math.isnan(more.low + more.high) else f"{more.low:+.4f} to {more.high:+.4f}"
     return f"{more.value:+.4f} ({ends})"
 
