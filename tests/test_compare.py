@@ -227,6 +227,7 @@ def test_what_a_comparison_cannot_write_is_named(
         ("comparison.md", "my notes"),
         ("comparison.md", None),
         ("comparison.json", '{"setting": {}, "rows": [{"name": "mine"}]}'),
+        ("comparison.json", '{"setting": {}, "rows": []}'),
         ("comparison.json", "[1]"),
         ("comparison.json", ""),
         ("comparison.json", None),

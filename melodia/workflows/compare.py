@@ -232,8 +232,9 @@ class _Run:
 
     @property
     def setting(self) -> Any:
-        """All that its figures hang on, its speeds included, as JSON keeps it."""
-        return self.terms | json.loads(json.dumps({"model": self.model.to_dict()}))
+        """All that its figures hang on, its speeds included, as JSON keeps it: the terms, whose size is the model's."""
+        terms = {name: value for name, value in self.terms.items() if name != "size"}
+        return terms | json.loads(json.dumps({"model": self.model.to_dict()}))
 
     def _read(self) -> dict[str, Any]:
         try:

@@ -165,7 +165,7 @@ class Comparison:
             if os.path.lexists(data):
                 values = json.loads(data.read_text("utf-8"))
                 rows = [Row.from_dict(row) for row in values["rows"]]
-                table = cls(rows, dict(values["setting"]), path, dict(values.get("terms", {})))
+                table = cls(rows, dict(values["setting"]), path, dict(values["terms"]))
         except (OSError, KeyError, TypeError, ValueError, AttributeError):
             raise TrainingError(_foreign(data)) from None
         try:
