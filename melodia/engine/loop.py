@@ -26,8 +26,8 @@ FAR = 1 << 60
 """A grid tick that no music reaches."""
 
 
-class Standing(IntEnum):
-    """Where a lane stands; from STOPPED on it waits for its caller."""
+class Standing:
+    """Where a lane stands; from STOPPED on it waits for its caller. Plain numbers, as in `melodia.grammar.Op`."""
 
     READY = 0
     CHOSEN = 1

@@ -78,8 +78,8 @@ def describe_rules(grammar: Grammar, specs: Sequence[SideInputSpec] = ()) -> NDA
         grammar._least_room,
         grammar._roomy,
     ]
-    for op in Op:
-        head += grammar._slice[op] if op != Op.BPE else (0, 0, 0)
+    for op, ids in grammar._slice.items():
+        head += ids if op != Op.BPE else (0, 0, 0)
     base = pack(np.array(grammar._base)).view(np.int64)
     sections: list[Any] = [
         [MAGIC, VERSION, *head],

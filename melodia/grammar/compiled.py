@@ -53,7 +53,7 @@ class Compiled:
         self.allowed = self._static_mask()
         self._kinds: list[int] = self.type_of.tolist()
         self._bos, self._eos = number["BOS"], number["EOS"]
-        self._slice = {op: self._range(op) for op in Op}
+        self._slice = {op: self._range(op) for op in range(Op.BPE + 1)}
         self._program_token = {self.tables.values[i]: i for i in self._ids(Op.PROGRAM)}
         self._programs = [p for p, i in self._program_token.items() if self.allowed[i]]
         self._shifts = [self.tables.values[i] for i in self._ids(Op.TIME_SHIFT)]
@@ -65,10 +65,10 @@ class Compiled:
         self._prepare_masks()
         self._trie = _trie(vocabulary.expansions)
 
-    def _ids(self, *ops: Op) -> list[int]:
+    def _ids(self, *ops: int) -> list[int]:
         return [i for i, op in enumerate(self.tables.ops) if op in ops]
 
-    def _range(self, op: Op) -> tuple[int, int, int]:
+    def _range(self, op: int) -> tuple[int, int, int]:
         """First id, end id and first value of an operation whose ids stand in a row, values ascending."""
         ids = self._ids(op)
         if not ids:
@@ -155,7 +155,7 @@ class Compiled:
             self._base.append((after & ~melodic & ~drums, after & ~drums, after & ~melodic))
             flags = 0
             for op in set(ops[after].tolist()):
-                flags |= FLAG_OF.get(Op(op), 0)
+                flags |= FLAG_OF.get(op, 0)
             self._follow.append(flags)
         self._at_end = np.zeros(self.vocabulary.size, dtype=bool)
         self._at_end[self.vocabulary.pad] = True

@@ -7,7 +7,6 @@ operation and an operand per token. V = vocabulary size.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import IntEnum
 from functools import lru_cache
 
 from melodia.errors import GrammarError
@@ -20,8 +19,12 @@ MICRO_RESOLUTION = 8
 """PerTok: grid ticks in a grid unit."""
 
 
-class Op(IntEnum):
-    """What a token does; its operand stands behind the colon."""
+class Op:
+    """What a token does; its operand stands behind the colon.
+
+    Plain numbers: an Enum, compared with NumPy's, swallows a Ctrl-C in Python 3.11, since NumPy then asks its class for
+    attributes in Python and drops whatever error comes.
+    """
 
     PAD = 0  # nothing
     BOS = 1  # nothing: the machine starts behind it
@@ -109,7 +112,7 @@ def _compile(scheme: str, tokens: tuple[str, ...], positions_per_beat: int) -> T
             raise GrammarError(
                 f"no grammar for tokens of type {kind!r}; use a vocabulary that melodia's tokenizer made"
             )
-        ops.append(int(op))
+        ops.append(op)
         values.append(_operand(op, value, positions_per_beat))
     bars, units = [0] * len(tokens), [0] * len(tokens)
     for i, (top, bottom) in metres.items():
@@ -139,7 +142,7 @@ def units_of(value: str, positions_per_beat: int) -> int:
     return (beats * resolution + parts) * positions_per_beat // resolution
 
 
-def _operand(op: Op, value: str, positions_per_beat: int) -> int:
+def _operand(op: int, value: str, positions_per_beat: int) -> int:
     """The number behind a token's type."""
     if op in (Op.DURATION, Op.TIME_SHIFT):
         return units_of(value, positions_per_beat)
