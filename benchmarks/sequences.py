@@ -125,7 +125,7 @@ def told(sampler: Sampler, request: Request, tokens: list[int]) -> Lane:
     lane = sampler._lane(sampler.state, request)
     stepper = sampler._runner.stepper([lane.session.model_state])
     for token in tokens:
-        _, side = lane.take(Choice(token, 0.0, 0.0))
+        side = lane.take(Choice(token, 0.0, 0.0))
         lane.session.logits = stepper.feed([token], [side])[0]
     return lane
 

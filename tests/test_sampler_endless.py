@@ -182,13 +182,34 @@ def test_seconds_end_where_nothing_says_the_tempo(wishes: dict[str, Any]) -> Non
     assert (made.report.tempo, made.report.bars, made.report.seconds) == (120, 3, 6.0)
 
 
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_state_between_two_notes_of_one_token(scheme: str, tmp_path: Path) -> None:
+    """It knows the notes that were made and not heard yet; saved, too."""
+    sampler = with_pairs(scheme)
+    sampler.prime(DUET)
+    wishes = {"endless": True, "random_seed": 8, "tempo_changes": True}
+    whole = list(itertools.islice(sampler.stream(**wishes), 70))
+    stream, between = sampler.stream(**wishes), 0
+    for place in range(60):
+        assert next(stream) == whole[place]
+        state = stream.state
+        states = (
+            [state] if not state.waiting else [state, sampler.load_state(state.save(tmp_path / f"{place}"))]
+        )
+        between += len(states) > 1
+        for each in states:
+            on = sampler.stream(state=each, **wishes)
+            assert list(itertools.islice(on, 8)) == whole[place + 1 : place + 9]
+    assert between > 2
+
+
 # -- notes that end with a token of their own ---------------------------------------------------------------------
 
 
-def with_pairs() -> Sampler:
-    base = tokenizer_of("MIDILike")
+def with_pairs(scheme: str = "MIDILike") -> Sampler:
+    base = tokenizer_of(scheme)
     pieces = [base.encode(make_seed(scale(8, program=program))).ids for program in (0, 40)]
-    config = TokenizerConfig(scheme="MIDILike", bpe_vocab_size=base.vocabulary.size + 40)
+    config = TokenizerConfig(scheme=scheme, bpe_vocab_size=base.vocabulary.size + 40)
     sampler = tiny_sampler(tokenizer=Tokenizer(config).train_bpe(pieces))
     with torch.no_grad():
         sampler.model.head.bias[list(sampler.vocabulary.expansions)] += 4

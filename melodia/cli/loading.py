@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FrameType
+
+from melodia.interrupts import ctrl_c_waits
 
 
 @contextmanager
@@ -16,20 +15,5 @@ def loading() -> Iterator[None]:
     Raises:
         KeyboardInterrupt: at the end, if it was pressed.
     """
-    before = signal.getsignal(signal.SIGINT)
-    if before == signal.SIG_IGN or threading.current_thread() is not threading.main_thread():
-        yield  # nobody can press it, or no handler can be set
-        return
-    pressed = False
-
-    def note(number: int, frame: FrameType | None) -> None:
-        nonlocal pressed
-        pressed = True
-
-    signal.signal(signal.SIGINT, note)
-    try:
+    with ctrl_c_waits():
         yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if pressed:
-        raise KeyboardInterrupt

@@ -94,7 +94,7 @@ def feed_rest(
     whole = np.concatenate([[reader.grammar.vocabulary.bos], seed.ids]).astype(np.int32)
     specs = reader.runner.config.side_inputs
     sides = side_inputs(reader.grammar.vocabulary, whole, specs, density=session.side.density)
-    session.context, session.seed, session.ids = seed.context, seed.score, seed.ids
+    session.context, session.seed, session.ids, session.waiting = seed.context, seed.score, seed.ids, ()
     return _advance(reader, session, whole[start.fed :], sides[start.fed :])
 
 

@@ -48,7 +48,8 @@ class Lane:
         count: new tokens.
         tokens, nll, entropy: of the new tokens; not kept of endless music.
         tempi: those that the tokens of the last `read` set: (grid tick, quarter notes a minute).
-        notes: the new notes, in grid ticks from the first token; not cut at the end; not kept of endless music.
+        notes: the new notes, in grid ticks from the first token, behind those that waited in the session; not cut at
+            the end. A stream of endless music takes away what was heard.
         ended: "" while it runs, then "length" or "model".
         random_seed: of the tokens to come; the request's, but in a branch.
         stretch: where the last stretch, or the lane, began, and where it stands: bar lines in grid ticks; see
@@ -90,7 +91,7 @@ class Lane:
         self.tokens: list[int] = []
         self.nll: list[float] = []
         self.entropy: list[float] = []
-        self.notes: list[NoteEvent] = []
+        self.notes: list[NoteEvent] = list(session.waiting)
         self.tempi: list[tuple[int, float]] = []
         self.ended = ""
         self.end = 0
@@ -198,20 +199,20 @@ class Lane:
             setattr(twin, name, list(getattr(self, name)))
         return twin
 
-    def take(self, choice: Choice) -> tuple[list[NoteEvent], NDArray[np.int32]]:
-        """Advance by a token: the notes it completes, and the side inputs [S] that go into the model with it."""
+    def take(self, choice: Choice) -> NDArray[np.int32]:
+        """Advance by a token: the side inputs [S] that go into the model with it."""
         session, state = self.session, self.session.grammar
         token = choice.token
         self.grammar.advance(state, token, check=False)
-        found = self.read([token], [choice.nll], [choice.entropy])
+        self.read([token], [choice.nll], [choice.entropy])
         self.plan.after(state, token, self.count, self.tempi)
         session.side.bars_total = self.plan.bars_total
-        return found, session.side.advance(token)
+        return session.side.advance(token)
 
-    def read(self, tokens: Sequence[int], nll: Sequence[float], entropy: Sequence[float]) -> list[NoteEvent]:
-        """Keep tokens that the grammar has taken, with their figures [nats]: the notes they complete."""
+    def read(self, tokens: Sequence[int], nll: Sequence[float], entropy: Sequence[float]) -> None:
+        """Keep tokens that the grammar has taken, with their figures [nats], and the notes they complete."""
         self._reader.tempi.clear()
-        found = [
+        self.notes += [
             note._replace(onset=note.onset + self._tail_offset, duration=max(1, note.duration))
             for token in tokens
             for note in self._reader.feed(token)
@@ -232,8 +233,6 @@ class Lane:
             self.tokens += tokens
             self.nll += nll
             self.entropy += entropy
-            self.notes += found
-        return found
 
     @property
     def sampling(self) -> SamplingConfig:
@@ -265,6 +264,7 @@ class Lane:
         return replace(
             self.session.fork(),
             recent=tuple(self.recent),
+            waiting=(),
             tail=self._tail,
             context=self.plan.context_now(self.session.grammar),
             ids=None,

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 from melodia.engine.loop import Standing, Start
 from melodia.engine.rules import rules_of
-from melodia.grammar import NoteEvent
+from melodia.errors import MelodiaError
 from melodia.sampler.lane import Lane
 from melodia.sampler.session import Session
 from melodia.sampler.steppers import EngineStepper, Stepper
-
-Found = list[tuple[Lane, list[NoteEvent]]]
 
 SLICE = 50_000
 """Microseconds of compiled code, at most, before Python sees to signals such as Ctrl-C."""
@@ -31,26 +31,58 @@ class Loop:
 
     def __init__(self, stepper: Stepper, lanes: list[Lane], *, bursts: bool = True) -> None:
         self.live = list(lanes)
+        self._broken = False
         self._way: _Way = (
             _Bursts(stepper, self.live) if bursts and isinstance(stepper, EngineStepper) else _Steps(stepper)
         )
 
     def note_by_note(self) -> None:
-        """Let every step end behind the first note that it completes."""
+        """Let every step end behind the first note that it completes, and read its tokens at once."""
         self._way.note_by_note()
 
-    def step(self) -> Found:
-        """Advance the live lanes, or let them leave: the lanes with tokens and the notes in these."""
-        found, gone = self._way.step(self.live)
-        if gone:
-            self.live = [lane for lane in self.live if lane not in gone]
-        return found
+    def step(self) -> None:
+        """Advance the live lanes, or let them leave.
+
+        Where an exception from outside, such as KeyboardInterrupt, comes in compiled code, the next step goes on there.
+
+        Raises:
+            MelodiaError: one came in the midst of another step, between two that belong together.
+        """
+        with self._whole():
+            gone = self._way.attend(self.live)
+            if gone:
+                self.live = [lane for lane in self.live if lane not in gone]
+        if self.live:
+            self._way.run()
+            with self._whole():
+                self._way.read(self.live)
 
     def snapshot(self, lane: Lane) -> Session:
-        """The session of a lane at this place."""
-        if lane in self.live:
-            self._way.refresh(lane, self.live.index(lane))
-        return lane.snapshot()
+        """The session of a lane at this place.
+
+        Raises:
+            MelodiaError: as in `step`.
+        """
+        with self._whole():
+            if lane in self.live:
+                self._way.refresh(lane, self.live.index(lane))
+            return lane.snapshot()
+
+    @contextmanager
+    def _whole(self) -> Iterator[None]:
+        """What is inside is done whole, or never goes on."""
+        if self._broken:
+            raise MelodiaError(
+                "an exception came in the midst of a step, so that what follows would be other music; go on from a "
+                "session that was kept before, or begin again with the same random seed"
+            )
+        self._broken = True
+        try:
+            yield
+        except MelodiaError:  # melodia's own come before anything is changed
+            self._broken = False
+            raise
+        self._broken = False
 
 
 class _Way(Protocol):
@@ -58,8 +90,16 @@ class _Way(Protocol):
 
     def note_by_note(self) -> None: ...
 
-    def step(self, live: list[Lane]) -> tuple[Found, list[Lane]]:
-        """Advance lanes: what was found, and which have left; their sessions are up to date."""
+    def attend(self, live: list[Lane]) -> list[Lane]:
+        """See to the lanes that need it: those that leave; their sessions are up to date."""
+        ...
+
+    def run(self) -> None:
+        """Advance those that are left; may be broken off."""
+        ...
+
+    def read(self, live: list[Lane]) -> None:
+        """Where it goes note by note, read what came."""
         ...
 
     def refresh(self, lane: Lane, index: int) -> None:
@@ -76,8 +116,8 @@ class _Steps:
     def note_by_note(self) -> None:
         """Nothing: a step has one token."""
 
-    def step(self, live: list[Lane]) -> tuple[Found, list[Lane]]:
-        """See `_Way.step`."""
+    def attend(self, live: list[Lane]) -> list[Lane]:
+        """See `_Way.attend`; the whole of a step."""
         choices = [lane.choose(compiled=self._stepper.compiled) for lane in live]
         going = [i for i, choice in enumerate(choices) if choice is not None]
         gone = [lane for lane, choice in zip(live, choices, strict=True) if choice is None]
@@ -85,20 +125,24 @@ class _Steps:
             if choices[i] is None:
                 self.refresh(lane, i)
         if not going:
-            return [], gone
+            return gone
         if gone:
             self._stepper.keep(going)
-        found, sides, tokens = [], [], []
+        sides, tokens = [], []
         for i in going:
             choice = choices[i]
             assert choice is not None
-            notes, side = live[i].take(choice)
-            found.append((live[i], notes))
+            sides.append(live[i].take(choice))
             tokens.append(choice.token)
-            sides.append(side)
         for i, row in zip(going, self._stepper.feed(tokens, sides), strict=True):
             live[i].session.logits = row
-        return found, gone
+        return gone
+
+    def run(self) -> None:
+        """Nothing: `attend` has done it."""
+
+    def read(self, live: list[Lane]) -> None:
+        """Nothing: `attend` has done it."""
 
     def refresh(self, lane: Lane, index: int) -> None:
         """See `_Way.refresh`."""
@@ -137,34 +181,36 @@ class _Bursts:
         """Let a step end behind the first note that it completes."""
         self._pause = True
 
-    def step(self, live: list[Lane]) -> tuple[Found, list[Lane]]:
-        """See `_Way.step`."""
-        found: Found = []
-        leaving = [i for i in self._loop.waiting() if not self._attend(live[i], i, found)]
+    def attend(self, live: list[Lane]) -> list[Lane]:
+        """See `_Way.attend`."""
+        leaving = [i for i in self._loop.waiting() if not self._attend(live[i], i)]
         gone = [live[i] for i in leaving]
         if leaving:
-            live = self._keep(live, leaving)
-            if not live:
-                return found, gone
+            self._keep(live, leaving)
+        return gone
+
+    def run(self) -> None:
+        """See `_Way.run`."""
         self._loop.run(microseconds=SLICE)
+
+    def read(self, live: list[Lane]) -> None:
+        """See `_Way.read`."""
         if self._pause:
             for i, lane in enumerate(live):
-                self._catch_up(lane, i, found)
-        return found, gone
+                self._catch_up(lane, i)
 
     def refresh(self, lane: Lane, index: int) -> None:
         """See `_Way.refresh`."""
-        found: Found = []
-        self._catch_up(lane, index, found)
+        self._catch_up(lane, index)
         session = lane.session
         session.model_state = self._stepper.state(index)
         session.side = self._loop.followers[index].side
         session.logits = self._loop.logits(index)
 
-    def _attend(self, lane: Lane, i: int, found: Found) -> bool:
+    def _attend(self, lane: Lane, i: int) -> bool:
         """See to a lane that waits: False if it leaves."""
         loop, plan, state = self._loop, lane.plan, lane.session.grammar
-        self._catch_up(lane, i, found)
+        self._catch_up(lane, i)
         if loop.facts["standing"][i] == Standing.ASKS:
             legal = loop.followers[i].mask()
             loop.choose(i, plan.restrict(state, legal))
@@ -175,23 +221,23 @@ class _Bursts:
         if token >= 0 and lane.leaves(token):
             return False
         loop.take(i)
-        self._read(lane, i, found)
+        self._read(lane, i)
         plan.after(state, token, lane.count, lane.tempi)
         loop.set_bias(i, lane.bias)
         loop.set_terms(i, plan.steady(state, lane.count), pause=self._pause, bars_total=plan.bars_total)
         return True
 
-    def _catch_up(self, lane: Lane, i: int, found: Found) -> None:
+    def _catch_up(self, lane: Lane, i: int) -> None:
         """Read the tokens that came under the plan's terms."""
         if made := int(self._loop.facts["made"][i]):
-            self._read(lane, i, found)
+            self._read(lane, i)
             lane.plan.passed(made)
 
-    def _read(self, lane: Lane, i: int, found: Found) -> None:
-        found.append((lane, lane.read(*(numbers.tolist() for numbers in self._loop.drain(i)))))
+    def _read(self, lane: Lane, i: int) -> None:
+        lane.read(*(numbers.tolist() for numbers in self._loop.drain(i)))
 
-    def _keep(self, live: list[Lane], leaving: list[int]) -> list[Lane]:
-        """Take lanes out: their sessions are Python's again. The others."""
+    def _keep(self, live: list[Lane], leaving: list[int]) -> None:
+        """Take lanes out: their sessions are Python's again."""
         for i in leaving:
             self.refresh(live[i], i)
             live[i].session.grammar = live[i].session.grammar.copy()
@@ -199,4 +245,3 @@ class _Bursts:
         if kept:
             self._stepper.keep(kept)
             self._loop.keep(self._stepper.lanes, kept)
-        return [live[i] for i in kept]

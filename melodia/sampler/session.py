@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from melodia.checks import file_path
 from melodia.errors import CheckpointError, MelodiaError
 from melodia.files import asked_file, asked_target
-from melodia.grammar import GrammarState, Op, TokenReader, compile_tables
+from melodia.grammar import GrammarState, NoteEvent, Op, TokenReader, compile_tables
 from melodia.model.config import ModelConfig
 from melodia.model.network import ModelState, checked_state
 from melodia.sampler.recall import Recollection
@@ -32,9 +32,10 @@ if TYPE_CHECKING:
     from symusic.core import ScoreTick
 
 FORMAT = "melodia-session"
-FORMAT_VERSION = 4
-READABLE = (2, 3, FORMAT_VERSION)
-"""2 says nothing of tempi that changed, nor of how long programs have rested; 3 nothing of what may come again."""
+FORMAT_VERSION = 5
+READABLE = (2, 3, 4, FORMAT_VERSION)
+"""2 says nothing of tempi that changed, nor of how long programs have rested; 3 nothing of what may come again; 4
+nothing of notes that wait to be heard."""
 
 
 @dataclass(frozen=True)
@@ -189,6 +190,8 @@ class Session:
         seed: the music before, as a score; None for none.
         ids: int32 [N], the tokens of the seed, as long as nothing else was fed.
         recollection: what may come again, where the music so far was made with `recall`.
+        waiting: notes of the last tokens that nobody has heard yet, in grid ticks from the first token, in the order in
+            which a stream gives them.
         fingerprint: of the model and the vocabulary.
     """
 
@@ -203,6 +206,7 @@ class Session:
     seed: ScoreTick | None
     ids: NDArray[np.int32] | None = None
     recollection: Recollection | None = None
+    waiting: tuple[NoteEvent, ...] = ()
     fingerprint: str = field(repr=False, default="")
 
     def fork(self) -> Session:
@@ -234,6 +238,7 @@ class Session:
         arrays["recent"] = np.array(self.recent, dtype=np.int64)
         arrays["tail"] = np.array(self.tail.ids, dtype=np.int64)
         arrays["tail_before"] = np.array(self.tail.before, dtype=np.int64)
+        arrays["waiting"] = np.array(self.waiting, dtype=np.int64).reshape(-1, len(NoteEvent._fields))
         if self.ids is not None:
             arrays["ids"] = self.ids
         if self.recollection is not None:
@@ -319,6 +324,7 @@ class Session:
         if arrays["logits"].shape != (vocabulary.size,):
             raise ValueError(f"{arrays['logits'].shape} logits for {vocabulary.size} tokens")
         specs = config.side_inputs
+        waiting = arrays.get("waiting", np.zeros((0, len(NoteEvent._fields)), np.int64))
         grammar = GrammarState.from_array(arrays["grammar"])
         for program, pitch, tick in arrays.get("heard", np.zeros((0, 3))).astype(int).tolist():
             grammar.row(program)[pitch] = tick
@@ -338,5 +344,6 @@ class Session:
             seed=seed,
             ids=arrays["ids"].astype(np.int32) if "ids" in arrays else None,
             recollection=Recollection.from_arrays(memory, vocabulary.size) if memory else None,
+            waiting=tuple(NoteEvent(*note) for note in waiting.tolist()),
             fingerprint=str(about["fingerprint"]),
         )

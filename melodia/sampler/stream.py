@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator
+from dataclasses import replace
 
+from melodia.interrupts import ctrl_c_waits
 from melodia.sampler.continuation import Event
 from melodia.sampler.lane import Lane
 from melodia.sampler.loop import Loop
@@ -17,14 +18,17 @@ class Stream(Iterator[Event]):
     Notes come in the order of their tokens: by onset, as soon as their length is known. A note that would sound over
     the final bar line is cut there; only where the length is asked in tokens, or metre or tempo may change, is that
     line not known beforehand.
+
+    Ctrl-C waits for the end of a step, a twentieth of a second, and no event is lost: the stream goes on behind it, and
+    so does its `state`. Where another exception from outside, such as one of another signal's handler, comes in the
+    midst of a step, both raise MelodiaError from then on.
     """
 
     def __init__(self, loop: Loop, lane: Lane) -> None:
         self._loop = loop
         loop.note_by_note()
         self._lane = lane
-        self._waiting: deque[Event] = deque()
-        self._heard = 0
+        self._heard = 0  # of the lane's notes
 
     @property
     def random_seed(self) -> int:
@@ -33,17 +37,26 @@ class Stream(Iterator[Event]):
 
     @property
     def state(self) -> Session:
-        """The session behind the last event: an endless stream from it goes on as this one does."""
-        return self._loop.snapshot(self._lane)
+        """The session behind the last event: an endless stream from it goes on as this one does.
+
+        Raises:
+            MelodiaError: a step was broken off.
+        """
+        with ctrl_c_waits():
+            session = self._loop.snapshot(self._lane)
+            return replace(session, waiting=tuple(self._lane.notes[self._heard :]))
 
     def __next__(self) -> Event:
-        while not self._waiting:
+        lane = self._lane
+        while self._heard == len(lane.notes):
             if not self._loop.live:
                 raise StopIteration
-            for lane, notes in self._loop.step():
-                self._waiting.extend(lane.event(note) for note in notes)
-                self._heard += len(notes)
-            self._lane.forget()
-            if not self._loop.live:
-                self._waiting.extend(self._lane.event(note) for note in self._lane.notes[self._heard :])
-        return self._waiting.popleft()
+            with ctrl_c_waits():
+                if lane.request.endless:
+                    del lane.notes[:]
+                    self._heard = 0
+                    lane.forget()
+                self._loop.step()
+        event = lane.event(lane.notes[self._heard])
+        self._heard += 1  # no call from here on, so that nothing comes between this and the caller
+        return event
