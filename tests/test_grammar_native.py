@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from functools import lru_cache
 
 import numpy as np
@@ -263,3 +265,12 @@ def test_rules_are_made_once() -> None:
     specs = default_specs(grammar.vocabulary)
     assert rules_of(grammar, specs) is rules_of(grammar, list(specs))
     assert rules_of(grammar, specs) is not rules_of(grammar, specs[:1])
+
+
+def test_rules_go_with_their_grammar() -> None:
+    grammar = Grammar.compile(tokenizer_of("REMI").vocabulary)
+    rules_of(grammar)
+    gone = weakref.ref(grammar)
+    del grammar
+    gc.collect()
+    assert gone() is None

@@ -42,8 +42,7 @@ def describe_rules(grammar: Grammar, specs: Sequence[SideInputSpec] = ()) -> NDA
     """The tables of a grammar and of side inputs, int64 [N]; csrc/engine/rules.cpp reads them."""
     tables, limits, vocabulary = grammar.tables, grammar.constraints, grammar.vocabulary
     nodes, roots, depth = _flat_trie(grammar._trie)
-    every = list(grammar._program_token)
-    programs = [*grammar._programs, *(p for p in every if p not in set(grammar._programs))]
+    programs = _programs(grammar)
     parts = [vocabulary.expansions.get(token, ()) for token in range(vocabulary.size)]
     starts = np.concatenate([[0], np.cumsum([len(of) for of in parts])])
     head: list[int] = [
@@ -106,6 +105,11 @@ def describe_rules(grammar: Grammar, specs: Sequence[SideInputSpec] = ()) -> NDA
     return np.concatenate([np.asarray(section, np.int64) for section in sections])
 
 
+def _programs(grammar: Grammar) -> list[int]:
+    """All programs of a vocabulary, those that may play first."""
+    return list(dict.fromkeys([*grammar._programs, *grammar._program_token]))
+
+
 def _flat_trie(roots: dict[int, Node]) -> tuple[list[tuple[int, int, int, int]], int, int]:
     """Nodes level by level as (part, token, first child, children); how many are roots; how many levels."""
     flat: list[tuple[int, int, int, int]] = []
@@ -128,6 +132,8 @@ class Rules:
         specs: the side inputs of the model, S of them.
 
     Attributes:
+        vocabulary: of the grammar, which is not kept.
+        programs: in the order of the tables, those that may play first.
         native: the compiled tables.
 
     Raises:
@@ -136,9 +142,9 @@ class Rules:
     """
 
     def __init__(self, grammar: Grammar, specs: Sequence[SideInputSpec] = ()) -> None:
-        self.grammar = grammar
         self.specs = tuple(specs)
         self.vocabulary: Vocabulary = grammar.vocabulary
+        self.programs = _programs(grammar)
         self._set(describe_rules(grammar, specs))
 
     def _set(self, ints: NDArray[np.int64]) -> None:
@@ -233,8 +239,7 @@ class Follower:
     def __init__(self, rules: Rules, native: Any = None) -> None:
         self.rules = rules
         self._native = rules.native.follow() if native is None else native
-        programs = [*rules.grammar._programs, *rules.grammar._program_token]
-        self.state: GrammarState = NativeState(self._native, list(dict.fromkeys(programs)))
+        self.state: GrammarState = NativeState(self._native, rules.programs)
 
     def mask(self) -> NDArray[np.bool_]:
         """Which tokens may follow, as `Grammar.mask`: bool [V]."""
