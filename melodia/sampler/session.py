@@ -24,6 +24,7 @@ from melodia.grammar import GrammarState, NoteEvent, Op, TokenReader, compile_ta
 from melodia.model.config import ModelConfig
 from melodia.model.network import ModelState, checked_state
 from melodia.sampler.recall import Recollection
+from melodia.sampler.score_arrays import score_from_arrays, score_to_arrays
 from melodia.sampler.timeline import Mark
 from melodia.side_inputs import SideInputTracker
 from melodia.vocabulary import Vocabulary
@@ -35,7 +36,7 @@ FORMAT = "melodia-session"
 FORMAT_VERSION = 5
 READABLE = (2, 3, 4, FORMAT_VERSION)
 """2 says nothing of tempi that changed, nor of how long programs have rested; 3 nothing of what may come again; 4
-nothing of notes that wait to be heard."""
+nothing of notes that wait to be heard, and the seed is a MIDI file in it, which is read as others are."""
 
 
 @dataclass(frozen=True)
@@ -227,8 +228,6 @@ class Session:
         Raises:
             CheckpointError: the file is there already (without `force`), or cannot be written.
         """
-        from melodia.midi import midi_bytes
-
         target = asked_target(path, CheckpointError, "the session", force=force)
         arrays: dict[str, NDArray[Any]] = {f"model.{name}": part for name, part in self.model_state.items()}
         arrays["logits"] = self.logits
@@ -243,8 +242,6 @@ class Session:
             arrays["ids"] = self.ids
         if self.recollection is not None:
             arrays |= {f"recall.{name}": part for name, part in self.recollection.to_arrays().items()}
-        if self.seed is not None:
-            arrays["seed_midi"] = np.frombuffer(midi_bytes(self.seed), dtype=np.uint8)
         about: dict[str, Any] = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
@@ -253,6 +250,9 @@ class Session:
             "tail_offset": self.tail.offset,
             "context": asdict(self.context),
         }
+        if self.seed is not None:
+            about["seed"], columns = score_to_arrays(self.seed)
+            arrays |= {f"seed.{name}": part for name, part in columns.items()}
         arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
         about["crc32"] = _checksum(about, arrays)
         data = safetensors.numpy.save(arrays, metadata={"melodia": json.dumps(about)})
@@ -288,7 +288,7 @@ class Session:
                 f"{' and '.join(map(str, READABLE))}; prime the seed again"
             )
         checksum = about.pop("crc32", None)  # files of earlier versions have none
-        if checksum is not None and checksum != _checksum(about, arrays):
+        if checksum != _checksum(about, arrays) and (checksum is not None or about["format_version"] >= 5):
             raise CheckpointError(f"{path}: is damaged (its checksum differs); prime the seed again")
         if about.get("fingerprint") != fingerprint:
             raise CheckpointError(
@@ -307,19 +307,19 @@ class Session:
         config: ModelConfig,
         vocabulary: Vocabulary,
     ) -> Session:
-        from melodia.midi import read_score
-
-        inner, memory = (
+        inner, memory, columns = (
             {name.removeprefix(first): array for name, array in arrays.items() if name.startswith(first)}
-            for first in ("model.", "recall.")
+            for first in ("model.", "recall.", "seed.")
         )
         context = dict(about["context"])
         for name in ("metre", "cycle", "programs"):
             if context[name] is not None:
                 context[name] = tuple(context[name])
         context["tempi"] = tuple(tuple(mark) for mark in context.get("tempi", ()))
-        seed = None
-        if "seed_midi" in arrays:
+        seed = score_from_arrays(about["seed"], columns) if "seed" in about else None
+        if "seed_midi" in arrays:  # of an earlier version
+            from melodia.midi import read_score
+
             seed, _ = read_score(arrays["seed_midi"].tobytes())
         if arrays["logits"].shape != (vocabulary.size,):
             raise ValueError(f"{arrays['logits'].shape} logits for {vocabulary.size} tokens")
