@@ -271,8 +271,13 @@ class SideInputTracker:
         for name, value in zip(_REGISTERS, flat, strict=False):
             setattr(side, name, value)
         side._weights = flat[count + 2 : header]
+        positive = (side.bar + 1, side.position, side._gone, side._ordinal + 1, side._key, *side._weights)
+        if min(positive) < 0 or not 0 < side._unit <= side._bar_length or side._key > KEYS:
+            raise ConfigError("not the state of side inputs: a number is out of range; save it again")
         for i in range(header, len(flat), 4):
             bar, position, ordinal, token = flat[i : i + 4]
+            if not 0 <= token < vocabulary.size:
+                raise ConfigError("not the state of side inputs: it names no token; save it again")
             side._next.setdefault(bar, {})[position, ordinal] = token
         return side
 

@@ -409,6 +409,9 @@ def test_a_state_is_a_value(scheme: str) -> None:
         ("unit", 0),
         ("on_off", 1),
         ("bar", -5),
+        ("place", -2),
+        ("now", -1),
+        ("heard", 1 << 60),
     ],
 )
 def test_a_state_of_another_vocabulary_is_refused(register: str, value: int) -> None:

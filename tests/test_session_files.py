@@ -13,6 +13,7 @@ import safetensors.numpy
 from sampler_helpers import make_seed, scale, tiny_sampler
 
 from melodia.errors import CheckpointError
+from melodia.grammar.state import REGISTERS
 from melodia.midi import midi_bytes
 from melodia.sampler import Sampler
 from melodia.sampler.session import _checksum
@@ -121,3 +122,40 @@ def test_a_file_without_its_checksum_is_refused(sampler: Sampler, tmp_path: Path
     safetensors.numpy.save_file(arrays, tmp_path / "b", metadata={"melodia": json.dumps(about)})
     with pytest.raises(CheckpointError, match="its checksum differs"):
         sampler.load_state(tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda about, arrays: arrays["grammar"].__setitem__(REGISTERS.index("kind"), 999),
+        lambda about, arrays: arrays["grammar"].__setitem__(REGISTERS.index("now"), 1 << 60),
+        lambda about, arrays: arrays["heard"].__setitem__((0, 0), 500),
+        lambda about, arrays: arrays["heard"].__setitem__((0, 1), -3),
+        lambda about, arrays: arrays["logits"].__setitem__(0, np.nan),
+        lambda about, arrays: next(v for k, v in arrays.items() if k.startswith("model.")).fill(np.inf),
+        lambda about, arrays: arrays["tail_before"].__setitem__(0, 10**6),
+        lambda about, arrays: arrays["recent"].__setitem__(0, -1),
+        lambda about, arrays: arrays["ids"].__setitem__(0, 10**6),
+        lambda about, arrays: arrays["side"].__setitem__(2, 0),
+        lambda about, arrays: arrays["side"].__setitem__(0, -7),
+        lambda about, arrays: arrays["side"].__setitem__(-1, 10**6),
+        lambda about, arrays: about.update(fed=None),
+        lambda about, arrays: about.update(tail_offset=10**30),
+        lambda about, arrays: about["context"].update(join=None),
+        lambda about, arrays: about["context"].update(join=10**12),
+        lambda about, arrays: about["context"].update(origin=10**6),
+        lambda about, arrays: about["context"].update(anchor="0"),
+        lambda about, arrays: about["context"].update(seed_join=float("nan")),
+        lambda about, arrays: about["context"].update(tempo=0),
+        lambda about, arrays: about["context"].update(tempi=[[0, 0.0, -1.0]]),
+        lambda about, arrays: about["context"].update(metre=[4, 0]),
+        lambda about, arrays: about["context"].update(cycle=["99/1"]),
+        lambda about, arrays: about["context"].update(programs=[128]),
+    ],
+)
+def test_numbers_that_are_no_music_are_refused_before_music_is_made(
+    change: Callable[[dict[str, Any], Arrays], object], sampler: Sampler, tmp_path: Path
+) -> None:
+    sampler.prime(SEED)
+    with pytest.raises(CheckpointError, match=r"is damaged \(.*\); prime the seed again"):
+        sampler.load_state(saved_as_before(sampler, tmp_path, change))

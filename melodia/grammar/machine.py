@@ -33,6 +33,9 @@ from melodia.grammar.state import FREE, NONE, GrammarState
 from melodia.grammar.tables import Op
 from melodia.vocabulary import Vocabulary
 
+_FURTHEST = 1 << 52
+"""Grid ticks, and whatever else is counted in a state: more are not music."""
+
 _PRUNE = 32
 """So many ends of notes are kept before the past ones are dropped."""
 
@@ -98,10 +101,13 @@ class Grammar(Compiled):
             and (state.metre == NONE or state.metre in tables.metres)
             and (state.tempo == NONE or self._slice[Op.TEMPO][0] <= state.tempo < self._slice[Op.TEMPO][1])
             and (state.program == NONE or state.program in self._program_token)
+            and state.rows.keys() <= self._program_token.keys()
             and (state.pitch == NONE or 0 <= state.pitch <= 127)
-            and state.unit > 0
-            and state.bar_length >= state.unit
-            and state.bar >= -1
+            and 0 < state.unit <= state.bar_length <= _FURTHEST
+            and -1 <= state.bar <= _FURTHEST
+            and -1 <= state.place <= _FURTHEST
+            and all(0 <= tick <= _FURTHEST for tick in (state.bar_start, state.now, state.heard))
+            and -_FURTHEST <= state.onset <= _FURTHEST
         )
         if not fits:
             raise GrammarError("the saved state belongs to another vocabulary; prime the sampler again")

@@ -17,12 +17,13 @@ import safetensors
 import safetensors.numpy
 from numpy.typing import NDArray
 
-from melodia.checks import file_path
+from melodia.checks import file_path, real_number, whole_number
 from melodia.errors import CheckpointError, MelodiaError
 from melodia.files import asked_file, asked_target
-from melodia.grammar import GrammarState, NoteEvent, Op, TokenReader, compile_tables
+from melodia.grammar import Grammar, GrammarState, NoteEvent, Op, TokenReader, compile_tables
 from melodia.model.config import ModelConfig
 from melodia.model.network import ModelState, checked_state
+from melodia.notes import MAX_BARS
 from melodia.sampler.recall import Recollection
 from melodia.sampler.score_arrays import score_from_arrays, score_to_arrays
 from melodia.sampler.timeline import Mark
@@ -37,6 +38,9 @@ FORMAT_VERSION = 5
 READABLE = (2, 3, 4, FORMAT_VERSION)
 """2 says nothing of tempi that changed, nor of how long programs have rested; 3 nothing of what may come again; 4
 nothing of notes that wait to be heard, and the seed is a MIDI file in it, which is read as others are."""
+
+MOST_FED = 1 << 53
+"""Tokens that a session may have behind it."""
 
 
 @dataclass(frozen=True)
@@ -295,8 +299,8 @@ class Session:
                 f"{path}: belongs to another model; load that model, or prime the seed again with this one"
             )
         try:
-            return cls._unpack(about, arrays, config, vocabulary)
-        except (MelodiaError, KeyError, ValueError, TypeError, IndexError, AttributeError) as error:
+            return cls._unpack(about, arrays, config, Grammar.compile(vocabulary))
+        except (MelodiaError, LookupError, ValueError, TypeError, OverflowError, AttributeError) as error:
             raise CheckpointError(f"{path}: is damaged ({error}); prime the seed again") from error
 
     @classmethod
@@ -305,17 +309,13 @@ class Session:
         about: dict[str, Any],
         arrays: dict[str, NDArray[Any]],
         config: ModelConfig,
-        vocabulary: Vocabulary,
+        grammar: Grammar,
     ) -> Session:
+        vocabulary = grammar.vocabulary
         inner, memory, columns = (
             {name.removeprefix(first): array for name, array in arrays.items() if name.startswith(first)}
             for first in ("model.", "recall.", "seed.")
         )
-        context = dict(about["context"])
-        for name in ("metre", "cycle", "programs"):
-            if context[name] is not None:
-                context[name] = tuple(context[name])
-        context["tempi"] = tuple(tuple(mark) for mark in context.get("tempi", ()))
         seed = score_from_arrays(about["seed"], columns) if "seed" in about else None
         if "seed_midi" in arrays:  # of an earlier version
             from melodia.midi import read_score
@@ -323,27 +323,76 @@ class Session:
             seed, _ = read_score(arrays["seed_midi"].tobytes())
         if arrays["logits"].shape != (vocabulary.size,):
             raise ValueError(f"{arrays['logits'].shape} logits for {vocabulary.size} tokens")
-        specs = config.side_inputs
+        broken = [
+            name for name, part in arrays.items() if part.dtype.kind == "f" and not np.isfinite(part).all()
+        ]
+        if broken:
+            raise ValueError(f"{broken[0]} holds what is no number")
+        state = grammar.restore(arrays["grammar"])
+        for program, pitch, tick in arrays.get("heard", np.zeros((0, 3), np.int64)).tolist():
+            state.row(whole_number("program", program, -1, 127))[whole_number("pitch", pitch, 0, 127)] = tick
         waiting = arrays.get("waiting", np.zeros((0, len(NoteEvent._fields)), np.int64))
-        grammar = GrammarState.from_array(arrays["grammar"])
-        for program, pitch, tick in arrays.get("heard", np.zeros((0, 3))).astype(int).tolist():
-            grammar.row(program)[pitch] = tick
+        furthest = state.now + MAX_BARS * grammar.tables.default_bar
         return cls(
             model_state=checked_state(config, inner),
             logits=arrays["logits"].astype(np.float32),
-            grammar=grammar,
-            side=SideInputTracker.from_array(vocabulary, specs, arrays["side"]),
-            fed=int(about["fed"]),
-            recent=tuple(arrays["recent"].tolist()),
+            grammar=state,
+            side=SideInputTracker.from_array(vocabulary, config.side_inputs, arrays["side"]),
+            fed=whole_number("fed", about["fed"], 0, MOST_FED),
+            recent=_tokens(arrays["recent"], vocabulary),
             tail=Tail(
-                int(about["tail_offset"]),
-                tuple(arrays["tail_before"].tolist()),
-                tuple(arrays["tail"].tolist()),
+                whole_number("tail_offset", about["tail_offset"], -furthest, furthest),
+                _tokens(arrays["tail_before"], vocabulary),
+                _tokens(arrays["tail"], vocabulary),
             ),
-            context=Context(**context),
+            context=_context_of(about["context"], furthest, vocabulary),
             seed=seed,
-            ids=arrays["ids"].astype(np.int32) if "ids" in arrays else None,
+            ids=np.array(_tokens(arrays["ids"], vocabulary), np.int32) if "ids" in arrays else None,
             recollection=Recollection.from_arrays(memory, vocabulary.size) if memory else None,
             waiting=tuple(NoteEvent(*note) for note in waiting.tolist()),
             fingerprint=str(about["fingerprint"]),
         )
+
+
+def _tokens(array: NDArray[Any], vocabulary: Vocabulary) -> tuple[int, ...]:
+    """Ids from a file; raises ValueError where some are none."""
+    if array.ndim != 1 or array.dtype.kind != "i" or ((array < 0) | (array >= vocabulary.size)).any():
+        raise ValueError(f"tokens must be whole numbers from 0 to {vocabulary.size - 1}")
+    return tuple(array.tolist())
+
+
+def _context_of(stored: dict[str, Any], furthest: int, vocabulary: Vocabulary) -> Context:
+    """A context from a file; raises MelodiaError, LookupError, TypeError and ValueError where it is none.
+
+    Args:
+        stored: as `asdict` gives it and JSON keeps it.
+        furthest: how far from the beginning its places may lie, in grid ticks.
+        vocabulary: which its metre is written in.
+    """
+    context = dict(stored)
+    context["tempi"] = tuple(
+        (whole_number("tempi", tick, -furthest, furthest), real_number("tempi", seconds), _tempo(tempo))
+        for tick, seconds, tempo in context.get("tempi", ())
+    )
+    for name in ("join", "anchor"):
+        whole_number(name, context[name], -furthest, furthest)
+    whole_number("origin", context["origin"], -furthest, context["join"])
+    real_number("seed_join", context["seed_join"])
+    if context["tempo"] is not None:
+        _tempo(context["tempo"])
+    if context["metre"] is not None:
+        top, bottom = (whole_number("metre", part, 1, 255) for part in context["metre"])
+        context["metre"] = top, bottom
+    context["cycle"] = tuple(context["cycle"])
+    if not all(f"TimeSig_{metre}" in vocabulary.index for metre in context["cycle"]):
+        raise ValueError(f"the vocabulary has no metre of {context['cycle']}")
+    if context["programs"] is not None:
+        context["programs"] = tuple(whole_number("programs", each, -1, 127) for each in context["programs"])
+    return Context(**context)
+
+
+def _tempo(value: object) -> float:
+    tempo = real_number("tempo", value, 0)
+    if not tempo:
+        raise ValueError("a tempo must be more than 0")
+    return tempo
