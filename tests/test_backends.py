@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
 from melodia import kernels
 from melodia.evaluation import likelihood
+from melodia.kernels import native
 from melodia.workflows import compare, evaluate, train
 
 Job = Callable[[str], Any]
@@ -55,3 +59,54 @@ def test_a_named_backend_is_asked_for(job: Job) -> None:
 def test_auto_leaves_the_choice_to_the_process(job: Job) -> None:
     with pytest.raises(StoppedError, match="reference"):
         job("auto")
+
+
+def test_threads_choose_each_for_itself() -> None:
+    """The first that enters its block leaves it first: what it found is not what the other had."""
+    entered, left = threading.Event(), threading.Event()
+    found: list[str] = []
+
+    def first() -> None:
+        with kernels.use_backend("reference"):
+            entered.set()
+            assert left.wait(30)
+            found.append(kernels.backend_report().chosen)
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    assert entered.wait(30)
+    assert kernels.backend_report().chosen == "auto"
+    with kernels.use_backend("auto"):
+        left.set()
+        thread.join()
+    assert found == ["reference"]
+    assert kernels.backend_report().chosen == "auto"
+    kernels.set_backend("reference")
+    try:
+        thread = threading.Thread(target=lambda: found.append(kernels.backend_report().chosen))
+        thread.start()
+        thread.join()
+    finally:
+        kernels.set_backend("auto")
+    assert found[1] == "reference", "what is chosen for the process holds in all"
+
+
+@pytest.mark.parametrize("backend", ["reference", "native"])
+def test_gates_are_made_again_by_the_backend_that_made_them(backend: str) -> None:
+    """In the backward pass, which has threads of its own on a GPU."""
+    if backend == "native" and native.reason() is not None:
+        pytest.skip(f"no native library: {native.reason()}")
+    asked: list[str] = []
+
+    def make(x: Tensor) -> Tensor:
+        asked.append(kernels.backend_report().chosen)
+        return x * 2
+
+    x, h, weight, bias = (torch.ones(size, requires_grad=True) for size in ((2, 1, 6), (1, 2), (6, 2), (6,)))
+    with kernels.use_backend(backend):
+        output, _ = kernels.gru_scan(kernels.Recipe(make, (x,)), h, weight, bias)
+    thread = threading.Thread(target=output.sum().backward)
+    thread.start()
+    thread.join()
+    assert x.grad is not None
+    assert asked == [backend] * 2

@@ -5,8 +5,9 @@ The functions have the signatures of `melodia.kernels.reference`, which is their
 and, except in single steps, bfloat16; CUDA, if built and usable (`melodia.kernels.cuda`), also float16).
 
 `backend` is "auto", "reference" or "native": the environment's MELODIA_BACKEND first, then `set_backend()` or, for a
-while, `use_backend()`. auto takes native for every call it can run and reference for the others; native raises where
-it cannot run a call. Nothing else ever changes the backend, and `backend_report()` says what runs and why.
+while and in one thread, `use_backend()`. auto takes native for every call it can run and reference for the others;
+native raises where it cannot run a call. Nothing else ever changes the backend, and `backend_report()` says what runs
+and why.
 """
 
 from __future__ import annotations
@@ -70,26 +71,23 @@ def set_backend(backend: str) -> None:
         ConfigError: for another word.
         BackendError: "native" was asked for and is not there; the message carries the reason.
     """
-    backends.validated(backend, "the backend")
-    if backend == "native":
-        _require_native()
+    _require(backend)
     backends.choose(backend)
 
 
 @contextmanager
 def use_backend(backend: str) -> Iterator[None]:
-    """`set_backend` for the duration of a `with` block.
+    """As `set_backend`, but in this thread only and while a `with` block lasts.
+
+    What is computed backward later runs as it was computed here.
 
     >>> with use_backend("reference"):
     ...     backend_report().runs
     'reference'
     """
-    before = backends.chosen()
-    set_backend(backend)
-    try:
+    _require(backend)
+    with backends.using(backend):
         yield
-    finally:
-        set_backend(before)
 
 
 def backend_report() -> BackendReport:
@@ -114,6 +112,13 @@ def fast_precision(device: torch.device) -> str:
     """
     native_runs = device.type == "cpu" and backend_report().runs == "native"
     return "bf16" if native_runs and native.instruction_set() in ("amx", "avx512bf16") else "fp32"
+
+
+def _require(backend: str) -> None:
+    """Raises ConfigError where there is no such backend, and BackendError where it cannot run."""
+    backends.validated(backend, "the backend")
+    if backend == "native":
+        _require_native()
 
 
 def _require_native() -> None:

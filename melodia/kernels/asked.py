@@ -9,7 +9,7 @@ from melodia.kernels import use_backend
 
 
 def asked_backend(backend: str) -> AbstractContextManager[None]:
-    """`use_backend` for an argument: its "auto" leaves the choice to whoever chose for the whole process.
+    """`use_backend` for an argument: its "auto" leaves the choice to whoever chose for all.
 
     Raises:
         ConfigError, BackendError: as `set_backend` does, when the block is entered.

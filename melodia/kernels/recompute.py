@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+from melodia import backends
 from melodia.kernels.gradients import weight_gradients
 from melodia.kernels.shapes import CELLS
 
@@ -66,10 +67,11 @@ def native_gru_scan(
 
 def reference_scan(scan: Callable[..., Any], recipe: Recipe, *arguments: Any) -> Any:
     """A scan of the reference that is run again by its backward pass."""
-    count = len(recipe.sources)
+    count, backend = len(recipe.sources), backends.chosen()
 
     def whole(*tensors: Any) -> Any:
-        return scan(recipe.make(*tensors[:count]), *tensors[count:])
+        with backends.using(backend):
+            return scan(recipe.make(*tensors[:count]), *tensors[count:])
 
     return checkpoint(whole, *recipe.sources, *arguments, use_reentrant=False, preserve_rng_state=False)
 
@@ -92,7 +94,7 @@ def _again(ctx: Any, sources: tuple[Tensor, ...]) -> tuple[Tensor, list[Tensor]]
     """gates_x with a graph behind it, and the sources as its leaves."""
     wanted = ctx.needs_input_grad[-len(sources) :]
     leaves = [x.detach().requires_grad_(need) for x, need in zip(sources, wanted, strict=True)]
-    with torch.enable_grad(), ctx.autocast:
+    with torch.enable_grad(), ctx.autocast, backends.using(ctx.backend):  # autograd has threads of its own
         return _followed(ctx.make, tuple(leaves)), leaves
 
 
@@ -123,7 +125,7 @@ class _LstmScan(torch.autograd.Function):
         *sources: Tensor,
     ) -> Any:
         device = weight_hh.device.type
-        ctx.make, ctx.autocast = make, _autocast(device)
+        ctx.make, ctx.autocast, ctx.backend = make, _autocast(device), backends.chosen()
         ctx.set_materialize_grads(False)
         gates_x = _followed(make, sources)
         with torch.autocast(device, enabled=False):
@@ -164,7 +166,7 @@ class _GruScan(torch.autograd.Function):
         *sources: Tensor,
     ) -> Any:
         device = weight_hh.device.type
-        ctx.make, ctx.autocast = make, _autocast(device)
+        ctx.make, ctx.autocast, ctx.backend = make, _autocast(device), backends.chosen()
         ctx.set_materialize_grads(False)
         gates_x = _followed(make, sources)
         with torch.autocast(device, enabled=False):
