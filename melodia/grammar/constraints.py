@@ -8,6 +8,11 @@ from dataclasses import dataclass
 from melodia.checks import truth_value, whole_number
 from melodia.errors import ConfigError, GrammarError
 
+MOST_POLYPHONY = 129 * 128
+"""Notes that can sound at once: every pitch of every program and of the drums."""
+
+MOST_BARS = 1 << 30
+
 
 @dataclass(frozen=True)
 class Constraints:
@@ -68,9 +73,13 @@ class Constraints:
             _require(
                 bool(self.time_signatures), "time_signatures must name at least one metre; give None for all"
             )
-        for name, low in (("max_polyphony", 1), ("min_bars", 0), ("max_bars", 1)):
+        for name, low, most in (
+            ("max_polyphony", 1, MOST_POLYPHONY),
+            ("min_bars", 0, MOST_BARS),
+            ("max_bars", 1, MOST_BARS),
+        ):
             if getattr(self, name) is not None:
-                self._set(name, whole_number(name, getattr(self, name), low))
+                self._set(name, whole_number(name, getattr(self, name), low, most))
         for name in ("allow_metre_changes", "allow_tempo", "allow_tempo_changes", "allow_eos"):
             self._set(name, truth_value(name, getattr(self, name)))
         if self.max_bars is not None:

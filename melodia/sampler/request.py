@@ -10,6 +10,7 @@ from melodia.checks import real_number, truth_value, whole_number
 from melodia.decode import SamplingConfig
 from melodia.decode.philox import check_random_seed
 from melodia.errors import ConfigError
+from melodia.grammar.constraints import MOST_POLYPHONY
 from melodia.harmony import Scale, parse_chords, parse_scale
 
 DEFAULT_BARS = 8
@@ -154,7 +155,10 @@ class Request:
         if self.chords is not None:
             self._check_chords()
         if self.max_polyphony is not None:
-            self._keep("max_polyphony", whole_number("max_polyphony", self.max_polyphony, 1))
+            limit = whole_number(
+                "max_polyphony", self.max_polyphony, 1, MOST_POLYPHONY, remedy="leave it out for no limit"
+            )
+            self._keep("max_polyphony", limit)
 
     def _keep(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
