@@ -303,8 +303,12 @@ def test_bad_seeds_are_refused_and_leave_the_session(sampler: Sampler, tmp_path:
         sampler.prime(make_seed(scale(1)), seed_bars=1, seed_seconds=1.0)
     with pytest.raises(ConfigError, match="need a seed"):
         sampler.prime(None, seed_bars=1)
-    with pytest.raises(ConfigError, match="`num_samples`"):
-        sampler.generate_many(0)
+    for wrong in (0, 10**30):
+        message = "`num_samples` must be a whole number between 1 and 100000 .*another `session`"
+        with pytest.raises(ConfigError, match=message):
+            sampler.generate_many(wrong)
+        with pytest.raises(ConfigError, match=message):
+            sampler.fill(make_seed(scale(2)), (1, 1), num_samples=wrong)
     assert tokens_of(sampler) == before
 
 

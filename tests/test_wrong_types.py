@@ -83,6 +83,10 @@ CALLS: list[tuple[Callable[[Sampler], Any], str]] = [
     (lambda s: compare_kinds(FOLDER, "out", kinds="gru"), "`kinds` must be a list of .*received 'gru'"),
     (lambda s: compare_kinds(FOLDER, "out", training={"x": 1}), "unknown training settings: x"),
     (lambda s: generate_files(None, num_samples=2.5), "`num_samples` must be a whole number"),  # type: ignore[arg-type]
+    (
+        lambda s: generate_files(None, num_samples=10**30),
+        "`num_samples` must be a whole number between 1 and 100000",
+    ),
     (lambda s: Settings(bars="4"), "`bars` must be a whole number"),  # type: ignore[arg-type]
     (lambda s: bench(seconds="1"), "`seconds` must be a number"),  # type: ignore[arg-type]
     (lambda s: bench(model=5), r"`model` must be a path \(received 5\)"),  # type: ignore[arg-type]

@@ -13,7 +13,7 @@ from melodia.decode.config import FILL_BRANCHES
 from melodia.errors import ConfigError
 from melodia.notes import program_of, programs_of
 from melodia.sampler.continuation import Continuation
-from melodia.sampler.request import check_programs
+from melodia.sampler.request import check_programs, check_samples
 from melodia.sampler.seed import open_music
 from melodia.wording import counted
 
@@ -127,6 +127,7 @@ def fill(
     from melodia.midi import seconds_of
     from melodia.midi.replace import replace
 
+    num_samples = check_samples(num_samples)
     settings = {name: value for name, value in settings.items() if value is not None}
     for name in GIVEN:
         if name in settings:

@@ -18,6 +18,9 @@ MOST = {"bars": 100_000, "seconds": 200_000, "tokens": 5_000_000}
 """The longest music that is made in one piece: two days of it, in half an hour. It is all in memory until it ends, and
 far beyond, ticks no longer fit the numbers that hold them."""
 
+MOST_SAMPLES = 100_000
+"""Continuations that are made at once; they are all in memory, too."""
+
 MOST_RECALL = 0.9
 
 FLAGS = ("endless", "any_program", "metre_changes", "tempo_changes", "may_end", "silent_bars")
@@ -197,6 +200,16 @@ class Request:
                     "the one before"
                 )
             self._keep(name, value)
+
+
+def check_samples(num_samples: object) -> int:
+    """How many continuations are made at once.
+
+    >>> check_samples(3)
+    3
+    """
+    remedy = "make more in parts, each with another `session`"
+    return whole_number("num_samples", num_samples, 1, MOST_SAMPLES, remedy=remedy)
 
 
 def check_metre(metre: object) -> tuple[int, int]:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
-from melodia.checks import listener, truth_value, whole_number
+from melodia.checks import listener, truth_value
 from melodia.decode import SamplingConfig
 from melodia.errors import ConfigError
 from melodia.grammar import Constraints
@@ -25,7 +25,7 @@ from melodia.sampler.loop import Loop
 from melodia.sampler.primed import PrimedModel
 from melodia.sampler.progress import Teller, Told
 from melodia.sampler.recall import NOTHING_HEARD, Recollection, recollect
-from melodia.sampler.request import Request, request_of
+from melodia.sampler.request import Request, check_samples, request_of
 from melodia.sampler.results import continuations_of
 from melodia.sampler.seed import cycle_of
 from melodia.sampler.session import Session
@@ -155,7 +155,7 @@ class Sampler(PrimedModel):
         >>> again.tokens.tolist() == second.tokens.tolist() != first.tokens.tolist()
         True
         """
-        num_samples = whole_number("num_samples", num_samples, 1)
+        num_samples = check_samples(num_samples)
         listener("progress", progress)
         request = request_of(settings)
         if request.endless:

@@ -8,9 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from melodia.checks import whole_number
 from melodia.errors import show_path
 from melodia.sampler import Filling, Sampler
+from melodia.sampler.request import check_samples
 from melodia.workflows.generate import doubts, originality_notes, timings
 from melodia.workflows.outputs import (
     Listener,
@@ -76,7 +76,7 @@ def fill_files(
     Raises:
         MelodiaError: whatever cannot be read, generated or written; no file that was there is lost.
     """
-    num_samples = whole_number("num_samples", num_samples, 1)
+    num_samples = check_samples(num_samples)
     music = music_file("music", music)
     paths = output_paths(out, f"{music.stem}-filled.mid", num_samples)
     with folder_for(out):

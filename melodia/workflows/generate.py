@@ -9,10 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from melodia.checks import whole_number
 from melodia.errors import CheckpointError, ConfigError, MelodiaError, show_path
 from melodia.evaluation.collapse import collapse_report
 from melodia.sampler import Continuation, PrimeReport, Sampler
+from melodia.sampler.request import check_samples
 from melodia.workflows.outputs import (
     Listener,
     Piece,
@@ -121,7 +121,7 @@ def generate_files(
         MelodiaError: whatever cannot be read, generated or written; no file that was there is lost, and the message
             names the files that were written before.
     """
-    num_samples = whole_number("num_samples", num_samples, 1)
+    num_samples = check_samples(num_samples)
     seed = None if seed is None else music_file("seed", seed)
     paths = output_paths(out, f"{seed.stem}-continued.mid" if seed else "melodia.mid", num_samples)
     with folder_for(out):
