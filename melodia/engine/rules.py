@@ -41,7 +41,7 @@ def pack(mask: NDArray[np.bool_]) -> Bits:
 def describe_rules(grammar: Grammar, specs: Sequence[SideInputSpec] = ()) -> NDArray[np.int64]:
     """The tables of a grammar and of side inputs, int64 [N]; csrc/engine/rules.cpp reads them."""
     tables, limits, vocabulary = grammar.tables, grammar.constraints, grammar.vocabulary
-    nodes, roots, depth = _flat_trie(grammar._trie)
+    nodes, roots, depth = _flat_trie(grammar.trie)
     programs = _programs(grammar)
     parts = [vocabulary.expansions.get(token, ()) for token in range(vocabulary.size)]
     starts = np.concatenate([[0], np.cumsum([len(of) for of in parts])])
@@ -49,9 +49,9 @@ def describe_rules(grammar: Grammar, specs: Sequence[SideInputSpec] = ()) -> NDA
         vocabulary.size,
         len(grammar.types),
         len(programs),
-        len(grammar._programs),
-        len(grammar._shifts),
-        len(grammar._micros),
+        len(grammar.programs),
+        len(grammar.shifts),
+        len(grammar.micros),
         roots,
         len(nodes),
         int(starts[-1]),
@@ -61,39 +61,39 @@ def describe_rules(grammar: Grammar, specs: Sequence[SideInputSpec] = ()) -> NDA
         vocabulary.scheme == "Structured",
         tables.default_bar,
         tables.default_unit,
-        grammar._silence,
-        grammar._longest,
-        grammar._reach,
+        grammar.silence,
+        grammar.longest,
+        grammar.reach,
         -1 if limits.max_polyphony is None else limits.max_polyphony,
         limits.allow_metre_changes,
         limits.allow_tempo,
         limits.allow_tempo_changes,
         limits.min_bars,
         -1 if limits.max_bars is None else limits.max_bars,
-        grammar._bos,
-        grammar._eos,
+        grammar.bos,
+        grammar.eos,
         vocabulary.pad,
         vocabulary.eos,
-        grammar._least_room,
-        grammar._roomy,
+        grammar.least_room,
+        grammar.roomy,
     ]
-    for op, ids in grammar._slice.items():
+    for op, ids in grammar.ranges.items():
         head += ids if op != Op.BPE else (0, 0, 0)
-    base = pack(np.array(grammar._base)).view(np.int64)
+    base = pack(np.array(grammar.bases)).view(np.int64)
     sections: list[Any] = [
         [MAGIC, VERSION, *head],
         tables.ops,
         [0 if op == Op.TEMPO else value for op, value in zip(tables.ops, tables.values, strict=True)],
         tables.bar_lengths,
         tables.units,
-        grammar._kinds,
-        grammar._shifts,
-        grammar._micros,
+        grammar.kind_of,
+        grammar.shifts,
+        grammar.micros,
         programs,
-        [grammar._program_token[p] for p in programs],
-        grammar._playable[False],
-        grammar._playable[True],
-        grammar._follow,
+        [grammar.program_token[p] for p in programs],
+        grammar.playable[False],
+        grammar.playable[True],
+        grammar.follow_flags,
         base.reshape(-1),
         *np.array(nodes, np.int64).reshape(-1, 4).T,
         starts,
@@ -107,7 +107,7 @@ def describe_rules(grammar: Grammar, specs: Sequence[SideInputSpec] = ()) -> NDA
 
 def _programs(grammar: Grammar) -> list[int]:
     """All programs of a vocabulary, those that may play first."""
-    return list(dict.fromkeys([*grammar._programs, *grammar._program_token]))
+    return list(dict.fromkeys([*grammar.programs, *grammar.program_token]))
 
 
 def _flat_trie(roots: dict[int, Node]) -> tuple[list[tuple[int, int, int, int]], int, int]:

@@ -35,6 +35,18 @@ class Compiled:
         types: the token types; `type_of` int32 [V] points into it.
         successors: bool [types, types], whether a type may follow another.
         allowed: bool [V], what the constraints leave.
+        kind_of: `type_of` as a list.
+        bos, eos: the types of these tokens.
+        ranges: of each operation the first id, the end id and the first value.
+        program_token, programs: the token of each program; the programs that may play.
+        shifts, micros: the values of these tokens, ascending.
+        reach: the longest of `micros`, in grid ticks.
+        silence, longest: how long nothing may sound, and a note may, in grid ticks (the latter in MIDILike).
+        playable: bool [128], the pitches of melodic programs and, under True, of the drums.
+        least_room, roomy: while fewer notes sound, every program has a pitch that is free, and some program has one.
+        bases: of each type bool [V] for no program, a melodic one and the drums: what may follow it.
+        follow_flags: of each type the `F_` of what may follow.
+        trie: BPE tokens by their parts.
     """
 
     def __init__(self, vocabulary: Vocabulary, constraints: Constraints) -> None:
@@ -51,19 +63,19 @@ class Compiled:
                 if kind in number and follower in number:
                     self.successors[number[kind], number[follower]] = True
         self.allowed = self._static_mask()
-        self._kinds: list[int] = self.type_of.tolist()
-        self._bos, self._eos = number["BOS"], number["EOS"]
-        self._slice = {op: self._range(op) for op in range(Op.BPE + 1)}
-        self._program_token = {self.tables.values[i]: i for i in self._ids(Op.PROGRAM)}
-        self._programs = [p for p, i in self._program_token.items() if self.allowed[i]]
-        self._shifts = [self.tables.values[i] for i in self._ids(Op.TIME_SHIFT)]
-        self._micros = [self.tables.values[i] for i in self._ids(Op.MICRO)]
-        self._reach = max(self._micros, default=0)
-        self._silence = MAX_SILENCE * self.tables.ticks_per_quarter
-        self._longest = max(self._shifts, default=0) * self.tables.default_unit
+        self.kind_of: list[int] = self.type_of.tolist()
+        self.bos, self.eos = number["BOS"], number["EOS"]
+        self.ranges = {op: self._range(op) for op in range(Op.BPE + 1)}
+        self.program_token = {self.tables.values[i]: i for i in self._ids(Op.PROGRAM)}
+        self.programs = [p for p, i in self.program_token.items() if self.allowed[i]]
+        self.shifts = [self.tables.values[i] for i in self._ids(Op.TIME_SHIFT)]
+        self.micros = [self.tables.values[i] for i in self._ids(Op.MICRO)]
+        self.reach = max(self.micros, default=0)
+        self.silence = MAX_SILENCE * self.tables.ticks_per_quarter
+        self.longest = max(self.shifts, default=0) * self.tables.default_unit
         self._prepare_notes()
         self._prepare_masks()
-        self._trie = _trie(vocabulary.expansions)
+        self.trie = _trie(vocabulary.expansions)
 
     def _ids(self, *ops: int) -> list[int]:
         return [i for i, op in enumerate(self.tables.ops) if op in ops]
@@ -123,22 +135,22 @@ class Compiled:
     def _prepare_notes(self) -> None:
         """Which pitches each kind of program may play, and how many."""
         self._notes: dict[bool, tuple[tuple[int, int, int], tuple[int, int, int]]] = {
-            False: (self._slice[Op.PITCH], self._slice[Op.NOTE_OFF]),
-            True: (self._slice[Op.DRUM], self._slice[Op.DRUM_OFF]),
+            False: (self.ranges[Op.PITCH], self.ranges[Op.NOTE_OFF]),
+            True: (self.ranges[Op.DRUM], self.ranges[Op.DRUM_OFF]),
         }
-        self._playable: dict[bool, NDArray[np.bool_]] = {}
+        self.playable: dict[bool, NDArray[np.bool_]] = {}
         for drum, ((first, end, low), _) in self._notes.items():
             playable = np.zeros(128, dtype=bool)
             playable[low : low + end - first] = self.allowed[first:end]
-            self._playable[drum] = playable
-        room = [int(self._playable[p < 0].sum()) for p in self._programs]
+            self.playable[drum] = playable
+        room = [int(self.playable[p < 0].sum()) for p in self.programs]
         if not room or not min(room):
             raise GrammarError(
                 "the constraints leave no program with a pitch to play; allow more programs or pitches"
             )
         limit = self.constraints.max_polyphony
-        self._least_room = min(room)
-        self._roomy = sum(room) if limit is None else min(sum(room), limit)
+        self.least_room = min(room)
+        self.roomy = sum(room) if limit is None else min(sum(room), limit)
 
     def _prepare_masks(self) -> None:
         """Per type and kind of program (none yet, melodic, drums) what may follow, bool [types, 3, V]."""
@@ -146,17 +158,17 @@ class Compiled:
         melodic = (ops == Op.PITCH) | (ops == Op.NOTE_OFF)
         drums = (ops == Op.DRUM) | (ops == Op.DRUM_OFF)
         known = self.type_of >= 0
-        self._base: list[tuple[NDArray[np.bool_], ...]] = []
-        self._follow: list[int] = []
+        self.bases: list[tuple[NDArray[np.bool_], ...]] = []
+        self.follow_flags: list[int] = []
         for kind in range(len(self.types)):
             after = np.zeros(self.vocabulary.size, dtype=bool)
             after[known] = self.successors[kind][self.type_of[known]]
             after &= self.allowed
-            self._base.append((after & ~melodic & ~drums, after & ~drums, after & ~melodic))
+            self.bases.append((after & ~melodic & ~drums, after & ~drums, after & ~melodic))
             flags = 0
             for op in set(ops[after].tolist()):
                 flags |= FLAG_OF.get(op, 0)
-            self._follow.append(flags)
+            self.follow_flags.append(flags)
         self._at_end = np.zeros(self.vocabulary.size, dtype=bool)
         self._at_end[self.vocabulary.pad] = True
 

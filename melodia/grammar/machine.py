@@ -67,7 +67,7 @@ class Grammar(Compiled):
         return GrammarState(
             has_bars=int(tables.has_bars),
             on_off=int(tables.on_off),
-            kind=self._bos,
+            kind=self.bos,
             bar=-1,
             bar_start=0,
             bar_length=tables.default_bar,
@@ -99,9 +99,9 @@ class Grammar(Compiled):
             (state.has_bars, state.on_off) == (int(tables.has_bars), int(tables.on_off))
             and 0 <= state.kind < len(self.types)
             and (state.metre == NONE or state.metre in tables.metres)
-            and (state.tempo == NONE or self._slice[Op.TEMPO][0] <= state.tempo < self._slice[Op.TEMPO][1])
-            and (state.program == NONE or state.program in self._program_token)
-            and state.rows.keys() <= self._program_token.keys()
+            and (state.tempo == NONE or self.ranges[Op.TEMPO][0] <= state.tempo < self.ranges[Op.TEMPO][1])
+            and (state.program == NONE or state.program in self.program_token)
+            and state.rows.keys() <= self.program_token.keys()
             and (state.pitch == NONE or 0 <= state.pitch <= 127)
             and 0 < state.unit <= state.bar_length <= _FURTHEST
             and -1 <= state.bar <= _FURTHEST
@@ -115,13 +115,13 @@ class Grammar(Compiled):
 
     def ended(self, state: GrammarState) -> bool:
         """Whether EOS has come; then only PAD may follow."""
-        return state.kind == self._eos
+        return state.kind == self.eos
 
     def mask(self, state: GrammarState) -> NDArray[np.bool_]:
         """Which tokens may follow: bool [V], at least one True. The array is the caller's to keep."""
         mask = self._base_mask(state)
-        if self._trie and state.kind != self._eos:
-            self._mask_bpe(state, mask, self._trie, mask)
+        if self.trie and state.kind != self.eos:
+            self._mask_bpe(state, mask, self.trie, mask)
         return mask
 
     def allows(self, state: GrammarState, token: int) -> bool:
@@ -135,13 +135,13 @@ class Grammar(Compiled):
             return False
         for before, part in pairwise(parts):
             state = self._try(state, before)
-            if state.kind == self._eos or not self._mask(state, True)[part]:
+            if state.kind == self.eos or not self._mask(state, True)[part]:
                 return False
         return True
 
     def _base_mask(self, state: GrammarState) -> NDArray[np.bool_]:
         """The mask without BPE tokens, at least one True."""
-        if state.kind == self._eos:
+        if state.kind == self.eos:
             return self._at_end.copy()
         mask = self._mask(state, True)
         if not mask.any():  # what was asked for cannot be had here: a note that no pitch is free for
@@ -166,7 +166,7 @@ class Grammar(Compiled):
                 mask[node.token] = True
             if node.children:
                 behind = self._try(state, part)
-                if behind.kind != self._eos:
+                if behind.kind != self.eos:
                     self._mask_bpe(behind, self._mask(behind, True), node.children, mask)
 
     def _try(self, state: GrammarState, token: int) -> GrammarState:
@@ -181,8 +181,8 @@ class Grammar(Compiled):
         """The mask of base tokens; not `strict` drops what is asked for beyond validity."""
         program = s.program
         voice = 0 if program == NONE else 2 if program < 0 else 1
-        mask = self._base[s.kind][voice].copy()
-        follow = self._follow[s.kind]
+        mask = self.bases[s.kind][voice].copy()
+        follow = self.follow_flags[s.kind]
         wants_note = strict and s.require_note_in_bar > 0 and s.bar_notes == 0
         early = strict and s.min_position > 0 and s.now < s.bar_start + s.min_position * s.unit
         end = (
@@ -206,14 +206,14 @@ class Grammar(Compiled):
             if s.tempo != NONE and self.constraints.allow_tempo_changes:
                 mask[s.tempo] = False
             elif s.tempo != NONE or early:
-                first, last, _ = self._slice[Op.TEMPO]
+                first, last, _ = self.ranges[Op.TEMPO]
                 mask[first:last] = False
         if follow & F_BAR and (
             (s.max_bars >= 0 and s.bar + 1 >= s.max_bars)
             or wants_note
-            or (s.bar >= 0 and s.bar_end > s.heard + self._silence)
+            or (s.bar >= 0 and s.bar_end > s.heard + self.silence)
         ):
-            first, last, _ = self._slice[Op.BAR]
+            first, last, _ = self.ranges[Op.BAR]
             mask[first:last] = False
         if follow & F_EOS and (
             wants_note or (s.on_off and s.ends) or (strict and (not s.notes or s.bars < s.min_bars))
@@ -224,10 +224,10 @@ class Grammar(Compiled):
         if follow & F_SHIFT:
             self._mask_shifts(s, mask, end, wants_note)
         if follow & F_MICRO:
-            first, last, _ = self._slice[Op.MICRO]
+            first, last, _ = self.ranges[Op.MICRO]
             row = s.rows.get(program)
             earliest = -s.now if row is None else max(-s.now, int(row[s.pitch]) - s.now)
-            mask[first : first + bisect_left(self._micros, earliest)] = False
+            mask[first : first + bisect_left(self.micros, earliest)] = False
         return mask
 
     def _mask_notes(self, s: GrammarState, mask: NDArray[np.bool_], drum: bool, may_begin: bool) -> None:
@@ -238,7 +238,7 @@ class Grammar(Compiled):
             mask[first:last] = False
         elif row is not None:
             sounding = row[low : low + last - first]
-            mask[first:last] &= sounding < 0 if s.on_off else sounding <= s.now + self._reach
+            mask[first:last] &= sounding < 0 if s.on_off else sounding <= s.now + self.reach
         if s.on_off:
             if row is None:
                 mask[off:off_last] = False
@@ -251,48 +251,48 @@ class Grammar(Compiled):
     ) -> None:
         """A program may come if it is a change and one of its pitches may begin (MIDILike: or end)."""
         if directly and s.program != NONE:
-            mask[self._program_token[s.program]] = False
-        if may_begin and len(s.ends) < self._least_room:
+            mask[self.program_token[s.program]] = False
+        if may_begin and len(s.ends) < self.least_room:
             return
-        for program in self._programs:
+        for program in self.programs:
             if not self._can_follow(s, program, may_begin):
-                mask[self._program_token[program]] = False
+                mask[self.program_token[program]] = False
 
     def _can_follow(self, s: GrammarState, program: int, may_begin: bool) -> bool:
         """Whether a note of a program may begin (MIDILike: or end) here."""
         row = s.rows.get(program)
         if row is None:
             return may_begin
-        playable = self._playable[program < 0]
+        playable = self.playable[program < 0]
         if s.on_off:
             if may_begin and bool((playable & (row < 0)).any()):
                 return True
             return bool((playable & (row >= 0) & (row < s.now)).any())
-        return may_begin and bool((playable & (row <= s.now + self._reach)).any())
+        return may_begin and bool((playable & (row <= s.now + self.reach)).any())
 
     def _can_begin(self, s: GrammarState, time: int) -> bool:
         """Whether a note of any program may begin at a time from now on (not MIDILike)."""
-        if len(s.ends) < self._roomy:
+        if len(s.ends) < self.roomy:
             return True
         limit = self.constraints.max_polyphony
         if limit is not None and sum(end > time for end in s.ends) >= limit:
             return False
-        if len(s.rows) < len(self._programs):
+        if len(s.rows) < len(self.programs):
             return True
-        time += self._reach
+        time += self.reach
         return any(
-            program not in s.rows or bool((self._playable[program < 0] & (s.rows[program] <= time)).any())
-            for program in self._programs
+            program not in s.rows or bool((self.playable[program < 0] & (s.rows[program] <= time)).any())
+            for program in self.programs
         )
 
     def _mask_positions(self, s: GrammarState, mask: NDArray[np.bool_], strict: bool) -> None:
         """Positions go forward inside the bar, and something must be able to happen there."""
-        first, last, _ = self._slice[Op.POSITION]
+        first, last, _ = self.ranges[Op.POSITION]
         low = max(s.place + 1, s.min_position if strict else 0)
-        high = min(s.bar_length // s.unit, (s.heard + self._silence - s.bar_start) // s.unit + 1)
+        high = min(s.bar_length // s.unit, (s.heard + self.silence - s.bar_start) // s.unit + 1)
         mask[first : first + low] = False
         mask[first + high : last] = False
-        if len(s.ends) >= self._roomy and not self._tempo_possible(s):
+        if len(s.ends) >= self.roomy and not self._tempo_possible(s):
             for place in range(low, high):
                 if not self._can_begin(s, s.bar_start + place * s.unit):
                     mask[first + place] = False
@@ -305,7 +305,7 @@ class Grammar(Compiled):
 
     def _mask_metres(self, s: GrammarState, mask: NDArray[np.bool_], end: int) -> None:
         """A metre may come behind each Bar, or without Bar tokens at a bar line where it changes."""
-        first, last, _ = self._slice[Op.TIME_SIGNATURE]
+        first, last, _ = self.ranges[Op.TIME_SIGNATURE]
         fixed = s.metre != NONE and not self.constraints.allow_metre_changes
         if s.has_bars:
             if fixed:
@@ -318,21 +318,21 @@ class Grammar(Compiled):
 
     def _mask_shifts(self, s: GrammarState, mask: NDArray[np.bool_], end: int, wants_note: bool) -> None:
         """Time goes on inside the bar (PerTok), or up to the end and to where a note must have ended."""
-        first, last, _ = self._slice[Op.TIME_SHIFT]
-        furthest = s.now + self._shifts[-1] * s.unit
+        first, last, _ = self.ranges[Op.TIME_SHIFT]
+        furthest = s.now + self.shifts[-1] * s.unit
         if s.has_bars or (wants_note and s.bar >= 0):
             furthest = s.bar_end - 1
         if end >= 0:
             furthest = min(furthest, end - (not s.notes or self.vocabulary.scheme == "Structured"))
-        silent_until = s.heard + self._silence
+        silent_until = s.heard + self.silence
         if s.on_off and s.ends:
-            silent_until = s.ends[0] + self._longest
+            silent_until = s.ends[0] + self.longest
         furthest = min(furthest, silent_until)
-        high = bisect_right(self._shifts, (furthest - s.now) // s.unit)
+        high = bisect_right(self.shifts, (furthest - s.now) // s.unit)
         mask[first + high : last] = False
-        if len(s.ends) >= self._roomy and not s.on_off and self.vocabulary.scheme == "Structured":
+        if len(s.ends) >= self.roomy and not s.on_off and self.vocabulary.scheme == "Structured":
             for i in range(high):
-                if not self._can_begin(s, s.now + self._shifts[i] * s.unit):
+                if not self._can_begin(s, s.now + self.shifts[i] * s.unit):
                     mask[first + i] = False
 
     def advance(self, state: GrammarState, token: int, *, check: bool = True) -> None:
@@ -348,7 +348,7 @@ class Grammar(Compiled):
             GrammarError: the token may not stand here.
         """
         op = self.tables.ops[token] if 0 <= token < self.vocabulary.size else -1
-        if op == Op.BOS and state.kind == self._bos:
+        if op == Op.BOS and state.kind == self.bos:
             return
         if check and not self.allows(state, token):
             name = self.vocabulary.tokens[token] if op >= 0 else str(token)
@@ -365,7 +365,7 @@ class Grammar(Compiled):
         op, value = tables.ops[token], tables.values[token]
         if op == Op.PAD:
             return
-        s.kind = self._kinds[token]
+        s.kind = self.kind_of[token]
         if op == Op.PITCH or op == Op.DRUM:
             s.notes += 1
             s.bar_notes += 1
