@@ -6,7 +6,7 @@ from bisect import bisect_right
 from functools import lru_cache
 from typing import NamedTuple
 
-from melodia.harmony import Bars, Chord
+from melodia.harmony import NO_CHORD, Bars, Chord
 from melodia.notes import Notes
 
 
@@ -50,6 +50,16 @@ class Progression:
 
     def __init__(self, bars: Bars) -> None:
         self.bars = bars
+
+    @property
+    def text(self) -> str:
+        """The chords by name, bar by bar.
+
+        >>> from melodia.harmony import parse_chords
+        >>> Progression(parse_chords("C | F G7 | N.C.")).text
+        'C | F G7 | N.C.'
+        """
+        return " | ".join(" ".join(NO_CHORD[0] if c is None else c.name for c in bar) for bar in self.bars)
 
     def chord(self, tick: int, grid: BarGrid) -> Chord | None:
         """The chord that holds at a tick; None where any note may come."""

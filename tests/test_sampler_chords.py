@@ -261,3 +261,25 @@ def test_the_commands(samples_dir: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert main(["fill", str(seed), "--bars", "3-4", *wish, "--out", str(filled)]) == 0
     assert "belongs to the chords" in capsys.readouterr().out
     assert filled.exists()
+
+
+@pytest.mark.parametrize("cut", [3, 11, 30])
+def test_a_stream_that_is_resumed_keeps_its_place_among_the_chords(tmp_path: Path, cut: int) -> None:
+    sampler = tiny_sampler()
+    sampler.prime(make_seed(scale(2)))
+    wishes = {"chords": "C | F# G | Am | E", "endless": True, "random_seed": 7, "pitch_bias": 0.3}
+    stream = sampler.stream(**wishes)
+    for _ in range(cut):
+        next(stream)
+    stream.state.save(tmp_path / "a.state")
+    state = sampler.load_state(tmp_path / "a.state")
+    resumed = sampler.stream(state=state, **wishes)
+    first, then = (list(itertools.islice(each, 40)) for each in (stream, resumed))
+    assert [(event.pitch, event.duration_beats) for event in first] == [
+        (event.pitch, event.duration_beats) for event in then
+    ]
+    others = list(itertools.islice(sampler.stream(state=state, **(wishes | {"chords": "Bb | Db"})), 40))
+    assert [event.pitch for event in others] != [event.pitch for event in then]
+    assert state.context.chords is not None
+    ended = sampler.generate(bars=3, **{k: v for k, v in wishes.items() if k != "endless"}).state
+    assert ended.context.chords is None, "behind an end the chords begin anew"

@@ -1,4 +1,4 @@
-"""The bars of one continuation: where they lie, which is the first and which the last, where stretches begin.
+"""The bars of one continuation: where they lie, which is the first and the last, where stretches begin, their chords.
 
 Ticks are grid ticks.
 """
@@ -8,7 +8,9 @@ from __future__ import annotations
 from math import ceil
 
 from melodia.grammar import GrammarState
-from melodia.progression import BarGrid
+from melodia.harmony import Chord
+from melodia.notes import Notes
+from melodia.progression import BarGrid, Progression
 from melodia.sampler.classes import TokenClasses
 from melodia.sampler.metres import Metres
 from melodia.sampler.request import Request
@@ -33,6 +35,8 @@ class Bars:
         last: index of the last bar; None while it is not known.
         times: tempi and metres so far.
         stretches: where the music stands among them.
+        progression: the chords that the new bars follow; None where none were asked for.
+        closing: the chord that the last bar leans towards where there are none; None: no chord.
     """
 
     def __init__(
@@ -53,6 +57,14 @@ class Bars:
         self.first: int | None = None
         self.last: int | None = None
         self._line = 0  # the bar line before the first full bar
+        self.progression = None if request.chords is None else Progression(request.chords)
+        self.closing: Chord | None = None
+        self._chords_line: int | None = (
+            None  # the bar line before the first chord, where it began before the join
+        )
+        if self.progression is not None and context.chords is not None:
+            text, line = context.chords
+            self._chords_line = line if text == self.progression.text else None
         self._length = 0  # of the bars from there
         self._bar = -1  # the last one that was entered
         self.stretches = Stretches()
@@ -69,11 +81,48 @@ class Bars:
         return index, start, start + length
 
     def grid(self, s: GrammarState) -> BarGrid | None:
-        """Where the new full bars lie, if the metre does not change; None until the first one is known."""
+        """Where the bars of chords lie, if the metre does not change; None until the first full one is known."""
         if self.first is None:
             return None
         metre = self.request.metre or self.context.metre or self.classes.tables.metres.get(s.metre)
-        return BarGrid(self._line, self._length, 4 if metre is None else metre[0])
+        line = self._line if self._chords_line is None else self._chords_line
+        return BarGrid(line, self._length, 4 if metre is None else metre[0])
+
+    def chord(self, s: GrammarState) -> Chord | None:
+        """The chord that holds at the present place; None where there is none."""
+        if self.progression is None:
+            return self.closing if self.last is not None and self._bar >= self.last else None
+        grid = self.grid(s)
+        return None if grid is None else self.progression.chord(s.now, grid)
+
+    def chord_change(self, s: GrammarState) -> int | None:
+        """The tick inside the present bar at which another chord begins to hold; None where none does."""
+        grid = None if self.progression is None else self.grid(s)
+        return None if self.progression is None or grid is None else self.progression.change(s.now, grid)
+
+    def keeps_chords(self, s: GrammarState, notes: Notes) -> tuple[float, float] | None:
+        """How well notes, in grid ticks, keep to the chords, as `Progression.kept` says; None where there are none."""
+        grid = None if self.progression is None else self.grid(s)
+        return None if self.progression is None or grid is None else self.progression.kept(notes, grid)
+
+    def asked_key(self, s: GrammarState, end: int) -> int | None:
+        """The key, as in `melodia.key_finding`, in which music that ends at a tick was asked to close; None: in any."""
+        grid = None if self.progression is None else self.grid(s)
+        last = None if self.progression is None or grid is None else self.progression.chord(end - 1, grid)
+        asked = last or self.request.scale
+        return None if asked is None else asked.key
+
+    def knows_chords_of(self, s: GrammarState, lag: int) -> bool:
+        """Whether the bars that came so many before those that begin at the end of this one had their chords."""
+        grid = None if self.progression is None else self.grid(s)
+        if self.progression is None or grid is None:
+            return self.progression is None
+        return self.progression.same_again(lag) and grid.place(s.now)[0] + 1 >= lag
+
+    def chords_now(self, s: GrammarState) -> tuple[str, int] | None:
+        """The chords that hold and where their bars begin, for another plan to go on with; None without chords."""
+        grid = None if self.progression is None else self.grid(s)
+        return None if self.progression is None or grid is None else (self.progression.text, grid.line)
 
     @property
     def pieces(self) -> int:

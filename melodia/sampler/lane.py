@@ -309,6 +309,7 @@ class Lane:
             anchor=self.end,
             seed_join=context.seed_join + (times.end - times.join) / times.ticks_per_quarter,
             tempi=(),
+            chords=None,
             programs=context.programs or tuple(sorted({note.program for note in self.notes})),
         )
         session.side.bars_total = None

@@ -18,9 +18,6 @@ from melodia.engine.rules import Bits, pack
 from melodia.grammar import GrammarState
 from melodia.grammar.state import NONE
 from melodia.grammar.tables import MICRO_RESOLUTION
-from melodia.harmony import Chord
-from melodia.notes import Notes
-from melodia.progression import Progression
 from melodia.sampler.bars import Bars
 from melodia.sampler.classes import TokenClasses
 from melodia.sampler.dynamics import Level
@@ -60,8 +57,6 @@ class Plan(Bars):
         crowded: bars that were left because they grew to `BAR_TOKENS`.
         recalled: what was played again so far; not kept of endless music.
         kept: the music that stays beside it.
-        progression: the chords that the new bars follow; None where none were asked for.
-        closing: the chord that the last bar leans towards where there are none; None: no chord.
     """
 
     def __init__(
@@ -83,8 +78,6 @@ class Plan(Bars):
         self.recalled: tuple[Recalled, ...] = ()
         self.crowded = 0
         self.kept = kept
-        self.progression = None if request.chords is None else Progression(request.chords)
-        self.closing: Chord | None = None
         self._strangers = () if kept is None else kept.strangers.programs
         rests = dict(rests or {}) | dict.fromkeys(self._strangers, 0)
         programs = context.programs if request.programs is None else request.programs
@@ -164,7 +157,7 @@ class Plan(Bars):
         if self.last is None and self.request.tokens is not None:
             room = min(room, self.request.tokens - 1 - count)
         index, start, end = self.bar_at(s)
-        change = self._chord_change(s)
+        change = self.chord_change(s)
         if (
             room <= 0
             or self.first is None
@@ -223,37 +216,6 @@ class Plan(Bars):
         if self.last is not None and self._bar >= self.last:
             late.append((classes.bits("inner_shift"), self.end(s)))
         return late
-
-    def chord(self, s: GrammarState) -> Chord | None:
-        """The chord that holds at the present place; None where there is none."""
-        if self.progression is None:
-            return self.closing if self.last is not None and self._bar >= self.last else None
-        grid = self.grid(s)
-        return None if grid is None else self.progression.chord(s.now, grid)
-
-    def _chord_change(self, s: GrammarState) -> int | None:
-        """The tick inside the present bar at which another chord begins to hold; None where none does."""
-        grid = None if self.progression is None else self.grid(s)
-        return None if self.progression is None or grid is None else self.progression.change(s.now, grid)
-
-    def keeps_chords(self, s: GrammarState, notes: Notes) -> tuple[float, float] | None:
-        """How well notes, in grid ticks, keep to the chords, as `Progression.kept` says; None where there are none."""
-        grid = None if self.progression is None else self.grid(s)
-        return None if self.progression is None or grid is None else self.progression.kept(notes, grid)
-
-    def asked_key(self, s: GrammarState, end: int) -> int | None:
-        """The key, as in `melodia.key_finding`, in which music that ends at a tick was asked to close; None: in any."""
-        grid = None if self.progression is None else self.grid(s)
-        last = None if self.progression is None or grid is None else self.progression.chord(end - 1, grid)
-        asked = last or self.request.scale
-        return None if asked is None else asked.key
-
-    def knows_chords_of(self, s: GrammarState, lag: int) -> bool:
-        """Whether the bars that came so many before those that begin at the end of this one had their chords."""
-        grid = None if self.progression is None else self.grid(s)
-        if self.progression is None or grid is None:
-            return self.progression is None
-        return self.progression.same_again(lag) and grid.place(s.now)[0] + 1 >= lag
 
     def passed(self, count: int) -> None:
         """Take note of tokens that came under the terms of `steady`."""
@@ -350,6 +312,7 @@ class Plan(Bars):
             cycle=cycle,
             anchor=anchor,
             programs=self._cast.found or self.context.programs,
+            chords=self.chords_now(s),
         )
 
     # -- inside ---------------------------------------------------------------------------------------------------

@@ -59,6 +59,7 @@ class Context:
         tempo: quarter notes a minute; None: the model chooses.
         tempi: those since the origin, as far back as anybody may ask; none: the tempo holds from the origin.
         programs: the seed's programs, -1 for the drums; None: the model chooses.
+        chords: those that hold, and the bar line at which the first of them began; None: none do.
     """
 
     source: str = ""
@@ -71,6 +72,7 @@ class Context:
     tempo: float | None = None
     tempi: tuple[Mark, ...] = ()
     programs: tuple[int, ...] | None = None
+    chords: tuple[str, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -374,6 +376,9 @@ def _context_of(stored: dict[str, Any], furthest: int, vocabulary: Vocabulary) -
         (whole_number("tempi", tick, -furthest, furthest), real_number("tempi", seconds), _tempo(tempo))
         for tick, seconds, tempo in context.get("tempi", ())
     )
+    if context.get("chords") is not None:
+        text, line = context["chords"]
+        context["chords"] = str(text), whole_number("chords", line, -furthest, furthest)
     for name in ("join", "anchor"):
         whole_number(name, context[name], -furthest, furthest)
     whole_number("origin", context["origin"], -furthest, context["join"])
