@@ -341,6 +341,11 @@ class Pieces:
         self.examples = list(examples)
         self.lengths = np.array([len(e.passage.inputs) - 1 for e in self.examples], np.int64)
 
+    @property
+    def originals(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """All: none stands here in other keys."""
+        return np.arange(len(self.examples))
+
     def __len__(self) -> int:
         return len(self.examples)
 

@@ -21,7 +21,7 @@ from melodia.midi.bars import BarTable
 from melodia.notes import Notes, notes_of_score, notes_of_tracks, program_of
 from melodia.sampler.bias import RANGE
 from melodia.sampler.habits import FEW, Habit
-from melodia.sampler.kept import plays_alone
+from melodia.sampler.strangers import plays_alone
 
 GRID = 12
 """Places in a quarter note."""

@@ -204,7 +204,7 @@ def test_programs_metre_and_tempo_on_the_command_line(model: Path, tmp_path: Pat
     assert {-1 if track.is_drum else track.program for track in score.tracks} <= {40, -1}
     assert [(m.numerator, m.denominator) for m in score.time_signatures] == [(3, 4)]
     assert [round(tempo.qpm) for tempo in score.tempos] == [90]
-    for wrong in ("--programs=strings", "--programs=128", "--metre=5", "--tempo=2"):
+    for wrong in ("--programs=synth", "--programs=128", "--metre=5", "--tempo=2"):
         assert main([*arguments, "--force", wrong]) == 2
     assert read_score(out)[0] == score
 

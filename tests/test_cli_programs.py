@@ -32,7 +32,7 @@ def test_every_program_has_the_name_that_pictures_have() -> None:
     ("text", "said"),
     [
         ("0,violn", r"received 'violn'\); did you mean violin, viola\?"),
-        ("strings", r"did you mean tremolo strings, pizzicato strings, synth strings 1, synth strings 2\?"),
+        ("string", r"did you mean tremolo strings, pizzicato strings, .*\?"),
         ("synth", r"did you mean synth bass 1, synth bass 2, .*\?"),
         ("", r"received ''\)$"),
         ("-1", r"received '-1'\)$"),

@@ -20,7 +20,7 @@ from melodia.cli.fill import bar_numbers
 from melodia.errors import ConfigError
 from melodia.midi import read_score
 from melodia.sampler import Sampler
-from melodia.sampler.kept import soloists
+from melodia.sampler.strangers import soloists
 from melodia.tokenizer import Tokenizer
 
 TUNE = scale(4, program=40)

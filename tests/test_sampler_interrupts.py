@@ -58,17 +58,17 @@ def other() -> None:
 
 
 def hear(stream: Stream, event: int, strike: Callable[[], None]) -> tuple[list[Any], bool]:
-    """What is heard until something strikes at an event of the interpreter in melodia, and whether it did."""
+    """What is heard until something strikes where a function of melodia begins, and whether it did.
+
+    There Python looks for signals; between two lines it does not.
+    """
     left, heard, struck = iter(range(event)), [], False
 
-    def trace(frame: FrameType, what: str, arg: Any) -> Any:
+    def trace(frame: FrameType, what: str, arg: Any) -> None:  # called where a function begins
         nonlocal struck
-        if "melodia/sampler" not in frame.f_code.co_filename or struck:
-            return None
-        if next(left, None) is None:
+        if "melodia/sampler" in frame.f_code.co_filename and not struck and next(left, None) is None:
             struck = True
             strike()
-        return trace
 
     before = sys.gettrace()
     sys.settrace(trace)
@@ -94,7 +94,7 @@ def struck_at(sampler: Sampler, strike: Callable[[], None], step: int) -> Iterat
         yield stream, whole[len(heard) :]
 
 
-@pytest.mark.parametrize(("backend", "step"), [("auto", 31), ("reference", 701)])
+@pytest.mark.parametrize(("backend", "step"), [("auto", 5), ("reference", 61)])
 def test_ctrl_c_takes_no_event_and_no_state(backend: str, step: int, ctrl_c: Callable[[], None]) -> None:
     made = tiny_sampler()
     sampler = Sampler(made.model, made.tokenizer, backend=backend)
@@ -112,7 +112,7 @@ def test_other_exceptions_take_nothing_or_are_told() -> None:
     sampler = tiny_sampler()
     sampler.prime(SEED)
     broken = whole = 0
-    for stream, rest in struck_at(sampler, other, 31):
+    for stream, rest in struck_at(sampler, other, 5):
         try:
             on = sampler.stream(state=stream.state, endless=True, random_seed=7)
         except MelodiaError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sampler_helpers import make_seed, notes_of, scale, tiny_sampler, tokenizer_of
 
-import melodia
+from melodia import engine
 from melodia.grammar import compile_tables
 from melodia.midi import read_score
 from melodia.notes import notes_of_events, notes_of_score
@@ -19,12 +20,13 @@ from melodia.sampler import Sampler
 from melodia.sampler.bias import seed_bias
 from melodia.sampler.habits import HABITS, habit_of
 from melodia.sampler.kept import Kept
-from melodia.sampler.kept_bias import ASTRAY, FOREIGN, NEAR, RUB, KeptBias
+from melodia.sampler.part_bias import ASTRAY, FOREIGN, NEAR, RUB, PartBias
 from melodia.sampler.request import Request
 from melodia.sampler.session import Session
 from melodia.sampler.strangers import Strangers
 from melodia.sampler.together import sounding, together
 
+SAMPLES = Path(__file__).resolve().parents[1] / "midi_samples"
 QUARTER = compile_tables(tokenizer_of("REMI").vocabulary).ticks_per_quarter
 
 
@@ -38,6 +40,14 @@ def silent_sampler() -> Sampler:
         long = [i for i in vocabulary.ids_of("Duration") if not vocabulary.value(i).startswith("0.")]
         sampler.model.head.bias[long] -= 30.0
     return Sampler(sampler.model, sampler.tokenizer)
+
+
+def strangers_of(sampler: Sampler, state: Session | None = None, **wishes: Any) -> Any:
+    request = Request(**wishes)
+    start = sampler.state if state is None else state
+    return sampler._lane(
+        start, request, kept=Kept.of(request, sampler._classes, sampler.tokenizer, start)
+    ).plan.strangers
 
 
 def kept_of(sampler: Sampler, beside: object, programs: tuple[int, ...]) -> tuple[Kept, Session]:
@@ -68,8 +78,48 @@ def test_a_stranger_plays_where_others_begin(program: int) -> None:
 def test_who_has_been_heard_is_no_stranger() -> None:
     sampler = tiny_sampler()
     sampler.prime(make_seed([*scale(4), *scale(4, program=40)]))
-    kept, _ = kept_of(sampler, make_seed(scale(4, program=73)), (0, 32))
-    assert kept.strangers.programs == (32,)
+    tune = make_seed(scale(4, program=73))
+    assert strangers_of(sampler, programs=(0, 32), beside=tune).programs == (32,)
+    assert strangers_of(sampler, programs=(0, 32)).programs == (32,)
+    assert strangers_of(sampler, programs=(0, 32), any_program=False, bars=2).programs == (32,)
+    for programs in ((0, 40), (32, 33), None):
+        assert strangers_of(sampler, programs=programs) is None, (
+            "nobody joins, or nobody is there to be joined"
+        )
+    joined = sampler.generate(bars=4, programs=(0, 32), random_seed=1)
+    assert any(event.program == 32 for event in joined.events)
+    assert strangers_of(sampler, programs=(0, 32), state=joined.state) is None, "it has been heard by now"
+
+
+@pytest.mark.parametrize("scheme", ["TSD", "MIDILike", "PerTok"])
+def test_without_bar_tokens_nobody_is_asked(scheme: str) -> None:
+    sampler = tiny_sampler(scheme)
+    sampler.prime(make_seed(scale(4)))
+    assert strangers_of(sampler, programs=(0, 32)) is None
+
+
+@pytest.mark.skipif(engine.reason() is not None, reason=f"no engine: {engine.reason()}")
+def test_who_joins_a_continuation_is_the_same_in_the_engine_and_the_reference() -> None:
+    sampler = tiny_sampler()
+    made = []
+    for each in (sampler, Sampler(sampler.model, sampler.tokenizer, backend="reference")):
+        each.prime(make_seed(scale(2)))
+        wishes = {"bars": 4, "programs": (0, 32, -1), "branches": 3, "recall": 0.9}
+        made.append([one.tokens.tolist() for one in each.generate_many(2, random_seed=4, **wishes)])
+    assert made[0] == made[1]
+
+
+def test_who_joins_a_continuation_plays_with_the_others() -> None:
+    """With the model that comes along: a bass and drums behind a minuet for piano."""
+    sampler = Sampler.load(weights="int8" if engine.reason() is None else "fp32", device="cpu")
+    sampler.prime(SAMPLES / "petzold_minuet_g_major.mid", seed_bars=8)
+    made = sampler.generate(bars=8, programs=(0, 32, -1), random_seed=1, pitch_bias=0.3)
+    bars = {p: {int(e.onset_beats // 3) for e in made.events if e.program == p} for p in (0, 32, -1)}
+    assert all(len(found) >= 6 for found in bars.values()), bars
+    bass = [event for event in made.events if event.program == 32]
+    assert np.median([event.pitch for event in bass]) <= habit_of(32).high
+    ends = [event.onset_beats + event.duration_beats for event in bass]
+    assert all(start.onset_beats >= end - 1e-6 for start, end in zip(bass[1:], ends, strict=False))
 
 
 def test_nobody_is_asked_where_nobody_begins_or_twice_or_while_playing() -> None:
@@ -78,32 +128,31 @@ def test_nobody_is_asked_where_nobody_begins_or_twice_or_while_playing() -> None
     state = sampler.state.grammar.copy()
     state.bar, state.bar_start, state.bar_length, state.place, state.now = 0, 0, 4 * QUARTER, 0, 0
     every = np.ones(classes.vocabulary.size, np.bool_)
+    away = classes.vocabulary.index["Bar_None"]
     onsets = np.arange(0, 40 * QUARTER, QUARTER)
     asked = 0
     for tick in onsets.tolist():
-        state.now = tick
+        state.now = state.onset = tick
         state.bar_start = tick - tick % (4 * QUARTER)
-        strangers = Strangers(classes, (32, -1), onsets)
-        first = strangers.ask(state, every, rank=200)
+        strangers = Strangers(classes, (32, -1), (32, -1))
+        first = strangers.ask(state, every, away)
         if first is None:
             continue
         asked += 1
         assert set(classes.program_of[first].tolist()) in ({32}, {-1})
-        rest = strangers.ask(state, every, rank=200)
+        rest = strangers.ask(state, every, away)
         assert rest is None or set(classes.program_of[rest].tolist()) == {-1}
-        assert strangers.ask(state, every, rank=200) is None
+        assert strangers.ask(state, every, away) is None
     assert asked > 30
-    state.now = state.bar_start = 0
+    state.now = state.bar_start = state.onset = 0
     state.row(32)[40] = 1  # sounds until behind this place
-    playing = Strangers(classes, (32,), onsets)
-    assert all(playing.fork(seed, 0).ask(state, every, rank=200) is None for seed in range(20))
-    assert all(
-        Strangers(classes, (33,), onsets, seed).ask(state, every, rank=33) is None for seed in range(20)
-    )
-    state.now = 1
-    assert all(
-        Strangers(classes, (33,), onsets, seed).ask(state, every, rank=200) is None for seed in range(20)
-    )
+    for seed in range(20):
+        playing, other = (Strangers(classes, (p,), (p,), random_seed=seed) for p in (32, 33))
+        assert playing.ask(state, every, away) is None
+        assert other.ask(state, every, classes.vocabulary.index["Program_33"]) is None, "it comes by itself"
+        state.now = 1
+        assert other.ask(state, every, away) is None, "nobody begins here"
+        state.now = 0
 
 
 def test_strangers_keep_to_the_time_of_the_others() -> None:
@@ -111,21 +160,22 @@ def test_strangers_keep_to_the_time_of_the_others() -> None:
     classes, state = sampler._classes, sampler.state.grammar
     state = state.copy()
     state.bar_start = 0
+
+    def ticks_of(programs: tuple[int, ...], onsets: Any) -> Any:
+        """The places in a bar that are left."""
+        wanted = np.ones(classes.vocabulary.size, np.bool_)
+        Strangers(classes, programs, programs, onsets=onsets).narrow(state, wanted)
+        return classes.values[classes.position & wanted] * state.unit
+
     end = 8 * QUARTER
     triplets, straight = (np.arange(0, end, QUARTER // parts) for parts in (3, 4))
     places = {}
     for name, onsets in (("triplets", triplets), ("straight", straight)):
-        odd = Strangers(classes, (32,), onsets).odd_places(state)
-        assert odd is not None
-        ticks = classes.values[classes.position & ~odd] * state.unit
-        places[name] = set((12 * (ticks % QUARTER) // QUARTER).tolist())
+        places[name] = set((12 * (ticks_of((32,), onsets) % QUARTER) // QUARTER).tolist())
     assert places == {"triplets": {0, 4, 6, 8}, "straight": {0, 3, 6, 9}}
-    odd = Strangers(classes, (-1,), straight).odd_places(state)
-    assert odd is not None
-    ticks = classes.values[classes.position & ~odd] * state.unit
-    assert set((ticks % QUARTER).tolist()) == {0, QUARTER // 2}, "drums keep the time"
+    assert set((ticks_of((-1,), straight) % QUARTER).tolist()) == {0, QUARTER // 2}, "drums keep the time"
     free = np.arange(0, 50 * QUARTER, QUARTER + 1)  # played by hand: nowhere in particular
-    assert Strangers(classes, (32,), free).odd_places(state) is None
+    assert len(ticks_of((32,), free)) == classes.position.sum()
 
 
 def test_pitches_lean_to_what_sounds_around_them() -> None:
@@ -138,7 +188,7 @@ def test_pitches_lean_to_what_sounds_around_them() -> None:
     assert base is not None
     state = session.grammar.copy()
     state.program, state.now = 0, session.context.join
-    bias, leaned = KeptBias(classes, kept), {}
+    bias, leaned = PartBias(classes, kept.notes, None), {}
     row = bias.under(base, state, chords=False).of(0).row - base.of(0).row
     for pitch in range(60, 72):
         leaned[pitch] = float(row[index[f"Pitch_{pitch}"]] - row[index["Pitch_60"]])
@@ -162,7 +212,7 @@ def test_a_stranger_stays_near_itself_and_has_its_familys_lengths() -> None:
     assert base is not None
     state = session.grammar.copy()
     state.program, state.now = 32, session.context.join + 400 * QUARTER
-    bias = KeptBias(classes, kept)
+    bias = PartBias(classes, kept.notes, Strangers(classes, (32,), (32, 0), (32,)))
     row = bias.under(base, state, chords=False).of(32).row - base.of(32).row
     low, high = HABITS[4].low, HABITS[4].high
     outside = [max(low - pitch, 0, pitch - high) for pitch in (low, high, high + 5, 90)]
@@ -224,9 +274,9 @@ def test_what_parts_have_in_common_by_hand(part, others, start: int, end: int) -
 def test_a_bass_under_a_minuet(samples_dir: Path) -> None:
     """The example of the README, with the model that comes along: a bass that plays in every bar, and fits."""
     score = read_score(samples_dir / "petzold_minuet_g_major.mid")[0]
-    (filling,) = Sampler.load(
-        weights="int8" if melodia.engine.reason() is None else "fp32", device="cpu"
-    ).fill(score, (1, 8), programs=(32,), beside=True, random_seed=3, branches=2)
+    (filling,) = Sampler.load(weights="int8" if engine.reason() is None else "fp32", device="cpu").fill(
+        score, (1, 8), programs=(32,), beside=True, random_seed=3, branches=2
+    )
     bass = [note for note in notes_of(filling.score) if note[0] == 32]
     assert len({int(note[1] // 3) for note in bass}) == 8
     notes = notes_of_score(filling.score)

@@ -111,15 +111,33 @@ def program_numbers(text: str) -> tuple[int, ...]:
     return tuple(dict.fromkeys(_program_number(part.strip()) for part in text.split(",")))
 
 
+USUAL = {
+    "drums": -1,
+    "piano": 0,
+    "organ": 19,
+    "guitar": 24,
+    "electric guitar": 27,
+    "bass": 32,
+    "electric bass": 33,
+    "strings": 48,
+    "choir": 52,
+    "horn": 60,
+    "brass": 61,
+    "sax": 65,
+    "saxophone": 65,
+}
+"""What is meant by names that several programs share, or none has."""
+
+
 def _program_number(word: str) -> int:
     """A program from its number or its name, which may be cut short as long as it is the only one; -1 for drums.
 
-    >>> _program_number("pizz"), _program_number("acoustic guitar (nylon)")
-    (45, 24)
+    >>> _program_number("pizz"), _program_number("acoustic guitar (nylon)"), _program_number("bass")
+    (45, 24, 32)
     """
     low = " ".join(word.lower().split())
-    if low == "drums":
-        return -1
+    if low in USUAL:
+        return USUAL[low]
     if low.isascii() and low.isdigit() and int(low) <= 127:
         return int(low)
     from difflib import get_close_matches

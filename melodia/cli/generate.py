@@ -64,8 +64,8 @@ def generate(
     programs: str | None = typer.Option(
         None,
         metavar="P,P",
-        help="General MIDI programs that may play, by number or name, such as 0,violin,drums (default: the seed's, or "
-        "up to four of the model's choice without a seed).",
+        help="General MIDI programs that may play, by number or name, such as 0,violin,drums; those that the seed does "
+        "not have join it (default: the seed's, or up to four of the model's choice without a seed).",
     ),
     metre: str | None = typer.Option(
         None,

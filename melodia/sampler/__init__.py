@@ -9,7 +9,7 @@
 - `lane`, `loop`: the loop over tokens
 - `branching`, `texture`: playing stretches several times, and what fits best
 - `following`, `kept`, `filling`: towards music that comes behind; beside music that stays; bars inside a piece
-- `strangers`, `habits`, `kept_bias`, `together`: parts that join what stays: when they play, what, and how well it fits
+- `strangers`, `habits`, `part_bias`, `together`: parts that join in: when they play, what, and how well it fits
 - `recall`: stretches that are played again from memory
 - `stream`: events as they are produced
 - `runner`, `steppers`, `torch_stepper`: what runs the model under it; only the last imports torch

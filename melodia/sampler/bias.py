@@ -14,7 +14,8 @@ distributions that mostly agree is sharper than either, and sharper music repeat
 comes at all is the model's to say; only a pitch outside the range makes it less likely: (q exp(-d / 3 - a))^w is taken
 relative to its mean over the pitches of the range.
 
-A range is that of all but a few notes. A program that is not in the seed has the range of all of it.
+A range is that of all but a few notes. A program that is not in the seed has the range of all of it, or none where it
+joins others.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def seed_bias(
         seed: the music before; None for none.
         request: how strong the bias is.
         beside: what sounds at the same time: its pitch classes count, too, but its programs' ranges are theirs. Of the
-            range of a program that joins it `kept_bias` says more.
+            range of a program that joins in `part_bias` says more.
     """
     if not request.pitch_bias:
         return None
@@ -71,7 +72,7 @@ def seed_bias(
     likelihood = np.log(of_class / of_class.sum())[PITCHES % 12]
     beyond_all = distances(every)
     beyond = {program: distances(notes) for program, notes in counts.items()}
-    if beside is not None:
+    if beside is not None or not counts.keys().isdisjoint(request.programs or ()):
         strangers = [program for program in request.programs or () if program >= 0 and program not in counts]
         beyond |= {program: np.zeros(128) for program in strangers}
 

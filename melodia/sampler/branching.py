@@ -24,6 +24,7 @@ from melodia.sampler.following import Following
 from melodia.sampler.lane import Lane
 from melodia.sampler.stretches import STRETCH_BARS, WIDER
 from melodia.sampler.texture import Texture, texture_of
+from melodia.sampler.together import fit
 
 if TYPE_CHECKING:
     from symusic.core import ScoreTick
@@ -58,7 +59,7 @@ CHORDS = 2.0
 """The weight of the share of the time that belongs to the chords that were asked for beside a distance of textures."""
 
 TOGETHER = 4.0
-"""The weight of how well new notes fit music that stays, see `Kept.fit`, beside a distance of textures."""
+"""The weight of how well new parts fit what the others play (`together.fit`) beside a distance of textures."""
 
 CHORD_BASSES = 2.0
 """The same of the share of the chords that begin over their bass."""
@@ -149,6 +150,8 @@ class Judge:
     def distance(self, branch: Lane) -> float:
         """How far the last stretch of a branch is from the music around, of which there must be some."""
         notes = notes_of_events(branch.notes[branch.before :])
+        if branch.plan.strangers is not None:  # who joins in has no part in the music around
+            notes = notes.select(~np.isin(notes.program, branch.plan.strangers.programs))
         texture = texture_of(notes, branch.classes.tables.ticks_per_quarter, *branch.stretch)
         return SILENT if texture is None else self._distance(texture)
 
@@ -158,8 +161,8 @@ class Judge:
     def fitness(self, branch: Lane, nll: float | None = None) -> float:
         """How well the last stretch of a branch fits; only the order of such numbers means anything.
 
-        The distance of its texture from those around is taken off; how well it keeps to the requested chords, and fits
-        the music that stays beside it, is added.
+        The distance of its texture from those around is taken off; how well it keeps to the requested chords, and new
+        parts fit what the others play, is added.
         Where the piece ends its `closure` is added, in the key of the last requested chord, or of the requested scale;
         where other music follows, its NLL is taken off.
 
@@ -173,7 +176,10 @@ class Judge:
         if (kept := branch.plan.keeps_chords(branch.session.grammar, notes)) is not None:
             fitness += CHORDS * kept[0] + CHORD_BASSES * kept[1]
         if branch.plan.kept is not None:
-            fitness += TOGETHER * branch.plan.kept.fit(notes, *branch.stretch)
+            fitness += TOGETHER * fit(notes, branch.plan.kept.notes, *branch.stretch)
+        elif branch.plan.strangers is not None:
+            joins = np.isin(notes.program, branch.plan.strangers.programs)
+            fitness += TOGETHER * fit(notes.select(joins), notes.select(~joins), *branch.stretch)
         if nll is not None:
             fitness -= FOLLOWING * nll
         elif branch.ended:

@@ -7,7 +7,7 @@ notes. A compiled engine replaces the loop, not the plan.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -27,12 +27,13 @@ from melodia.sampler.classes import TokenClasses
 from melodia.sampler.continuation import Event, TimeMap, event_of
 from melodia.sampler.dynamics import Level
 from melodia.sampler.kept import Kept
-from melodia.sampler.kept_bias import KeptBias
+from melodia.sampler.part_bias import PartBias
 from melodia.sampler.plan import BAR_TOKENS, Plan
-from melodia.sampler.players import rests_of
+from melodia.sampler.players import RECENT_QUARTERS, rests_of
 from melodia.sampler.recall import LAGS, NOTHING_HEARD, Memory, Recall, Recollection
 from melodia.sampler.request import Request
 from melodia.sampler.session import Session, Tail, half_described, tail_at
+from melodia.sampler.strangers import Strangers
 
 RECENT = 1024
 """Most tokens back that the repetition penalty can count."""
@@ -84,9 +85,12 @@ class Lane:
         rests = rests_of(session.seed, self.programs, quarter, alone=kept is not None)
         self._bias = seed_bias(classes, session.seed, request, None if kept is None else kept.score)
         self._chord_bias = None if request.chords is None else self.chord_bias()
-        self._kept_bias = None if kept is None else KeptBias(classes, kept)
         level = Level.of(classes, session.seed if session.seed is not None or kept is None else kept.score)
-        self.plan = Plan(classes, session.context, request, self.session.grammar, cycle, rests, kept, level)
+        strangers = Strangers.of(
+            classes, request, session.seed, self._heard(rests), None if kept is None else kept.notes
+        )
+        self._part_bias = PartBias.of(classes, None if kept is None else kept.notes, strangers)
+        self.plan = Plan(classes, session.context, request, state, cycle, rests, kept, strangers, level)
         self.count = 0
         self.tokens: list[int] = []
         self.nll: list[float] = []
@@ -101,7 +105,8 @@ class Lane:
         self.stretch = (session.context.join, session.context.join)
         self.before = self.chosen = self.chosen_from = self.widened = 0
         self._seen = before.seen
-        self.recall = Recall.of(request.recall, before, request.random_seed, request.session)
+        recall = request.recall if strangers is None else 0.0  # bars that come again would be without them
+        self.recall = Recall.of(recall, before, request.random_seed, request.session)
         self.memory = Memory(classes, self.plan.pieces, before)
         self.plan.go_on(before.script)
         self._noise = Noise(self.random_seed, request.session, classes.vocabulary.size)
@@ -122,7 +127,7 @@ class Lane:
         """What is pooled with the logits at the present place."""
         state, chords = self.session.grammar, self._chord_bias is not None
         bias = self._bias if self._chord_bias is None else self._chord_bias.under(self.plan.chord(state))
-        return bias if self._kept_bias is None else self._kept_bias.under(bias, state, chords=chords)
+        return bias if self._part_bias is None else self._part_bias.under(bias, state, chords=chords)
 
     def chord_bias(self) -> ChordBias:
         """A bias under chords over the lane's own; it looks through the whole seed, so that branches share one."""
@@ -131,6 +136,14 @@ class Lane:
     def close_on(self, chord: Chord, bias: ChordBias) -> None:
         """Lean the last bar towards a chord, where no chords were asked for; `bias` as of `chord_bias`."""
         self._chord_bias, self.plan.closing = bias, chord
+
+    def _heard(self, rests: Iterable[int]) -> frozenset[int]:
+        """The programs that play at the end of the seed, or of what came behind it."""
+        state = self.session.grammar
+        since = state.now - RECENT_QUARTERS * self.classes.tables.ticks_per_quarter
+        return frozenset(rests) | {
+            program for program, row in state.rows.items() if row.any() and row.max() > since
+        }
 
     def _choose(self, wanted: NDArray[np.bool_], compiled: bool) -> Choice:
         """Draw among the tokens of a mask."""

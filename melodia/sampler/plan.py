@@ -26,6 +26,7 @@ from melodia.sampler.players import Cast
 from melodia.sampler.recall import Recalled
 from melodia.sampler.request import Request
 from melodia.sampler.session import Context
+from melodia.sampler.strangers import Strangers
 from melodia.sampler.timeline import TEMPO
 
 BAR_TOKENS = 2048
@@ -51,12 +52,14 @@ class Plan(Bars):
         cycle: the TimeSig values that write one bar of `request.metre`; None: as before.
         rests: by program, how long each may be silent, in grid ticks; see `melodia.sampler.players`.
         kept: music that stays beside the new; None for none.
+        strangers: who joins in; None for nobody.
         level: the one velocity of the new notes; None for any.
 
     Attributes:
         crowded: bars that were left because they grew to `BAR_TOKENS`.
         recalled: what was played again so far; not kept of endless music.
         kept: the music that stays beside it.
+        strangers: who joins in.
     """
 
     def __init__(
@@ -68,6 +71,7 @@ class Plan(Bars):
         cycle: tuple[str, ...] | None = None,
         rests: dict[int, int] | None = None,
         kept: Kept | None = None,
+        strangers: Strangers | None = None,
         level: Level | None = None,
     ) -> None:
         super().__init__(classes, context, request, cycle)
@@ -78,8 +82,12 @@ class Plan(Bars):
         self.recalled: tuple[Recalled, ...] = ()
         self.crowded = 0
         self.kept = kept
-        self._strangers = () if kept is None else kept.strangers.programs
-        rests = dict(rests or {}) | dict.fromkeys(self._strangers, 0)
+        self.strangers = strangers
+        unheard = () if strangers is None else strangers.programs
+        rests = dict(rests or {}) | dict.fromkeys(unheard, 0)
+        self._absent = dict.fromkeys(
+            () if kept is None else unheard, -_NEVER
+        )  # asked for from the first bar on
         programs = context.programs if request.programs is None else request.programs
         self._unseeded = state.notes == 0
         finds = programs is None and not request.any_program
@@ -116,10 +124,20 @@ class Plan(Bars):
 
     def overrule(self, s: GrammarState, legal: Mask, token: int) -> Mask | None:
         """A mask of what must come in place of a token that was chosen; None where the choice stands."""
-        if self.kept is None or self._begins(s):
+        kept, strangers = self.kept, self.strangers
+        if (kept is None and strangers is None) or self._begins(s):
             return None
-        instead = self.kept.overrule(s, legal, token)
-        return None if instead is None or instead[token] else instead
+        if not (legal & self.classes.begins).any():
+            return None  # inside a note, or in front of a metre
+        instead = None if kept is None else kept.passed_over(s, legal, token)
+        if strangers is not None:
+            asked = strangers.ask(s, legal, token if instead is None else instead)
+            if asked is not None:
+                return asked
+        if kept is None or instead is None:
+            return None
+        kept.tell(s)
+        return None if instead == token else _only(instead, legal)
 
     def replay(self, s: GrammarState, tokens: Sequence[int]) -> None:
         """Let exactly these tokens come, and behind them a bar; what follows a token that may not come is free.
@@ -170,6 +188,7 @@ class Plan(Bars):
             or not self._cast.settled
             or self._script
             or self.kept is not None
+            or self.strangers is not None
             or (change is not None and self.classes.vocabulary.expansions)
         ):
             return None
@@ -240,7 +259,8 @@ class Plan(Bars):
         twin._script = list(self._script) if len(self._script) == 1 else []
         twin.times = self.times.fork()
         twin._cast = copy(self._cast)
-        twin.kept = None if self.kept is None else self.kept.fork(random_seed, self.request.session)
+        twin.kept = None if self.kept is None else self.kept.fork()
+        twin.strangers = None if self.strangers is None else self.strangers.fork(random_seed)
         return twin
 
     def after(self, s: GrammarState, token: int, count: int, tempi: Sequence[tuple[int, float]] = ()) -> None:
@@ -361,6 +381,8 @@ class Plan(Bars):
                 wanted &= ~(classes.inner_shift & (s.now + classes.moves * s.unit >= self.end(s)))
         if not self._may_end(self._bar):
             wanted[classes.vocabulary.eos] = False
+        if self.strangers is not None:
+            self.strangers.narrow(s, wanted)
         if self.kept is not None:
             self.kept.narrow(s, wanted)
             if not self._cast.settled and (stays := wanted & ~classes.bar).any():
@@ -417,8 +439,7 @@ class Plan(Bars):
         if not s.has_bars or start <= self.context.join:
             self._cast.leave_bar()
             return
-        heard = dict.fromkeys(self._strangers, -_NEVER)
-        heard |= {program: int(row.max()) for program, row in s.rows.items()}
+        heard = self._absent | {program: int(row.max()) for program, row in s.rows.items()}
         if self._cast.enter_bar(heard, start, s.bar_length) and self.bar_at(s)[2] == s.bar_end:
             s.require_note_in_bar = 1
 

@@ -301,7 +301,7 @@ class Sampler(PrimedModel):
         metres = () if request.metre_changes else (*context.cycle, *cycle)
         fresh = start.grammar.tempo == NONE and start.grammar.notes == 0
         programs = request.programs or (None if request.any_program else context.programs)
-        kept = None if kept is None else kept.fork(request.random_seed, request.session)
+        kept = None if kept is None else kept.fork()
         constraints = Constraints(
             programs=programs if kept is None else (*(programs or ()), *kept.programs),
             pitch_range=request.pitch_range,

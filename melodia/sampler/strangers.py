@@ -1,4 +1,4 @@
-"""Programs that join music that stays and have not been heard yet.
+"""Programs that join music and have not been heard yet: beside music that stays, or in a continuation.
 
 A model has learned how parts go on, not how one joins music that was made without it: left alone, it lets a bass play
 four notes in eight bars. In real music a part that plays at all is seldom silent: where another begins a note and it is
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from copy import copy
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,11 +18,18 @@ from numpy.typing import NDArray
 from melodia.decode import uniform
 from melodia.grammar import GrammarState
 from melodia.grammar.state import NONE
-from melodia.notes import voice
+from melodia.notes import LAST_VOICE, Notes, notes_of_score, voice
 from melodia.sampler.classes import TokenClasses
 from melodia.sampler.habits import DRUMS_BEGIN, habit_of
+from melodia.sampler.request import Request
+
+if TYPE_CHECKING:
+    from symusic.core import ScoreTick
 
 Mask = NDArray[np.bool_]
+
+SOLO = 0.9
+"""A program that sounds alone at so many of its onsets plays one note at a time."""
 
 COMMON = 0.05
 """Where in a quarter note fewer of the others' notes begin than this share, nobody new begins any."""
@@ -36,12 +44,14 @@ _NOBODY = -1
 
 
 class Strangers:
-    """The strangers of one continuation, and who has been asked at the present place. Ticks are grid ticks.
+    """Who joins in one continuation, and who has been asked at the present place. Ticks are grid ticks.
 
     Args:
-        classes: of the vocabulary.
-        programs: theirs, -1 for the drums.
-        onsets: of the notes that stay, ascending.
+        classes: of the vocabulary; bars are tokens, and none is a byte pair.
+        programs: those that nobody has heard, -1 for the drums.
+        new: all programs of the new notes.
+        soloists: those of them that play one note at a time.
+        onsets: where the notes that stay begin; None where none do.
         random_seed, session: of the random numbers that decide.
     """
 
@@ -49,49 +59,95 @@ class Strangers:
         self,
         classes: TokenClasses,
         programs: Collection[int],
-        onsets: NDArray[np.int64],
+        new: Collection[int],
+        soloists: Collection[int] = (),
+        onsets: NDArray[np.int64] | None = None,
         random_seed: int = 0,
         session: int = 0,
     ) -> None:
         self.programs = tuple(sorted(programs, key=voice))
+        self.soloists = frozenset(soloists)
+        self._all_solo = bool(soloists) and self.soloists == set(new)
         self._classes = classes
-        self._onsets = frozenset(onsets.tolist())
         self._random = (random_seed, session)
         self._asked = (0, _NOBODY)  # at which tick, and up to which voice
-        quarter = classes.tables.ticks_per_quarter
-        begun = np.bincount(onsets % quarter, minlength=quarter)
-        common = begun >= COMMON * len(onsets)
-        common[[0, quarter // 2]] = True
-        self._common: Mask | None = common if begun[common].sum() >= PLAIN * len(onsets) else None
-        if self._common is not None and self.programs == (-1,):  # the time is theirs
-            self._common = np.isin(np.arange(quarter), (0, quarter // 2))
+        strange = bool(self.programs) and set(self.programs) == set(new)
+        self._common = self._common_places(onsets) if onsets is not None and strange else None
 
-    def fork(self, random_seed: int, session: int) -> Strangers:
-        """An independent copy with random numbers of its own."""
+    @classmethod
+    def of(
+        cls,
+        classes: TokenClasses,
+        request: Request,
+        seed: ScoreTick | None,
+        heard: Collection[int],
+        kept: Notes | None,
+    ) -> Strangers | None:
+        """Who joins in a continuation that was asked for; None where nobody does, beside no music that stays.
+
+        Args:
+            classes: of the vocabulary.
+            request: what was asked for.
+            seed: the music before; None for none.
+            heard: the programs that play at its end.
+            kept: the notes that stay, in grid ticks; None for none.
+        """
+        new = request.programs or ()
+        strangers = [program for program in new if program not in heard]
+        if kept is not None:
+            solo, onsets = soloists(seed, new), kept.onset
+        else:
+            known = classes.bar.any() and not classes.vocabulary.expansions and not classes.has_micro
+            if not known or not strangers or len(strangers) == len(new):
+                return None
+            solo, onsets = soloists(None, strangers), None
+        return cls(classes, strangers, new, solo, onsets, request.random_seed, request.session)
+
+    def fork(self, random_seed: int) -> Strangers:
+        """An independent copy with another random seed."""
         twin = copy(self)
-        twin._random = (random_seed, session)
+        twin._random = (random_seed, self._random[1])
         return twin
 
-    def odd_places(self, s: GrammarState) -> Mask | None:
-        """Position tokens that lead where in a quarter note the others hardly ever begin, bool [V]; None for none."""
-        if self._common is None:
-            return None
-        ticks = s.bar_start + self._classes.values * s.unit
-        return self._classes.position & ~self._common[ticks % len(self._common)]
+    def narrow(self, s: GrammarState, wanted: Mask) -> None:
+        """Take out of `wanted`, bool [V], second notes of soloists, and places at which nobody new should begin any.
 
-    def ask(self, s: GrammarState, legal: Mask, rank: int) -> Mask | None:
+        Those are where all are still at a note, and, beside music that stays, those where in a quarter note its notes
+        hardly ever begin.
+        """
+        classes = self._classes
+        rows = {program: s.heard_row(program) for program in self.soloists}
+        until = {program: 0 if row is None else int(row.max()) for program, row in rows.items()}
+        for program, end in until.items():
+            if end > s.now:
+                wanted &= classes.program_of != program
+                if s.program == program:
+                    wanted &= ~classes.pitch
+        if not self._all_solo and self._common is None:
+            return
+        places = s.bar_start + classes.values * s.unit
+        if self._all_solo:
+            wanted &= ~(classes.position & (places < min(until.values())))
+        if self._common is not None:
+            wanted &= ~(classes.position & ~self._common[places % len(self._common)])
+
+    def ask(self, s: GrammarState, legal: Mask, coming: int) -> Mask | None:
         """Ask those that a token passes over at a place at which others begin.
 
         Args:
             s: where the grammar stands: between two notes.
             legal: what it allows, bool [V].
-            rank: the voice of the token's program; `melodia.notes.LAST_VOICE` + 1 where it leads away from the place.
+            coming: the token.
 
         Returns:
             what begins a note of the first that is to play, bool [V]; None: none is.
         """
-        if s.place < 0 or s.now not in self._onsets:
+        classes = self._classes
+        plays = bool(classes.plays[coming])
+        if s.place < 0 or not (plays or s.onset == s.now):
             return None
+        named = int(classes.program_of[coming])
+        rank = voice(s.program if named == NONE else named) if plays else LAST_VOICE + 1
         asked = self._asked[1] if self._asked[0] == s.now else _NOBODY
         for program in self.programs:
             if not asked < voice(program) < rank:
@@ -100,11 +156,20 @@ class Strangers:
             row = s.heard_row(program)
             if row is not None and row.max() > s.now:
                 continue  # it plays already
-            begins = self._classes.pitch if s.program == program else self._classes.program_of == program
-            begins = begins & legal
+            begins = legal & (classes.pitch if s.program == program else classes.program_of == program)
             if begins.any() and self._draw(s.now, program) < self._chance(s, program):
                 return begins
         return None
+
+    def _common_places(self, onsets: NDArray[np.int64]) -> Mask | None:
+        """Where in a quarter note notes begin, bool [ticks]; None where they do not keep to any time."""
+        quarter = self._classes.tables.ticks_per_quarter
+        begun = np.bincount(onsets % quarter, minlength=quarter)
+        common, halves = begun >= COMMON * len(onsets), np.isin(np.arange(quarter), (0, quarter // 2))
+        common |= halves
+        if begun[common].sum() < PLAIN * len(onsets):
+            return None
+        return halves if self.programs == (-1,) else common  # drums keep the time
 
     def _draw(self, tick: int, program: int) -> float:
         random_seed, session = self._random
@@ -123,3 +188,33 @@ class Strangers:
         if place % beat == 0:
             return at_beat
         return at_half if 2 * place % beat == 0 else elsewhere
+
+
+def soloists(seed: ScoreTick | None, programs: Collection[int]) -> frozenset[int]:
+    """The programs that play one note at a time: in the seed, or, of those that it does not have, by their family."""
+    heard = None if seed is None else notes_of_score(seed)
+    solo = set()
+    for program in programs:
+        notes = None if heard is None else heard.select(heard.program == program)
+        if program >= 0 and notes is not None and len(notes.onset):
+            alone = plays_alone(notes)
+        else:
+            alone = program >= 0 and habit_of(program).alone
+        if alone:
+            solo.add(program)
+    return frozenset(solo)
+
+
+def plays_alone(notes: Notes) -> bool:
+    """Whether the notes of one program sound one at a time.
+
+    >>> from melodia.notes import notes_of_events
+    >>> plays_alone(notes_of_events([(0, 12, 40, 60), (12, 12, 40, 62)]))
+    True
+    >>> plays_alone(notes_of_events([(0, 12, 40, 60), (0, 12, 40, 64)]))
+    False
+    """
+    places = np.unique(notes.onset)
+    begun = np.searchsorted(np.sort(notes.onset), places, "right")
+    ended = np.searchsorted(np.sort(notes.end), places, "right")
+    return bool((begun - ended <= 1).mean() >= SOLO)

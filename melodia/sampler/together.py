@@ -11,6 +11,9 @@ from melodia.notes import Notes
 
 OCTAVE = 12
 
+SOUNDS = 0.9
+"""A part that plays sounds most of the time, and not always (`python -m benchmarks.accompaniments`)."""
+
 
 class Together(NamedTuple):
     """What a part has in common with what others play, between two ticks. A share of nothing is 0.
@@ -47,6 +50,16 @@ def together(part: Notes, others: Notes, start: int, end: int) -> Together:
         float((beside & heard).sum() / time),
         float((beside & near & ~heard).sum() / time),
     )
+
+
+def fit(part: Notes, others: Notes, start: int, end: int) -> float:
+    """How well a part fits what others play, between two ticks; only the order of such numbers means anything.
+
+    The shares of the time in which it sounds, up to `SOUNDS`, and in which it has a pitch class in common, less twice
+    that in which it rubs.
+    """
+    found = together(part, others, start, end)
+    return min(found.sounds, SOUNDS) + found.classes - 2 * found.rubs
 
 
 def _places(notes: Notes, start: int, end: int) -> NDArray[np.int64]:

@@ -1,4 +1,4 @@
-"""How music that stays leans the opinion of pitches and note lengths of what is played beside it.
+"""How music that stays leans what is played beside it, and what programs play that nobody has heard.
 
 A new note is chosen before the model has read the notes that stay of the programs behind its own, let alone what comes
 next. What will sound in the quarter note that begins here is known, though, and evidence of what fits: h(x) is 1 for a
@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 from melodia.decode import Bias
 from melodia.decode.bias import PROGRAM_NUMBERS
 from melodia.grammar import GrammarState, Op
+from melodia.notes import Notes
 from melodia.sampler.bias import outside_of
 from melodia.sampler.chord_bias import EXPONENT, OCTAVE, no_bias
 from melodia.sampler.classes import TokenClasses
 from melodia.sampler.habits import habit_of
-from melodia.sampler.kept import Kept
+from melodia.sampler.strangers import Strangers
 from melodia.sampler.together import sounding
 
 FOREIGN = 1.1
@@ -43,24 +44,30 @@ LENGTHS = 1.0
 _PITCHES = np.arange(128)
 
 
-class KeptBias:
-    """The bias beside music that stays. V = vocabulary size; ticks are grid ticks.
+class PartBias:
+    """The bias of parts that are new, or beside music that stays. Ticks are grid ticks.
 
     Args:
         classes: of the vocabulary.
-        kept: that music.
+        kept: the notes that stay, in grid ticks; None for none.
+        strangers: who joins in; None for nobody.
     """
 
-    def __init__(self, classes: TokenClasses, kept: Kept) -> None:
+    def __init__(self, classes: TokenClasses, kept: Notes | None, strangers: Strangers | None) -> None:
         self._classes = classes
         self._quarter = classes.tables.ticks_per_quarter
         self._none = no_bias(classes)
-        self._strangers = frozenset(program for program in kept.strangers.programs if program >= 0)
-        self._alone = kept.soloists
-        self._notes = kept.notes.select(kept.notes.program >= 0)
+        self._strangers = frozenset(strangers.programs if strangers else ()) - {-1}
+        self._alone = strangers.soloists if strangers else frozenset()
+        self._notes = None if kept is None else kept.select(kept.program >= 0)
         self._around: dict[int, NDArray[np.float64]] = {}
         self._biases: dict[tuple[object, ...], Bias] = {}
         self._lengths = np.array(classes.tables.ops) == Op.DURATION
+
+    @classmethod
+    def of(cls, classes: TokenClasses, kept: Notes | None, strangers: Strangers | None) -> PartBias | None:
+        """The bias where there is either; else None."""
+        return None if kept is None and strangers is None else cls(classes, kept, strangers)
 
     def under(self, base: Bias | None, s: GrammarState, *, chords: bool) -> Bias:
         """The bias at a place.
@@ -82,6 +89,8 @@ class KeptBias:
 
     def _around_of(self, tick: int) -> NDArray[np.float64] | None:
         """By how many nats each pitch class is held back in the quarter note from a tick on, [12]; None: by none."""
+        if self._notes is None:
+            return None
         if tick not in self._around:
             time = sounding(self._notes, tick, tick + self._quarter).sum(0)
             sounds, strong = time > 0, time >= self._quarter / 3
