@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,22 @@ def test_who_joins_a_continuation_is_the_same_in_the_engine_and_the_reference() 
         wishes = {"bars": 4, "programs": (0, 32, -1), "branches": 3, "recall": 0.9}
         made.append([one.tokens.tolist() for one in each.generate_many(2, random_seed=4, **wishes)])
     assert made[0] == made[1]
+
+
+@pytest.mark.parametrize("cut", [1, 14, 33])
+def test_a_stream_that_is_resumed_has_the_same_strangers(cut: int) -> None:
+    sampler = tiny_sampler()
+    sampler.prime(make_seed(scale(2)))
+    wishes: dict[str, Any] = {"programs": (0, 32), "endless": True, "random_seed": 7}
+    stream = sampler.stream(**wishes)
+    assert len({event.program for event in itertools.islice(stream, cut)}) == min(cut, 2)
+    resumed = sampler.stream(state=stream.state, **wishes)
+    first, then = (list(itertools.islice(each, 30)) for each in (stream, resumed))
+    assert [(event.pitch, event.duration_beats) for event in first] == [
+        (event.pitch, event.duration_beats) for event in then
+    ]
+    assert stream.state.context.strangers == (32,)
+    assert sampler.generate(bars=2, programs=(0, 32)).state.context.strangers == ()
 
 
 def test_who_joins_a_continuation_plays_with_the_others() -> None:
@@ -277,6 +294,7 @@ def test_a_bass_under_a_minuet(samples_dir: Path) -> None:
     (filling,) = Sampler.load(weights="int8" if engine.reason() is None else "fp32", device="cpu").fill(
         score, (1, 8), programs=(32,), beside=True, random_seed=3, branches=2
     )
+    assert "4 stretches chosen from 2 branches each" in filling.continuation.report.lines()
     bass = [note for note in notes_of(filling.score) if note[0] == 32]
     assert len({int(note[1] // 3) for note in bass}) == 8
     notes = notes_of_score(filling.score)

@@ -137,13 +137,12 @@ class Lane:
         """Lean the last bar towards a chord, where no chords were asked for; `bias` as of `chord_bias`."""
         self._chord_bias, self.plan.closing = bias, chord
 
-    def _heard(self, rests: Iterable[int]) -> frozenset[int]:
+    def _heard(self, rests: Iterable[int]) -> set[int]:
         """The programs that play at the end of the seed, or of what came behind it."""
         state = self.session.grammar
         since = state.now - RECENT_QUARTERS * self.classes.tables.ticks_per_quarter
-        return frozenset(rests) | {
-            program for program, row in state.rows.items() if row.any() and row.max() > since
-        }
+        heard = {program for program, row in state.rows.items() if row.any() and row.max() > since}
+        return heard.union(rests).difference(self.session.context.strangers)
 
     def _choose(self, wanted: NDArray[np.bool_], compiled: bool) -> Choice:
         """Draw among the tokens of a mask."""
@@ -323,6 +322,7 @@ class Lane:
             seed_join=context.seed_join + (times.end - times.join) / times.ticks_per_quarter,
             tempi=(),
             chords=None,
+            strangers=(),
             programs=context.programs or tuple(sorted({note.program for note in self.notes})),
         )
         session.side.bars_total = None

@@ -96,12 +96,12 @@ class GenerationReport:
             f"random seed {self.random_seed}, session {self.session}",
         ]
         if self.stretches:
-            last = f"from {self.closing} branches"
             wide = f", {self.widened} of them from {WIDER * self.branches}" if self.widened else ""
+            last = f", the last from {self.closing} branches" if self.closing != self.branches else ""
             lines.append(
-                f"1 stretch chosen {last}"
+                f"1 stretch chosen from {self.closing} branches"
                 if self.stretches == 1
-                else f"{self.stretches} stretches chosen from {self.branches} branches each{wide}, the last {last}"
+                else f"{self.stretches} stretches chosen from {self.branches} branches each{wide}{last}"
             )
         if self.recalled:
             lines.append(f"repeated from memory: {counted(self.recalled, 'bar')}")

@@ -60,6 +60,7 @@ class Context:
         tempi: those since the origin, as far back as anybody may ask; none: the tempo holds from the origin.
         programs: the seed's programs, -1 for the drums; None: the model chooses.
         chords: those that hold, and the bar line at which the first of them began; None: none do.
+        strangers: the programs that join in here, though they may have been heard by now.
     """
 
     source: str = ""
@@ -73,6 +74,7 @@ class Context:
     tempi: tuple[Mark, ...] = ()
     programs: tuple[int, ...] | None = None
     chords: tuple[str, int] | None = None
+    strangers: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -391,8 +393,9 @@ def _context_of(stored: dict[str, Any], furthest: int, vocabulary: Vocabulary) -
     context["cycle"] = tuple(context["cycle"])
     if not all(f"TimeSig_{metre}" in vocabulary.index for metre in context["cycle"]):
         raise ValueError(f"the vocabulary has no metre of {context['cycle']}")
-    if context["programs"] is not None:
-        context["programs"] = tuple(whole_number("programs", each, -1, 127) for each in context["programs"])
+    for name in ("programs", "strangers"):
+        if context.get(name) is not None:
+            context[name] = tuple(whole_number(name, each, -1, 127) for each in context[name])
     return Context(**context)
 
 
