@@ -134,13 +134,14 @@ def train_all(arguments: argparse.Namespace) -> None:
         clock = Clock()
         summary = train(corpus, model, config, out, progress=clock, force=True)
         scored = held_out_likelihood(corpus, load_checkpoint(summary.checkpoint).model)
+        pieces = corpus.pieces("train")
         result = {
             "change": name,
             "parameters": summary.parameters,
             "epochs": arguments.epochs,
             "processor_seconds": clock.seconds,
-            "train_pieces": len(corpus.pieces("train")),
-            "train_tokens": int(corpus.pieces("train").tokens),
+            "train_pieces": len(pieces.originals),
+            "train_tokens": int(pieces.lengths[pieces.originals].sum()),
             "nats": scored.nats.tolist(),
             "tokens": scored.tokens.tolist(),
             "notes": scored.notes.tolist(),

@@ -18,11 +18,12 @@ from folder_helpers import SHORT, Crash, Record
 
 from melodia import __version__, engine, kernels
 from melodia.cli import main
+from melodia.corpus.build import build_corpus
 from melodia.corpus.shards import Corpus
 from melodia.errors import ConfigError, TrainingError
 from melodia.measure import Likelihood, difference
 from melodia.originality import build_index
-from melodia.training import Plan, World
+from melodia.training import Plan, TrainingSummary, World, train
 from melodia.training.lock import only_training
 from melodia.training.logs import COLUMNS
 from melodia.workflows import bench
@@ -376,6 +377,27 @@ def test_the_models_know_their_training_music(
     shown = [open_index(tmp_path / "out" / kind / "best") for kind in ("gru", "lstm")]
     assert [index.fingerprint for index in shown] == [first.fingerprint, second.fingerprint]
     assert shown[0].pieces == len(first.pieces("train"))
+
+
+def test_transposed_copies_are_no_more_music(
+    songs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench, "TOKEN_SECONDS", 0.01)
+    summaries: list[TrainingSummary] = []
+
+    def trained(*given: Any, **named: Any) -> TrainingSummary:
+        summaries.append(train(*given, **named))
+        return summaries[-1]
+
+    monkeypatch.setattr("melodia.workflows.compare.train", trained)
+    build_corpus(songs, tmp_path / "corpus", transpositions=[-1, 1], workers=0)
+    wishes: dict[str, Any] = {"kinds": ("gru",), "size": "tiny", "training": {**SHORT, "iterations": 1}}
+    table = compare_kinds(tmp_path / "corpus", tmp_path / "out", **wishes)
+    pieces = Corpus.open(tmp_path / "corpus").pieces("train")
+    assert table.setting["training pieces"] * 3 == len(pieces)
+    tokens = sum(len(pieces[number].tokens) for number in range(0, len(pieces), 3))
+    (summary,), row = summaries, table.rows[1]
+    assert row.training_tokens_per_second * summary.seconds == pytest.approx(summary.epochs * tokens)
 
 
 def test_the_table_times_what_generates_and_says_so(

@@ -233,6 +233,32 @@ def test_resuming_another_run_is_refused(corpus: Corpus, tmp_path: Path) -> None
         train(another, None, config, tmp_path / "out", resume=True)
 
 
+@pytest.mark.parametrize("keys", [1, 2])
+def test_a_state_of_epochs_over_all_keys_is_refused(
+    keys: int, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As earlier versions wrote it; where no piece is stored in several keys, it was the same epoch, and goes on."""
+    if keys > 1:
+        corpus = small_corpus(tmp_path / "corpus", pieces=20, keys=keys)
+    config, out = dataclasses.replace(CONFIG, iterations=2), tmp_path / "out"
+    with monkeypatch.context() as earlier:
+        earlier.setattr("melodia.training.resume.FORMAT_VERSION", 1)
+        train(corpus, form(corpus), config, out)
+    longer = dataclasses.replace(config, iterations=3)
+    if keys > 1:
+        with pytest.raises(
+            TrainingError, match=r"up to 2 a piece\); .* start over with `force`, or .*`init`"
+        ):
+            train(corpus, None, longer, out, resume=True)
+        train(corpus, form(corpus), config, out, force=True)
+    assert train(corpus, None, longer, out, resume=True).iterations == 3
+    with monkeypatch.context() as later:
+        later.setattr("melodia.training.resume.FORMAT_VERSION", 3)
+        train(corpus, form(corpus), config, out, force=True)
+    with pytest.raises(TrainingError, match=r"has format 3, but this version reads up to 2"):
+        train(corpus, None, longer, out, resume=True)
+
+
 def test_a_damaged_state_is_refused(corpus: Corpus, tmp_path: Path) -> None:
     config = dataclasses.replace(CONFIG, iterations=2)
     train(corpus, form(corpus), config, tmp_path)

@@ -79,8 +79,9 @@ def small_corpus(
     longest: int = 9,
     random_seed: int = 0,
     shard_tokens: int = 1 << 20,
+    keys: int = 1,
 ) -> Corpus:
-    """A corpus of tunes of 1 to `longest` bars; every fourth has one velocity and says so."""
+    """A corpus of tunes of 1 to `longest` bars; every fourth has one velocity and says so; stored `keys` times."""
     vocabulary, rng = small_vocabulary(), np.random.default_rng(random_seed)
     soft, loud = vocabulary.index["Velocity_63"], vocabulary.index["Velocity_95"]
     with ShardWriter(folder, vocabulary, shard_tokens=shard_tokens) as writer:
@@ -90,7 +91,8 @@ def small_corpus(
             if i % 4 == 3:
                 ids[ids == loud] = soft
                 flags = CONSTANT_VELOCITY
-            writer.add("train" if i < pieces else "valid", ids, row=i, flags=flags)
+            for _ in range(keys if i < pieces else 1):
+                writer.add("train" if i < pieces else "valid", ids, row=i, flags=flags)
     return Corpus.open(folder)
 
 

@@ -157,7 +157,7 @@ class _Run:
 
     def _restore(self, saved: TrainingState) -> float:
         """Take up a saved state; returns the seconds it had used."""
-        check_same_run(self.identity, saved, self.out)
+        check_same_run(self.identity, saved, self.out, self.learner.stream.keys)
         values = saved.values
         try:
             self.learner.restore(saved.tensors, values)

@@ -23,7 +23,9 @@ from melodia.files import write_whole
 from melodia.model import ModelConfig
 from melodia.model.stored import STATE
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""Of what is written. In 1 an epoch was one pass over every key in which a corpus stores its pieces, now it is one over
+the pieces; where each is stored in one key, both are the same."""
 AGAIN = "`resume`"
 """What goes on with a training, where its caller has no other way."""
 
@@ -94,10 +96,10 @@ def parse_state(folder: Path, data: bytes, device: torch.device) -> TrainingStat
         tensors = {name: tensor.to(device) for name, tensor in from_bytes(data).items()}
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise TrainingError(f"{show_path(path)} is damaged ({error}); start over with `force`") from error
-    if values.get("format_version") != FORMAT_VERSION:
+    if values.get("format_version") not in range(1, FORMAT_VERSION + 1):
         raise TrainingError(
-            f"{show_path(path)} has format {values.get('format_version')!r}, but this version reads {FORMAT_VERSION}; "
-            "start over with `force`"
+            f"{show_path(path)} has format {values.get('format_version')!r}, but this version reads up to "
+            f"{FORMAT_VERSION}; start over with `force`"
         )
     return TrainingState(tensors, values)
 
@@ -120,8 +122,14 @@ FREE = ("minutes", "epochs", "iterations", "eval_every", "patience", "save_every
 """Training settings that may differ between a run and its resumption."""
 
 
-def check_same_run(identity: dict[str, Any], saved: TrainingState, out: Path) -> None:
-    """Refuse to go on with another corpus, another model or other settings.
+def check_same_run(identity: dict[str, Any], saved: TrainingState, out: Path, keys: int) -> None:
+    """Refuse to go on with another corpus, another model or other settings, or from epochs that were counted otherwise.
+
+    Args:
+        identity: of this run.
+        saved: what it is to go on from.
+        out: its folder.
+        keys: in how many keys, at most, the corpus stores a piece.
 
     Raises:
         TrainingError: names what differs.
@@ -146,4 +154,10 @@ def check_same_run(identity: dict[str, Any], saved: TrainingState, out: Path) ->
         raise TrainingError(
             f"{show_path(out)} was trained with other settings: {'; '.join(different)}; resume with the same, "
             "or start over with `force`"
+        )
+    if keys > 1 and saved.values.get("format_version") == 1:
+        raise TrainingError(
+            f"{show_path(out)} was begun by an earlier version, whose epochs read each piece in all its keys (received "
+            f"a corpus with up to {keys} a piece); an epoch now reads it in one, so start over with `force`, or "
+            f"take its weights into another folder (`init` {show_path(out)})"
         )

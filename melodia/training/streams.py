@@ -2,11 +2,10 @@
 
 B lanes stand side by side in a batch. A lane takes a piece, walks it from BOS to EOS in windows of at most T
 steps that never cross into another piece, then takes the next piece of the epoch's order. At a piece's first
-window the lane's recurrent state starts anew, otherwise it is carried over. A piece that the
-corpus stores in several keys is read in one of them an epoch, each in turn. Everything random (the order of
-an epoch, how a piece is transposed on this pass, whether it is played twice, what it conceals) is a pure
-function of the random seed, the epoch and the piece, so a few integers say where the stream stands and nothing
-else needs saving.
+window the lane's recurrent state starts anew, otherwise it is carried over. A piece that the corpus stores in
+several keys is read in one of them an epoch, each in turn. Everything random (the order of an epoch, how a piece
+is transposed on this pass, whether it is played twice, what it conceals) is a pure function of the random seed,
+the epoch and the piece, so a few integers say where the stream stands and nothing else needs saving.
 Letters: B lanes, T steps, S side inputs, N tokens of a piece, or of both times that it is played; it has N + 1 steps
 (BOS in … EOS out).
 """

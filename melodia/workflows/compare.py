@@ -143,7 +143,7 @@ def _setting(corpus: Corpus, config: TrainingConfig, size: str) -> dict[str, Any
             for name, value in config.to_dict().items()
             if value != usual[name] and name not in apart
         },
-        "training pieces": len(corpus.pieces("train")),
+        "training pieces": len(corpus.pieces("train").originals),
         "held-out pieces": len(corpus.pieces("valid")),
         "corpus": corpus.fingerprint,
         "backend": kernels.backend_report().runs,
@@ -265,15 +265,15 @@ def _row_of(
         again="the same call",
     )  # fmt: skip
     checkpoint = load_checkpoint(summary.checkpoint)
+    pieces = corpus.pieces("train")
+    once = int(pieces.lengths[pieces.originals].sum())  # what a pass reads: each piece in one of its keys
     row = Row.of(
         run.name,
         held_out_likelihood(corpus, checkpoint.model),
         parameters=summary.parameters,
         hidden_size=run.model.hidden_size,
         step_microseconds=token_time(Network.of(checkpoint.model), corpus.vocabulary),
-        training_tokens_per_second=summary.epochs
-        * corpus.pieces("train").tokens
-        / max(summary.seconds, 1e-9),
+        training_tokens_per_second=summary.epochs * once / max(summary.seconds, 1e-9),
         epochs=summary.epochs,
         note=note,
         threads=run.config.threads or torch.get_num_threads(),
