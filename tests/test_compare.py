@@ -22,6 +22,7 @@ from melodia.corpus.build import build_corpus
 from melodia.corpus.shards import Corpus
 from melodia.errors import ConfigError, TrainingError
 from melodia.measure import Likelihood, difference
+from melodia.originality import FILE as INDEX
 from melodia.originality import build_index
 from melodia.training import Plan, TrainingSummary, World, train
 from melodia.training.lock import only_training
@@ -291,6 +292,14 @@ def test_a_table_is_added_to_and_not_replaced(
             compare("lstm", **other)
     assert (out / "comparison.md").read_text() == before
     assert list(compare("lstm", iterations=2, force=True)) == [next(iter(first)), "lstm"]
+    data = out / "comparison.json"
+    values = json.loads(data.read_text())
+    del values["terms"]  # as an earlier version wrote it
+    data.write_text(json.dumps(values))
+    with pytest.raises(ConfigError, match=r"comparison \(an earlier version wrote it\); .*replace the table"):
+        compare("lstm", iterations=2)
+    assert "terms" not in json.loads(data.read_text())
+    assert list(compare("lstm", iterations=2, force=True)) == [next(iter(first)), "lstm"]
 
 
 def test_an_interrupted_comparison_has_the_rows_that_it_reached(songs: Path, tmp_path: Path) -> None:
@@ -332,6 +341,9 @@ def test_differences_are_of_the_same_pieces() -> None:
     assert 0.02 < more.low < more.value < more.high < 0.06
     assert second[7] == f"{more.value:+.4f} ({more.low:+.4f} to {more.high:+.4f})"
     assert more.value == pytest.approx(other.nats_per_token - best.nats_per_token)
+    bare = [replace(row, piece_nats=(), piece_tokens=(), piece_notes=()) for row in (best, other)]
+    text = Comparison(bare, {}, Path("unused"), {}).markdown()  # as earlier versions kept rows
+    assert [line.split(" | ")[7] for line in text.splitlines()[2:4]] == ["–", "–"]
     with pytest.raises(ConfigError, match="the notes of these are not as many"):
         difference(other.likelihood, replace(best.likelihood, notes=notes + 1), "note")
 
@@ -377,6 +389,10 @@ def test_the_models_know_their_training_music(
     shown = [open_index(tmp_path / "out" / kind / "best") for kind in ("gru", "lstm")]
     assert [index.fingerprint for index in shown] == [first.fingerprint, second.fingerprint]
     assert shown[0].pieces == len(first.pieces("train"))
+    (tmp_path / "out" / "gru" / "best" / INDEX).unlink()
+    compare_kinds(songs, tmp_path / "out", kinds=("gru", "lstm"), cache=tmp_path / "cache", **wishes)
+    assert open_index(tmp_path / "out" / "gru" / "best").names == shown[0].names, "one that has none gets it"
+    assert len(built) == 3
 
 
 def test_transposed_copies_are_no_more_music(

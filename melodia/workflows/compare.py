@@ -23,10 +23,12 @@ from melodia.model.config import KINDS, ModelConfig
 from melodia.model.model import Model
 from melodia.model.network import Network
 from melodia.model.sizes import match_parameters, parameter_count
+from melodia.model.stored import CONFIG
+from melodia.originality import FILE as INDEX
 from melodia.originality import Index, attach_index, build_index
 from melodia.side_inputs import DEFAULTS
 from melodia.training import Preparer, TrainingConfig, evaluate, join, train
-from melodia.training.folder import holds_state, obstacle
+from melodia.training.folder import BEST, holds_state, obstacle
 from melodia.training.lock import only_training
 from melodia.workflows.bench import busy, token_time, token_way
 from melodia.workflows.compared import TABLE, Comparison, Row, different, write_file
@@ -252,10 +254,13 @@ class _Run:
 def _row_of(
     run: _Run, begun: dict[str, Any] | None, index: Callable[[], Index], note: str, reporter: Reporter
 ) -> Row:
-    """Train one kind, unless it is there already, and measure it; its checkpoint gets the originality index."""
+    """Train one kind, unless it is there already, and measure it; a checkpoint without index gets one."""
     corpus = run.corpus
     if begun is not None and begun["row"] is not None:
         reporter.say(f"{run.name}: already trained, in {show_path(run.out)}")
+        best = run.out / BEST
+        if (best / CONFIG).is_file() and not (best / INDEX).is_file():  # an earlier version wrote none
+            attach_index(best, index())
         return Row.from_dict(begun["row"])
     reporter.say(f"{run.name}: hidden size {run.model.hidden_size}")
     run.keep(None)

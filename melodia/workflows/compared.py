@@ -165,7 +165,9 @@ class Comparison:
             if os.path.lexists(data):
                 values = json.loads(data.read_text("utf-8"))
                 rows = [Row.from_dict(row) for row in values["rows"]]
-                table = cls(rows, dict(values["setting"]), path, dict(values["terms"]))
+                # an earlier version wrote no terms, and always rows
+                terms = values.get("terms", {}) if rows else values["terms"]
+                table = cls(rows, dict(values["setting"]), path, dict(terms))
         except (OSError, KeyError, TypeError, ValueError, AttributeError):
             raise TrainingError(_foreign(data)) from None
         try:
@@ -184,9 +186,10 @@ class Comparison:
         if self.terms == terms:
             return self.rows
         if not force:
+            why = f"different {different(terms, self.terms)}" if self.terms else "an earlier version wrote it"
             raise ConfigError(
-                f"{show_path(self.path)} is of another comparison (different {different(terms, self.terms)}); choose "
-                "another `out`, or replace the table (`force`)"
+                f"{show_path(self.path)} is of another comparison ({why}); choose another `out`, or replace the table "
+                "(`force`)"
             )
         return []
 
@@ -207,7 +210,7 @@ def _trained_with(rows: list[Row]) -> dict[str, str]:
 
 def _more(row: Row, best: Row) -> str:
     """How many nats a token more than the best, piece by piece; a dash where the pieces of a row are not known."""
-    if row.piece_tokens != best.piece_tokens:
+    if not best.piece_tokens or row.piece_tokens != best.piece_tokens:
         return number(math.nan)
     more = difference(row.likelihood, best.likelihood)
     ends = "–" if math.isnan(more.low + more.high) else f"{more.low:+.4f} to {more.high:+.4f}"
@@ -239,5 +242,5 @@ def write_file(path: Path, text: str) -> None:
         write_whole(path, text, own=True)
     except OSError as error:
         raise TrainingError(
-            f"cannot write {path}: {error.strerror or error}; free some space or choose another folder"
+            f"cannot write {show_path(path)}: {error.strerror or error}; free some space or choose another folder"
         ) from error
