@@ -46,6 +46,14 @@ class BackendError(MelodiaError, RuntimeError):
     """The backend that was asked for is not there; the message carries the reason."""
 
 
+class NoTorchError(BackendError, ImportError):
+    """What was asked for needs torch, which cannot be imported: whoever expects an ImportError there gets one.
+
+    It is no AttributeError: `hasattr` and `getattr` with a default raise it, rather than to say that there is no such
+    name.
+    """
+
+
 _NO_MEMORY = re.compile(
     r"can't allocate memory|not enough memory|out of memory|bad_alloc|aten::(new_)?empty\b.*API call failed",
     re.S,
@@ -63,19 +71,20 @@ def out_of_memory(error: BaseException) -> bool:
     )
 
 
-def need_torch(what: str) -> None:
+def need_torch(what: str, says: str = "{what} needs torch, which cannot be imported") -> None:
     """Import torch, which generating in the engine does without.
 
     Args:
         what: needs it, for the message.
+        says: the message's beginning; the reason and the remedy come behind it.
 
     Raises:
-        BackendError: it cannot be imported.
+        BackendError: it cannot be imported; an ImportError, too.
     """
     try:
         import torch  # noqa: F401
     except ImportError as error:
-        raise BackendError(f"{what} needs torch, which cannot be imported ({error}); install it") from error
+        raise NoTorchError(f"{says.format(what=what)} ({error}); install it") from error
 
 
 def show_path(path: object) -> str:

@@ -16,8 +16,10 @@ def on_demand(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
         homes: of each name the module inside the package, "decode.config".
 
     Returns:
-        a function of the name; it raises AttributeError for one that is not there, and BackendError for one whose
-        module needs torch where torch cannot be imported.
+        a function of the name; it raises AttributeError for one that is not there, and NoTorchError, which is both a
+        BackendError and an ImportError, for one whose module needs torch where torch cannot be imported. So `try: from
+        ... import NAME` and `except ImportError` do what they say, and who does not catch it is told what to install;
+        `hasattr` raises it, too: the name is there. To ask whether it can be had, import it.
 
     >>> on_demand("melodia.decode", {"SamplingConfig": "config"})("SamplingConfig")
     <class 'melodia.decode.config.SamplingConfig'>

@@ -114,12 +114,13 @@ def test_the_command_line_needs_no_torch(arguments: str, folder: Path, seed: Pat
 
 def test_what_needs_torch_says_so_where_there_is_none(folder: Path) -> None:
     code = """
+from melodia.errors import BackendError
 from melodia.runtime import MelodiaError, Sampler
 for settings in {"backend": "reference"}, {"device": "cuda"}:
     try:
         Sampler.load(sys.argv[1], **settings)
     except MelodiaError as error:
-        print(type(error).__name__, error)
+        print(isinstance(error, BackendError) and "BackendError", error)
 """
     said = python(PRELUDE + BLOCK + code, folder).splitlines()
     assert said[0].startswith(
@@ -132,6 +133,7 @@ for settings in {"backend": "reference"}, {"device": "cuda"}:
 def test_names_that_need_torch_say_so_where_there_is_none(block: str, folder: Path, seed: Path) -> None:
     code = """
 import melodia
+from melodia.errors import BackendError
 from melodia.model import Network
 sampler = melodia.Sampler.load(sys.argv[1])
 for use in (
@@ -144,9 +146,14 @@ for use in (
     try:
         use()
     except melodia.MelodiaError as error:
-        print(type(error).__name__, error)
+        print(isinstance(error, BackendError) and "BackendError", error)
+try:
+    from melodia import train_folder
+except ImportError as error:
+    print("ImportError", error)
 """
-    said = python(PRELUDE + block + code, folder, seed).splitlines()
+    *said, imported = python(PRELUDE + block + code, folder, seed).splitlines()
+    assert imported.startswith("ImportError `train_folder` needs torch, which cannot be imported (")
     needed_by = ["a torch model", "`train_folder`", "`compare_kinds`", "evaluate", "`load_checkpoint`"]
     for line, what in zip(said, needed_by, strict=True):
         assert line.startswith(f"BackendError {what} needs torch, which cannot be imported (")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from melodia import backends, engine
 from melodia.engine.description import WEIGHTS, describe
-from melodia.errors import BackendError, ConfigError
+from melodia.errors import BackendError, ConfigError, need_torch
 from melodia.model.config import ModelConfig
 from melodia.model.network import ModelState, Network
 from melodia.sampler.steppers import EngineStepper, Stepper
@@ -104,7 +104,9 @@ class Runner:
 
     def _torch_runs(self, obstacle: str) -> tuple[str, str]:
         """What torch runs, and why."""
-        _need_torch(f"without the engine models run in torch, and {obstacle}")
+        need_torch(
+            obstacle, "without the engine models run in torch, and {what}, but torch cannot be imported"
+        )
         from melodia import kernels
         from melodia.kernels.asked import asked_backend
 
@@ -118,11 +120,3 @@ def engine_obstacle(backend: str) -> str | None:
     if backends.meant(backend) == "reference":
         return "the reference backend was asked for"
     return engine.reason()
-
-
-def _need_torch(why: str) -> None:
-    """Raise BackendError, with the reason, where torch cannot be imported."""
-    try:
-        import torch  # noqa: F401
-    except ImportError as error:
-        raise BackendError(f"{why}, but torch cannot be imported ({error}); install it") from error
