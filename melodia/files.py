@@ -85,9 +85,7 @@ def asked_target(path: str | os.PathLike[str], error: type[MelodiaError], what: 
         error: it is a directory, or there is a file already (without `force`).
     """
     target, form = file_path("path", path, error), f" for {what}"
-    if not os.fsdecode(path) or os.fsdecode(path).endswith(("/", os.sep)):  # a Path forgets the slash
-        raise error(_is_folder(path, form))
-    refuse_folder(target, error, form=form)
+    refuse_folder(path, error, form=form)
     refuse_taken(target, error, force=force)
     return target
 
@@ -95,9 +93,10 @@ def asked_target(path: str | os.PathLike[str], error: type[MelodiaError], what: 
 def refuse_folder(
     path: str | os.PathLike[str], error: type[MelodiaError] = MelodiaError, *, form: str = ""
 ) -> None:
-    """Raise `error` where a file cannot be written because a directory is there; form: what name to give instead."""
+    """Raise `error` where a directory is there, or meant by a slash at the end; form: what name to give instead."""
     try:
-        folder = Path(path).is_dir()
+        name = os.fsdecode(path)  # a Path forgets the slash
+        folder = not name or name.endswith(("/", os.sep)) or Path(name).is_dir()
     except OSError as problem:  # such as a folder that may not be searched
         raise error(_unwritable(path, problem)) from None
     if folder:

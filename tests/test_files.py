@@ -21,7 +21,10 @@ from melodia.errors import CheckpointError, MelodiaError, MidiError, TokenizerEr
 from melodia.files import check_target, hold, refuse_folder, whole_file, write_whole
 from melodia.midi import read_score, write_midi
 from melodia.model import Model, ModelConfig, load_checkpoint, save_checkpoint
+from melodia.originality import FILE as INDEX
+from melodia.originality import Index
 from melodia.tokenizer import Tokenizer
+from melodia.workflows.compared import write_file
 from melodia.workflows.corpora import check_apart
 from melodia.workflows.train import train_folder
 
@@ -183,6 +186,8 @@ REFUSALS: list[Callable[[Path], Any]] = [
     lambda folder: Tokenizer.load(folder / "none.json"),
     lambda folder: check_apart(folder, folder),
     lambda folder: train_folder(folder, folder / "out", resume=True),
+    lambda folder: ((folder / "a").touch(), write_file(folder / "a" / "b", "")),
+    lambda folder: ((folder / INDEX).touch(), Index.open(folder)),
 ]
 
 
@@ -221,6 +226,8 @@ def test_a_name_that_is_a_folders(name: str, tmp_path: Path, monkeypatch: pytest
     (tmp_path / "here").mkdir()
     with pytest.raises(TokenizerError, match="is a directory; give a file name for the tokenizer"):
         Tokenizer().save(name, force=True)
+    with pytest.raises(MelodiaError, match=r"is a directory; give a file name that ends in \.png"):
+        check_target("new.png/" if name == "new/" else name, ".png", force=True)
     assert names(tmp_path) == ["here"]
 
 

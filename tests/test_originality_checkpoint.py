@@ -96,16 +96,18 @@ def test_an_index_that_cannot_be_written_changes_nothing(
     index = build_index(corpus)
     whole = Path.write_bytes
 
-    for full in (f"{FILE}.part", "config.json.part"):
+    for name in (FILE, "config.json"):
 
-        def write_bytes(path: Path, data: bytes, full: str = full) -> int:
+        def write_bytes(path: Path, data: bytes, full: str = f"{name}.part") -> int:
             if path.name == full:
                 whole(path, data[:10])
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             return whole(path, data)
 
         monkeypatch.setattr(Path, "write_bytes", write_bytes)
-        with pytest.raises(CheckpointError, match="No space left on device; free some space") as caught:
+        with pytest.raises(
+            CheckpointError, match=rf"{name}: No space left on device; free some space"
+        ) as caught:
             attach_index(folder, index)
         assert "OSError" not in str(caught.value)
         assert {path.name: path.read_bytes() for path in folder.iterdir()} == before

@@ -76,6 +76,8 @@ def full_score() -> Any:
     track.pedals.append(PedalTick(4, 20))
     track.lyrics.append(TextMetaTick(8, "la"))
     score.tracks.append(TrackTick("empty", 12))
+    score.tracks.append(TrackTick("second voice", 12))
+    score.tracks[-1].lyrics.extend([TextMetaTick(8, "le"), TextMetaTick(9, "lu")])
     return score
 
 

@@ -17,7 +17,7 @@ from melodia.files import write_whole
 from melodia.grammar.reader import TokenReader
 from melodia.model.stored import CONFIG
 from melodia.notes import Notes, notes_of_events
-from melodia.originality.index import FILE, LEAST_NOTES, Chance, Index, Training
+from melodia.originality.index import FILE, LEAST_NOTES, Chance, Index, Training, unwritable
 from melodia.originality.search import shared_passages
 from melodia.vocabulary import Vocabulary
 
@@ -122,6 +122,9 @@ def attach_index(checkpoint: str | os.PathLike[str], index: Index) -> Path:
         # before the file's name; but what needs the space, the file's content, comes before the list.
         if not listed:
             text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-            write_whole(config, text, own=True)
+            try:
+                write_whole(config, text, own=True)
+            except OSError as error:
+                raise unwritable(config, error) from error
 
     return index.save(folder, list_it)

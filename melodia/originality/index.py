@@ -225,7 +225,8 @@ class Index:
             before: called when all is written, before the file gets its name.
 
         Raises:
-            CheckpointError: the folder cannot be written, by this or by `before`; an earlier file stays as it was.
+            CheckpointError: the folder cannot be written, by this or by `before`, which may raise one of its own; an
+                earlier file stays as it was.
         """
         path = Path(folder) / FILE
         try:
@@ -234,10 +235,7 @@ class Index:
                 if before is not None:
                     before()
         except OSError as error:
-            raise CheckpointError(
-                f"cannot write {show_path(path)}: {error.strerror or error}; free some space, or make the folder "
-                "writable"
-            ) from error
+            raise unwritable(path, error) from error
         return path
 
     @classmethod
@@ -257,7 +255,7 @@ class Index:
         except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, struct.error) as error:
             raise CheckpointError(
                 f"{show_path(path)} is damaged ({error!r}); rebuild it with "
-                f"`melodia originality --model {path.parent} --index FOLDER`"
+                f"`melodia originality --model {show_path(path.parent)} --index FOLDER`"
             ) from error
 
     @classmethod
@@ -318,3 +316,10 @@ def suffixes(steps: NDArray[np.uint8], places: NDArray[np.int64] | Sequence[int]
     if not len(at):
         return np.zeros(0, dtype=f"S{DEPTH}")
     return np.ascontiguousarray(steps[at[:, None] + np.arange(DEPTH)]).view(f"S{DEPTH}").reshape(-1)
+
+
+def unwritable(path: Path, error: OSError) -> CheckpointError:
+    """The error that a file of a checkpoint cannot be written."""
+    return CheckpointError(
+        f"cannot write {show_path(path)}: {error.strerror or error}; free some space, or make the folder writable"
+    )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import melodia
 from melodia.checks import device_name, file_path
-from melodia.errors import BackendError, CheckpointError
+from melodia.errors import BackendError, CheckpointError, show_path
 from melodia.model.network import Network
 from melodia.model.stored import TOKENIZER, StoredCheckpoint, read_checkpoint
 from melodia.sampler.runner import engine_obstacle
@@ -28,7 +28,7 @@ def open_checkpoint(path: str | os.PathLike[str] | None) -> tuple[StoredCheckpoi
     tokenizer = Tokenizer.from_dict(checkpoint.tokenizer_json, checkpoint.path / TOKENIZER)
     if tokenizer.vocabulary.fingerprint != checkpoint.vocabulary.fingerprint:
         raise CheckpointError(
-            f"{folder}: its tokenizer and its vocabulary differ; its files come from different checkpoints"
+            f"{show_path(folder)}: its tokenizer and its vocabulary differ; its files come from different checkpoints"
         )
     return checkpoint, tokenizer
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -43,14 +44,16 @@ def score_from_arrays(about: Mapping[str, Any], arrays: Mapping[str, NDArray[Any
     score = ScoreTick(about["ticks_per_quarter"])
     for name in OF_SCORE:
         setattr(score, name, _list_like(getattr(score, name), arrays[name]))
+    lyrics = defaultdict(list)  # of each track
+    for own, time, text in about["lyrics"]:
+        lyrics[own].append((time, text))
     for i, (label, program, is_drum) in enumerate(about["tracks"]):
         track = TrackTick(label, program, is_drum)
         for name in OF_TRACK:
             table = arrays[name]
             setattr(track, name, _list_like(getattr(track, name), table[table[:, 0] == i, 1:]))
-        for own, time, text in about["lyrics"]:
-            if own == i:
-                track.lyrics.append(TextMetaTick(time, text))
+        for time, text in lyrics[i]:
+            track.lyrics.append(TextMetaTick(time, text))
         score.tracks.append(track)
     for time, text in about["markers"]:
         score.markers.append(TextMetaTick(time, text))
