@@ -19,6 +19,7 @@ from melodia.midi import read_score
 from melodia.notes import notes_of_events, notes_of_score
 from melodia.sampler import Sampler
 from melodia.sampler.bias import seed_bias
+from melodia.sampler.branching import Judge
 from melodia.sampler.habits import HABITS, habit_of
 from melodia.sampler.kept import Kept
 from melodia.sampler.part_bias import ASTRAY, FOREIGN, NEAR, RUB, PartBias
@@ -122,8 +123,57 @@ def test_a_stream_that_is_resumed_has_the_same_strangers(cut: int) -> None:
     assert [(event.pitch, event.duration_beats) for event in first] == [
         (event.pitch, event.duration_beats) for event in then
     ]
-    assert stream.state.context.strangers == (32,)
-    assert sampler.generate(bars=2, programs=(0, 32)).state.context.strangers == ()
+    assert stream.state.context.strangers == ((0, 32), (32,))
+    assert sampler.generate(bars=2, programs=(0, 32)).state.context.strangers is None
+
+
+@pytest.mark.parametrize("wishes", [{"programs": (0, 40, -1)}, {"programs": (73,), "beside": True}])
+def test_nobody_becomes_a_stranger_or_ceases_to_be_one_when_a_stream_is_resumed(
+    wishes: dict[str, Any],
+) -> None:
+    sampler = tiny_sampler()
+    sampler.prime(None if "beside" not in wishes else make_seed(scale(2)))
+    if "beside" in wishes:
+        wishes = wishes | {"beside": make_seed(scale(12, program=40)), "bars": 12}
+    else:
+        wishes = wishes | {"endless": True}
+    for cut in (1, 3, 10):
+        stream = sampler.stream(random_seed=3, **wishes)
+        assert len(list(itertools.islice(stream, cut))) == cut
+        here, there = stream._lane.plan.strangers, strangers_of(sampler, stream.state, **wishes)
+        assert (here is None) == (there is None)
+        if here is not None:
+            assert here.programs == there.programs == (73,)
+
+
+def test_a_part_that_plays_on_behind_is_compared_with_what_it_plays_there() -> None:
+    sampler = tiny_sampler()
+    tune = make_seed([*scale(8), *[note for note in scale(8, program=40) if note[0] >= 16]])
+    made = sampler.fill(tune, (5, 6), random_seed=1, branches=2)[0].continuation
+    assert made.report.stretches == 1
+    seed, behind = (make_seed(scale(4)), make_seed([*scale(2), *scale(2, program=40)]))
+    sampler.prime(seed)
+    following = sampler._following(Request(following=behind, branches=2))
+    assert Judge(seed, (0, 40, 32), following).known == {0, 40}
+
+
+def test_bars_do_not_repeat_where_programs_join() -> None:
+    sampler = tiny_sampler()
+    sampler.prime(make_seed(scale(8)))
+    made = sampler.generate(bars=8, programs=(0, 32), recall=0.9, random_seed=1)
+    assert made.report.recalled == 0
+    assert any("no bar repeats: programs join" in line for line in made.report.lines())
+
+
+def test_a_new_program_keeps_to_the_seeds_range_where_nobody_is_asked() -> None:
+    classes = tiny_sampler("TSD")._classes
+    seed, request = make_seed(scale(4)), Request(pitch_bias=0.6, programs=(0, 32))
+    bias, joined = seed_bias(classes, seed, request), seed_bias(classes, seed, request, joining=(32,))
+    assert bias is not None
+    assert joined is not None
+    ids = [classes.vocabulary.index[f"Pitch_{pitch}"] for pitch in (36, 60, 96)]
+    assert bias.of(32).row[ids[1]] > max(bias.of(32).row[ids[0]], bias.of(32).row[ids[2]])
+    assert len(set(joined.of(32).row[ids].tolist())) == 1
 
 
 def test_who_joins_a_continuation_plays_with_the_others() -> None:

@@ -20,6 +20,7 @@ joins others.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -50,7 +51,11 @@ PITCHES = np.arange(128)
 
 
 def seed_bias(
-    classes: TokenClasses, seed: ScoreTick | None, request: Request, beside: ScoreTick | None = None
+    classes: TokenClasses,
+    seed: ScoreTick | None,
+    request: Request,
+    beside: ScoreTick | None = None,
+    joining: Collection[int] = (),
 ) -> Bias | None:
     """The bias of a continuation's logits; None where there is none, or nothing with pitches to lean to.
 
@@ -58,8 +63,8 @@ def seed_bias(
         classes: of the vocabulary.
         seed: the music before; None for none.
         request: how strong the bias is.
-        beside: what sounds at the same time: its pitch classes count, too, but its programs' ranges are theirs. Of the
-            range of a program that joins in `part_bias` says more.
+        beside: what sounds at the same time: its pitch classes count, too, but its programs' ranges are theirs.
+        joining: programs of whose range `part_bias` says more.
     """
     if not request.pitch_bias:
         return None
@@ -72,9 +77,7 @@ def seed_bias(
     likelihood = np.log(of_class / of_class.sum())[PITCHES % 12]
     beyond_all = distances(every)
     beyond = {program: distances(notes) for program, notes in counts.items()}
-    if beside is not None or not counts.keys().isdisjoint(request.programs or ()):
-        strangers = [program for program in request.programs or () if program >= 0 and program not in counts]
-        beyond |= {program: np.zeros(128) for program in strangers}
+    beyond |= {program: np.zeros(128) for program in joining if program >= 0 and program not in counts}
 
     def of_pitches(own: NDArray[np.float64]) -> NDArray[np.float64]:
         outside = np.minimum(own, beyond_all)

@@ -78,6 +78,7 @@ class Judge:
     Attributes:
         around: the textures of the seed and of what follows, of those programs, as far as they play in it.
         far: the distance from those of the stretch that is farthest among their own.
+        known: the programs in them.
         key: the seed's key, of the same notes; None where the new music must say.
     """
 
@@ -86,6 +87,7 @@ class Judge:
     ) -> None:
         self.following = following
         self.around: list[Texture] = []
+        self.known: set[int] = set()
         self.key: int | None = None
         own: list[Texture] = []
         for music in (seed, None if following is None else following.score):
@@ -95,6 +97,7 @@ class Judge:
             if programs is not None:
                 notes = notes.select(np.isin(notes.program, programs))
             if len(notes.onset):
+                self.known.update(notes.program.tolist())
                 texture = texture_of(notes, music.ticks_per_quarter, 0, int(notes.end.max()))
                 assert texture is not None
                 self.around.append(texture)
@@ -150,8 +153,11 @@ class Judge:
     def distance(self, branch: Lane) -> float:
         """How far the last stretch of a branch is from the music around, of which there must be some."""
         notes = notes_of_events(branch.notes[branch.before :])
-        if branch.plan.strangers is not None:  # who joins in has no part in the music around
-            notes = notes.select(~np.isin(notes.program, branch.plan.strangers.programs))
+        if (
+            branch.plan.strangers is not None
+        ):  # who joins in has no part in the music around, but perhaps behind
+            apart = set(branch.plan.strangers.programs) - self.known
+            notes = notes.select(~np.isin(notes.program, list(apart)))
         texture = texture_of(notes, branch.classes.tables.ticks_per_quarter, *branch.stretch)
         return SILENT if texture is None else self._distance(texture)
 

@@ -19,7 +19,7 @@ class Habit(NamedTuple):
         begins: how likely a part that is silent begins a note where another does: at a bar line, a beat, half a beat,
             and elsewhere.
         length: of a note, in quarter notes: the median over parts of their means.
-        alone: whether three parts in four play one note at a time.
+        alone: whether three tracks in four play one note at a time.
     """
 
     low: int

@@ -83,12 +83,11 @@ class Lane:
             state.program = NONE  # one that may not play has to give way before a note begins
         quarter = classes.tables.ticks_per_quarter
         rests = rests_of(session.seed, self.programs, quarter, alone=kept is not None)
-        self._bias = seed_bias(classes, session.seed, request, None if kept is None else kept.score)
+        strangers = self._strangers(rests, kept)
+        joining = () if strangers is None else strangers.programs
+        self._bias = seed_bias(classes, session.seed, request, None if kept is None else kept.score, joining)
         self._chord_bias = None if request.chords is None else self.chord_bias()
         level = Level.of(classes, session.seed if session.seed is not None or kept is None else kept.score)
-        strangers = Strangers.of(
-            classes, request, session.seed, self._heard(rests), None if kept is None else kept.notes
-        )
         self._part_bias = PartBias.of(classes, None if kept is None else kept.notes, strangers)
         self.plan = Plan(classes, session.context, request, state, cycle, rests, kept, strangers, level)
         self.count = 0
@@ -137,12 +136,18 @@ class Lane:
         """Lean the last bar towards a chord, where no chords were asked for; `bias` as of `chord_bias`."""
         self._chord_bias, self.plan.closing = bias, chord
 
-    def _heard(self, rests: Iterable[int]) -> set[int]:
-        """The programs that play at the end of the seed, or of what came behind it."""
-        state = self.session.grammar
-        since = state.now - RECENT_QUARTERS * self.classes.tables.ticks_per_quarter
-        heard = {program for program, row in state.rows.items() if row.any() and row.max() > since}
-        return heard.union(rests).difference(self.session.context.strangers)
+    def _strangers(self, rests: Iterable[int], kept: Kept | None) -> Strangers | None:
+        """Who joins in: those that were asked for, and do not play at the end of the seed or of what came behind it."""
+        state, new = self.session.grammar, self.request.programs or ()
+        known = self.session.context.strangers
+        if known is not None and known[0] == new:
+            unheard: Sequence[int] = known[1]
+        else:
+            since = state.now - RECENT_QUARTERS * self.classes.tables.ticks_per_quarter
+            heard = {program for program, row in state.rows.items() if row.any() and row.max() > since}
+            unheard = [program for program in new if program not in heard.union(rests)]
+        notes = None if kept is None else kept.notes
+        return Strangers.of(self.classes, self.request, self.session.seed, unheard, notes)
 
     def _choose(self, wanted: NDArray[np.bool_], compiled: bool) -> Choice:
         """Draw among the tokens of a mask."""
@@ -307,6 +312,8 @@ class Lane:
             found.append(Finding("note", f"bar cut short at {BAR_TOKENS} tokens", self.plan.crowded))
         if self.request.recall and not self.memory.works:
             found.append(Finding("note", "no bar can repeat: this model has no bar tokens"))
+        elif self.request.recall and self.plan.strangers is not None:
+            found.append(Finding("note", "no bar repeats: programs join in that did not play before"))
         return found
 
     def final_session(self) -> Session:
@@ -322,7 +329,7 @@ class Lane:
             seed_join=context.seed_join + (times.end - times.join) / times.ticks_per_quarter,
             tempi=(),
             chords=None,
-            strangers=(),
+            strangers=None,
             programs=context.programs or tuple(sorted({note.program for note in self.notes})),
         )
         session.side.bars_total = None

@@ -125,9 +125,5 @@ class PartBias:
             quarters = np.maximum(1, classes.values) * s.unit / self._quarter
             off = np.log(quarters / habit_of(program).length) / LENGTHS
             row = row - self._lengths * off**2 / 2
-        return Bias(
-            row.astype(np.float32)[None],
-            np.zeros(PROGRAM_NUMBERS, np.int32),
-            members,
-            EXPONENT * base.exponent,
-        )
+        exponent = base.exponent if around is None else EXPONENT * base.exponent
+        return Bias(row.astype(np.float32)[None], np.zeros(PROGRAM_NUMBERS, np.int32), members, exponent)

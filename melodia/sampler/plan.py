@@ -333,7 +333,10 @@ class Plan(Bars):
             anchor=anchor,
             programs=self._cast.found or self.context.programs,
             chords=self.chords_now(s),
-            strangers=() if self.strangers is None else self.strangers.programs,
+            strangers=(
+                self.request.programs or (),
+                () if self.strangers is None else self.strangers.programs,
+            ),
         )
 
     # -- inside ---------------------------------------------------------------------------------------------------

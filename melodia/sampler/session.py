@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import zlib
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,7 +61,8 @@ class Context:
         tempi: those since the origin, as far back as anybody may ask; none: the tempo holds from the origin.
         programs: the seed's programs, -1 for the drums; None: the model chooses.
         chords: those that hold, and the bar line at which the first of them began; None: none do.
-        strangers: the programs that join in here, though they may have been heard by now.
+        strangers: the programs that were asked for and those of them that join in, though they may have been heard by
+            now; None: that is still to be found out.
     """
 
     source: str = ""
@@ -74,7 +76,7 @@ class Context:
     tempi: tuple[Mark, ...] = ()
     programs: tuple[int, ...] | None = None
     chords: tuple[str, int] | None = None
-    strangers: tuple[int, ...] = ()
+    strangers: tuple[tuple[int, ...], tuple[int, ...]] | None = None
 
 
 @dataclass(frozen=True)
@@ -336,6 +338,11 @@ class Session:
         for program, pitch, tick in arrays.get("heard", np.zeros((0, 3), np.int64)).tolist():
             state.row(whole_number("program", program, -1, 127))[whole_number("pitch", pitch, 0, 127)] = tick
         waiting = arrays.get("waiting", np.zeros((0, len(NoteEvent._fields)), np.int64))
+        for note in (NoteEvent(*row) for row in waiting.tolist()):
+            whole_number("program", note.program, -1, 127)
+            whole_number("pitch", note.pitch, 0, 127)
+            whole_number("velocity", note.velocity, 0, 127)
+            whole_number("duration", note.duration, 1)
         furthest = state.now + MAX_BARS * grammar.tables.default_bar
         return cls(
             model_state=checked_state(config, inner),
@@ -393,10 +400,16 @@ def _context_of(stored: dict[str, Any], furthest: int, vocabulary: Vocabulary) -
     context["cycle"] = tuple(context["cycle"])
     if not all(f"TimeSig_{metre}" in vocabulary.index for metre in context["cycle"]):
         raise ValueError(f"the vocabulary has no metre of {context['cycle']}")
-    for name in ("programs", "strangers"):
-        if context.get(name) is not None:
-            context[name] = tuple(whole_number(name, each, -1, 127) for each in context[name])
+    if context["programs"] is not None:
+        context["programs"] = _programs(context["programs"])
+    if context.get("strangers") is not None:
+        asked, strangers = context["strangers"]
+        context["strangers"] = _programs(asked), _programs(strangers)
     return Context(**context)
+
+
+def _programs(stored: Sequence[object]) -> tuple[int, ...]:
+    return tuple(whole_number("programs", each, -1, 127) for each in stored)
 
 
 def _tempo(value: object) -> float:

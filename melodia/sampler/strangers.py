@@ -80,7 +80,7 @@ class Strangers:
         classes: TokenClasses,
         request: Request,
         seed: ScoreTick | None,
-        heard: Collection[int],
+        strangers: Collection[int],
         kept: Notes | None,
     ) -> Strangers | None:
         """Who joins in a continuation that was asked for; None where nobody does, beside no music that stays.
@@ -89,18 +89,17 @@ class Strangers:
             classes: of the vocabulary.
             request: what was asked for.
             seed: the music before; None for none.
-            heard: the programs that play at its end.
+            strangers: the programs that were asked for and do not play at its end.
             kept: the notes that stay, in grid ticks; None for none.
         """
         new = request.programs or ()
-        strangers = [program for program in new if program not in heard]
         if kept is not None:
             solo, onsets = soloists(seed, new), kept.onset
         else:
             known = classes.bar.any() and not classes.vocabulary.expansions and not classes.has_micro
             if not known or not strangers or len(strangers) == len(new):
                 return None
-            solo, onsets = soloists(None, strangers), None
+            solo, onsets = soloists(seed, strangers), None
         return cls(classes, strangers, new, solo, onsets, request.random_seed, request.session)
 
     def fork(self, random_seed: int) -> Strangers:
