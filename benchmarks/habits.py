@@ -87,8 +87,9 @@ def parts_of(notes: Notes, lines: BarTable, quarter: int) -> Iterator[Part]:
 
 def habit_of_parts(parts: Sequence[Part], alone: Sequence[bool]) -> Habit:
     """The habits of a family, of its parts, and of whether each of its tracks plays one note at a time."""
-    shares = [part.begins[:, 1] / np.where(part.begins[:, 0], part.begins[:, 0], np.nan) for part in parts]
-    begins = np.nanmean(shares, axis=0)
+    places, begun = np.moveaxis(np.array([part.begins for part in parts]), 2, 0)
+    there = places > 0  # parts that are free at none of a kind say nothing of it
+    begins = (begun / np.maximum(places, 1)).sum(0) / np.maximum(there.sum(0), 1)
     pitches = np.concatenate([part.pitches for part in parts])
     low, high = np.quantile(pitches, RANGE, method="nearest").astype(int).tolist()
     return Habit(
