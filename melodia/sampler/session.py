@@ -19,7 +19,7 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 from melodia.checks import file_path, real_number, whole_number
-from melodia.errors import CheckpointError, MelodiaError
+from melodia.errors import CheckpointError, MelodiaError, show_path
 from melodia.files import asked_file, asked_target
 from melodia.grammar import Grammar, GrammarState, NoteEvent, Op, TokenReader, compile_tables
 from melodia.model.config import ModelConfig
@@ -282,32 +282,38 @@ class Session:
         path = file_path("path", path, CheckpointError)
         try:
             if path.is_dir():
-                raise CheckpointError(f"{path}: is a directory; give a file that `Session.save` wrote")
+                raise CheckpointError(
+                    f"{show_path(path)}: is a directory; give a file that `Session.save` wrote"
+                )
             with safetensors.safe_open(str(path), framework="numpy") as file:
                 about = json.loads((file.metadata() or {}).get("melodia", "null"))
                 arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
         except (OSError, safetensors.SafetensorError, ValueError) as error:
             raise CheckpointError(
-                f"{path}: not a session that can be read ({error}); save it again"
+                f"{show_path(path)}: not a session that can be read ({error}); save it again"
             ) from error
         if not isinstance(about, dict) or about.get("format") != FORMAT:
-            raise CheckpointError(f"{path}: is not a saved session; give a file that `Session.save` wrote")
+            raise CheckpointError(
+                f"{show_path(path)}: is not a saved session; give a file that `Session.save` wrote"
+            )
         if about.get("format_version") not in READABLE:
             raise CheckpointError(
-                f"{path}: session format {about.get('format_version')!r}, but this version reads "
+                f"{show_path(path)}: session format {about.get('format_version')!r}, but this version reads "
                 f"{' and '.join(map(str, READABLE))}; prime the seed again"
             )
         checksum = about.pop("crc32", None)  # files of earlier versions have none
         if checksum != _checksum(about, arrays) and (checksum is not None or about["format_version"] >= 5):
-            raise CheckpointError(f"{path}: is damaged (its checksum differs); prime the seed again")
+            raise CheckpointError(
+                f"{show_path(path)}: is damaged (its checksum differs); prime the seed again"
+            )
         if about.get("fingerprint") != fingerprint:
             raise CheckpointError(
-                f"{path}: belongs to another model; load that model, or prime the seed again with this one"
+                f"{show_path(path)}: belongs to another model; load that model, or prime the seed again with this one"
             )
         try:
             return cls._unpack(about, arrays, config, Grammar.compile(vocabulary))
         except (MelodiaError, LookupError, ValueError, TypeError, OverflowError, AttributeError) as error:
-            raise CheckpointError(f"{path}: is damaged ({error}); prime the seed again") from error
+            raise CheckpointError(f"{show_path(path)}: is damaged ({error}); prime the seed again") from error
 
     @classmethod
     def _unpack(
