@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -115,9 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         f"{kind}, {what}": [] for kind in ("pitched", "drums") for what in ("real", "added")
     }
     found = parts_of_ensembles(pieces_of(sampler, None, options.pieces, 10**6))
-    for number, (name, score, program) in enumerate(found):
-        if number == options.count:
-            break
+    for number, (name, score, program) in enumerate(islice(found, options.count)):
         try:
             made = sampler.fill(
                 without(score, program),

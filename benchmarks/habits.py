@@ -20,7 +20,7 @@ from melodia.midi import bar_table, read_score
 from melodia.midi.bars import BarTable
 from melodia.notes import Notes, notes_of_score, notes_of_tracks, program_of
 from melodia.sampler.bias import RANGE
-from melodia.sampler.habits import FEW, Habit
+from melodia.sampler.habits import FEW, Habit, kind_of_place
 from melodia.sampler.strangers import plays_alone
 
 GRID = 12
@@ -76,9 +76,8 @@ def parts_of(notes: Notes, lines: BarTable, quarter: int) -> Iterator[Part]:
             here = np.flatnonzero(others[bars[bar] : bars[bar + 1]])
             at = here + bars[bar]
             free = begins[at] | ~sounds[at]
-            top, bottom = int(lines.numerators[bar]), int(lines.denominators[bar])
-            beat = 4 * GRID * (3 if bottom >= 8 and top % 3 == 0 else 1) // bottom
-            place = np.select([here == 0, here % beat == 0, 2 * here % beat == 0], [0, 1, 2], 3)
+            metre = int(lines.numerators[bar]), int(lines.denominators[bar])
+            place = np.array([kind_of_place(tick, metre, GRID) for tick in here.tolist()], np.int64)
             np.add.at(found[:, 0], place[free], 1)
             np.add.at(found[:, 1], place[free], begins[at][free])
         length = float((end - onset)[own].mean()) / GRID

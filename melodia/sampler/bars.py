@@ -59,9 +59,7 @@ class Bars:
         self._line = 0  # the bar line before the first full bar
         self.progression = None if request.chords is None else Progression(request.chords)
         self.closing: Chord | None = None
-        self._chords_line: int | None = (
-            None  # the bar line before the first chord, where it began before the join
-        )
+        self._chords_line: int | None = None  # the line before the first chord, where that is before the join
         if self.progression is not None and context.chords is not None:
             text, line = context.chords
             self._chords_line = line if text == self.progression.text else None
@@ -92,37 +90,42 @@ class Bars:
         """The chord that holds at the present place; None where there is none."""
         if self.progression is None:
             return self.closing if self.last is not None and self._bar >= self.last else None
-        grid = self.grid(s)
-        return None if grid is None else self.progression.chord(s.now, grid)
+        held = self._held(s)
+        return None if held is None else held[0].chord(s.now, held[1])
 
     def chord_change(self, s: GrammarState) -> int | None:
         """The tick inside the present bar at which another chord begins to hold; None where none does."""
-        grid = None if self.progression is None else self.grid(s)
-        return None if self.progression is None or grid is None else self.progression.change(s.now, grid)
+        held = self._held(s)
+        return None if held is None else held[0].change(s.now, held[1])
 
     def keeps_chords(self, s: GrammarState, notes: Notes) -> tuple[float, float] | None:
         """How well notes, in grid ticks, keep to the chords, as `Progression.kept` says; None where there are none."""
-        grid = None if self.progression is None else self.grid(s)
-        return None if self.progression is None or grid is None else self.progression.kept(notes, grid)
+        held = self._held(s)
+        return None if held is None else held[0].kept(notes, held[1])
 
     def asked_key(self, s: GrammarState, end: int) -> int | None:
         """The key, as in `melodia.key_finding`, in which music that ends at a tick was asked to close; None: in any."""
-        grid = None if self.progression is None else self.grid(s)
-        last = None if self.progression is None or grid is None else self.progression.chord(end - 1, grid)
+        held = self._held(s)
+        last = None if held is None else held[0].chord(end - 1, held[1])
         asked = last or self.request.scale
         return None if asked is None else asked.key
 
     def knows_chords_of(self, s: GrammarState, lag: int) -> bool:
         """Whether the bars that came so many before those that begin at the end of this one had their chords."""
-        grid = None if self.progression is None else self.grid(s)
-        if self.progression is None or grid is None:
+        held = self._held(s)
+        if held is None:
             return self.progression is None
-        return self.progression.same_again(lag) and grid.place(s.now)[0] + 1 >= lag
+        return held[0].same_again(lag) and held[1].place(s.now)[0] + 1 >= lag
 
     def chords_now(self, s: GrammarState) -> tuple[str, int] | None:
         """The chords that hold and where their bars begin, for another plan to go on with; None without chords."""
+        held = self._held(s)
+        return None if held is None else (held[0].text, held[1].line)
+
+    def _held(self, s: GrammarState) -> tuple[Progression, BarGrid] | None:
+        """The chords and their bars; None where no chords were asked for, or their bars are not known yet."""
         grid = None if self.progression is None else self.grid(s)
-        return None if self.progression is None or grid is None else (self.progression.text, grid.line)
+        return None if self.progression is None or grid is None else (self.progression, grid)
 
     @property
     def pieces(self) -> int:

@@ -155,7 +155,7 @@ class Judge:
         notes = notes_of_events(branch.notes[branch.before :])
         if (
             branch.plan.strangers is not None
-        ):  # who joins in has no part in the music around, but perhaps behind
+        ):  # who joins in has no part in the music before, perhaps one behind
             apart = set(branch.plan.strangers.programs) - self.known
             notes = notes.select(~np.isin(notes.program, list(apart)))
         texture = texture_of(notes, branch.classes.tables.ticks_per_quarter, *branch.stretch)

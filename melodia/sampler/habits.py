@@ -53,6 +53,21 @@ DRUMS_BEGIN = (0.98, 0.95, 0.8, 0.46)
 """`Habit.begins` of the drums."""
 
 
+def kind_of_place(place: int, metre: tuple[int, int], ticks_per_quarter: int) -> int:
+    """Which of `Habit.begins` holds at a place in a bar, in ticks; beats of 6/8, 9/8 and the like are of three eighths.
+
+    >>> [kind_of_place(place, (6, 8), 12) for place in (0, 6, 9, 18)]
+    [0, 3, 2, 1]
+    """
+    top, bottom = metre
+    beat = 4 * ticks_per_quarter * (3 if bottom >= 8 and top % 3 == 0 else 1) // bottom
+    if place == 0:
+        return 0
+    if place % beat == 0:
+        return 1
+    return 2 if 2 * place % beat == 0 else 3
+
+
 def habit_of(program: int) -> Habit:
     """The habits of the family of a program with pitches, 0 to 127."""
     return HABITS[program // 8]

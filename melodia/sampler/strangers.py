@@ -20,7 +20,7 @@ from melodia.grammar import GrammarState
 from melodia.grammar.state import NONE
 from melodia.notes import LAST_VOICE, Notes, notes_of_score, voice
 from melodia.sampler.classes import TokenClasses
-from melodia.sampler.habits import DRUMS_BEGIN, habit_of
+from melodia.sampler.habits import DRUMS_BEGIN, habit_of, kind_of_place
 from melodia.sampler.request import Request
 
 if TYPE_CHECKING:
@@ -177,16 +177,9 @@ class Strangers:
     def _chance(self, s: GrammarState, program: int) -> float:
         """How likely the program begins a note here."""
         tables = self._classes.tables
-        top, bottom = tables.metres[s.metre] if s.metre != NONE else (4, 4)
-        compound = bottom >= 8 and top % 3 == 0
-        beat = 4 * tables.ticks_per_quarter * (3 if compound else 1) // bottom
-        place = s.now - s.bar_start
-        at_bar, at_beat, at_half, elsewhere = DRUMS_BEGIN if program < 0 else habit_of(program).begins
-        if place == 0:
-            return at_bar
-        if place % beat == 0:
-            return at_beat
-        return at_half if 2 * place % beat == 0 else elsewhere
+        metre = tables.metres[s.metre] if s.metre != NONE else (4, 4)
+        begins = DRUMS_BEGIN if program < 0 else habit_of(program).begins
+        return begins[kind_of_place(s.now - s.bar_start, metre, tables.ticks_per_quarter)]
 
 
 def soloists(seed: ScoreTick | None, programs: Collection[int]) -> frozenset[int]:
