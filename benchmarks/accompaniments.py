@@ -18,8 +18,9 @@ from benchmarks.continuations import NAN, mean, means, parser_of, pieces_of, tab
 from melodia.decode.config import RECOMMENDED
 from melodia.errors import MelodiaError
 from melodia.midi import bar_table
-from melodia.notes import Notes, notes_of_score, program_of
+from melodia.notes import Notes, notes_of_score
 from melodia.sampler import Sampler
+from melodia.sampler.filling import part_played_by
 from melodia.sampler.texture import part_of
 from melodia.sampler.together import sounding, together
 
@@ -49,12 +50,7 @@ def parts_of_ensembles(pieces: Iterator[Any]) -> Iterator[tuple[str, Any, int]]:
 
 def without(score: Any, program: int) -> Any:
     """The score without a program's tracks."""
-    rest = score.copy()
-    tracks = [track for track in score.tracks if program_of(track) != program]
-    rest.tracks.clear()
-    for track in tracks:
-        rest.tracks.append(track)
-    return rest
+    return part_played_by(score, lambda other: other != program)
 
 
 def fit(score: Any, program: int, real: Any = None) -> dict[str, float]:

@@ -213,8 +213,8 @@ def _parted(place: _Place, programs: Any) -> tuple[tuple[int, ...], ScoreTick, _
     if programs is None:
         raise ConfigError("`beside` needs `programs`: those to rewrite")
     goes = check_programs(programs)
-    stays = _part(window(place.score, *place.span)[0], lambda program: program not in goes)
-    return goes, stays, place._replace(here=_part(place.here, lambda program: program in goes))
+    stays = part_played_by(window(place.score, *place.span)[0], lambda program: program not in goes)
+    return goes, stays, place._replace(here=part_played_by(place.here, lambda program: program in goes))
 
 
 def _check_bars(bars: object, table: BarTable, ticks_per_quarter: int) -> tuple[int, int]:
@@ -296,7 +296,7 @@ def _begun(score: ScoreTick, first: int, last: int) -> ScoreTick:
     return part
 
 
-def _part(score: ScoreTick, plays: Callable[[int], bool]) -> ScoreTick:
+def part_played_by(score: ScoreTick, plays: Callable[[int], bool]) -> ScoreTick:
     """A copy with the tracks of some programs only."""
     part = score.copy()
     tracks = [track for track in score.tracks if plays(program_of(track))]

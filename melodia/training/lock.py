@@ -46,15 +46,15 @@ def only_training(out: Path, world: World) -> Iterator[None]:
     finally:
         if file is not None:
             # Removed while it is held: whoever opened it in between sees that it is gone, and makes another.
-            try:
-                (out / FILE).unlink()
-                file.close()
-            except PermissionError:  # Windows deletes nothing that is open
-                file.close()
+            refused = False
+            with file:
+                try:
+                    (out / FILE).unlink()
+                except OSError as error:
+                    refused = isinstance(error, PermissionError)
+            if refused:  # Windows deletes nothing that is open
                 with contextlib.suppress(OSError):
                     (out / FILE).unlink()
-            except OSError:
-                file.close()
         for place in made:  # if nothing came of it
             with contextlib.suppress(OSError):
                 place.rmdir()

@@ -127,9 +127,8 @@ class Comparison:
             "|---|---:|---:|---:|---:|---:|---|---|---:|",
         ]
         rows = sorted(self.rows, key=lambda row: row.nats_per_token)
-        best = next(
-            (row for row in rows if row.hidden_size), rows[0]
-        )  # kinds are compared, the n-grams beside them
+        # Kinds are compared; the n-grams stand beside them.
+        best = next((row for row in rows if row.hidden_size), rows[0])
         for row in rows:
             lines.append(
                 f"| {row.name} | {row.parameters:,} | {row.hidden_size or '–'} | {number(row.step_microseconds, 0)} "
