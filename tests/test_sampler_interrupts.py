@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from itertools import count, islice
 from operator import eq
 from types import FrameType
@@ -94,7 +95,7 @@ def struck_at(sampler: Sampler, strike: Callable[[], None], step: int) -> Iterat
         yield stream, whole[len(heard) :]
 
 
-@pytest.mark.parametrize(("backend", "step"), [("auto", 5), ("reference", 61)])
+@pytest.mark.parametrize(("backend", "step"), [("auto", 1), ("reference", 61)])
 def test_ctrl_c_takes_no_event_and_no_state(backend: str, step: int, ctrl_c: Callable[[], None]) -> None:
     made = tiny_sampler()
     sampler = Sampler(made.model, made.tokenizer, backend=backend)
@@ -112,7 +113,7 @@ def test_other_exceptions_take_nothing_or_are_told() -> None:
     sampler = tiny_sampler()
     sampler.prime(SEED)
     broken = whole = 0
-    for stream, rest in struck_at(sampler, other, 5):
+    for stream, rest in struck_at(sampler, other, 1):
         try:
             on = sampler.stream(state=stream.state, endless=True, random_seed=7)
         except MelodiaError:
@@ -138,17 +139,21 @@ def test_an_exception_behind_compiled_code_takes_nothing(monkeypatch: pytest.Mon
 
     def broken_off() -> None:
         run()
-        if next(runs) % 3:
+        if next(runs) % 5 in (1, 3, 4):
             raise KeyboardInterrupt
 
     monkeypatch.setattr(way, "run", broken_off)
+    states = 0
     while len(heard) < 20:
         try:
             heard.append(next(stream))
         except KeyboardInterrupt:
-            on = sampler.stream(state=stream.state, endless=True, random_seed=7)
-            assert next(on) == whole[len(heard)]
+            with suppress(KeyboardInterrupt):  # to bring a step to its end, the state runs compiled code too
+                on = sampler.stream(state=stream.state, endless=True, random_seed=7)
+                assert next(on) == whole[len(heard)]
+                states += 1
     assert heard == whole[:20]
+    assert states == 5
 
 
 def test_what_waits_is_done_and_then_the_handler_is_called(ctrl_c: Callable[[], None]) -> None:

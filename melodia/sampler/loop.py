@@ -32,6 +32,7 @@ class Loop:
     def __init__(self, stepper: Stepper, lanes: list[Lane], *, bursts: bool = True) -> None:
         self.live = list(lanes)
         self._broken = False
+        self._begun = False  # tokens were taken that the model may not have been fed
         self._way: _Way = (
             _Bursts(stepper, self.live) if bursts and isinstance(stepper, EngineStepper) else _Steps(stepper)
         )
@@ -52,10 +53,8 @@ class Loop:
             gone = self._way.attend(self.live)
             if gone:
                 self.live = [lane for lane in self.live if lane not in gone]
-        if self.live:
-            self._way.run()
-            with self._whole():
-                self._way.read(self.live)
+            self._begun = bool(self.live)
+        self._finish()
 
     def snapshot(self, lane: Lane) -> Session:
         """The session of a lane at this place.
@@ -63,10 +62,19 @@ class Loop:
         Raises:
             MelodiaError: as in `step`.
         """
+        self._finish()
         with self._whole():
             if lane in self.live:
                 self._way.refresh(lane, self.live.index(lane))
             return lane.snapshot()
+
+    def _finish(self) -> None:
+        """Bring a step to its end; compiled code in it may be broken off."""
+        if self._begun and not self._broken:
+            self._way.run()
+            with self._whole():
+                self._way.read(self.live)
+                self._begun = False
 
     @contextmanager
     def _whole(self) -> Iterator[None]:
