@@ -352,9 +352,11 @@ def build_with(folder: Path, scan_rows: str, wish: str) -> subprocess.CompletedP
     )
 
 
-# When all else is made; setup.py is the parent of ninja, whose shell runs nvcc.
+# When ninja knows that all else is made; setup.py is the parent of ninja, whose shell runs nvcc.
 INTERRUPT = """
-    until ls libmelodia_ops.so libmelodia_cuda_engine.so _engine*.so; do sleep 0.1; done; sleep 1
+    for made in libmelodia_ops libmelodia_cuda_engine _engine; do
+        until grep -q "/$made[^/]*[.]so" .ninja_log; do sleep 0.1; done
+    done
     ninja=$(cut -d ' ' -f 4 /proc/$PPID/stat)
     kill -INT $(cut -d ' ' -f 4 /proc/$ninja/stat); sleep 60
 """
