@@ -275,6 +275,19 @@ def difference(mine: Likelihood, base: Likelihood, unit: str = "token") -> Inter
     return replace(mine, nats=mine.nats - base.nats).interval(unit)
 
 
+def widened(interval: Interval, half: float) -> Interval:
+    """An interval with what else makes its value uncertain, independently: an interval of `half` to either side.
+
+    Zou & Donner 2008, "Construction of confidence limits about effect measures": the distances of the ends from the
+    value are added as standard errors are, by their squares.
+
+    >>> widened(Interval(1.0, 0.7, 1.3), 0.4)
+    Interval(value=1.0, low=0.5, high=1.5, level=0.95)
+    """
+    low, high = (math.hypot(interval.value - end, half) for end in (interval.low, interval.high))
+    return replace(interval, low=interval.value - low, high=interval.value + high)
+
+
 def plain(value: Any) -> Any:
     """A copy of nested data as JSON can hold it: what is not a number is None, tuples are lists.
 

@@ -441,7 +441,7 @@ def test_compare_prints_a_table_and_goes_on_where_it_was(
     assert max(sizes) / min(sizes) < 1.03
     assert main(arguments) == 0
     assert "already trained" in capsys.readouterr().err
-    assert main([*arguments, "--random-seed", "5"]) == 2  # rows of two comparisons in one table
+    assert main([*arguments, "--window", "5"]) == 2  # rows of two comparisons in one table
     assert "holds gru of another comparison" in capsys.readouterr().err
 
 

@@ -48,6 +48,7 @@ def songs(tmp_path_factory: pytest.TempPathFactory, samples_dir: Path) -> Path:
     [
         ({"kinds": ("gru", "foo")}, "`kinds` must be one or more of lstm, .*received foo"),
         ({"kinds": ("gru", "lstm", "gru")}, "`kinds` must not repeat values .*received gru twice"),
+        ({"trainings": 0}, r"`trainings` must be a whole number between 1 and 100 \(received 0\)"),
         ({"size": "foo"}, "`size` must be one of tiny, .*received 'foo'"),
         ({"training": {"epochs": 1, "device": "cuda:99"}}, "choose `device` cpu or auto"),
         ({"training": {"epochs": -1}}, "`epochs` must be above 0"),
@@ -88,8 +89,8 @@ def test_an_interrupted_comparison_goes_on_where_it_was(songs: Path, tmp_path: P
     if kernels.backend_report().runs == "native":
         with pytest.raises(ConfigError, match=r"another comparison \(different backend\b"):
             compare("broken", Watch(), backend="reference")
-    with pytest.raises(ConfigError, match=r"another comparison \(different random_seed, threads\)"):
-        compare("broken", Watch(), threads=2, random_seed=9)
+    with pytest.raises(ConfigError, match=r"another comparison \(different threads\)"):
+        compare("broken", Watch(), threads=2)
     assert compare("broken", Watch(), save_every=9.0) == whole, "how often is saved changes no figure"
     assert begun_at == [0, 1]
 
@@ -166,11 +167,11 @@ def test_options_of_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     wishes: dict[str, Any] = {}
 
     def taken(*given: Any, training: dict[str, Any], **named: Any) -> None:
-        wishes.update(training)
+        wishes.update(training, trainings=named["trainings"])
         raise TrainingError("taken")
 
     monkeypatch.setattr("melodia.workflows.compare.compare_kinds", taken)
-    words = "--minutes 2 --batch-size 3 --window 64 --learning-rate 0.004 --random-seed 5 --threads 1"
+    words = "--minutes 2 --batch-size 3 --window 64 --learning-rate 0.004 --random-seed 5 --threads 1 --trainings 3"
     assert main(["compare", str(tmp_path), "--out", str(tmp_path / "out"), *words.split()]) == 1
     assert wishes == {
         "minutes": 2.0,
@@ -180,6 +181,7 @@ def test_options_of_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         "random_seed": 5,
         "threads": 1,
         "device": "auto",
+        "trainings": 3,
     }
 
 
@@ -346,6 +348,116 @@ def test_differences_are_of_the_same_pieces() -> None:
     assert [line.split(" | ")[7] for line in text.splitlines()[2:4]] == ["–", "–"]
     with pytest.raises(ConfigError, match="the notes of these are not as many"):
         difference(other.likelihood, replace(best.likelihood, notes=notes + 1), "note")
+
+
+def trained(name: str, figures: Any, random_seed: int = 0, hidden_size: int = 1) -> Row:
+    """A row of a training that gave so many nats to pieces of 100 tokens."""
+    nats = np.array(figures, np.float64)
+    return Row.of(
+        name, Likelihood(nats, np.full(len(nats), 100), np.full(len(nats), 30)), parameters=1, epochs=1.0,
+        hidden_size=hidden_size, step_microseconds=1.0, training_tokens_per_second=1.0, random_seed=random_seed,
+    )  # fmt: skip
+
+
+def test_the_spread_of_trainings_is_in_the_intervals() -> None:
+    """Two kinds that are alike: trained once each, one of them looks better beyond doubt."""
+    random = np.random.default_rng(5)
+    pieces = random.uniform(100, 300, 50)
+    rows = [
+        trained(kind, pieces + 100 * random.normal(0, 0.05) + random.normal(0, 0.2, 50), seed)
+        for seed in range(6)
+        for kind in ("gru", "lstm")
+    ]
+    ngrams = trained("n-grams", pieces + 90, hidden_size=0)
+
+    def cells(rows: list[Row]) -> dict[str, list[str]]:
+        lines = Comparison(rows, {}, Path("unused"), {}).markdown().splitlines()
+        return {line.split(" | ")[0][2:]: line.strip("| ").split(" | ") for line in lines if "| 1 |" in line}
+
+    def ends(cell: str) -> tuple[float, float]:
+        low, _, high = cell[cell.index("(") + 1 : -1].partition(" to ")
+        return float(low), float(high)
+
+    once = cells([*rows[:2], ngrams])
+    low, high = next(ends(row[7]) for name, row in once.items() if name != "n-grams" and row[7] != "–")
+    assert 0 < low < high, "one training each: the pieces agree on what is chance"
+    often = cells([*rows[::-1], ngrams])
+    low, high = next(ends(row[7]) for name, row in often.items() if name != "n-grams" and row[7] != "–")
+    assert low < 0 < high
+    figures = [[row.nats_per_token for row in rows if row.name == kind] for kind in ("gru", "lstm")]
+    for kind, found in zip(("gru", "lstm"), figures, strict=True):
+        assert often[kind][9] == " ".join(f"{value:.4f}" for value in found), (
+            "in the order of their random seeds"
+        )
+        assert often[kind][6].startswith(f"{np.mean(found):.4f} ")
+    pooled = np.sqrt(np.mean([np.var(found, ddof=1) for found in figures]))
+    text = Comparison(rows, {}, Path("unused"), {}).markdown()
+    assert f"a standard deviation of {pooled:.4f} nats/token" in text
+    assert "random seeds: 0 1 2 3 4 5; " in text
+    # The n-grams are counted: of the difference only one side spreads, and pieces hardly do.
+    best = min(figures, key=np.mean)
+    low, high = ends(often["n-grams"][7])
+    half = 2.228 * pooled / np.sqrt(6)
+    assert (high - low) / 2 == pytest.approx(half, rel=0.05)
+    assert (high + low) / 2 == pytest.approx(np.mean(pieces + 90) / 100 - np.mean(best), abs=1e-3)
+
+
+def test_intervals_of_trainings_hold_what_they_should() -> None:
+    """95 % of those of the difference between two kinds, over pieces and trainings that are drawn anew."""
+    random, held = np.random.default_rng(1), 0
+    for _ in range(300):
+        pieces, differs = random.uniform(100, 300, 30), random.normal(0, 4, 30)
+        rows = []
+        for seed in range(3):
+            rows.append(trained("gru", pieces + random.normal(0, 3), seed))
+            rows.append(trained("lstm", pieces + differs + 10 + random.normal(0, 3), seed))
+        text = Comparison(rows, {}, Path("unused"), {}).markdown()
+        worse = next(line for line in text.splitlines() if line.startswith("| lstm |")).split(" | ")[7]
+        if worse == "–":
+            continue
+        low, _, high = worse[worse.index("(") + 1 : -1].partition(" to ")
+        held += float(low) <= 0.1 <= float(high)
+    assert 0.92 < held / 300 < 0.98
+
+
+def test_trainings_with_other_random_seeds_are_added(
+    songs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench, "TOKEN_SECONDS", 0.01)
+    out, told = tmp_path / "out", []
+    record = Record()
+    record.say = told.append  # type: ignore[method-assign]
+
+    def compare(trainings: int, random_seed: int = 0) -> list[tuple[str, int]]:
+        told.clear()
+        table = compare_kinds(
+            songs, out, kinds=("gru", "lstm"), size="tiny", trainings=trainings, cache=tmp_path / "cache",
+            training={**SHORT, "iterations": 1, "random_seed": random_seed}, progress=record,
+        )  # fmt: skip
+        return [(row.name, row.random_seed) for row in table.rows[1:]]
+
+    first = [("gru", 0), ("lstm", 0)]
+    assert compare(1) == first
+    data = out / "comparison.json"
+    once = data.read_text()
+    assert compare(2) == [*first, ("gru", 1), ("lstm", 1)]
+    begun = [text.split(":")[0] for text in told if "hidden size" in text]
+    assert begun == ["gru, random seed 1", "lstm, random seed 1"]
+    assert {path.name for path in out.iterdir() if path.is_dir()} == {
+        "gru", "lstm", "gru-random-seed-1", "lstm-random-seed-1",
+    }  # fmt: skip
+    rows = {(row["name"], row["random_seed"]): row for row in json.loads(data.read_text())["rows"]}
+    assert rows["gru", 0]["nats_per_token"] != rows["gru", 1]["nats_per_token"]
+    both = data.read_text()
+    assert compare(1, random_seed=1) == [*first, ("gru", 1), ("lstm", 1)], "the others stay"
+    assert not any("hidden size" in text for text in told)
+    assert data.read_text() == both
+    values = json.loads(once)  # as an earlier version wrote it: one random seed for all
+    values["terms"]["random_seed"] = 7
+    for row in values["rows"]:
+        del row["random_seed"]
+    data.write_text(json.dumps(values))
+    assert compare(1) == [("gru", 7), ("lstm", 7), *first]
 
 
 def test_a_row_says_what_trained_it(songs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,6 +29,11 @@ def compare(
     without_side_inputs: bool = typer.Option(
         False, "--without-side-inputs", help="Add a row for the first kind without side inputs."
     ),
+    trainings: int = typer.Option(
+        1,
+        help="Trainings of each kind, with random seeds from --random-seed on; with 2 or more, the intervals hold what "
+        "another random seed changes.",
+    ),
     batch_size: BatchSize = None,
     window: Window = None,
     learning_rate: LearningRate = None,
@@ -69,6 +74,7 @@ def compare(
             | {"batch_size": batch_size, "window": window, "learning_rate": learning_rate}
             | {"device": device, "threads": threads, "random_seed": random_seed},
             without_side_inputs=without_side_inputs,
+            trainings=trainings,
             backend=backend,
             cache=cache,
             force=force,

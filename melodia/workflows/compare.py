@@ -5,14 +5,14 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from melodia import __version__, kernels
-from melodia.checks import file_path
+from melodia.checks import file_path, whole_number
 from melodia.corpus.shards import Corpus
 from melodia.errors import ConfigError, TrainingError, show_path
 from melodia.evaluation.ngram import KneserNey
@@ -36,6 +36,7 @@ from melodia.workflows.corpora import check_apart, open_corpus
 from melodia.workflows.train import Reporter, model_settings
 
 NGRAM_ORDER = 5
+MOST_TRAININGS = 100
 
 
 def compare_kinds(
@@ -46,6 +47,7 @@ def compare_kinds(
     size: str = "small",
     training: dict[str, Any] | None = None,
     without_side_inputs: bool = False,
+    trainings: int = 1,
     backend: str = "auto",
     cache: Path | None = None,
     force: bool = False,
@@ -54,8 +56,8 @@ def compare_kinds(
     """Train every kind with as many parameters as the LSTM of `size`, and score all on the held-out pieces.
 
     A kind that is in `out` already is not trained again unless `force` says so, and one that was interrupted goes on
-    where it was: the same call again finishes an interrupted comparison. A call with other kinds adds their rows to
-    the table that is there.
+    where it was: the same call again finishes an interrupted comparison. A call with other kinds, or with other random
+    seeds, adds their rows to the table that is there.
 
     Args:
         folder: MIDI files, or a built corpus.
@@ -64,6 +66,8 @@ def compare_kinds(
         size: the preset whose LSTM sets the number of parameters.
         training: fields of `TrainingConfig`; one epoch if no budget is among them.
         without_side_inputs: also train the first kind without side inputs.
+        trainings: of each kind, with random seeds that count up from `random_seed` of `training`. From two on, the
+            intervals hold their spread.
         backend: of the kernels.
         cache: where token shards are kept.
         force: train these kinds anew, and replace the table of another comparison. Files that no comparison wrote are
@@ -78,11 +82,13 @@ def compare_kinds(
         >>> print(table.markdown())  # doctest: +SKIP
     """
     _check_wishes(kinds, size)
+    trainings = whole_number("trainings", trainings, 1, MOST_TRAININGS)
     reporter = progress or Reporter()
     settings = {name: value for name, value in (training or {}).items() if value is not None}
     if not {"minutes", "epochs", "iterations"} & set(settings):
         settings["epochs"] = 1.0
     config = TrainingConfig.from_dict(settings)
+    configs = [replace(config, random_seed=config.random_seed + number) for number in range(trainings)]
     folder, out = file_path("folder", folder), file_path("out", out)
     check_apart(folder, out)
     disturbed = busy()  # asked now: reading and training make the load themselves
@@ -106,20 +112,26 @@ def compare_kinds(
         wishes = [(kind, kind, tuple(DEFAULTS)) for kind in kinds]
         if without_side_inputs:
             wishes.append((f"{kinds[0]}, no side inputs", kinds[0], ()))
-        runs, terms = [], _terms(corpus, config, size)
-        for name, kind, sides in wishes:
-            model = match_parameters(model_settings(corpus.vocabulary, kind, size, side_inputs=sides), target)
-            home = out / name.replace(", ", "-").replace(" ", "-")
-            runs.append(_Run(name, corpus, model, config, terms, home, force))
+        models = {
+            name: match_parameters(model_settings(corpus.vocabulary, kind, size, side_inputs=sides), target)
+            for name, kind, sides in wishes
+        }
+        terms = _terms(corpus, config, size)
+        # All kinds before any of them again, so that a table is there soon.
+        runs = [
+            _Run(name, corpus, model, seeded, terms, out, force)
+            for seeded in configs
+            for name, model in models.items()
+        ]
         begun = [run.begun() for run in runs]  # all of them before the first is trained
         kept = [] if earlier is None else earlier.rows_beside(terms, force=force)
         if disturbed and any(before is None or before["row"] is None for before in begun):
             reporter.say(f"note: {disturbed}")
-        rows = {row.name: row for row in (*kept, _ngram_row(corpus))}
+        rows = {(row.name, row.random_seed): row for row in (*kept, _ngram_row(corpus))}
         index = functools.cache(lambda: build_index(corpus))
         for run, before in zip(runs, begun, strict=True):
             row = _row_of(run, before, index, disturbed, reporter)
-            rows[row.name] = row
+            rows[row.name, row.random_seed] = row
             table = Comparison(list(rows.values()), _setting(corpus, config, size), out / TABLE, terms)
             table.write()  # so that a later call of these terms finds what an interrupted one has reached
     return table
@@ -128,7 +140,8 @@ def compare_kinds(
 def _terms(corpus: Corpus, config: TrainingConfig, size: str) -> dict[str, Any]:
     """All that every row hangs on but its model, its speeds included, as JSON keeps it."""
     values = {"corpus": corpus.fingerprint, "size": size, "backend": kernels.backend_report().runs}
-    values |= {name: value for name, value in asdict(config).items() if name != "save_every"}
+    apart = ("save_every", "random_seed")
+    values |= {name: value for name, value in asdict(config).items() if name not in apart}
     values["time per token"] = token_way()
     return dict(json.loads(json.dumps(values)))
 
@@ -136,7 +149,7 @@ def _terms(corpus: Corpus, config: TrainingConfig, size: str) -> dict[str, Any]:
 def _setting(corpus: Corpus, config: TrainingConfig, size: str) -> dict[str, Any]:
     """What stands below the table of all rows; of the training settings those that are not the usual ones."""
     usual = TrainingConfig.from_dict(dict([config.budget])).to_dict()
-    apart = {"device", "threads", "save_every"}
+    apart = {"device", "threads", "save_every", "random_seed"}
     return {
         "budget": " ".join(str(part) for part in reversed(config.budget)),
         "size": size,
@@ -193,15 +206,26 @@ def _ngram_row(corpus: Corpus) -> Row:
 
 @dataclass(frozen=True)
 class _Run:
-    """One kind of a comparison: what is trained, how and where."""
+    """One training of a comparison: of which kind, how and where."""
 
     name: str
     corpus: Corpus
     model: ModelConfig
     config: TrainingConfig
     terms: dict[str, Any]
-    out: Path
+    table: Path
     force: bool
+
+    @property
+    def out(self) -> Path:
+        """The folder of the training, in that of the table."""
+        return self.table / self.label.replace(", ", "-").replace(" ", "-")
+
+    @property
+    def label(self) -> str:
+        """What people are told that it is."""
+        random_seed = self.config.random_seed
+        return self.name if random_seed == 0 else f"{self.name}, random seed {random_seed}"
 
     def begun(self) -> dict[str, Any] | None:
         """What an earlier call left of this run; None where it begins now.
@@ -213,7 +237,7 @@ class _Run:
         begun = None if self.force or not self.record.is_file() else self._read()
         if begun is not None and begun["setting"] != self.setting:
             raise ConfigError(
-                f"{show_path(self.out)} holds {self.name} of another comparison (different "
+                f"{show_path(self.out)} holds {self.label} of another comparison (different "
                 f"{different(self.setting, begun['setting'])}); choose another `out`, or retrain all kinds (`force`)"
             )
         # What an interrupted comparison left may be replaced; another training may not.
@@ -236,7 +260,8 @@ class _Run:
     def setting(self) -> Any:
         """All that its figures hang on, its speeds included, as JSON keeps it: the terms, whose size is the model's."""
         terms = {name: value for name, value in self.terms.items() if name != "size"}
-        return terms | json.loads(json.dumps({"model": self.model.to_dict()}))
+        model = json.loads(json.dumps(self.model.to_dict()))
+        return terms | {"random_seed": self.config.random_seed, "model": model}
 
     def _read(self) -> dict[str, Any]:
         try:
@@ -247,7 +272,7 @@ class _Run:
         except (KeyError, TypeError, ValueError) as error:
             raise TrainingError(
                 f"{show_path(self.record)} is damaged ({error!r}); remove {show_path(self.out)}, and only "
-                f"{self.name} is retrained"
+                f"{self.label} is retrained"
             ) from error
 
 
@@ -257,12 +282,12 @@ def _row_of(
     """Train one kind, unless it is there already, and measure it; a checkpoint without index gets one."""
     corpus = run.corpus
     if begun is not None and begun["row"] is not None:
-        reporter.say(f"{run.name}: already trained, in {show_path(run.out)}")
+        reporter.say(f"{run.label}: already trained, in {show_path(run.out)}")
         best = run.out / BEST
         if (best / CONFIG).is_file() and not (best / INDEX).is_file():  # an earlier version wrote none
             attach_index(best, index())
-        return Row.from_dict(begun["row"])
-    reporter.say(f"{run.name}: hidden size {run.model.hidden_size}")
+        return replace(Row.from_dict(begun["row"]), random_seed=run.config.random_seed)  # nor the seed
+    reporter.say(f"{run.label}: hidden size {run.model.hidden_size}")
     run.keep(None)
     goes_on = begun is not None and holds_state(run.out)
     summary = train(
@@ -284,6 +309,7 @@ def _row_of(
         threads=run.config.threads or torch.get_num_threads(),
         torch=torch.__version__,
         melodia=__version__,
+        random_seed=run.config.random_seed,
     )
     attach_index(checkpoint.path, index())
     run.keep(row)

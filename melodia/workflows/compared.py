@@ -5,21 +5,26 @@ from __future__ import annotations
 import json
 import math
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
 
 from melodia.errors import ConfigError, TrainingError, show_path
 from melodia.files import write_whole
-from melodia.measure import Likelihood, difference, number, plain, span
+from melodia.measure import Interval, Likelihood, difference, number, plain, span, student, widened
 
 TABLE = "comparison.md"
-READING = (
-    "The intervals are over the held-out pieces, those of differences over pairs of figures for the same piece. Each "
-    "kind was trained once: what another random seed would change is not in them. The same pieces chose the best "
-    "checkpoint of each training."
+PIECES = (
+    "The intervals are over the held-out pieces, those of differences over pairs of figures for the same piece. The "
+    "same pieces chose the best checkpoint of each training."
+)
+ONCE = "Each kind was trained once: what another random seed would change is not in the intervals."
+OFTEN = (
+    "Figures are means over the trainings of a kind. How far these spread around it is in the intervals, too: a "
+    "standard deviation of {spread} nats/token, taken to be the same for all kinds."
 )
 """What stands below the facts."""
 BEGINNING = "| kind | parameters |"
@@ -27,7 +32,7 @@ BEGINNING = "| kind | parameters |"
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table.
+    """One training, or the baseline: a line of the table, alone or with other trainings of the same name.
 
     Attributes:
         name: the kind, or the baseline.
@@ -43,6 +48,7 @@ class Row:
         threads: of the CPU that trained it; 0 for the n-gram model.
         torch, melodia: the versions that trained it; empty for the n-gram model.
         piece_nats, piece_tokens, piece_notes: of each held-out piece, in the order of the corpus.
+        random_seed: of the training; 0 for the n-gram model.
     """
 
     name: str
@@ -62,6 +68,7 @@ class Row:
     piece_nats: tuple[float, ...] = ()
     piece_tokens: tuple[int, ...] = ()
     piece_notes: tuple[int, ...] = ()
+    random_seed: int = 0
 
     @classmethod
     def of(cls, name: str, likelihood: Likelihood, **others: Any) -> Row:
@@ -108,7 +115,7 @@ class Comparison:
     """The table, and where it lies.
 
     Attributes:
-        rows: one for each kind that is trained, and the baseline.
+        rows: one for each training, and the baseline.
         setting: what stands below the table of all rows; what may differ is in them.
         path: of the Markdown; the JSON lies beside it.
         terms: all that the rows have in common and their figures hang on, as JSON keeps it.
@@ -121,25 +128,37 @@ class Comparison:
 
     def markdown(self) -> str:
         """The table as Markdown, best held-out NLL first."""
-        lines = [
-            "| kind | parameters | hidden | time per token (µs) | training tokens/s | epochs "
-            "| held-out nats/token (95 %) | difference to the best kind (95 %) | nats/note |",
-            "|---|---:|---:|---:|---:|---:|---|---|---:|",
-        ]
-        rows = sorted(self.rows, key=lambda row: row.nats_per_token)
+        lines = sorted(_lines_of(self.rows), key=lambda line: line.nats_per_token)
         # Kinds are compared; the n-grams stand beside them.
-        best = next((row for row in rows if row.hidden_size), rows[0])
-        for row in rows:
-            lines.append(
-                f"| {row.name} | {row.parameters:,} | {row.hidden_size or '–'} | {number(row.step_microseconds, 0)} "
-                f"| {number(row.training_tokens_per_second, 0)} | {number(row.epochs, 2)} "
-                f"| {number(row.nats_per_token, 4)} ({span(row.low, row.high, 4)}) "
-                f"| {'–' if row is best else _more(row, best)} | {number(row.nats_per_note, 3)} |"
-            )
-        facts = "; ".join(f"{name}: {value}" for name, value in (self.setting | _trained_with(rows)).items())
+        best = next((line for line in lines if line.trained), lines[0])
+        spread = _Spread.of(lines)
+        columns = ["kind", "parameters", "hidden", "time per token (µs)", "training tokens/s", "epochs"]
+        columns += ["held-out nats/token (95 %)", "difference to the best kind (95 %)", "nats/note"]
+        columns += ["nats/token of each training"] * spread.known
+        table = [
+            f"| {' | '.join(columns)} |",
+            "|---|---:|---:|---:|---:|---:|---|---|---:|" + "---|" * spread.known,
+        ]
+        for line in lines:
+            first, found = line.rows[0], spread.widen(line.interval, line)
+            cells = [
+                line.name,
+                f"{first.parameters:,}",
+                f"{first.hidden_size or '–'}",
+                number(line.mean("step_microseconds"), 0),
+                number(line.mean("training_tokens_per_second"), 0),
+                number(line.mean("epochs"), 2),
+                f"{number(found.value, 4)} ({span(found.low, found.high, 4)})",
+                "–" if line is best else _more(line, best, spread),
+                number(line.mean("nats_per_note"), 3),
+            ]
+            cells += [" ".join(number(row.nats_per_token, 4) for row in line.rows)] * spread.known
+            table.append(f"| {' | '.join(cells)} |")
+        facts = "; ".join(f"{name}: {value}" for name, value in (self.setting | _trained_with(lines)).items())
         notes = [f"\nnote: {note}" for note in dict.fromkeys(row.note for row in self.rows) if note]
         facts += "; training tokens/s: of the whole run, validations and saving included"
-        return "\n".join([*lines, "", facts, "", READING, *notes])
+        trainings = OFTEN.format(spread=number(spread.deviation, 4)) if spread.known else ONCE
+        return "\n".join([*table, "", facts, "", f"{PIECES} {trainings}", *notes])
 
     def write(self) -> None:
         """Write the table as Markdown, and beside it as JSON.
@@ -165,8 +184,11 @@ class Comparison:
                 values = json.loads(data.read_text("utf-8"))
                 rows = [Row.from_dict(row) for row in values["rows"]]
                 # an earlier version wrote no terms, and always rows
-                terms = values.get("terms", {}) if rows else values["terms"]
-                table = cls(rows, dict(values["setting"]), path, dict(terms))
+                terms = dict(values.get("terms", {}) if rows else values["terms"])
+                random_seed = terms.pop("random_seed", None)  # another: one for all rows
+                if random_seed is not None:
+                    rows = [replace(row, random_seed=random_seed if row.hidden_size else 0) for row in rows]
+                table = cls(rows, dict(values["setting"]), path, terms)
         except (OSError, KeyError, TypeError, ValueError, AttributeError):
             raise TrainingError(_foreign(data)) from None
         try:
@@ -193,25 +215,104 @@ class Comparison:
         return []
 
 
-def _trained_with(rows: list[Row]) -> dict[str, str]:
-    """The threads and versions that trained the rows; with the names of the rows where they differ."""
+@dataclass(frozen=True)
+class _Line:
+    """The trainings of one name, by random seed: one line of the table."""
+
+    rows: tuple[Row, ...]
+
+    @property
+    def name(self) -> str:
+        return self.rows[0].name
+
+    @property
+    def trained(self) -> bool:
+        """Whether it is a network; n-grams are counted."""
+        return self.rows[0].hidden_size > 0
+
+    @property
+    def nats_per_token(self) -> float:
+        return self.mean("nats_per_token")
+
+    def mean(self, name: str) -> float:
+        """The mean of a figure over the trainings."""
+        return fmean(getattr(row, name) for row in self.rows)
+
+    @property
+    def likelihood(self) -> Likelihood | None:
+        """What the trainings give to each piece, on average; None where that was not kept."""
+        first = self.rows[0]
+        if not first.piece_tokens or any(row.piece_tokens != first.piece_tokens for row in self.rows):
+            return None
+        return replace(first.likelihood, nats=np.mean([row.piece_nats for row in self.rows], axis=0))
+
+    @property
+    def interval(self) -> Interval:
+        """Nats per token, over the held-out pieces."""
+        likelihood = self.likelihood
+        if likelihood is not None:
+            return likelihood.interval("token")
+        ends = [(row.low, row.high) for row in self.rows]
+        low, high = ends[0] if len(ends) == 1 else (math.nan, math.nan)
+        return Interval(self.nats_per_token, low, high)
+
+
+@dataclass(frozen=True)
+class _Spread:
+    """How nats per token differ between trainings of a kind: pooled over kinds, with its degrees of freedom."""
+
+    deviation: float
+    freedom: int
+
+    @classmethod
+    def of(cls, lines: list[_Line]) -> _Spread:
+        freedom = sum(len(line.rows) - 1 for line in lines)
+        squares = sum((row.nats_per_token - line.nats_per_token) ** 2 for line in lines for row in line.rows)
+        return cls(math.sqrt(squares / freedom) if freedom else math.nan, freedom)
+
+    @property
+    def known(self) -> bool:
+        return self.freedom > 0
+
+    def widen(self, interval: Interval, *lines: _Line) -> Interval:
+        """An interval over pieces of one mean over trainings, or of a difference of two, with their spread in it."""
+        if not self.known:
+            return interval
+        error = self.deviation * math.sqrt(sum(1 / len(line.rows) for line in lines if line.trained))
+        return widened(interval, student(interval.level, self.freedom) * error)
+
+
+def _lines_of(rows: list[Row]) -> list[_Line]:
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(row.name, []).append(row)
+    return [_Line(tuple(sorted(of, key=lambda row: row.random_seed))) for of in found.values()]
+
+
+def _trained_with(lines: list[_Line]) -> dict[str, str]:
+    """The random seeds, threads and versions of the trainings; with the names of the lines where they differ."""
     facts = {}
-    for name in ("threads", "torch", "melodia"):
+    for title, name in (
+        ("random seeds", "random_seed"),
+        *((name, name) for name in ("threads", "torch", "melodia")),
+    ):
         found: dict[str, list[str]] = {}
-        for row in rows:
-            if getattr(row, name):
-                found.setdefault(str(getattr(row, name)), []).append(row.name)
-        if found:
+        for line in lines:
+            values = [str(value) for value in dict.fromkeys(getattr(row, name) for row in line.rows)]
+            if line.trained:
+                found.setdefault(" ".join(values), []).append(line.name)
+        if found and (name != "random_seed" or list(found) != ["0"]):
             which = [f"{value} ({' and '.join(names)})" for value, names in found.items()]
-            facts[name] = next(iter(found)) if len(found) == 1 else ", ".join(which)
+            facts[title] = next(iter(found)) if len(found) == 1 else ", ".join(which)
     return facts
 
 
-def _more(row: Row, best: Row) -> str:
-    """How many nats a token more than the best, piece by piece; a dash where the pieces of a row are not known."""
-    if not best.piece_tokens or row.piece_tokens != best.piece_tokens:
+def _more(line: _Line, best: _Line, spread: _Spread) -> str:
+    """How many nats a token more than the best, piece by piece; a dash where the pieces are not known."""
+    mine, base = line.likelihood, best.likelihood
+    if mine is None or base is None or not np.array_equal(mine.tokens, base.tokens):
         return number(math.nan)
-    more = difference(row.likelihood, best.likelihood)
+    more = spread.widen(difference(mine, base), line, best)
     ends = "–" if math.isnan(more.low + more.high) else f"{more.low:+.4f} to {more.high:+.4f}"
     return f"{more.value:+.4f} ({ends})"
 
