@@ -11,6 +11,8 @@ import torch
 from melodia.grammar import Grammar
 from melodia.model import Model, ModelConfig
 from melodia.sampler import Continuation, Sampler
+from melodia.sampler.classes import TokenClasses
+from melodia.sampler.dynamics import Level
 from melodia.side_inputs import NAMES, default_specs
 from melodia.tokenizer import Tokenizer, TokenizerConfig
 
@@ -158,8 +160,10 @@ def decoded_after_join(sampler: Sampler, made: Continuation) -> list[tuple[int, 
     context = sampler.state.context
     tpq = score.ticks_per_quarter
     origin, end = context.origin / tpq, made._map.end / tpq
+    level = Level.of(TokenClasses(sampler.vocabulary), made.seed)
+    loud = None if level is None else level.velocity
     return sorted(
-        (program, round(onset - origin, 6), pitch, round(min(stop - origin, end), 6), velocity)
+        (program, round(onset - origin, 6), pitch, round(min(stop - origin, end), 6), loud or velocity)
         for program, onset, pitch, stop, velocity in notes_of(score)
         if context.join / tpq - 1e-6 <= onset < origin + end - 1e-6
     )

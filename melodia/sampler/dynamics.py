@@ -27,10 +27,12 @@ class Level:
     Attributes:
         others: tokens that set another one, bool [V].
         bits: the same as words [W].
+        velocity: itself, which need not be one of the vocabulary: the median of those that it stands for.
     """
 
     others: NDArray[np.bool_]
     bits: Bits
+    velocity: int
 
     @classmethod
     def of(cls, classes: TokenClasses, seed: ScoreTick | None) -> Level | None:
@@ -46,4 +48,4 @@ class Level:
         others = np.zeros(classes.vocabulary.size, np.bool_)
         others[np.delete(levels, nearest[0])] = True
         others = classes.holding(others)
-        return cls(others, pack(others))
+        return cls(others, pack(others), int(np.median(velocity)))

@@ -88,6 +88,7 @@ class Lane:
         self._bias = seed_bias(classes, session.seed, request, None if kept is None else kept.score, joining)
         self._chord_bias = None if request.chords is None else self.chord_bias()
         level = Level.of(classes, session.seed if session.seed is not None or kept is None else kept.score)
+        self._velocity = {} if level is None else {"velocity": level.velocity}
         self._part_bias = PartBias.of(classes, None if kept is None else kept.notes, strangers)
         self.plan = Plan(classes, session.context, request, state, cycle, rests, kept, strangers, level)
         self.count = 0
@@ -230,7 +231,9 @@ class Lane:
         """Keep tokens that the grammar has taken, with their figures [nats], and the notes they complete."""
         self._reader.tempi.clear()
         self.notes += [
-            note._replace(onset=note.onset + self._tail_offset, duration=max(1, note.duration))
+            note._replace(
+                onset=note.onset + self._tail_offset, duration=max(1, note.duration), **self._velocity
+            )
             for token in tokens
             for note in self._reader.feed(token)
             if self.plan.kept is None or note.program not in self.plan.kept.programs
@@ -354,7 +357,7 @@ class Lane:
             if token != self.classes.vocabulary.eos:
                 self._reader.feed(token)
             for note in self._reader.finish():
-                self.notes.append(note._replace(onset=note.onset + self._tail_offset))
+                self.notes.append(note._replace(onset=note.onset + self._tail_offset, **self._velocity))
 
     def _rest(self) -> None:
         """Forget the tail's tokens where no note is open, else those from before the oldest open note."""
