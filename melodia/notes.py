@@ -152,6 +152,16 @@ def bar_stretches(signatures: Iterable[tuple[int, int, int]], end: int, resoluti
     return found
 
 
+def beat_of(metre: tuple[int, int]) -> float:
+    """A beat in quarter notes: three eighths in 6/8, 9/8, 12/8, as many sixteenths in 6/16; else the metre's unit.
+
+    >>> [beat_of(metre) for metre in ((3, 4), (6, 8), (3, 8), (12, 16))]
+    [1.0, 1.5, 0.5, 0.75]
+    """
+    top, bottom = metre
+    return 4 / bottom * (3 if bottom >= 8 and top % 3 == 0 and top > 3 else 1)
+
+
 def bar_lines(signatures: Iterable[tuple[int, int, int]], end: int, resolution: int) -> NDArray[np.int64]:
     """Where bars start, and where the last one ends [M + 1]; no bars where there is no music.
 

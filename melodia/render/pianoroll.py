@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from melodia.checks import real_number
 from melodia.errors import ConfigError, MidiError
 from melodia.files import asked_file, check_target
-from melodia.notes import program_of
+from melodia.notes import beat_of, program_of
 from melodia.render.clock import Bar, Clock
 from melodia.wording import clock
 
@@ -257,7 +257,7 @@ class _Page:
         axes.vlines(lines, low, high, color=OCTAVE, linewidth=0.8, zorder=1.5)
         beats: list[float] = []
         for bar in system:
-            beat = 1.5 if bar.denominator == 8 and bar.numerator % 3 == 0 else 4 / bar.denominator
+            beat = beat_of((bar.numerator, bar.denominator))
             if beat * inch > 0.14:
                 beats += np.arange(bar.start + beat, bar.start + bar.length - 1e-6, beat).tolist()
         axes.vlines(beats, low, high, color=BEAT, linewidth=0.5, zorder=1.2)

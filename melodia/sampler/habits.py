@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from melodia.notes import beat_of
+
 FEW = 10
 """Of a family with fewer parts nothing is known: it has the medians of the others."""
 
@@ -30,22 +32,22 @@ class Habit(NamedTuple):
 
 
 HABITS = (
-    Habit(35, 84, (0.97, 0.96, 0.9, 0.82), 0.65, False),
+    Habit(35, 85, (0.98, 0.97, 0.9, 0.83), 0.68, False),
     Habit(50, 97, (0.93, 0.72, 0.55, 0.45), 0.84, False),
     Habit(45, 89, (0.89, 0.87, 0.85, 0.59), 0.86, False),
-    Habit(37, 81, (0.96, 0.91, 0.9, 0.72), 0.56, False),
+    Habit(37, 81, (0.97, 0.91, 0.9, 0.73), 0.56, False),
     Habit(23, 49, (0.97, 0.86, 0.92, 0.64), 0.48, True),
-    Habit(41, 86, (0.91, 0.82, 0.69, 0.56), 0.69, True),
-    Habit(32, 88, (0.94, 0.87, 0.64, 0.34), 2.73, False),
-    Habit(45, 83, (0.86, 0.82, 0.67, 0.49), 0.96, False),
-    Habit(48, 83, (0.9, 0.79, 0.68, 0.48), 0.77, True),
-    Habit(61, 91, (0.91, 0.81, 0.68, 0.58), 0.71, True),
+    Habit(41, 86, (0.91, 0.82, 0.7, 0.55), 0.69, True),
+    Habit(33, 87, (0.95, 0.88, 0.67, 0.47), 2.23, False),
+    Habit(44, 83, (0.87, 0.83, 0.69, 0.52), 0.91, False),
+    Habit(54, 79, (0.9, 0.82, 0.7, 0.49), 0.79, True),
+    Habit(62, 91, (0.9, 0.81, 0.69, 0.56), 0.69, True),
     Habit(27, 84, (0.93, 0.9, 0.92, 0.75), 0.58, False),
     Habit(35, 78, (0.97, 0.92, 0.6, 0.37), 3.79, False),
     Habit(45, 86, (0.89, 0.74, 0.69, 0.44), 0.57, True),
-    Habit(41, 84, (0.93, 0.86, 0.69, 0.56), 0.71, True),
-    Habit(41, 84, (0.93, 0.86, 0.69, 0.56), 0.71, True),
-    Habit(41, 84, (0.93, 0.86, 0.69, 0.56), 0.71, False),
+    Habit(41, 85, (0.93, 0.86, 0.7, 0.55), 0.69, True),
+    Habit(41, 85, (0.93, 0.86, 0.7, 0.55), 0.69, True),
+    Habit(41, 85, (0.93, 0.86, 0.7, 0.55), 0.69, False),
 )
 """Of families 0 (pianos) to 15 (effects)."""
 
@@ -54,13 +56,12 @@ DRUMS_BEGIN = (0.98, 0.95, 0.8, 0.46)
 
 
 def kind_of_place(place: int, metre: tuple[int, int], ticks_per_quarter: int) -> int:
-    """Which of `Habit.begins` holds at a place in a bar, in ticks; beats of 6/8, 9/8 and the like are of three eighths.
+    """Which of `Habit.begins` holds at a place in a bar, in ticks.
 
     >>> [kind_of_place(place, (6, 8), 12) for place in (0, 6, 9, 18)]
     [0, 3, 2, 1]
     """
-    top, bottom = metre
-    beat = 4 * ticks_per_quarter * (3 if bottom >= 8 and top % 3 == 0 else 1) // bottom
+    beat = max(1, round(beat_of(metre) * ticks_per_quarter))
     if place == 0:
         return 0
     if place % beat == 0:

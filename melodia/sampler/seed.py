@@ -14,7 +14,7 @@ from melodia.checks import real_number, whole_number
 from melodia.errors import ConfigError, TokenizerError
 from melodia.grammar import Grammar, TokenReader
 from melodia.midi.report import Finding
-from melodia.notes import programs_of
+from melodia.notes import beat_of, programs_of
 from melodia.sampler.session import Context, half_described
 from melodia.tokenizer import Tokenizer
 from melodia.vocabulary import Vocabulary
@@ -249,8 +249,7 @@ def _join(score: ScoreTick, end: float) -> float:
 
     scale = score.ticks_per_quarter
     table = bar_table(score, max(1, round(end * scale)))
-    top, bottom = int(table.numerators[-1]), int(table.denominators[-1])
-    beat = 4 / bottom * (3 if bottom >= 8 and top % 3 == 0 and top > 3 else 1)
+    beat = beat_of((int(table.numerators[-1]), int(table.denominators[-1])))
     line = table.end / scale
     return line if line - end < min(beat, 1.5) - 1e-6 else end
 
