@@ -286,6 +286,16 @@ def test_controllers_go_with_the_next_note_of_their_channel(channel: int):
     assert found == {0: [], 5: [(0, 127)], 6: [(480, 0)]}
 
 
+def test_parameters_are_kept_whole():
+    """The range of pitch bends, and behind it the null that ends the choice of a parameter."""
+    sent = [(101, 0), (100, 0), (6, 12), (38, 0), (7, 90), (101, 127), (100, 127), (7, 80)]
+    events = b"".join(bytes([0, 0xB0, number, value]) for number, value in sent)
+    score, report = read_score(smf(events + note() + EOT))
+    expected = [(0, number, value) for number, value in sent if (number, value) != (7, 90)]
+    assert [(c.time, c.number, c.value) for c in score.tracks[0].controls] == expected
+    assert Finding("note", "controllers replaced at the same tick", 1) in report.findings
+
+
 def test_controllers_of_silent_channels_only():
     score, report = read_score(smf(b"\x00\xb3\x07\x40" + TRACK))
     assert len(score.tracks[0].controls) == 0
