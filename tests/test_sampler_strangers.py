@@ -84,7 +84,8 @@ def test_who_has_been_heard_is_no_stranger() -> None:
     assert strangers_of(sampler, programs=(0, 32), beside=tune).programs == (32,)
     assert strangers_of(sampler, programs=(0, 32)).programs == (32,)
     assert strangers_of(sampler, programs=(0, 32), any_program=False, bars=2).programs == (32,)
-    for programs in ((0, 40), (32, 33), None):
+    assert strangers_of(sampler, programs=(32, 33)).programs == (32, 33), "they join each other"
+    for programs in ((0, 40), (32,), None):
         assert strangers_of(sampler, programs=programs) is None, (
             "nobody joins, or nobody is there to be joined"
         )
@@ -141,9 +142,7 @@ def test_nobody_becomes_a_stranger_or_ceases_to_be_one_when_a_stream_is_resumed(
         stream = sampler.stream(random_seed=3, **wishes)
         assert len(list(itertools.islice(stream, cut))) == cut
         here, there = stream._lane.plan.strangers, strangers_of(sampler, stream.state, **wishes)
-        assert (here is None) == (there is None)
-        if here is not None:
-            assert here.programs == there.programs == (73,)
+        assert here.programs == there.programs == ((73,) if "beside" in wishes else (0, 40, -1))
 
 
 def test_a_part_that_plays_on_behind_is_compared_with_what_it_plays_there() -> None:
@@ -155,6 +154,37 @@ def test_a_part_that_plays_on_behind_is_compared_with_what_it_plays_there() -> N
     sampler.prime(seed)
     following = sampler._following(Request(following=behind, branches=2))
     assert Judge(seed, (0, 40, 32), following).known == {0, 40}
+
+
+@pytest.mark.parametrize("quarters", [8, 6])
+def test_nobody_joins_before_the_join(quarters: int) -> None:
+    """The last note of the seed begins before it, where others might begin, too."""
+    sampler = silent_sampler()
+    sampler.prime(make_seed(scale(2)[:quarters]))
+    for random_seed in range(3):
+        made = sampler.generate(bars=1, programs=(0, 32, -1), random_seed=random_seed)
+        assert any(event.program != 0 for event in made.events)
+        assert sum(note[1] < quarters for note in notes_of(made.joined_score)) == quarters
+
+
+def test_nobody_joins_before_the_bars_that_are_filled() -> None:
+    sampler = silent_sampler()
+    for random_seed in range(3):
+        made = sampler.fill(
+            make_seed(scale(4)), (3, 4), programs=(32, -1), beside=True, random_seed=random_seed, branches=2
+        )
+        new = [note for note in notes_of(made[0].score) if note[0] != 0]
+        assert new
+        assert all(onset >= 8 for _, onset, *_ in new)
+
+
+@pytest.mark.parametrize("seeded", [False, True])
+def test_programs_join_each_other_where_none_of_them_played_before(seeded: bool) -> None:
+    sampler = silent_sampler()
+    sampler.prime(make_seed(scale(2, program=73)) if seeded else None)
+    for random_seed in range(4):
+        made = sampler.generate(bars=2, programs=(0, 32, -1), random_seed=random_seed)
+        assert {event.program for event in made.events} >= {0, 32}
 
 
 def test_bars_do_not_repeat_where_programs_join() -> None:

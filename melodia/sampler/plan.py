@@ -130,7 +130,7 @@ class Plan(Bars):
         if not (legal & self.classes.begins).any():
             return None  # inside a note, or in front of a metre
         instead = None if kept is None else kept.passed_over(s, legal, token)
-        if strangers is not None:
+        if strangers is not None and s.now >= self.context.join:
             asked = strangers.ask(s, legal, token if instead is None else instead)
             if asked is not None:
                 return asked

@@ -97,7 +97,7 @@ class Strangers:
             solo, onsets = soloists(seed, new), kept.onset
         else:
             known = classes.bar.any() and not classes.vocabulary.expansions and not classes.has_micro
-            if not known or not strangers or len(strangers) == len(new):
+            if not known or not strangers or len(new) == 1:
                 return None
             solo, onsets = soloists(seed, strangers), None
         return cls(classes, strangers, new, solo, onsets, request.random_seed, request.session)
