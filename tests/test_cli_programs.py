@@ -31,6 +31,7 @@ def test_every_program_has_the_name_that_pictures_have() -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
+        ("pianoo", r"did you mean piano, .*\?"),
         ("0,violn", r"received 'violn'\); did you mean violin, viola\?"),
         ("string", r"did you mean tremolo strings, pizzicato strings, .*\?"),
         ("synth", r"did you mean synth bass 1, synth bass 2, .*\?"),

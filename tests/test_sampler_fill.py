@@ -74,6 +74,25 @@ def test_the_first_and_the_last_bars() -> None:
     check(whole, piece, 0, 24)
 
 
+@pytest.mark.parametrize("quarters", [32, 30, 35], ids=["whole", "ends within a bar", "begins late, too"])
+def test_the_first_bars_are_like_those_behind_them(quarters: int) -> None:
+    """Which are of one velocity: so are they."""
+    rest = 12 if quarters == 35 else 0
+    piece = make_seed([note for note in scale(9) if rest <= note[0] < quarters])
+    filling = tiny_sampler().fill(piece, (1, 2), random_seed=3)[0]
+    check(filling, piece, 0, 8)
+    old = {velocity for *_, velocity in notes_of(piece)}
+    new = {velocity for _, onset, *_, velocity in notes_of(filling.score) if onset < 8}
+    assert len(old) == len(new) == 1
+    assert abs(old.pop() - new.pop()) <= 2, "the nearest level"
+
+
+@pytest.mark.parametrize("quarters", [5, 7])
+def test_nothing_whole_behind_the_first_bars(quarters: int) -> None:
+    piece = make_seed(scale(2)[:quarters])
+    check(tiny_sampler().fill(piece, (1, 1), random_seed=3)[0], piece, 0, 4)
+
+
 def test_a_rest_before_the_bars() -> None:
     piece = make_seed([(onset + 8, length, pitch, 0) for onset, length, pitch, _ in scale(4)])
     (filling,) = tiny_sampler().fill(piece, (2, 3), random_seed=2)

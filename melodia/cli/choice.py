@@ -150,7 +150,7 @@ def _program_number(word: str) -> int:
     begun = [number for number, name in enumerate(names) if low and name.startswith(low)]
     if len(begun) == 1:
         return begun[0]
-    near = [name for name in names if low and low in name] or get_close_matches(low, names)
+    near = [name for name in names if low and low in name] or get_close_matches(low, [*USUAL, *names])
     meant = f"; did you mean {', '.join(near[:MOST_NEAR])}?" if near else ""
     raise typer.BadParameter(
         "--programs takes numbers between 0 and 127, General MIDI names such as violin, and drums, separated by "

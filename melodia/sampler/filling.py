@@ -13,6 +13,7 @@ from melodia.decode.config import FILL_BRANCHES
 from melodia.errors import ConfigError
 from melodia.notes import program_of, programs_of
 from melodia.sampler.continuation import Continuation
+from melodia.sampler.following import TEXTURE_BARS
 from melodia.sampler.request import check_programs, check_samples
 from melodia.sampler.seed import open_music
 from melodia.wording import counted
@@ -155,7 +156,7 @@ def fill(
     if programs_of(place.before):
         twin.prime(seed, first - 1)
     else:
-        twin.prime(None)
+        twin.prime(*_heard_instead(place))
         settings["tempo"] = _tempo(place.score, place.span[0])
     filled = []
     for made in twin.generate_many(num_samples, bars=last - first + 1, **settings):
@@ -200,6 +201,26 @@ def _find_place(music: Any, bars: object, tokenizer: Tokenizer) -> _Place:
     )
     after = window(behind, stop, table.end)[0]
     return _Place(score, found, table, (first, last), (start, stop), early, before, here, after)
+
+
+def _heard_instead(place: _Place) -> tuple[ScoreTick | None, int | None]:
+    """What is read, and how many bars of it, where nothing stands before: what comes behind, from its first note on.
+
+    A model alone begins in any key, at any loudness. The last bar is whole: else it would be completed first.
+    """
+    from melodia.midi import window
+
+    starts = [track.notes.numpy()["time"].min() for track in place.after.tracks if len(track.notes)]
+    if not starts:
+        return None, None
+    table, (_, behind) = place.table, place.span
+    first = table.index(behind + int(min(starts)))
+    stop = min(table.index(place.score.end()), first + TEXTURE_BARS)
+    while stop > first and not _is_whole(table, stop - 1, place.score.ticks_per_quarter):
+        stop -= 1
+    if stop == first:
+        return None, None
+    return window(place.after, table.line(first) - behind, table.end - behind)[0], stop - first
 
 
 def _parted(place: _Place, programs: Any) -> tuple[tuple[int, ...], ScoreTick, _Place]:
