@@ -39,7 +39,7 @@ def generate(
     seed: Path | None = typer.Option(None, "--seed", metavar="FILE", help=_SEED),
     seed_bars: int | None = typer.Option(None, min=1, help="Use only the first N bars of the seed."),
     seed_seconds: float | None = typer.Option(
-        None, min=0.0, help="Use only the first S seconds of the seed."
+        None, min=0.0, help="Use only the first S seconds of the seed, rounded up to a bar line."
     ),
     bars: int | None = typer.Option(
         None, min=1, help="Length of the continuation in bars, at most 100000 (8 if no length is given)."
