@@ -60,6 +60,27 @@ def test_same_outputs_and_gradients(name: str, gates: int, kind: str, backend: s
 
 
 @pytest.mark.skipif(native.reason() is not None, reason=f"no native library: {native.reason()}")
+@pytest.mark.parametrize(("name", "gates"), CASES[:2])
+def test_gates_that_are_a_view(name: str, gates: int) -> None:
+    T, B, H, D = 5, 3, 6, 4
+    g = generator(5)
+    x, weight = torch.randn(B, T, D, generator=g), torch.randn(gates * H, D, generator=g)
+
+    def make_gates(x: Tensor, weight: Tensor) -> Tensor:
+        return F.linear(x, weight).transpose(0, 1)
+
+    found = []
+    for again in (False, True):
+        leaves = [y.clone().requires_grad_() for y in (x, weight, *arguments(name, T, B, H)[1:])]
+        recipe = Recipe(make_gates, (leaves[0], leaves[1]))
+        with kernels.use_backend("native"):
+            output = getattr(kernels, name)(recipe if again else recipe.follow(), *leaves[2:])[0]
+        found.append(torch.autograd.grad(output.square().sum(), leaves, allow_unused=True))
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.skipif(native.reason() is not None, reason=f"no native library: {native.reason()}")
 @pytest.mark.parametrize(("name", "gates"), CASES)
 def test_under_autocast(name: str, gates: int) -> None:
     """Recomputed sums are rounded to bfloat16 before the nonlinearity; 0.02 of the largest number is 5 roundings."""

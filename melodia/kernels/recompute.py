@@ -105,7 +105,7 @@ def _source_gradients(gates_x: Tensor, leaves: list[Tensor], grad: Tensor) -> li
 
 
 def _add_products(sums: Tensor, output: Tensor, h: Tensor, weight_hh: Tensor) -> Tensor:
-    """Add W_hh h of the state before every step to sums [T, B, G], in place."""
+    """Add W_hh h of the state before every step to sums [T, B, G], contiguous, in place."""
     if sums.shape[0]:
         sums[0].addmm_(h.to(sums.dtype), weight_hh.t())
         sums[1:].flatten(0, 1).addmm_(output[:-1].flatten(0, 1), weight_hh.t())
@@ -141,7 +141,8 @@ class _LstmScan(torch.autograd.Function):
         h, c, weight_hh, bias_hh, lengths, output, cells, *sources = ctx.saved_tensors
         gates_x, leaves = _again(ctx, tuple(sources))
         weight = weight_hh.to(output.dtype)
-        sums = _add_products(gates_x.detach().clone(), output, h, weight)
+        sums = gates_x.detach().clone(memory_format=torch.contiguous_format)
+        sums = _add_products(sums, output, h, weight)
         gates = _ops.lstm_gates(sums, bias_hh)
         del sums
         grad_gates, grad_h, grad_c = _ops.lstm_scan_backward(
