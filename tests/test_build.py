@@ -123,6 +123,27 @@ def test_unknown_instruction_set(monkeypatch: pytest.MonkeyPatch) -> None:
     assert native._load.__wrapped__() == (None, "MELODIA_CPU=mmx is unknown, or this processor cannot run it")
 
 
+@pytest.mark.skipif(native.reason() is not None, reason=f"no native library: {native.reason()}")
+def test_threads_that_begin_together_all_have_the_library() -> None:
+    code = """
+import threading
+from melodia.kernels import native
+
+reasons, all_there = [], threading.Barrier(8)
+def ask():
+    all_there.wait()
+    reasons.append(native.reason())
+threads = [threading.Thread(target=ask) for _ in range(8)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+print(set(reasons))
+"""
+    done = python(code)
+    assert done.stdout == "{None}\n", done.stdout + done.stderr
+
+
 def test_info() -> None:
     info = collect()
     assert info.packages["torch"] == torch.__version__

@@ -91,7 +91,7 @@ def _follow_torch() -> None:
         library.melodia_cuda_allow_tf32(torch.backends.cuda.matmul.fp32_precision == "tf32")
 
 
-@lru_cache(maxsize=1)
+@native.once
 def _load() -> tuple[ctypes.CDLL | None, str | None]:
     """Load the library once: it, or the reason why not."""
     missing = native.reason()  # it has the schemas

@@ -9,9 +9,11 @@ from __future__ import annotations
 import ctypes
 import json
 import os
-from functools import lru_cache
+import threading
+from collections.abc import Callable
+from functools import lru_cache, wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -19,6 +21,24 @@ from melodia.kernels import native_ops
 
 LIBRARY = Path(__file__).with_name("libmelodia_ops.so")
 BUILD_FACTS = Path(__file__).with_name("native_build.json")
+
+Result = TypeVar("Result")
+
+
+def once(make: Callable[[], Result]) -> Callable[[], Result]:
+    """Run a function the first time only; threads that ask meanwhile wait, which those of `lru_cache` do not."""
+    made: list[Result] = []
+    lock = threading.RLock()
+
+    @wraps(make)
+    def what_it_made() -> Result:
+        if not made:
+            with lock:
+                if not made:
+                    made.append(make())
+        return made[0]
+
+    return what_it_made
 
 
 @lru_cache(maxsize=1)
@@ -31,7 +51,7 @@ def build_facts() -> dict[str, Any]:
     return facts if isinstance(facts, dict) else {}
 
 
-@lru_cache(maxsize=1)
+@once
 def _load() -> tuple[ctypes.CDLL | None, str | None]:
     """Load the library once: it, or the reason why not."""
     if os.environ.get("MELODIA_DISABLE_EXT", "0") not in ("", "0"):
