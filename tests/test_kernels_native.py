@@ -198,6 +198,13 @@ def test_opcheck(name: str) -> None:
         torch.library.opcheck(getattr(torch.ops.melodia, name).default, (*plain, None, shapes.NOTHING))
 
 
+def test_opcheck_of_halves_of_two_widths() -> None:
+    lstm, gru = arguments("lstm_scan", 3, 2, 5), arguments("gru_scan", 3, 2, 4)
+    halves = (lstm[0], gru[0], *lstm[1:3], gru[1], *lstm[3:], *gru[2:])
+    inputs = [x.requires_grad_() for x in halves]
+    torch.library.opcheck(torch.ops.melodia.pair_scan.default, (*inputs, None, shapes.GATES))
+
+
 @pytest.mark.parametrize("name", ["lstm_scan", "gru_scan", "pair_scan"])
 def test_compiles_without_graph_breaks(name: str) -> None:
     inputs = arguments(name, 3, 2, 5)

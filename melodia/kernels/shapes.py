@@ -107,7 +107,7 @@ def pair_scan_backward(
 ) -> Any:
     T, B, H = out_gru.shape
     gru_x, gru_h = (_like(gru_gates, T, B, 3 * H) for _ in range(2))
-    states = (_like(h_gru, B, H, dtype=torch.float32) for _ in range(3))
+    states = (_like(x, *x.shape, dtype=torch.float32) for x in (c_lstm, c_lstm, h_gru))
     return _like(lstm_gates, *lstm_gates.shape), gru_x, gru_h, *states
 
 
