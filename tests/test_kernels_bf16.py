@@ -164,6 +164,23 @@ def test_autocast_to_float16_and_steps_run_in_float32() -> None:
     torch.testing.assert_close(h, reference.lstm_step(step[0].bfloat16().float(), *step[1:])[0])
 
 
+@pytest.mark.parametrize("low", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("forward", [None, torch.bfloat16])
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_backward_under_autocast_computes_as_outside(
+    name: str, forward: torch.dtype | None, low: torch.dtype
+) -> None:
+    found = []
+    for backward in (False, True):
+        leaves = [x.requires_grad_() for x in arguments(name, 3, 2, 8)]
+        with torch.autocast("cpu", forward, enabled=forward is not None):
+            loss = sum(out.float().square().sum() for out in as_tuple(native_function(name)(*leaves)))
+        with torch.autocast("cpu", low, enabled=backward):
+            found.append(torch.autograd.grad(loss, leaves))
+    for a, b in zip(*found, strict=True):
+        assert torch.equal(a, b)
+
+
 @pytest.mark.parametrize("name", SCANS)
 def test_compiles_without_graph_breaks_under_autocast(name: str) -> None:
     inputs = arguments(name, 3, 2, 5)

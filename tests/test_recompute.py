@@ -93,6 +93,23 @@ def test_under_autocast(name: str, gates: int) -> None:
         torch.testing.assert_close(a / b.abs().max(), b / b.abs().max(), rtol=0, atol=0.02)
 
 
+@pytest.mark.skipif(native.reason() is not None, reason=f"no native library: {native.reason()}")
+@pytest.mark.parametrize(("name", "gates"), CASES[:2])
+def test_backward_under_autocast_computes_as_outside(name: str, gates: int) -> None:
+    T, B, H, D = 5, 3, 6, 4
+    g = generator(5)
+    x, weight = torch.randn(T, B, D, generator=g), torch.randn(gates * H, D, generator=g)
+    found = []
+    for low in (False, True):
+        leaves = [y.clone().requires_grad_() for y in (x, weight, *arguments(name, T, B, H)[1:])]
+        with kernels.use_backend("native"):
+            output = getattr(kernels, name)(Recipe(F.linear, (leaves[0], leaves[1])), *leaves[2:])[0]
+        with torch.autocast("cpu", torch.bfloat16, enabled=low):
+            found.append(torch.autograd.grad(output.square().sum(), leaves, allow_unused=True))
+    for a, b in zip(*found, strict=True):
+        assert torch.equal(a, b)
+
+
 def test_autocast_of_the_tensors_device_is_entered_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not the CPU's, where the tensors are on a GPU."""
     entered = []

@@ -6,6 +6,8 @@ The recurrence is native; the weight gradients are two products over all steps a
 # ruff: noqa: D103  (csrc/ops.cpp says what each operator does)
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import wraps
 from itertools import islice
 from typing import Any
 
@@ -17,6 +19,17 @@ from melodia.kernels import reference
 from melodia.kernels.shapes import GATES
 
 _ops = torch.ops.melodia
+
+
+def without_autocast(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """The backward pass in the types that its forward pass had, also where it is called under autocast."""
+
+    @wraps(backward)
+    def run(ctx: Any, *grads: Any) -> Any:
+        with torch.autocast(ctx.saved_tensors[0].device.type, enabled=False):
+            return backward(ctx, *grads)
+
+    return run
 
 
 def weight_gradients(

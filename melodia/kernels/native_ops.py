@@ -122,7 +122,9 @@ def register() -> None:
         library.register_fake(f"melodia::{name}", getattr(shapes, name))
 
     def gradient(name: str, backward: Callable[..., Any], setup: Callable[..., None]) -> None:
-        library.register_autograd(f"melodia::{name}", backward, setup_context=setup)
+        library.register_autograd(
+            f"melodia::{name}", gradients.without_autocast(backward), setup_context=setup
+        )
 
     for name in (*_STEPS, *_STACKS, *_SCANS, *_OTHERS):
         fake(name)

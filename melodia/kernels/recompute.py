@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from melodia import backends
-from melodia.kernels.gradients import weight_gradients
+from melodia.kernels.gradients import weight_gradients, without_autocast
 from melodia.kernels.shapes import CELLS
 
 _ops = torch.ops.melodia
@@ -136,6 +136,7 @@ class _LstmScan(torch.autograd.Function):
         return output, h_n, c_n
 
     @staticmethod
+    @without_autocast
     @once_differentiable
     def backward(ctx: Any, grad_output: Any, grad_h_n: Any, grad_c_n: Any) -> Any:
         h, c, weight_hh, bias_hh, lengths, output, cells, *sources = ctx.saved_tensors
@@ -176,6 +177,7 @@ class _GruScan(torch.autograd.Function):
         return output, h_n
 
     @staticmethod
+    @without_autocast
     @once_differentiable
     def backward(ctx: Any, grad_output: Any, grad_h_n: Any) -> Any:
         h, weight_hh, bias_hh, lengths, output, *sources = ctx.saved_tensors
