@@ -189,6 +189,26 @@ def test_saturated_and_invalid_values(instruction_set: str) -> None:
 
 
 @pytest.mark.parametrize("name", OUTPUTS)
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch's own, of jvp
+def test_derivatives_of_torch_func_come_from_the_reference(name: str) -> None:
+    first, *others = arguments(name, 3, 2, 5)
+
+    def loss(x: Tensor) -> Tensor:
+        return sum(
+            (out.square().sum() for out in as_tuple(getattr(kernels, name)(x, *others))), torch.zeros(())
+        )
+
+    def derivatives() -> tuple[Tensor, Tensor]:
+        return torch.func.grad(loss)(first), torch.func.jvp(loss, (first,), (first,))[1]
+
+    with kernels.use_backend("reference"):
+        want = derivatives()
+    torch.testing.assert_close(derivatives(), want)
+    with kernels.use_backend("native"), pytest.raises(BackendError, match=r"no transform of torch\.func"):
+        derivatives()
+
+
+@pytest.mark.parametrize("name", OUTPUTS)
 def test_opcheck(name: str) -> None:
     inputs = [x.requires_grad_() for x in arguments(name, 3, 2, 5)]
     more: tuple[Any, ...] = (torch.tensor([3, 1]), shapes.GATES) if name.endswith("scan") else ()

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch._C import _functorch
+from torch.autograd import forward_ad
 
 from melodia import backends
 from melodia.errors import BackendError
@@ -146,6 +148,8 @@ def _unfit(operands: tuple[Tensor, ...], others: tuple[Tensor, ...], half: bool)
         others: states and biases, each of any type that the call knows.
         half: whether the call knows bfloat16 on the CPU.
     """
+    if not torch.compiler.is_compiling() and _derived():
+        return "it runs under no transform of torch.func but vmap, and has no forward-mode derivatives"
     if all(x.is_cpu and x.dtype == torch.float32 for x in (*operands, *others)):
         return None  # soon said: single steps are short
     if any(x.device.type == "cuda" for x in (*operands, *others)):
@@ -164,6 +168,14 @@ def _unfit(operands: tuple[Tensor, ...], others: tuple[Tensor, ...], half: bool)
     if len(types) > 1 and not amp:
         return f"gates and weights must be of one type (received {' and '.join(sorted(map(str, types)))})"
     return None
+
+
+def _derived() -> bool:
+    """Whether torch takes derivatives in a way that knows no registered gradients, which then were 0 or an error."""
+    if forward_ad._current_level >= 0:
+        return True
+    transforms = _functorch.get_interpreter_stack() or ()
+    return any(transform.key() != _functorch.TransformType.Vmap for transform in transforms)
 
 
 def _native_runs(*operands: Tensor, others: tuple[Tensor, ...] = (), half: bool = False) -> bool:
