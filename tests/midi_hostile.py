@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from midi_cases import GOOD, chunk, header, vlq
+from midi_cases import EOT, GOOD, chunk, header, smf, vlq
 
 SIZE = (8 << 20) - 100
 NOTE = b"\0\x90\x3c\x40\1\x80\x3c\0"
@@ -26,6 +26,15 @@ def fill(event: bytes, count: int = 1 << 30, end: bytes = NOTE) -> bytes:
     """A track of one event over and over, and a note."""
     count = min(count, (SIZE - 22 - len(end)) // len(event))
     return track(event * count + end)
+
+
+def parts(tracks: int) -> bytes:
+    """A note of each program on each channel of each track, and a controller."""
+    notes = (
+        bytes([0, 0xC0 | place % 16, place // 16, 0, 0x90 | place % 16, 60, 64, 1, 0x80 | place % 16, 60, 0])
+        for place in range(16 * 128)
+    )
+    return smf(*[b"\0\xb0\x07\x64" + b"".join(notes) + EOT] * tracks)
 
 
 def random_events() -> bytes:
@@ -48,6 +57,7 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
     ),
     "changing keys at the limit": lambda: fill(b"\1\xff\x59\2\1\0\1\xff\x59\2\0\0", 99_000),
     "programs at the limit": lambda: fill(b"\0\xc0\1" + NOTE + b"\0\xc0\2", 99_000),
+    "parts": lambda: parts(40),
     "system exclusive": lambda: fill(b"\0\xf0\1\xf7", 199_000),
     "system exclusive without end": lambda: fill(b"\0\xf0\1\1\x05\xf4", 199_000),
     "controllers": lambda: fill(b"\1\xb0\x07\x40", 990_000),

@@ -132,6 +132,7 @@ QUICK = [
     "notes at the limit",
     "gaps",
     "tiny bars",
+    "parts",
     "empty chunks",
     "hundred megabytes",
 ]
@@ -155,5 +156,6 @@ def test_hostile_files_cost_little(names):
         assert "more than 200,000 events that are neither notes" in outcomes["texts"]
         assert outcomes["notes at the limit"].startswith("249001 notes")
         assert int(outcomes["tiny bars"].split()[2]) <= 20_000
+        assert "81,920 parts" in outcomes["parts"]
         assert "more than 10,000 chunks" in outcomes["empty chunks"]
         assert "too large for MIDI (100.0 MiB, limit 8 MiB)" in outcomes["hundred megabytes"]

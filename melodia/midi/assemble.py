@@ -44,7 +44,7 @@ def assemble(
         the score.
 
     Raises:
-        MidiError: no note begins within the limits of length.
+        MidiError: no note begins within the limits of length, or more parts than the limit of tracks.
     """
     longest = limits.note * timeline.ticks_per_quarter
     long = notes.end - notes.start > longest
@@ -69,6 +69,11 @@ def assemble(
     voice = (notes.track.astype(np.int64) << 4 | notes.channel) << 7 | _programs(notes, events)
     order = np.lexsort((notes.pitch, notes.start, voice))
     groups, firsts = np.unique(voice[order], return_index=True)
+    if len(groups) > limits.tracks:
+        raise MidiError(
+            f"{name}: has {len(groups):,} parts (a program on a channel of a track), more than the limit of "
+            f"{limits.tracks:,}; remove program changes, or merge tracks"
+        )
     bounds = np.append(firsts, len(order)).tolist()
     start, length = notes.start[order].astype(np.int32), (notes.end - notes.start)[order].astype(np.int32)
     pitch, velocity = notes.pitch[order].astype(np.int8), notes.velocity[order].astype(np.int8)

@@ -18,7 +18,7 @@ class Limits:
         size: bytes of the file.
         events: events in all tracks together.
         messages: of these the ones that are no notes or controllers (tempi, texts, system exclusive, ...).
-        tracks: tracks that hold events.
+        tracks: tracks that hold events; also tracks of the score, one for each program on a channel of a track.
         notes: notes.
         silence: quarter notes in which nothing sounds.
         note: quarter notes that one note may last.
