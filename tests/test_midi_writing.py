@@ -11,7 +11,7 @@ import mido
 import pretty_midi
 import pytest
 import symusic
-from midi_cases import CASES, GOOD
+from midi_cases import CASES, EOT, GOOD, note, smf, vlq
 
 from melodia.errors import MidiError
 from melodia.midi import convert, midi_bytes, read_midi, read_score, to_pretty_midi, write_midi
@@ -93,7 +93,7 @@ def test_controllers_of_one_tick_stay_in_their_order():
     [
         (lambda s: s.tracks[0].notes.append(symusic.Note(-5, 9, 60, 64, ttype="tick")), "tick .*received -5"),
         (
-            lambda s: s.tracks[0].notes.append(symusic.Note(1 << 30, 9, 60, 64, ttype="tick")),
+            lambda s: s.tracks[0].notes.append(symusic.Note(1 << 30 | 1, 9, 60, 64, ttype="tick")),
             "tick .*received 1073",
         ),
         (lambda s: s.tracks[0].notes.append(symusic.Note(0, 9, -3, 64, ttype="tick")), "pitch .*received -3"),
@@ -175,6 +175,16 @@ def test_a_long_name_is_cut_between_characters(name, kept):
     score = rich_score()
     score.tracks[0].name = name
     assert read_score(midi_bytes(score))[0].tracks[0].name == kept
+
+
+def test_long_music_in_fine_ticks_is_written():
+    # A note every 100 quarter notes, and a last one on another channel, which waits longer than one delta can say.
+    notes = b"".join(note(length=32767, wait=32767 * 99) for _ in range(100))
+    late = vlq((1 << 28) - 1) + b"\xff\x01\x00" + note(length=32767, channel=1, wait=100)
+    score, _ = read_score(smf(notes + EOT, late + EOT, division=32767))
+    assert score.end() > 1 << 28
+    again, _ = read_score(midi_bytes(score))
+    assert content(again) == content(score)
 
 
 def test_the_tempi_are_listed_once_for_all_changes(monkeypatch):

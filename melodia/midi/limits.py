@@ -6,6 +6,9 @@ from dataclasses import dataclass, fields
 
 from melodia.checks import whole_number
 
+LAST_TICK = 1 << 30
+"""Where music ends at the latest, read or written: symusic keeps ticks in 32 bits."""
+
 
 @dataclass(frozen=True)
 class Limits:

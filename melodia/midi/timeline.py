@@ -11,14 +11,13 @@ from numpy.typing import NDArray
 
 from melodia.midi.bars import bar_line
 from melodia.midi.container import DEFAULT_DIVISION
-from melodia.midi.limits import Limits
+from melodia.midi.limits import LAST_TICK, Limits
 from melodia.midi.repair import FileNotes
 from melodia.midi.report import Findings
 from melodia.midi.smf import KEY_SIGNATURE, TEMPO, TIME_SIGNATURE, Meta, SmfEvents
 
 DEFAULT_TEMPO = 500_000  # microseconds per quarter: 120 quarters per minute
 _FASTEST = 10_000  # microseconds per quarter: 6,000 quarters per minute
-_MAX_TICK = 1 << 30  # symusic keeps ticks in 32 bits
 _FRAME_RATES = {24: 24.0, 25: 25.0, 29: 30_000 / 1001, 30: 30.0}
 
 
@@ -262,7 +261,7 @@ def cut_length(notes: FileNotes, timeline: Timeline, limits: Limits, findings: F
     Returns:
         the notes that stay.
     """
-    last = min(limits.quarters * timeline.ticks_per_quarter, _MAX_TICK)
+    last = min(limits.quarters * timeline.ticks_per_quarter, LAST_TICK)
     last = min(last, bar_line(timeline.metres, timeline.ticks_per_quarter, limits.bars))
     late = notes.start >= last
     if late.any():

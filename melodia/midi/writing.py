@@ -15,12 +15,13 @@ from melodia.errors import MidiError
 from melodia.files import asked_file, asked_target
 from melodia.midi.bars import metres_of
 from melodia.midi.convert import tempi_of
+from melodia.midi.limits import LAST_TICK
 
 if TYPE_CHECKING:
     import pretty_midi
 
 _CHANNELS = [channel for channel in range(16) if channel != 9]
-_LAST_TICK = (1 << 28) - 1  # what four bytes of seven bits hold
+_LONGEST_DELTA = (1 << 28) - 1  # what four bytes of seven bits hold
 _META, _NOTE_OFF, _PROGRAM, _CONTROL, _NOTE_ON = range(5)  # order at one tick
 
 
@@ -122,12 +123,12 @@ def _check(score: ScoreTick) -> None:
                 "correct the time signatures"
             )
     for name in ("tempos", "time_signatures", "key_signatures"):
-        _check_values("tick", np.array([event.time for event in getattr(score, name)]), _LAST_TICK)
+        _check_values("tick", np.array([event.time for event in getattr(score, name)]), LAST_TICK)
     for track in score.tracks:
         notes, controls, bends = track.notes.numpy(), track.controls.numpy(), track.pitch_bends.numpy()
         for columns in (notes, controls, bends):
-            _check_values("tick", columns["time"], _LAST_TICK)
-        _check_values("end of a note", notes["time"].astype(np.int64) + notes["duration"], _LAST_TICK)
+            _check_values("tick", columns["time"], LAST_TICK)
+        _check_values("end of a note", notes["time"].astype(np.int64) + notes["duration"], LAST_TICK)
         for what, values in (
             ("program", np.array([track.program])),
             ("pitch", notes["pitch"]),
@@ -205,6 +206,9 @@ def _encode(events: list[tuple[int, int, int, bytes]]) -> bytes:
     now = 0
     for tick, _, _, message in sorted(events, key=lambda event: event[:3]):
         delta, now = tick - now, tick
+        while delta > _LONGEST_DELTA:  # an empty text breaks the wait
+            out += b"\xff\xff\xff\x7f\xff\x01\x00"
+            delta -= _LONGEST_DELTA
         if delta < 0x80:
             out.append(delta)
         else:
