@@ -325,8 +325,10 @@ def test_track_names_are_printable():
         ("Köln".encode(), "Köln"),
         ("Köln".encode("latin-1"), "Köln"),
         (b"  Piano ", "Piano"),
+        (("曲" * 100).encode(), "曲" * 85),
+        (("ß" * 128).encode("latin-1"), "ß" * 128),
     ]:
-        score, _ = read_score(smf(b"\x00\xff\x03" + bytes([len(payload)]) + payload + TRACK))
+        score, _ = read_score(smf(b"\x00\xff\x03" + vlq(len(payload)) + payload + TRACK))
         assert score.tracks[0].name == name
 
 

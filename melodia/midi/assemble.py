@@ -10,7 +10,7 @@ from melodia.errors import MidiError
 from melodia.midi.limits import Limits
 from melodia.midi.repair import DRUM_CHANNEL, FileNotes
 from melodia.midi.report import Findings
-from melodia.midi.smf import TRACK_NAME, SmfEvents
+from melodia.midi.smf import LONGEST_TEXT, TRACK_NAME, SmfEvents
 from melodia.midi.timeline import Squeeze, Timeline, cut_length, shorten_silence, squeeze_timeline
 from melodia.wording import counted
 
@@ -93,8 +93,9 @@ def _text(payload: bytes) -> str:
     """A track name that can be printed, stored and written again."""
     try:
         text = payload.decode("utf-8")
-    except UnicodeDecodeError:
-        text = payload.decode("latin-1")
+    except UnicodeDecodeError as error:
+        cut = len(payload) == LONGEST_TEXT and error.reason == "unexpected end of data"
+        text = payload[: error.start].decode("utf-8") if cut else payload.decode("latin-1")
     text = "".join(character if character.isprintable() else " " for character in text)
     return " ".join(text.split())
 

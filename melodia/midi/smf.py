@@ -21,6 +21,8 @@ from melodia.midi.report import Findings
 
 TRACK_NAME, END_OF_TRACK, TEMPO, TIME_SIGNATURE, KEY_SIGNATURE = 0x03, 0x2F, 0x51, 0x58, 0x59
 
+LONGEST_TEXT = 256  # bytes of a meta event that are kept
+
 _KNOWN_METAS = {0x20, 0x21, END_OF_TRACK, TEMPO, 0x54, TIME_SIGNATURE, KEY_SIGNATURE, 0x7F}
 _SYSTEM_DATA = {0xF1: 1, 0xF2: 2, 0xF3: 1}  # data bytes of the system messages that have any
 _RESYNC_WINDOW = 1 << 16  # positions tried after damage
@@ -407,7 +409,7 @@ class _Parser:
         text = other = exclusive = 0
         for index, kind, start, stop in self.metas:
             if kind in (TRACK_NAME, TEMPO, TIME_SIGNATURE, KEY_SIGNATURE):
-                payload = self.data[start : min(stop, start + 256)]
+                payload = self.data[start : min(stop, start + LONGEST_TEXT)]
                 found.append(Meta(int(track[index]), int(tick[index]), kind, payload))
             elif kind < 0:
                 exclusive += 1
