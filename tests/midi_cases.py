@@ -207,6 +207,12 @@ MORE: dict[str, Case] = {
     "track under another name": Case(header() + chunk(TRACK, b"DATA"), 8, ("wrong chunk name",)),
     "second file behind": Case(GOOD + GOOD, 8, ("second MIDI file",)),
     "text before": Case(b"HTTP/1.1 200 OK\r\n\r\n" + GOOD, 8, ("bytes before the MIDI header skipped",)),
+    "letters of a track in a text": Case(
+        with_event(b"\x00\xff\x01\x0cMTrk\x00\x00\x00\x04MTrk") + bytes(45),
+        8,
+        ("bytes outside any chunk skipped (45)",),
+        clean=True,
+    ),
     "text-mode transfer": Case(
         smf(b"\x00\xff\x51\x03\x07\x0d\x0a" + b"".join(note(10 + i, 10) for i in range(8)) + EOT).replace(
             b"\n", b"\r\n"

@@ -242,7 +242,7 @@ class TrackChunk:
         start: position of the first event.
         end: position after the last byte that can belong to the track.
         declared_end: position after the last byte as the chunk says.
-        trusted: the declared length leads to another chunk or to the end of the file.
+        trusted: the declared length leads to another chunk, behind an end mark or to the end of the file.
     """
 
     start: int
@@ -307,7 +307,8 @@ class ChunkWalk:
             self.findings.add("dropped", "track cut off in its header")
             return None
         declared_end = start + int.from_bytes(data[position + 4 : start], "big")
-        if declared_end == end or _is_chunk(data, declared_end, end):
+        ended = declared_end < end and data[declared_end - 3 : declared_end] == b"\xff\x2f\0"
+        if declared_end == end or ended or _is_chunk(data, declared_end, end):
             return TrackChunk(start, declared_end, declared_end, True)
         following = data.find(b"MTrk", start, end)
         return TrackChunk(start, following if following >= 0 else end, declared_end, False)
