@@ -11,10 +11,10 @@ import mido
 import pretty_midi
 import pytest
 import symusic
-from midi_cases import CASES, EOT, GOOD, note, smf, vlq
+from midi_cases import CASES, EOT, GOOD, TRACK, note, smf, vlq
 
 from melodia.errors import MidiError
-from melodia.midi import convert, midi_bytes, read_midi, read_score, to_pretty_midi, write_midi
+from melodia.midi import convert, cut_score, midi_bytes, read_midi, read_score, to_pretty_midi, write_midi
 
 
 def names(folder: Path) -> list[str]:
@@ -86,6 +86,18 @@ def test_controllers_of_one_tick_stay_in_their_order():
         score.tracks[0].controls.append(symusic.ControlChange(900, number, value, ttype="tick"))
     written = mido.MidiFile(file=io.BytesIO(midi_bytes(score))).tracks[1]
     assert [(m.control, m.value) for m in written if m.type == "control_change"][2:] == controls
+
+
+def test_parameters_set_at_one_tick_are_all_kept():
+    # The range of pitch bends, the fine tuning, and then no parameter: each is chosen by the same two controllers.
+    changes = [(101, 0), (100, 0), (6, 12), (101, 0), (100, 1), (6, 64), (101, 127), (100, 127)]
+    events = b"".join(bytes([0, 0xB0, number, value]) for number, value in changes)
+    score, report = read_score(smf(events + events + TRACK))
+    assert report.clean
+    for part in (score, read_score(midi_bytes(score))[0], cut_score(score, bars=1, side="end")[0]):
+        assert [(c.time, c.number, c.value) for c in part.tracks[0].controls] == [
+            (0, *c) for c in 2 * changes
+        ]
 
 
 @pytest.mark.parametrize(

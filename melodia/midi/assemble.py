@@ -15,16 +15,9 @@ from melodia.midi.timeline import Squeeze, Timeline, cut_length, shorten_silence
 from melodia.wording import counted
 
 _CHANNEL_MODE = 120  # controllers from here on are orders to the instrument, not expression
-_PARAMETERS = (
-    6,
-    38,
-    96,
-    97,
-    98,
-    99,
-    100,
-    101,
-)  # which parameter, and its value: one means nothing without the others
+
+PARAMETERS = (6, 38, 96, 97, 98, 99, 100, 101)
+"""Controllers that choose a parameter, such as the range of pitch bends, and set it: each counts, in their order."""
 
 
 def assemble(
@@ -167,7 +160,7 @@ def _add_controllers(
         if not len(kept):
             return
 
-    kept = _heard(owner << 8 | np.where(control, first, 128), tick, control & np.isin(first, _PARAMETERS))
+    kept = _heard(owner << 8 | np.where(control, first, 128), tick)
     findings.add("note", "controllers replaced at the same tick", len(tick) - len(kept))
     owner, tick = owner.take(kept), tick.take(kept)
     order = np.lexsort((tick, owner)) if len(groups) > 1 else tick.argsort(kind="stable")
@@ -210,10 +203,10 @@ def _carried(
     return chosen.take(kept), control.take(kept), tick.take(kept)
 
 
-def _heard(key: NDArray[np.int64], tick: NDArray[np.int64], parameter: NDArray[np.bool_]) -> NDArray[np.intp]:
+def _heard(key: NDArray[np.int64], tick: NDArray[np.int64]) -> NDArray[np.intp]:
     """Of several values of one controller (its key) at one tick only the last can be heard: the places of these.
 
-    Those of parameters all count. Ticks ascend already, but where a track is given the controllers of another one.
+    Those of parameters are all there. Ticks ascend already, but where a track is given the controllers of another one.
     """
     order = _stable(key)
     sorted_key, sorted_tick = key.take(order), tick.take(order)
@@ -221,7 +214,8 @@ def _heard(key: NDArray[np.int64], tick: NDArray[np.int64], parameter: NDArray[n
     if not (fresh | (sorted_tick[1:] >= sorted_tick[:-1])).all():
         order = np.lexsort((tick, key))
         sorted_key, sorted_tick = key.take(order), tick.take(order)
-    last = np.append(fresh | (sorted_tick[1:] != sorted_tick[:-1]), True) | parameter.take(order)
+    last = np.append(fresh | (sorted_tick[1:] != sorted_tick[:-1]), True)
+    last |= np.isin(sorted_key & 0xFF, PARAMETERS)
     return np.sort(order[last])
 
 

@@ -11,6 +11,7 @@ from symusic.core import ControlChangeTick, PitchBendTick, ScoreTick, TrackTick
 
 from melodia.checks import real_number, whole_number
 from melodia.errors import ConfigError
+from melodia.midi.assemble import PARAMETERS
 from melodia.midi.bars import BarTable, bar_table
 from melodia.midi.convert import seconds_of
 from melodia.midi.parts import (
@@ -175,9 +176,8 @@ def _cut_controllers(source: TrackTick, target: TrackTick, start: int, stop: int
     time, number, value = (columns[name][order] for name in ("time", "number", "value"))
     early = np.flatnonzero(time <= start)
     last = {int(number[index]): int(index) for index in early}  # the last value of each controller
-    kept = np.array(
-        sorted(last.values()) + np.flatnonzero((time > start) & (time <= stop)).tolist(), np.int64
-    )
+    last_or_parameter = sorted({*last.values(), *early[np.isin(number[early], PARAMETERS)].tolist()})
+    kept = np.array(last_or_parameter + np.flatnonzero((time > start) & (time <= stop)).tolist(), np.int64)
     moved = np.maximum(0, time[kept].astype(np.int64) - start).astype(np.int32)
     target.controls = type(target.controls).from_numpy(
         moved, number[kept].astype(np.uint8), value[kept].astype(np.uint8)
