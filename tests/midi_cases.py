@@ -207,6 +207,15 @@ MORE: dict[str, Case] = {
     "track under another name": Case(header() + chunk(TRACK, b"DATA"), 8, ("wrong chunk name",)),
     "second file behind": Case(GOOD + GOOD, 8, ("second MIDI file",)),
     "text before": Case(b"HTTP/1.1 200 OK\r\n\r\n" + GOOD, 8, ("bytes before the MIDI header skipped",)),
+    "long delta before damage": Case(
+        with_event(b"\x80\x80\x80\x80\x00\xff\x01\xff\x7f"), 8, ("meta event longer than its track",)
+    ),
+    "long delta before a cut": Case(
+        smf(b"\x80\x80\x80\x80\x00\xf2", TRACK), 8, ("event cut off at the end of its track",)
+    ),
+    "long delta before damage, no note": Case(
+        smf(b"\x80\x80\x80\x80\x00\xff\x01\xff\x7f\x00\xc0\x05" + EOT), 0, ("no notes",)
+    ),
     "letters of a track in a text": Case(
         with_event(b"\x00\xff\x01\x0cMTrk\x00\x00\x00\x04MTrk") + bytes(45),
         8,

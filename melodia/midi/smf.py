@@ -119,7 +119,7 @@ class _Parser:
             tuple[int, int, int, int]
         ] = []  # index in positions, kind, payload start, payload end
         self.single = array("q")  # indices of events with one data byte
-        self.odd = array("q")  # index, delta and position of the status, for deltas of more than four bytes
+        self.odd = array("q")  # position, delta, position of the status: deltas of more than four bytes
         self.resync_left = _RESYNC_TOTAL
         self.messages_left = limits.messages
 
@@ -147,7 +147,7 @@ class _Parser:
             status = data[at]
             if at - position > 4:
                 delta = self._long_delta(delta, position)
-                self.odd.extend((len(positions), delta, at))
+                self.odd.extend((position, delta, at))
             if status < 0xF0:
                 first = at + (status >= 0x80)
                 now = status if status >= 0x80 else running
@@ -366,8 +366,9 @@ class _Parser:
             more = more[byte >= 0x80]
         if self.odd:
             odd = np.array(self.odd, np.int64).reshape(-1, 3)
-            odd = odd[odd[:, 0] < len(place)]
-            delta[odd[:, 0]], at[odd[:, 0]] = odd[:, 1], odd[:, 2]
+            odd = odd[np.isin(odd[:, 0], place)]  # the others stand before events that cannot be read
+            index = np.searchsorted(place, odd[:, 0])
+            delta[index], at[index] = odd[:, 1], odd[:, 2]
         total = delta.cumsum()
         firsts = bounds[:-1]
         before = total.take(firsts) - delta.take(firsts)  # time that passed in the tracks before
