@@ -22,7 +22,7 @@ from melodia.sampler.bias import seed_bias
 from melodia.sampler.branching import Judge
 from melodia.sampler.habits import HABITS, habit_of
 from melodia.sampler.kept import Kept
-from melodia.sampler.part_bias import ASTRAY, FOREIGN, NEAR, RUB, PartBias
+from melodia.sampler.part_bias import ASTRAY, FOREIGN, NEAR, RUB, STEADY, PartBias
 from melodia.sampler.request import Request
 from melodia.sampler.session import Session
 from melodia.sampler.strangers import Strangers
@@ -330,6 +330,38 @@ def test_a_stranger_stays_near_itself_and_has_its_familys_lengths() -> None:
             )
     state.program = 0
     assert bias.under(base, state, chords=False) is base, "of who has been heard the model knows more"
+
+
+def test_a_stranger_is_as_loud_as_the_music_it_joins() -> None:
+    sampler = tiny_sampler()
+    sampler.prime(make_seed(scale(4)))
+    classes, index = sampler._classes, sampler.vocabulary.index
+    loud = {velocity: index[f"Velocity_{velocity}"] for velocity in (31, 79, 95, 127)}
+    seed = make_seed(scale(8))
+    for number, note in enumerate(seed.tracks[0].notes):
+        note.velocity = 60 + 40 * (number % 2)
+    session = sampler.state
+    state = session.grammar.copy()
+    for around, kept in ((seed, None), (make_seed(scale(1)), kept_of(sampler, seed, (32, -1))[0])):
+        bias = PartBias.of(classes, around, kept, Strangers(classes, (32, -1), (32, -1)))
+        assert bias is not None
+        for program in (32, -1):
+            state.program, state.now = program, session.context.join + 400 * QUARTER
+            opinion = bias.under(None, state, chords=False).of(program)
+            for velocity, token in loud.items():
+                assert opinion.members[token]
+                assert opinion.row[token] == pytest.approx(-(((velocity - 80) / 20) ** 2) / 2, abs=1e-5)
+        state.program = 0
+        heard = bias.under(None, state, chords=False).of(0)
+        assert not heard.members[list(loud.values())].any(), "who was there finds its own"
+    bias = PartBias.of(classes, make_seed(scale(8)), None, Strangers(classes, (32,), (32,)))
+    assert bias is not None
+    state.program = 32
+    row = bias.under(None, state, chords=False).of(32).row
+    assert row[loud[95]] == pytest.approx(-((15 / STEADY) ** 2) / 2, abs=1e-5)
+    silent = PartBias.of(classes, None, None, Strangers(classes, (32,), (32,)))
+    assert silent is not None
+    assert not silent.under(None, state, chords=False).of(32).row[list(loud.values())].any()
 
 
 @settings(max_examples=60, deadline=None)

@@ -89,7 +89,7 @@ class Lane:
         self._chord_bias = None if request.chords is None else self.chord_bias()
         level = Level.of(classes, session.seed if session.seed is not None or kept is None else kept.score)
         self._velocity = {} if level is None else {"velocity": level.velocity}
-        self._part_bias = PartBias.of(classes, None if kept is None else kept.notes, strangers)
+        self._part_bias = PartBias.of(classes, session.seed, kept, strangers)
         self.plan = Plan(classes, session.context, request, state, cycle, rests, kept, strangers, level)
         self.count = 0
         self.tokens: list[int] = []

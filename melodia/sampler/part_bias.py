@@ -7,10 +7,13 @@ A pitch then gets a probability in proportion to p(x) h(x), as under a chord (`c
 for the same reason.
 
 Of a program that nobody has heard (`strangers`) there is more to say: it stays near what it has played so far, and
-within the range of its family, whose notes are about as long (`habits`).
+within the range of its family, whose notes are about as long (`habits`); and it is about as loud as the music that it
+joins, which grew soft with it where it was not.
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,13 +21,18 @@ from numpy.typing import NDArray
 from melodia.decode import Bias
 from melodia.decode.bias import PROGRAM_NUMBERS
 from melodia.grammar import GrammarState, Op
-from melodia.notes import Notes
+from melodia.notes import Notes, notes_of_score
 from melodia.sampler.bias import outside_of
 from melodia.sampler.chord_bias import EXPONENT, OCTAVE, no_bias
 from melodia.sampler.classes import TokenClasses
 from melodia.sampler.habits import habit_of
 from melodia.sampler.strangers import Strangers
 from melodia.sampler.together import sounding
+
+if TYPE_CHECKING:
+    from symusic.core import ScoreTick
+
+    from melodia.sampler.kept import Kept
 
 FOREIGN = 1.1
 """How strongly pitch classes that do not sound are held back, in nats."""
@@ -41,6 +49,9 @@ ASTRAY = 3.0
 LENGTHS = 1.0
 """Standard deviation of the logarithms of note lengths around those of the family."""
 
+STEADY = 8.0
+"""Standard deviation of velocities, at least, around the mean of the music that is joined."""
+
 _PITCHES = np.arange(128)
 
 
@@ -51,23 +62,41 @@ class PartBias:
         classes: of the vocabulary.
         kept: the notes that stay, in grid ticks; None for none.
         strangers: who joins in; None for nobody.
+        velocities: of the music that they join; may be empty.
     """
 
-    def __init__(self, classes: TokenClasses, kept: Notes | None, strangers: Strangers | None) -> None:
+    def __init__(
+        self,
+        classes: TokenClasses,
+        kept: Notes | None,
+        strangers: Strangers | None,
+        velocities: NDArray[np.int64] | None = None,
+    ) -> None:
         self._classes = classes
         self._quarter = classes.tables.ticks_per_quarter
         self._none = no_bias(classes)
-        self._strangers = frozenset(strangers.programs if strangers else ()) - {-1}
+        self._strangers = frozenset(strangers.programs if strangers else ())
         self._alone = strangers.soloists if strangers else frozenset()
         self._notes = None if kept is None else kept.select(kept.program >= 0)
         self._around: dict[int, NDArray[np.float64]] = {}
         self._biases: dict[tuple[object, ...], Bias] = {}
-        self._lengths = np.array(classes.tables.ops) == Op.DURATION
+        ops = np.array(classes.tables.ops)
+        self._lengths, self._velocities = ops == Op.DURATION, ops == Op.VELOCITY
+        self._loudness = np.zeros(len(ops))
+        if velocities is not None and len(velocities):
+            off = (classes.values - velocities.mean()) / max(STEADY, float(velocities.std()))
+            self._loudness = self._velocities * off**2 / 2
 
     @classmethod
-    def of(cls, classes: TokenClasses, kept: Notes | None, strangers: Strangers | None) -> PartBias | None:
-        """The bias where there is either; else None."""
-        return None if kept is None and strangers is None else cls(classes, kept, strangers)
+    def of(
+        cls, classes: TokenClasses, seed: ScoreTick | None, kept: Kept | None, strangers: Strangers | None
+    ) -> PartBias | None:
+        """The bias where music stays or somebody joins in; else None."""
+        if kept is None and strangers is None:
+            return None
+        joined = seed if kept is None else kept.score
+        velocities = None if joined is None else notes_of_score(joined).velocity
+        return cls(classes, None if kept is None else kept.notes, strangers, velocities)
 
     def under(self, base: Bias | None, s: GrammarState, *, chords: bool) -> Bias:
         """The bias at a place.
@@ -79,7 +108,7 @@ class PartBias:
         """
         base = base or self._none
         around = None if chords else self._around_of(s.now)
-        home = self._home(s) if s.program in self._strangers else -1
+        home = self._home(s) if s.program in self._strangers - {-1} else -1
         if around is None and s.program not in self._strangers:
             return base
         key = (base, s.program, s.unit, home, None if around is None else around.tobytes())
@@ -108,11 +137,11 @@ class PartBias:
 
     def _made(self, base: Bias, s: GrammarState, around: NDArray[np.float64] | None, home: int) -> Bias:
         classes, program = self._classes, s.program
-        stranger = program in self._strangers
-        leaning = np.zeros(128)
+        leaning, stranger = np.zeros(128), program in self._strangers
+        pitched = stranger and program >= 0
         if around is not None:
             leaning -= (around + np.log(np.exp(-around).mean()))[_PITCHES % OCTAVE]
-        if stranger:
+        if pitched:
             leaning -= outside_of(habit_of(program).low, habit_of(program).high) / ASTRAY
         if home >= 0:
             near = NEAR if program in self._alone else NEAR_CHORDS
@@ -121,6 +150,8 @@ class PartBias:
         row = base.of(program).row + np.bincount(token, leaning[pitch], minlength=len(base.members))
         members = base.members
         if stranger:
+            members, row = members | self._velocities, row - self._loudness
+        if pitched:
             members = members | self._lengths
             quarters = np.maximum(1, classes.values) * s.unit / self._quarter
             off = np.log(quarters / habit_of(program).length) / LENGTHS
