@@ -16,7 +16,7 @@ import symusic
 from midi_cases import EOT, GOOD, SCALE, TRACK, note, smf, vlq
 
 from melodia.errors import ConfigError, MidiError
-from melodia.midi import Finding, Limits, key_name, read_midi, read_score
+from melodia.midi import Finding, Limits, assemble, key_name, midi_bytes, read_midi, read_score
 
 TEMPO_90 = b"\x00\xff\x51\x03\x0a\x2c\x2b"  # 666,667 microseconds per quarter
 
@@ -264,7 +264,7 @@ def test_controllers_go_with_their_notes():
     score, report = read_score(data)
     first, second = score.tracks
     assert [(c.time, c.number, c.value) for c in first.controls] == [(0, 64, 127), (0, 10, 16)]
-    assert [(c.time, c.number, c.value) for c in second.controls] == [(480, 64, 0)]
+    assert [(c.time, c.number, c.value) for c in second.controls] == [(0, 10, 16), (480, 64, 0)]
     assert [(b.time, b.value) for b in second.pitch_bends] == [(480, (0x41 << 7 | 1) - 8192)]
     assert Finding("not carried", "controllers of channels without notes", 1) in report.findings
 
@@ -284,6 +284,41 @@ def test_controllers_go_with_the_next_note_of_their_channel(channel: int):
     score, _ = read_score(smf(TRACK, b"".join(pieces) + EOT))
     found = {track.program: [(c.time, c.value) for c in track.controls] for track in score.tracks}
     assert found == {0: [], 5: [(0, 127)], 6: [(480, 0)]}
+
+
+def test_what_a_channel_is_set_to_holds_for_all_of_its_tracks():
+    """Both hands of a piano, whose pedal, volume and bends stand in the track of the right one."""
+
+    def sent(number: int, value: int, channel: int = 0) -> bytes:
+        return bytes([0, 0xB0 | channel, number, value])
+
+    right = sent(64, 127) + sent(7, 80) + sent(101, 0) + b"\x00\xe0\x01\x41" + note() + sent(64, 0) + note()
+    left = sent(7, 90) + note(40) + note(40)
+    drums = sent(7, 60, 9) + note(channel=9)
+    score, report = read_score(
+        smf(right + EOT, left + EOT, drums + EOT, note(channel=9) + EOT, note(channel=3) + EOT)
+    )
+    found = [[(c.time, c.number, c.value) for c in track.controls] for track in score.tracks]
+    pedal = [(0, 64, 127), (480, 64, 0)]
+    assert found == [
+        [pedal[0], (0, 7, 80), (0, 101, 0), pedal[1]],
+        [(0, 7, 90), *pedal],  # its own volume
+        [(0, 7, 60)],
+        [],  # written on the channel of the other drums
+        [],
+    ]
+    assert [len(track.pitch_bends) for track in score.tracks] == [1, 0, 0, 0, 0]
+    again, _ = read_score(midi_bytes(score))
+    assert [[(c.time, c.number, c.value) for c in track.controls] for track in again.tracks] == found
+    assert not [finding for finding in report.findings if finding.kind == "not carried"]
+
+
+def test_controllers_are_not_shared_without_a_limit(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(assemble, "_MOST_SHARED", 9)
+    pedals = b"\x01\xb0\x40\x7f\x01\xb0\x40\x00" * 5
+    score, report = read_score(smf(pedals + note() + EOT, note() + EOT))
+    assert [len(track.controls) for track in score.tracks] == [10, 0]
+    assert Finding("not carried", "controllers for other tracks of their channel", 10) in report.findings
 
 
 def test_parameters_are_kept_whole():

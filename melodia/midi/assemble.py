@@ -19,6 +19,9 @@ _CHANNEL_MODE = 120  # controllers from here on are orders to the instrument, no
 PARAMETERS = (6, 38, 96, 97, 98, 99, 100, 101)
 """Controllers that choose a parameter, such as the range of pitch bends, and set it: each counts, in their order."""
 
+_MOST_SHARED = 1 << 20
+"""Events, at most, that tracks get from others of their channel."""
+
 
 def assemble(
     notes: FileNotes, events: SmfEvents, timeline: Timeline, name: str, limits: Limits, findings: Findings
@@ -160,6 +163,18 @@ def _add_controllers(
         if not len(kept):
             return
 
+    shared = _shared(groups, owner, np.where(control, first, -1))
+    more = sum(len(events) * len(sharers) for events, sharers in shared)
+    if more > _MOST_SHARED:
+        findings.add("not carried", "controllers for other tracks of their channel", more)
+    elif more:
+        again = np.concatenate(
+            [np.arange(len(owner)), *(np.tile(events, len(sharers)) for events, sharers in shared)]
+        )
+        first, second = first.take(again), second.take(again)
+        control, tick = control.take(again), tick.take(again)
+        owner = np.concatenate([owner, *(np.repeat(sharers, len(events)) for events, sharers in shared)])
+
     kept = _heard(owner << 8 | np.where(control, first, 128), tick)
     findings.add("note", "controllers replaced at the same tick", len(tick) - len(kept))
     owner, tick = owner.take(kept), tick.take(kept)
@@ -181,6 +196,28 @@ def _add_controllers(
         if bends:
             bend = (value << 7 | number)[~mine] - 8192
             track.pitch_bends = type(track.pitch_bends).from_numpy(time[~mine], bend)
+
+
+def _shared(
+    groups: NDArray[np.int64], owner: NDArray[np.int64], number: NDArray[np.int32]
+) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
+    """Events that hold for further score tracks, and for which: a pedal, a volume is of a channel, not of a track.
+
+    A track that sets the controller itself is left alone. Tracks of drums share a channel in what is written, too.
+
+    Args:
+        groups: of the score tracks, with their channels.
+        owner: score track of each event [N].
+        number: of their controllers, -1 for other events [N].
+    """
+    channel, shared = groups >> 7 & 0x0F, []
+    for which in np.flatnonzero(np.bincount(channel) > 1).tolist():
+        (mine,) = ((channel.take(owner) == which) & (number >= 0) & ~np.isin(number, PARAMETERS)).nonzero()
+        (members,) = (channel == which).nonzero()
+        for controller in np.unique(number.take(mine)).tolist() if which != DRUM_CHANNEL else ():
+            events = mine[number.take(mine) == controller]
+            shared.append((events, np.setdiff1d(members, owner.take(events))))
+    return shared
 
 
 def _carried(
