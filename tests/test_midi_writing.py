@@ -88,6 +88,22 @@ def test_controllers_of_one_tick_stay_in_their_order():
     assert [(m.control, m.value) for m in written if m.type == "control_change"][2:] == controls
 
 
+def test_a_bank_stands_before_the_program_that_it_is_of():
+    """An instrument hears a bank with the next program change, and not before."""
+    banks = (
+        b"\x00\xb0\x00\x08\x00\xb0\x20\x01\x00\xc0\x05" + note() + b"\x00\xb0\x00\x09\x00\xc0\x05" + note()
+    )
+    score, _ = read_score(smf(banks + EOT))
+    (track,) = mido.MidiFile(file=io.BytesIO(midi_bytes(score))).tracks[1:]
+    now, found = 0, []
+    for message in track:
+        now += message.time
+        if message.type in ("control_change", "program_change"):
+            found.append((now, getattr(message, "control", "program"), getattr(message, "value", 5)))
+    assert found == [(0, 0, 8), (0, 32, 1), (0, "program", 5), (480, 0, 9), (480, "program", 5)]
+    assert content(read_score(midi_bytes(score))[0]) == content(score)
+
+
 def test_parameters_set_at_one_tick_are_all_kept():
     # The range of pitch bends, the fine tuning, and then no parameter: each is chosen by the same two controllers.
     changes = [(101, 0), (100, 0), (6, 12), (101, 0), (100, 1), (6, 64), (101, 127), (100, 127)]

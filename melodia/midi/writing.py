@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 _CHANNELS = [channel for channel in range(16) if channel != 9]
 _LONGEST_DELTA = (1 << 28) - 1  # what four bytes of seven bits hold
-_META, _NOTE_OFF, _PROGRAM, _CONTROL, _NOTE_ON = range(5)  # order at one tick
+_META, _NOTE_OFF, _BANK, _PROGRAM, _CONTROL, _NOTE_ON = range(6)  # order at one tick
+_BANK_SELECT = (0, 32)  # heard with the next program change only
 
 
 def write_midi(
@@ -182,12 +183,15 @@ def _track(track: TrackTick, channel: int) -> bytes:
             track.name.encode("utf-8", "replace")[:127].decode("utf-8", "ignore").encode()
         )  # whole characters
         events.append((0, _META, 0, bytes([0xFF, 0x03, len(text)]) + text))
-    events.append((0, _PROGRAM, 0, bytes([0xC0 | channel, track.program])))
     columns = track.controls.numpy()
+    banks = columns["time"][np.isin(columns["number"], _BANK_SELECT)].tolist()
+    for tick in sorted({0, *banks}):
+        events.append((tick, _PROGRAM, 0, bytes([0xC0 | channel, track.program])))
     for tick, number, value in zip(
         *(columns[name].tolist() for name in ("time", "number", "value")), strict=True
     ):
-        events.append((tick, _CONTROL, 0, bytes([0xB0 | channel, number, value])))
+        order = _BANK if number in _BANK_SELECT else _CONTROL
+        events.append((tick, order, 0, bytes([0xB0 | channel, number, value])))
     columns = track.pitch_bends.numpy()
     for tick, value in zip(columns["time"].tolist(), columns["value"].tolist(), strict=True):
         value = min(max(value, -8192), 8191) + 8192
