@@ -277,3 +277,13 @@ def test_where_it_is_missing_the_reason_is_said(tmp_path: Path) -> None:
 def test_an_unknown_instruction_set_is_a_reason() -> None:
     reason = "from melodia import engine; print(engine.reason())"
     assert "MELODIA_CPU=mmx is unknown" in imported(REPOSITORY, reason, MELODIA_CPU="mmx")
+
+
+@needs_engine
+def test_the_operators_instruction_sets_are_known() -> None:
+    """`melodia info` names amx, which the engine has no use for: it runs what it would run anyway."""
+    found = imported(REPOSITORY, "from melodia import engine; print(engine.reason())", MELODIA_CPU="amx")
+    if engine.instruction_set() == "avx512bf16":
+        assert found == "None"
+    else:
+        assert "MELODIA_CPU=amx is unknown to the engine, or this processor cannot run it" in found

@@ -262,3 +262,16 @@ def test_seeds_from_the_corpora(data_dir: Path) -> None:
         made = sampler.generate(bars=2, random_seed=0)
         assert made.report.bars == 2
         assert made.report.notes > 0
+
+
+def test_tracks_of_the_new_music_alone_have_the_seeds_names(sampler: Sampler) -> None:
+    seed = make_seed([*scale(2), *scale(2, program=5), *scale(2, program=7)])
+    for track, name in zip(seed.tracks, ("tune", "left hand", ""), strict=True):
+        track.name = name
+    right = seed.tracks[1].copy()
+    right.name = "right hand"
+    seed.tracks.append(right)
+    sampler.prime(seed)
+    made = sampler.generate(bars=4, random_seed=1)
+    names = {track.program: track.name for track in made.score.tracks}
+    assert names == {0: "tune", 5: "", 7: ""}

@@ -13,6 +13,9 @@ from typing import Any
 FOLDER = Path(__file__).parent
 BUILD_FACTS = FOLDER.parent / "kernels" / "native_build.json"
 
+NEAREST = {"amx": "avx512bf16"}
+"""What the engine runs under a `MELODIA_CPU` that only the operators know: one stream has no use for tiles."""
+
 
 @lru_cache(maxsize=1)
 def _load() -> tuple[Any, str | None]:
@@ -26,7 +29,7 @@ def _load() -> tuple[Any, str | None]:
     except ImportError as error:
         return None, f"the engine does not load: {error}"
     wish = os.environ.get("MELODIA_CPU")
-    if wish and found.instruction_set() != wish:
+    if wish and found.instruction_set() != NEAREST.get(wish, wish):
         return None, f"MELODIA_CPU={wish} is unknown to the engine, or this processor cannot run it"
     return found, None
 
@@ -56,7 +59,7 @@ def module() -> Any:
 
 
 def instruction_set() -> str | None:
-    """The instruction set that runs on this processor: "avx512", "avx2" or "portable"; None without the engine."""
+    """The instruction set that runs, of those that `MELODIA_CPU` may name; None without the engine."""
     found = _load()[0]
     return None if found is None else str(found.instruction_set())
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from melodia.grammar import NoteEvent
+from melodia.notes import program_of
 from melodia.sampler.report import GenerationReport
 from melodia.sampler.session import Session
 from melodia.sampler.timeline import Tempi
@@ -92,8 +93,19 @@ class Continuation:
 
     @cached_property
     def score(self) -> ScoreTick:
-        """The new music alone, in grid ticks; time 0 is the bar line at or before the join."""
-        return _score_of(self._notes, self._map)
+        """The new music alone, in grid ticks; time 0 is the bar line at or before the join.
+
+        Its tracks have the names that the seed's of the same program have, where these agree.
+        """
+        score = _score_of(self._notes, self._map)
+        names: dict[int, set[str]] = {}
+        for track in self.seed.tracks if self.seed is not None else ():
+            names.setdefault(program_of(track), set()).add(track.name)
+        for track in score.tracks:
+            found = names.get(program_of(track), set()) - {""}
+            if len(found) == 1:
+                track.name = found.pop()
+        return score
 
     @cached_property
     def midi(self) -> pretty_midi.PrettyMIDI:
