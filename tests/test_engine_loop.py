@@ -20,6 +20,7 @@ from sampler_helpers import make_seed, scale, tiny_sampler, tokenizer_of
 from melodia import engine
 from melodia.decode import Bias, SamplingConfig
 from melodia.decode.bias import PROGRAM_NUMBERS
+from melodia.engine.choice import sampling_of
 from melodia.engine.description import describe
 from melodia.engine.loop import Start, Stopped, Terms, TokenLoop
 from melodia.engine.rules import pack, rules_of
@@ -125,6 +126,27 @@ def test_a_bias_of_the_wrong_shape() -> None:
     ):
         with pytest.raises((ValueError, GrammarError), match=message):
             loop.set_bias(0, np.zeros((2, V), np.float32), row_of, pack(every), exponent)
+    odd = np.frombuffer(bytes(8 * V + 1), np.uint8)[1:].view(np.float32).reshape(2, V)
+    with pytest.raises(ValueError, match=r"bias must be float32 \[N, \d+\] .*, at an odd address\)"):
+        loop.set_bias(0, odd, nowhere, pack(every), 1.0)
+
+
+def test_what_a_lane_cannot_begin_with_changes_nothing() -> None:
+    sampler = tiny_sampler()
+    state = sampler.state
+    rules = rules_of(Grammar.compile(sampler.vocabulary), state.side.specs)
+    lanes = engine.Lanes(engine.Engine(*describe(sampler.model, "fp32"), threads=1), 1)
+    loop = lanes.native.loop([rules.native])
+    sampling = sampling_of(SamplingConfig(repetition_penalty=1.3))
+    loop.begin(0, sampling, 8, 1, 2, 30, [1, 2])
+    for window, recent, message in (
+        (0, [1], r"the window of the penalty must lie from 1 to 1048576 \(received 0\)"),
+        (8, [1, sampler.vocabulary.size], "a recent token is not in the vocabulary"),
+        (8, [-1], "a recent token is not in the vocabulary"),
+    ):
+        with pytest.raises((ValueError, GrammarError), match=message):
+            loop.begin(0, sampling, window, 1, 2, 60, recent)
+    assert loop.facts["fed"].tolist() == [30]
 
 
 @pytest.mark.parametrize("kind", ["lstm", "gru", "reversed", "parallel", "bidirectional"])

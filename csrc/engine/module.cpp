@@ -31,11 +31,12 @@ void refuse(const char* name, char kind, size_t itemsize, std::initializer_list<
                                                           : "int") +
                                                std::to_string(8 * itemsize);
     const std::string received = py::str(array.dtype());
-    const bool contiguous = (array.flags() & py::array::c_style) != 0;
+    const char* const fault = (array.flags() & py::array::c_style) == 0  ? ", not contiguous"
+                              : (array.flags() & kReadable) != kReadable ? ", at an odd address"
+                                                                         : "";
     throw std::invalid_argument(std::string(name) + " must be " + type + list(shape.begin(), shape.end()) +
                                 " and contiguous (received " + received +
-                                list(array.shape(), array.shape() + array.ndim()) +
-                                (contiguous ? "" : ", not contiguous") + ")");
+                                list(array.shape(), array.shape() + array.ndim()) + fault + ")");
 }
 
 void pack_bits(const bool* mask, int64_t V, std::vector<uint64_t>& bits) {

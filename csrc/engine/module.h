@@ -101,7 +101,10 @@ struct Numbers {
 [[noreturn]] void refuse(const char* name, char kind, size_t itemsize, std::initializer_list<int64_t> shape,
                          const py::array& array);
 
-// The numbers of an array, in place. Throws ValueError unless it is contiguous, of T and of `shape`, in which
+// What an array in whose memory C++ reads must be.
+constexpr int kReadable = py::array::c_style | py::detail::npy_api::NPY_ARRAY_ALIGNED_;
+
+// The numbers of an array, in place. Throws ValueError unless it is readable, of T and of `shape`, in which
 // -1 stands for any size.
 template <class T>
 const T* numbers_of(const char* name, const py::array& array, std::initializer_list<int64_t> shape) {
@@ -109,7 +112,7 @@ const T* numbers_of(const char* name, const py::array& array, std::initializer_l
     constexpr char kind = Numbers<T>::kind;
     bool fine = type.kind() == kind && type.itemsize() == sizeof(T) &&
                 (type.byteorder() == '=' || type.byteorder() == '|');
-    fine = fine && (array.flags() & py::array::c_style) != 0 &&
+    fine = fine && (array.flags() & kReadable) == kReadable &&
            array.ndim() == static_cast<py::ssize_t>(shape.size());
     int axis = 0;
     for (const int64_t size : shape) {

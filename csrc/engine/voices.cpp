@@ -27,18 +27,18 @@ void Voices::begin(int64_t lane, const Sampling& sampling, int64_t window, uint6
                    uint32_t session, int64_t fed, const int64_t* recent, int64_t recent_count) {
     Voice& v = *voices_[lane];
     if (window < 1 || window > (1 << 20))
-        throw std::invalid_argument("the window of the penalty is too long");
+        throw std::invalid_argument("the window of the penalty must lie from 1 to 1048576 (received " +
+                                    std::to_string(window) + ")");
+    if (std::any_of(recent, recent + recent_count, [&](int64_t token) { return token < 0 || token >= V_; }))
+        throw std::invalid_argument("a recent token is not in the vocabulary");
     v.sampling = sampling;
     v.random_seed = random_seed;
     v.session = session;
     facts_[lane].fed = fed;
     v.recent.assign(sampling.repetition_penalty == 1.0f ? 0 : window, -1);
     v.at = 0;
-    for (int64_t i = std::max<int64_t>(0, recent_count - window); !v.recent.empty() && i < recent_count;
-         ++i) {
-        if (recent[i] < 0 || recent[i] >= V_) throw std::invalid_argument("a token is not in the vocabulary");
+    for (int64_t i = std::max<int64_t>(0, recent_count - window); !v.recent.empty() && i < recent_count; ++i)
         v.recent[v.at++ % window] = static_cast<int32_t>(recent[i]);
-    }
 }
 
 void Voices::set_bias(int64_t lane, const float* rows, int64_t count, const int32_t* row_of,
