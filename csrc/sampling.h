@@ -24,7 +24,6 @@ struct Sampling {
     double top_p = 1.0;  // 1: off
     double min_p = 0.0;  // 0: off
     float repetition_penalty = 1.0f;
-    int32_t repetition_window = 64;
     bool greedy = false;
 };
 

@@ -2,13 +2,11 @@
 #include <cmath>
 #include <tuple>
 
-#include "cpu/tensors.h"
+#include "cpu/steps.h"
 
 namespace melodia::cpu {
 namespace {
 
-// Multiplications below which a second thread costs more than it brings.
-constexpr int64_t grain = 1 << 17;
 constexpr float norm_epsilon = 1e-5f;
 
 // What a level of a stack is; the names are in melodia/kernels/reference.py.
@@ -45,9 +43,8 @@ struct Stack {
         Tensor out = empty_like(x, {B, N});
         const Linear a{B, K, N, floats(x), floats(weight), floats(bias), mutable_floats(out)};
         const int64_t groups = round_up(N, linear_group) / linear_group;
-        const int64_t work = std::max<int64_t>(1, B * K * linear_group);
-        in_parallel(groups, (grain + work - 1) / work,
-                    [&](int64_t begin, int64_t end) { kernels().linear(a, begin, end); });
+        share_out(groups, B * K * linear_group,
+                  [&](int64_t begin, int64_t end) { kernels().linear(a, begin, end); });
         return out;
     }
 
@@ -79,10 +76,7 @@ struct Stack {
                         floats(bias_hh),
                         mutable_floats(h_out),
                         c_out.has_value() ? mutable_floats(*c_out) : nullptr};
-        const int64_t panel = kernels().unit_panel, work = std::max<int64_t>(1, B * G * H * panel);
-        in_parallel(round_up(H, panel) / panel, (grain + work - 1) / work, [&](int64_t begin, int64_t end) {
-            (G == 4 ? kernels().lstm_step : kernels().gru_step)(step, begin, end);
-        });
+        run_step(step, G);
         return h_out;
     }
 

@@ -283,8 +283,7 @@ void gru_scan_backward(const GruScanBackward<E>& a, int64_t begin, int64_t end, 
     }
 }
 
-// ---- One step, from the weights as they are: packing would cost more than the product
-// -------------------------------
+// ---- One step, from the weights as they are: packing would cost more than the product ------------------
 
 // sums[m][g] = weight[g] . h[m] for MR rows of length H and G rows of the weight that lie `stride` apart.
 template <int G, int MR>
@@ -419,8 +418,7 @@ void gru_gates(int64_t H, const E* gates_x, const E* gates_h, E* gates, int64_t 
     }
 }
 
-// ---- Sums of rows of a table: the first layer's gates from tokens
-// --------------------------------------------------------------
+// ---- Sums of rows of a table: the first layer's gates from tokens --------------------------------------
 
 template <class E>
 void lookup(const Lookup<E>& a, int64_t begin, int64_t end) {

@@ -256,22 +256,22 @@ void multiply_backward([[maybe_unused]] Unit<E>& unit, [[maybe_unused]] Idle idl
                     }
                 }
             });
-            continue;
-        }
-        for (int64_t k0 = 0; k0 < K; k0 += block) {
-            const int64_t depth = smaller(block, K - k0);
-            const auto* panel =
-                static_cast<const typename Operand<E>::Packed*>(packed) + (p * padded + k0) * backward_panel;
-            for_row_tiles<Vector::backward_rows>(count, [&](int64_t first, int64_t n) {
-                const E* rows[max_rows];
-                float* out[max_rows];
-                for (int64_t m = 0; m < n; ++m) {
-                    rows[m] = grad_gates + live[first + m] * K + k0;
-                    out[m] = grad_h + live[first + m] * panels * backward_panel + p * backward_panel;
-                }
-                tile_of<Vector::backward_rows, Vector::backward_vectors, E>(
-                    n, depth, rows, panel, backward_panel, out, add || k0 > 0);
-            });
+        } else {
+            for (int64_t k0 = 0; k0 < K; k0 += block) {
+                const int64_t depth = smaller(block, K - k0);
+                const auto* panel = static_cast<const typename Operand<E>::Packed*>(packed) +
+                                    (p * padded + k0) * backward_panel;
+                for_row_tiles<Vector::backward_rows>(count, [&](int64_t first, int64_t n) {
+                    const E* rows[max_rows];
+                    float* out[max_rows];
+                    for (int64_t m = 0; m < n; ++m) {
+                        rows[m] = grad_gates + live[first + m] * K + k0;
+                        out[m] = grad_h + live[first + m] * panels * backward_panel + p * backward_panel;
+                    }
+                    tile_of<Vector::backward_rows, Vector::backward_vectors, E>(
+                        n, depth, rows, panel, backward_panel, out, add || k0 > 0);
+                });
+            }
         }
     }
 }

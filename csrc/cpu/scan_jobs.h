@@ -1,4 +1,4 @@
-// Scans as jobs that any thread may run for a range of rows: checks, packing, allocation; for scan_ops.cpp.
+// Scans as jobs that any thread may run for a range of rows: checks, packing, allocation.
 //
 // E is the element type: float or bf16. gates_x and weight_hh have it, and so have the outputs and what is
 // kept of the gates. States and biases may be float32 or bf16; inside they are float32.

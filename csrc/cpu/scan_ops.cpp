@@ -1,5 +1,5 @@
-// lstm_scan, gru_scan, pair_scan, lookup and their backward passes on the CPU: from tensors to the kernel
-// table.
+// lstm_scan, gru_scan, pair_scan, lookup and their backward passes, lstm_gates and gru_gates on the CPU: from
+// tensors to the kernel table.
 //
 // A pair is two jobs in one parallel region.
 #include <tuple>

@@ -1,24 +1,9 @@
 // lstm_step and gru_step on the CPU: from tensors to the kernel table.
 #include <tuple>
 
-#include "cpu/tensors.h"
+#include "cpu/steps.h"
 
 namespace melodia::cpu {
-namespace {
-
-// Multiplications below which a second thread costs more than it brings.
-constexpr int64_t grain = 1 << 17;
-
-using StepKernel = void (*)(const Step&, int64_t, int64_t);
-
-void run(StepKernel kernel, const Step& step, int64_t gates) {
-    const int64_t panel = kernels().unit_panel;
-    const int64_t work = std::max<int64_t>(1, step.B * gates * step.H * panel);
-    in_parallel(round_up(step.H, panel) / panel, (grain + work - 1) / work,
-                [&](int64_t begin, int64_t end) { kernel(step, begin, end); });
-}
-
-}  // namespace
 
 std::tuple<Tensor, Tensor> lstm_step(Tensor gates_x, Tensor h, Tensor c, Tensor weight_hh, Tensor bias_hh) {
     MELODIA_CHECK(h.dim() == 2, "`h` must have the shape [B, H] (received ", text(shape_of(h)), ")");
@@ -38,7 +23,7 @@ std::tuple<Tensor, Tensor> lstm_step(Tensor gates_x, Tensor h, Tensor c, Tensor 
                     floats(bias_hh),
                     mutable_floats(h_out),
                     mutable_floats(c_out)};
-    run(kernels().lstm_step, step, 4);
+    run_step(step, 4);
     return {h_out, c_out};
 }
 
@@ -59,7 +44,7 @@ Tensor gru_step(Tensor gates_x, Tensor h, Tensor weight_hh, Tensor bias_hh) {
                     floats(bias_hh),
                     mutable_floats(h_out),
                     nullptr};
-    run(kernels().gru_step, step, 3);
+    run_step(step, 3);
     return h_out;
 }
 
