@@ -23,11 +23,14 @@ better counts; of another tree's results, empty DIR. DIR may be another folder t
 there first. On another machine the build is needed again, or (with the same GPU, Python and torch) what it made, in the
 repository: tar -xzf DIR/built.tar.gz
 
+A rented machine may empty the folder that it gives back before every command. So a copy of the log stays in
+out/gpu_check, and where DIR has no log, --rest begins with that.
+
 Where a GPU is there for a quarter of an hour, and is taken back soon after a command has ended, two commands do, the
 second right behind the first without a look at its page. They leave time to start the machine and to fetch DIR:
 
-    python benchmarks/gpu_check.py --minutes 7
-    python benchmarks/gpu_check.py --minutes 4 --rest
+    python benchmarks/gpu_check.py --minutes 7 --out "$OUT"
+    python benchmarks/gpu_check.py --minutes 4 --rest --out "$OUT"
 
 Everything down to `generation` belongs into the first, and has limits so that it fits even where some of it hangs, if
 there are processors for the build: for one architecture it takes four minutes of one, and its longest source one.
@@ -118,6 +121,8 @@ RESTARTS = 4  # of parts that break the GPU's context or their process
 HUNG_S = 10.0  # what began longer before the end of a part's time was not only cut off
 SANITIZERS = ("memcheck", "racecheck", "synccheck")
 LEAST_SECONDS = 10.0  # less is not worth a start
+KEPT = REPOSITORY / "out" / "gpu_check"  # for a second run, whatever becomes of the first one's folder
+LOG, BEGUN = "gpu_check.log", "gpu_check.begun"
 LEAST_SETUPTOOLS = 77  # as pyproject.toml asks for
 NOT_STARTED = "not started"  # how verdicts begin of what is to be run yet
 NOT_DONE = ("failed: not done", gpu_process.UNFINISHED)  # and of what goes on
@@ -126,9 +131,7 @@ NOT_DONE = ("failed: not done", gpu_process.UNFINISHED)  # and of what goes on
 def main() -> int:
     """Run the parts and write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument(
-        "--out", type=Path, default=REPOSITORY / "out" / "gpu_check", help="results, as they come"
-    )
+    parser.add_argument("--out", type=Path, default=KEPT, help="results, as they come")
     parser.add_argument("--only", nargs="+", choices=MINUTES, help="these parts only")
     parser.add_argument(
         "--rest", action="store_true", help="what the log does not know, or was not done in time"
@@ -140,12 +143,12 @@ def main() -> int:
     options = parser.parse_args()
     if options.part:
         return measure(options.part)
-    log = options.out / "gpu_check.log"
+    log = options.out / LOG
     parts = [part for part in MINUTES if part in (options.only or set(MINUTES) - set(ON_DEMAND))]
     if options.no_build:
         parts = [part for part in parts if part != "build"]
     if options.rest:
-        parts = rest(log, parts)
+        parts = rest(log if log.exists() else KEPT / LOG, parts)
     if options.dry_run:
         print("\n".join(plan(parts)))
         return 0
@@ -155,9 +158,11 @@ def main() -> int:
         return 1
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a part ends with this process
     options.out.mkdir(parents=True, exist_ok=True)
+    if options.rest and not log.exists():
+        copy_state(KEPT, options.out)
     print(setuptools_there(), flush=True)
     seconds = 60 * options.minutes if options.minutes else float("inf")
-    verdicts = run(parts, options.out, seconds, machine(), options.rest)
+    verdicts = run(parts, options.out, seconds, machine(), options.rest, KEPT)
     print("\n".join(gpu_page.table(gpu_page.reached(gpu_page.rows_of(gpu_process.sections(log))))))
     print(f"written: {options.out / 'gpu_check.md'}")
     return 0 if all(verdict.startswith(("passed", "skipped")) for verdict in verdicts) else 1
@@ -276,17 +281,28 @@ def environment_of(part: str) -> dict[str, str]:
     return found
 
 
-def run(parts: list[str], out: Path, seconds: float, where: str, goes_on: bool = False) -> list[str]:
+def run(
+    parts: list[str],
+    out: Path,
+    seconds: float,
+    where: str,
+    goes_on: bool = False,
+    kept: Path | None = None,
+) -> list[str]:
     """Run parts, in so many seconds together; what became of each. The page is written around every one.
+
+    So is `kept`, a folder that will have what a run that goes on needs to know.
 
     Where the run goes on for another, so do parts that were not done. A part that is not started leaves what the log
     says of it.
     """
-    log, until, made_since = out / "gpu_check.log", time.monotonic() + seconds, 0.0
+    log, until, made_since = out / LOG, time.monotonic() + seconds, 0.0
     verdicts = []
 
     def tell() -> None:
         gpu_begun.replace(out / "gpu_check.md", gpu_page.page(log, where))
+        if kept is not None:
+            copy_state(out, kept)
 
     for part in parts:
         known = gpu_process.sections(log).get(part)
@@ -297,7 +313,7 @@ def run(parts: list[str], out: Path, seconds: float, where: str, goes_on: bool =
             if known is None:
                 gpu_process.end(log, part, verdict)
         else:
-            begun = gpu_begun.Begun(out / "gpu_check.begun", part)
+            begun = gpu_begun.Begun(out / BEGUN, part)
             again = goes_on and known is not None and known.verdict.startswith(NOT_DONE)
             if not again:
                 begun.forget()
@@ -356,6 +372,20 @@ def ended_early(part: str, status: int | None) -> bool:
     if part in PARITY:
         return status is not None and gpu_pytest.lost(status)
     return part in gpu_measure.PARTS and status not in (0, None)
+
+
+def copy_state(out: Path, to: Path) -> None:
+    """Copy what a run that goes on needs to know to another folder, each file in one move."""
+    if out.resolve() == to.resolve():
+        return
+    to.mkdir(parents=True, exist_ok=True)
+    for name in (LOG, BEGUN):
+        if (out / name).exists():
+            beside = to / f".{name}"
+            shutil.copyfile(out / name, beside)
+            beside.replace(to / name)
+        else:
+            (to / name).unlink(missing_ok=True)
 
 
 def keep_built(out: Path, since: float) -> None:

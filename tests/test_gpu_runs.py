@@ -251,6 +251,31 @@ gpu_check.run(["training"], Path({str(out)!r}), 600, "A GPU.")
     assert [row["n"] for row in rows] == [0, 1, 2, 3, 4, 5]
 
 
+def test_a_second_run_knows_the_first_although_its_folder_was_emptied(
+    tmp_path: Path, stand_ins: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a rented machine, from the command line; what its folder has then is of both runs."""
+    out, kept = tmp_path / "out", tmp_path / "kept"
+    stand_ins |= {"lookup": "print('RESULT {\"x\": 1}')", "exchange": "print('RESULT {\"x\": 2}')"}
+    monkeypatch.setattr(gpu_check, "KEPT", kept)
+    monkeypatch.setattr(gpu_check, "no_gpu", lambda: None)
+    monkeypatch.setattr(gpu_check, "machine", lambda: "A GPU.")
+
+    def command(*options: str) -> None:
+        shutil.rmtree(out, ignore_errors=True)
+        monkeypatch.setattr(sys, "argv", ["gpu_check.py", "--out", str(out), *options])
+        assert gpu_check.main() == 0
+
+    command("--only", "lookup")
+    assert sorted(gpu_process.sections(kept / LOG)) == ["lookup"]
+    command("--rest", "--only", "lookup", "exchange")
+    assert text(out / LOG).count("######## lookup:") == 1
+    assert all(verdict_of(out, part).startswith("passed (") for part in ("lookup", "exchange"))
+    assert text(kept / LOG) == text(out / LOG)
+    command("--only", "exchange")
+    assert sorted(gpu_process.sections(kept / LOG)) == ["exchange"]
+
+
 def test_what_is_not_started_stays_as_it_was(tmp_path: Path, stand_ins: dict[str, str]) -> None:
     stand_ins |= {"exchange": "print('NOTE warm'); print('RESULT {\"x\": 1}')", "decoding": "print('other')"}
     gpu_check.run(["exchange"], tmp_path, 600, "A GPU.")
