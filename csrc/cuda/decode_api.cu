@@ -19,9 +19,10 @@ namespace {
 
 thread_local std::string last_error;
 
-// Runs a body; where it throws, keeps the sentence and returns nothing (0, null).
+// Runs a body on the first device; where it throws, keeps the sentence and returns nothing (0, null).
 template <class F>
 auto guarded(F&& body) -> decltype(body()) {
+    const melodia::cuda::FirstDevice device;
     try {
         return body();
     } catch (const std::exception& error) {
@@ -46,6 +47,7 @@ MELODIA_API const char* melodia_engine_error() { return last_error.c_str(); }
 
 // Why there is no device to run on; empty if there is one.
 MELODIA_API const char* melodia_cuda_obstacle() {
+    const melodia::cuda::FirstDevice device;
     const char* why = melodia::cuda::obstacle_of_device();
     return why != nullptr ? why : "";
 }
@@ -66,7 +68,10 @@ MELODIA_API void* melodia_engine_new(const int64_t* ints, int64_t int_count, con
     return guarded([&]() -> void* { return new Decoder(ints, int_count, floats, float_count, options); });
 }
 
-MELODIA_API void melodia_engine_free(void* engine) { delete static_cast<Decoder*>(engine); }
+MELODIA_API void melodia_engine_free(void* engine) {
+    const melodia::cuda::FirstDevice device;
+    delete static_cast<Decoder*>(engine);
+}
 
 struct EngineFacts {
     int64_t V, S, context, state_size, step_bytes, memory, threads, stalls;
@@ -90,7 +95,10 @@ MELODIA_API void* melodia_lanes_new(void* engine, int64_t count) {
     return guarded([&]() -> void* { return new Lanes(*static_cast<Decoder*>(engine), count); });
 }
 
-MELODIA_API void melodia_lanes_free(void* lanes) { delete static_cast<Lanes*>(lanes); }
+MELODIA_API void melodia_lanes_free(void* lanes) {
+    const melodia::cuda::FirstDevice device;
+    delete static_cast<Lanes*>(lanes);
+}
 
 MELODIA_API int melodia_lanes_advance(void* lanes, int64_t T, const int32_t* tokens, const int32_t* sides,
                                       float* logits, int all) {
@@ -125,7 +133,10 @@ MELODIA_API void* melodia_loop_new(void* engine, void* lanes, const void* const*
     });
 }
 
-MELODIA_API void melodia_loop_free(void* loop) { delete static_cast<Loop*>(loop); }
+MELODIA_API void melodia_loop_free(void* loop) {
+    const melodia::cuda::FirstDevice device;
+    delete static_cast<Loop*>(loop);
+}
 
 MELODIA_API const LaneFacts* melodia_loop_facts(void* loop) { return static_cast<Loop*>(loop)->facts(); }
 

@@ -36,6 +36,26 @@ inline const char* device_of(Device* device) {
 }
 #endif
 
+// The first device is the current one of this thread as long as this lives: what belongs to a device, as
+// memory does, is made and used by threads of which each may have another.
+class FirstDevice {
+  public:
+    FirstDevice(const FirstDevice&) = delete;
+#if defined(MELODIA_EMULATOR)
+    FirstDevice() {}
+#else
+    FirstDevice() {
+        if (cudaGetDevice(&before_) == cudaSuccess && before_ != 0) (void)cudaSetDevice(0);
+    }
+    ~FirstDevice() {
+        if (before_ != 0) (void)cudaSetDevice(before_);
+    }
+
+  private:
+    int before_ = 0;
+#endif
+};
+
 // Why nothing can run here at all: no driver, one that is too old, no device, one that is too old; or null.
 inline const char* obstacle_of_device() {
 #if !defined(MELODIA_EMULATOR)
