@@ -42,6 +42,8 @@ def small(types: Sequence[str] = ("float32", "bfloat16"), library_of_engine: Any
 
     status = 0
     for weights, B, blocks in itertools.product(("bf16", "fp32", "int8"), (1, 9), (0, 4)):
+        if not begins(f"decode, {weights}, {B} sessions, clusters of {blocks}"):
+            continue
         options = {"cluster": blocks, "limit_us": 60_000_000}  # sanitizers are slow
         streams = streams_of(network("parallel", 24), weights, B, library_of_engine, options)
         streams.make(3)
@@ -59,6 +61,8 @@ def small(types: Sequence[str] = ("float32", "bfloat16"), library_of_engine: Any
     ):
         loaded.melodia_cuda_configure(PATHS[path], EXCHANGES[exchange_], 20_000_000_000)
         for dtype in (getattr(torch, name) for name in types):
+            if not begins(f"{path}, {exchange_}, {dtype}"):
+                continue
             for kind in ("lstm", "gru"):
                 inputs = [x.requires_grad_() for x in arguments(kind, 3, 9, 40, dtype)]
                 with kernels.use_backend("native"):
