@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,7 +67,7 @@ class PrimedModel:
         self.prime_report: PrimeReport | None = None
         self._runner = Runner(model if isinstance(model, Network) else model.eval(), backend, weights)
         self._classes = TokenClasses(self.vocabulary)
-        self._grammar = lru_cache(GRAMMARS)(partial(Grammar.compile, self.vocabulary))
+        self._grammar = self._grammars()
         self._session: Session | None = None
 
     @classmethod
@@ -232,6 +233,18 @@ class PrimedModel:
         return report
 
     # -- inside ---------------------------------------------------------------------------------------------------
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is pickled and copied; the rest is made again."""
+        again = ("_grammar", "originality_index")
+        return {name: value for name, value in self.__dict__.items() if name not in again}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._grammar = self._grammars()
+
+    def _grammars(self) -> Callable[[Constraints], Grammar]:
+        return lru_cache(GRAMMARS)(partial(Grammar.compile, self.vocabulary))
 
     @cached_property
     def _fingerprint(self) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from melodia import backends, engine
 from melodia.engine.description import WEIGHTS, describe
@@ -59,6 +59,10 @@ class Runner:
             self.why = f"the engine is loaded ({kind}, {weights} weights)"
         else:
             self.runs, self.why = self._torch_runs(obstacle)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """What is pickled and copied: the model and the wishes; what runs it is chosen where it arrives."""
+        return Runner, (self._source, self._backend, self._weights)
 
     @cached_property
     def network(self) -> Network:

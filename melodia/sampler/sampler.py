@@ -43,7 +43,8 @@ class Sampler(PrimedModel):
 
     `prime` sets the session, `generate` and `stream` continue it and leave it as it is: calling them again gives
     another variation of the same seed (or, with the same random seed, the same music). `state` is the session as a
-    value: keep it, save it, set it; `Continuation.state` goes on behind a continuation.
+    value: keep it, save it, set it; `Continuation.state` goes on behind a continuation. `fork` shares the model with
+    another sampler; a pickle holds it, for other processes.
 
     Args:
         model: a torch model on its device, or arrays (`melodia.model.Network`), which need no torch where the engine

@@ -1,0 +1,49 @@
+"""Samplers and streams that are pickled and copied."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+
+import pytest
+from sampler_helpers import make_seed, scale, tiny_sampler
+
+from melodia.sampler import Sampler
+
+WAYS = {
+    "pickle": lambda sampler: pickle.loads(pickle.dumps(sampler)),
+    "copy": copy.copy,
+    "deepcopy": copy.deepcopy,
+}
+
+
+def tokens_of(sampler: Sampler) -> list[int]:
+    return sampler.generate(bars=2, random_seed=7).tokens.tolist()
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS.keys())
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_a_copy_goes_on_where_the_sampler_stands(way: Callable[[Sampler], Sampler], backend: str) -> None:
+    made = tiny_sampler()
+    sampler = Sampler(made.model, made.tokenizer, backend=backend)
+    fresh = way(sampler)
+    sampler.prime(make_seed(scale(2)))
+    before = tokens_of(sampler)
+    twin = way(sampler)
+    assert tokens_of(twin) == before
+    assert twin.state.context == sampler.state.context
+    twin.prime(None)
+    assert tokens_of(twin) == tokens_of(fresh) != before == tokens_of(sampler)
+
+
+def test_a_pickle_holds_the_model_alone() -> None:
+    sampler = Sampler.load(device="cpu")
+    sampler.prime("midi_samples/petzold_minuet_g_major.mid", seed_bars=2)
+    made = sampler.generate(bars=1, random_seed=1)
+    assert made.originality is not None
+    data = pickle.dumps(sampler)
+    assert len(data) < 4.1 * 7_743_581
+    again = pickle.loads(data).generate(bars=1, random_seed=1)
+    assert again.tokens.tolist() == made.tokens.tolist()
+    assert again.originality == made.originality
