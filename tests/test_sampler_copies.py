@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable
+from itertools import islice
 
 import pytest
 from sampler_helpers import make_seed, scale, tiny_sampler
 
-from melodia.sampler import Sampler
+from melodia.sampler import Sampler, Session
 
 WAYS = {
     "pickle": lambda sampler: pickle.loads(pickle.dumps(sampler)),
@@ -47,3 +48,17 @@ def test_a_pickle_holds_the_model_alone() -> None:
     again = pickle.loads(data).generate(bars=1, random_seed=1)
     assert again.tokens.tolist() == made.tokens.tolist()
     assert again.originality == made.originality
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS.keys())
+def test_a_stream_is_refused_and_its_state_is_not(way: Callable[[object], object]) -> None:
+    """A copy of an endless stream took notes away from it."""
+    sampler = tiny_sampler()
+    stream = sampler.stream(endless=True, random_seed=7)
+    next(stream)
+    with pytest.raises(TypeError, match="keep its `state`"):
+        way(stream)
+    state = way(stream.state)
+    assert isinstance(state, Session)
+    other = sampler.stream(endless=True, random_seed=7, state=state)
+    assert list(islice(other, 20)) == list(islice(stream, 20))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import NoReturn
 
 from melodia.interrupts import ctrl_c_waits
 from melodia.sampler.continuation import Event
@@ -45,6 +46,10 @@ class Stream(Iterator[Event]):
         with ctrl_c_waits():
             session = self._loop.snapshot(self._lane)
             return replace(session, waiting=tuple(self._lane.notes[self._heard :]))
+
+    def __reduce__(self) -> NoReturn:
+        """A copy would share the notes with this stream, so that both left some out."""
+        raise TypeError("a stream is not copied or pickled; keep its `state` and begin another one from that")
 
     def __next__(self) -> Event:
         lane = self._lane
