@@ -7,8 +7,10 @@ import math
 import operator
 import os
 import re
+from collections.abc import Mapping
 from numbers import Real
 from pathlib import Path
+from typing import Any
 
 from melodia.errors import ConfigError, MelodiaError, show_path
 
@@ -111,6 +113,24 @@ def truth_value(name: str, value: object) -> bool:
     if type(value).__name__ not in ("bool", "bool_", "int") or value not in (0, 1):
         raise ConfigError(f"`{name}` must be True or False (received {value!r})")
     return bool(value)
+
+
+def named_values(name: str, value: object) -> dict[str, Any]:
+    """Settings by name, as a dictionary of its own; None: no settings.
+
+    Raises:
+        ConfigError: it is something else.
+
+    >>> named_values("training", 5)
+    Traceback (most recent call last):
+    ...
+    melodia.errors.ConfigError: `training` must be a dictionary with names as keys (received 5)
+    """
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise ConfigError(f"`{name}` must be a dictionary with names as keys (received {value!r})")
+    return dict(value)
 
 
 def device_name(name: str, value: object) -> str:

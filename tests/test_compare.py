@@ -431,7 +431,7 @@ def test_trainings_with_other_random_seeds_are_added(
     def compare(trainings: int, random_seed: int = 0) -> list[tuple[str, int]]:
         told.clear()
         table = compare_kinds(
-            songs, out, kinds=("gru", "lstm"), size="tiny", trainings=trainings, cache=tmp_path / "cache",
+            songs, out, kinds=("gru", "lstm"), size="tiny", trainings=trainings, cache=str(tmp_path / "cache"),
             training={**SHORT, "iterations": 1, "random_seed": random_seed}, progress=record,
         )  # fmt: skip
         return [(row.name, row.random_seed) for row in table.rows[1:]]

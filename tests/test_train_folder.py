@@ -59,7 +59,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., TrainedFolder
 
     def run(folder: Path, out: Path, **options: Any) -> TrainedFolder:
         training = {**SHORT, **options.pop("training", {})}
-        return train_folder(folder, out, training=training, cache=cache, workers=0, **options)
+        return train_folder(folder, out, training=training, cache=str(cache), workers=0, **options)
 
     run.cache = cache  # type: ignore[attr-defined]
     return run
@@ -282,7 +282,7 @@ def test_the_index_of_a_model_with_byte_pairs(
         return {folder.name: Corpus.open(folder).fingerprint for folder in cache.iterdir()}
 
     before, record = corpora(), Record()
-    report = index_checkpoint(paired, songs[0], cache=cache, workers=0, progress=record)
+    report = index_checkpoint(paired, songs[0], cache=str(cache), workers=0, progress=record)
     assert not [line for line in report.lines() if "fingerprints differ" in line]
     assert before.items() <= corpora().items(), "no corpus has been built anew in the place of another"
     pieces = report.index.pieces

@@ -81,6 +81,26 @@ CALLS: list[tuple[Callable[[Sampler], Any], str]] = [
     (lambda s: train_folder(FOLDER, "out", training={"minutes": "x"}), "`minutes` must be a number"),
     (lambda s: train_folder(FOLDER, "out", training={"window": "x"}), "`window` must be a whole number"),
     (lambda s: compare_kinds(FOLDER, "out", kinds="gru"), "`kinds` must be a list of .*received 'gru'"),
+    (lambda s: train_folder(FOLDER, "out", training=5), r"`training` must be a dictionary .*received 5"),  # type: ignore[arg-type]
+    (lambda s: train_folder(FOLDER, "out", training={1: 2}), r"`training` must be .*received {1: 2}"),  # type: ignore[dict-item]
+    (
+        lambda s: train_folder(FOLDER, "out", side_inputs="density"),
+        "`side_inputs` must be a list .*'density'",
+    ),
+    (lambda s: train_folder(FOLDER, "out", side_inputs=5), "`side_inputs` must be a list"),  # type: ignore[arg-type]
+    (lambda s: train_folder(FOLDER, "out", side_inputs=("x", 5)), "`side_inputs` must be .*received x, 5"),  # type: ignore[arg-type]
+    (lambda s: train_folder(FOLDER, "out", cache=5), "`cache` must be a path"),  # type: ignore[arg-type]
+    (lambda s: train_folder(FOLDER, "out", workers="2"), "`workers` must be a whole number"),  # type: ignore[arg-type]
+    (lambda s: train_folder(FOLDER, "out", force="no"), "`force` must be True or False"),  # type: ignore[arg-type]
+    (lambda s: train_folder(FOLDER, "out", resume="no"), "`resume` must be True or False"),  # type: ignore[arg-type]
+    (lambda s: train_folder(FOLDER, "out", progress=print), "`progress` must be a .*Reporter"),  # type: ignore[arg-type]
+    (lambda s: compare_kinds(FOLDER, "out", kinds=("gru", 5)), r"`kinds` must be .*received 5"),  # type: ignore[arg-type]
+    (lambda s: compare_kinds(FOLDER, "out", training=5), "`training` must be a dictionary"),  # type: ignore[arg-type]
+    (lambda s: compare_kinds(FOLDER, "out", cache=5), "`cache` must be a path"),  # type: ignore[arg-type]
+    (lambda s: compare_kinds(FOLDER, "out", force="no"), "`force` must be True or False"),  # type: ignore[arg-type]
+    (lambda s: compare_kinds(FOLDER, "out", without_side_inputs="no"), "`without_side_inputs` must be"),  # type: ignore[arg-type]
+    (lambda s: compare_kinds(FOLDER, "out", progress=print), "`progress` must be a .*Reporter"),  # type: ignore[arg-type]
+    (lambda s: evaluate_folder(FOLDER, progress=print), "`progress` must be a .*Reporter"),  # type: ignore[arg-type]
     (lambda s: compare_kinds(FOLDER, "out", training={"x": 1}), "unknown training settings: x"),
     (lambda s: generate_files(None, num_samples=2.5), "`num_samples` must be a whole number"),  # type: ignore[arg-type]
     (

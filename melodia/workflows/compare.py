@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from melodia import __version__, kernels
-from melodia.checks import file_path, whole_number
+from melodia.checks import file_path, named_values, truth_value, whole_number
 from melodia.corpus.shards import Corpus
 from melodia.errors import ConfigError, TrainingError, show_path
 from melodia.evaluation.ngram import KneserNey
@@ -33,7 +33,7 @@ from melodia.training.lock import only_training
 from melodia.workflows.bench import busy, token_time, token_way
 from melodia.workflows.compared import TABLE, Comparison, Row, different, write_file
 from melodia.workflows.corpora import check_apart, open_corpus
-from melodia.workflows.train import Reporter, model_settings
+from melodia.workflows.train import Reporter, model_settings, told
 
 NGRAM_ORDER = 5
 MOST_TRAININGS = 100
@@ -49,7 +49,7 @@ def compare_kinds(
     without_side_inputs: bool = False,
     trainings: int = 1,
     backend: str = "auto",
-    cache: Path | None = None,
+    cache: Path | str | None = None,
     force: bool = False,
     progress: Reporter | None = None,
 ) -> Comparison:
@@ -83,8 +83,12 @@ def compare_kinds(
     """
     _check_wishes(kinds, size)
     trainings = whole_number("trainings", trainings, 1, MOST_TRAININGS)
-    reporter = progress or Reporter()
-    settings = {name: value for name, value in (training or {}).items() if value is not None}
+    without_side_inputs = truth_value("without_side_inputs", without_side_inputs)
+    force = truth_value("force", force)
+    reporter = told(progress)
+    cache = None if cache is None else file_path("cache", cache)
+    given = named_values("training", training)
+    settings = {name: value for name, value in given.items() if value is not None}
     if not {"minutes", "epochs", "iterations"} & set(settings):
         settings["epochs"] = 1.0
     config = TrainingConfig.from_dict(settings)
@@ -176,7 +180,7 @@ def _check_wishes(kinds: Sequence[str], size: str) -> None:
         raise ConfigError(f"`kinds` must be a list of one or more of {', '.join(KINDS)} (received {kinds!r})")
     unknown = [kind for kind in kinds if kind not in KINDS]
     if unknown or not kinds:
-        received = ", ".join(kind or "an empty name" for kind in unknown) or "none"
+        received = ", ".join(str(kind) or "an empty name" for kind in unknown) or "none"
         raise ConfigError(f"`kinds` must be one or more of {', '.join(KINDS)} (received {received})")
     twice = sorted({kind for kind in kinds if kinds.count(kind) > 1})
     if twice:

@@ -74,7 +74,9 @@ def evaluate_folder(
     need_torch("evaluate")
     from melodia.evaluation.likelihood import encode_files, model_likelihood
     from melodia.kernels.asked import asked_backend
+    from melodia.workflows.train import told
 
+    told(progress)  # or it says why not
     if whole_number("generate", generate, 0) == 1:
         raise ConfigError(f"`generate` is 0, or at least 2 pieces to compare (received {generate})")
     settings = Settings(
@@ -87,7 +89,7 @@ def evaluate_folder(
         random_seed=random_seed,
     )
     wishes: dict[str, Any] = {"pitch_bias": pitch_bias, "branches": branches, "recall": recall}
-    Request(bars=bars, sampling=settings.sampling, **wishes)  # or it says why not
+    Request(bars=bars, sampling=settings.sampling, **wishes)  # the same
     notes: list[str] = []
 
     def remark(text: str | None) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from melodia.checks import truth_value
+from melodia.checks import file_path, truth_value
 from melodia.corpus.shards import Corpus
 from melodia.errors import CheckpointError, ConfigError, MelodiaError, show_path
 from melodia.midi import read_score
@@ -88,7 +88,7 @@ def index_checkpoint(
     model: Path | str,
     folder: Path | str,
     *,
-    cache: Path | None = None,
+    cache: Path | str | None = None,
     workers: int | None = None,
     force: bool = False,
     progress: Reporter | None = None,
@@ -115,7 +115,7 @@ def index_checkpoint(
         Tokenizer.from_dict(checkpoint.tokenizer_json, checkpoint.path / TOKENIZER),
         transpositions=range(settings.get("transpose_down", 0), settings.get("transpose_up", 0) + 1),
         workers=workers,
-        cache=cache,
+        cache=None if cache is None else file_path("cache", cache),
         reporter=progress,
     )
     other = bool(checkpoint.corpus_fingerprint) and checkpoint.corpus_fingerprint != corpus.fingerprint

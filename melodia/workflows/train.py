@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from melodia import kernels
-from melodia.checks import file_path
+from melodia.checks import file_path, named_values, truth_value, whole_number
 from melodia.corpus.manifest import MANIFEST, read_manifest
 from melodia.corpus.shards import Corpus
 from melodia.decode.config import RECOMMENDED
@@ -47,6 +47,19 @@ class Reporter(Progress):
 
     def say(self, text: str) -> None:
         """A line that stays."""
+
+
+def told(progress: Reporter | None) -> Reporter:
+    """Who is told what happens; one that does nothing if nobody is.
+
+    Raises:
+        ConfigError: it is no reporter.
+    """
+    if progress is None:
+        return Reporter()
+    if not isinstance(progress, Reporter):
+        raise ConfigError(f"`progress` must be a melodia.workflows.train.Reporter (received {progress!r})")
+    return progress
 
 
 @dataclass(frozen=True)
@@ -112,7 +125,9 @@ def model_settings(
 
 
 def _check_sides(names: Sequence[str]) -> None:
-    unknown = sorted(set(names) - set(NAMES))
+    if isinstance(names, str) or not isinstance(names, Sequence):
+        raise ConfigError(f"`side_inputs` must be a list of some of {', '.join(NAMES)} (received {names!r})")
+    unknown = [str(name) for name in names if name not in NAMES]
     if unknown:
         raise ConfigError(
             f"`side_inputs` must be one or more of {', '.join(NAMES)}, or none (received {', '.join(unknown)})"
@@ -162,7 +177,7 @@ def train_folder(
     resume: bool = False,
     init: Path | str | None = None,
     workers: int | None = None,
-    cache: Path | None = None,
+    cache: Path | str | None = None,
     force: bool = False,
     progress: Reporter | None = None,
 ) -> TrainedFolder:
@@ -192,9 +207,13 @@ def train_folder(
         >>> result = train_folder("my-midi", "my-model", training={"minutes": 5})  # doctest: +SKIP
     """
     folder, out = file_path("folder", folder), file_path("out", out)
-    reporter = progress or Reporter()
+    cache = None if cache is None else file_path("cache", cache)
+    workers = None if workers is None else whole_number("workers", workers, 0)
+    resume, force = truth_value("resume", resume), truth_value("force", force)
+    reporter = told(progress)
     check_apart(folder, out)
-    given, automatic = _precision_apart(training or {})
+    given, automatic = _precision_apart(named_values("training", training))
+    _check_sides(() if side_inputs is None else side_inputs)
     sides = None if side_inputs is None else tuple(side_inputs)
     form = {"kind": kind, "size": size, "combine": combine, "encoder": encoder, "side_inputs": sides}
     base = None if init is None else str(file_path("init", init).resolve())
