@@ -49,6 +49,10 @@ def songs(tmp_path_factory: pytest.TempPathFactory, samples_dir: Path) -> Path:
         ({"kinds": ("gru", "foo")}, "`kinds` must be one or more of lstm, .*received foo"),
         ({"kinds": ("gru", "lstm", "gru")}, "`kinds` must not repeat values .*received gru twice"),
         ({"trainings": 0}, r"`trainings` must be a whole number between 1 and 100 \(received 0\)"),
+        (
+            {"trainings": 3, "training": {"random_seed": 2**63 - 2}},
+            r"`trainings` count up from `random_seed`, .*received 3 from 9223372036854775806\); give a smaller",
+        ),
         ({"size": "foo"}, "`size` must be one of tiny, .*received 'foo'"),
         ({"training": {"epochs": 1, "device": "cuda:99"}}, "choose `device` cpu or auto"),
         ({"training": {"epochs": -1}}, "`epochs` must be above 0"),

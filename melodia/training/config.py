@@ -13,6 +13,7 @@ PRECISIONS = ("fp32", "bf16")
 BUDGETS = ("iterations", "epochs", "minutes")
 MOST_THREADS = 1024
 """More than any machine has a use for; where threads cannot be made, the OpenMP library ends the process."""
+MOST_RANDOM_SEED = (1 << 63) - 1
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ class TrainingConfig:
             self._real(name, 0, 0.999999)
         self._whole("transpose_down", -24, 0)
         self._whole("transpose_up", 0, 24)
-        self._whole("random_seed", 0, (1 << 63) - 1)
+        self._whole("random_seed", 0, MOST_RANDOM_SEED)
         object.__setattr__(self, "recompute", truth_value("recompute", self.recompute))
         if self.precision not in PRECISIONS:
             raise ConfigError(

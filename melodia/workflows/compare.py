@@ -28,6 +28,7 @@ from melodia.originality import FILE as INDEX
 from melodia.originality import Index, attach_index, build_index
 from melodia.side_inputs import DEFAULTS
 from melodia.training import Preparer, TrainingConfig, evaluate, join, train
+from melodia.training.config import MOST_RANDOM_SEED
 from melodia.training.folder import BEST, holds_state, obstacle
 from melodia.training.lock import only_training
 from melodia.workflows.bench import busy, token_time, token_way
@@ -92,6 +93,11 @@ def compare_kinds(
     if not {"minutes", "epochs", "iterations"} & set(settings):
         settings["epochs"] = 1.0
     config = TrainingConfig.from_dict(settings)
+    if config.random_seed + trainings - 1 > MOST_RANDOM_SEED:
+        raise ConfigError(
+            f"`trainings` count up from `random_seed`, to at most {MOST_RANDOM_SEED} (received {trainings} from "
+            f"{config.random_seed}); give a smaller `random_seed`"
+        )
     configs = [replace(config, random_seed=config.random_seed + number) for number in range(trainings)]
     folder, out = file_path("folder", folder), file_path("out", out)
     check_apart(folder, out)
