@@ -309,6 +309,11 @@ def test_bad_seeds_are_refused_and_leave_the_session(sampler: Sampler, tmp_path:
             sampler.generate_many(wrong)
         with pytest.raises(ConfigError, match=message):
             sampler.fill(make_seed(scale(2)), (1, 1), num_samples=wrong)
+    with pytest.raises(
+        ConfigError, match=r"`num_samples` count up from `session`, .*received 3 from 4294967294\)"
+    ):
+        sampler.generate_many(3, bars=1, session=2**32 - 2)
+    assert len(sampler.generate_many(2, bars=1, session=2**32 - 2)) == 2
     assert tokens_of(sampler) == before
 
 

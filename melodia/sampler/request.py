@@ -21,6 +21,7 @@ far beyond, ticks no longer fit the numbers that hold them."""
 MOST_SAMPLES = 100_000
 """Continuations that are made at once; they are all in memory, too."""
 
+MOST_SESSION = 2**32 - 1
 MOST_RECALL = 0.9
 
 FLAGS = ("endless", "any_program", "metre_changes", "tempo_changes", "may_end", "silent_bars")
@@ -107,7 +108,8 @@ class Request:
     def __post_init__(self) -> None:
         self._keep("random_seed", check_random_seed(self.random_seed))
         self._keep(
-            "session", whole_number("session", self.session, 0, 2**32 - 1, limits=" between 0 and 2**32 - 1")
+            "session",
+            whole_number("session", self.session, 0, MOST_SESSION, limits=" between 0 and 2**32 - 1"),
         )
         self._keep("branches", whole_number("branches", self.branches, 1, 64))
         if not isinstance(self.sampling, SamplingConfig):
@@ -203,14 +205,20 @@ class Request:
             self._keep(name, value)
 
 
-def check_samples(num_samples: object) -> int:
-    """How many continuations are made at once.
+def check_samples(num_samples: object, session: int = 0) -> int:
+    """How many continuations are made at once, the first of them with this session.
 
     >>> check_samples(3)
     3
     """
     remedy = "make more in parts, each with another `session`"
-    return whole_number("num_samples", num_samples, 1, MOST_SAMPLES, remedy=remedy)
+    found = whole_number("num_samples", num_samples, 1, MOST_SAMPLES, remedy=remedy)
+    if session + found - 1 > MOST_SESSION:
+        raise ConfigError(
+            f"`num_samples` count up from `session`, to at most 2**32 - 1 (received {found} from {session}); give a "
+            "smaller `session`"
+        )
+    return found
 
 
 def check_metre(metre: object) -> tuple[int, int]:

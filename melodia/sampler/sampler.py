@@ -159,6 +159,7 @@ class Sampler(PrimedModel):
         num_samples = check_samples(num_samples)
         listener("progress", progress)
         request = request_of(settings)
+        check_samples(num_samples, request.session)
         if request.endless:
             raise ConfigError("`endless` music has no end to wait for; use `stream`")
         start = state if state is not None else self.state
