@@ -199,6 +199,13 @@ def test_music_goes_on_behind_a_continuation(scheme: str) -> None:
     check_continuation(sampler, second, bars=3)
 
 
+def test_a_session_shows_where_it_stands_and_not_its_numbers(sampler: Sampler) -> None:
+    shown = repr(sampler.state)
+    assert len(shown) < 1000
+    assert f"fed={sampler.state.fed}, " in shown
+    assert "metre=(4, 4)" in shown
+
+
 def test_a_file_that_appears_while_a_session_is_saved_stays(
     sampler: Sampler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -206,18 +206,18 @@ class Session:
         fingerprint: of the model and the vocabulary.
     """
 
-    model_state: ModelState
-    logits: NDArray[np.float32]
-    grammar: GrammarState
-    side: SideInputTracker
+    model_state: ModelState = field(repr=False)
+    logits: NDArray[np.float32] = field(repr=False)
+    grammar: GrammarState = field(repr=False)
+    side: SideInputTracker = field(repr=False)
     fed: int
-    recent: tuple[int, ...]
-    tail: Tail
+    recent: tuple[int, ...] = field(repr=False)
+    tail: Tail = field(repr=False)
     context: Context
     seed: ScoreTick | None
-    ids: NDArray[np.int32] | None = None
-    recollection: Recollection | None = None
-    waiting: tuple[NoteEvent, ...] = ()
+    ids: NDArray[np.int32] | None = field(default=None, repr=False)
+    recollection: Recollection | None = field(default=None, repr=False)
+    waiting: tuple[NoteEvent, ...] = field(default=(), repr=False)
     fingerprint: str = field(repr=False, default="")
 
     def fork(self) -> Session:
