@@ -285,6 +285,8 @@ class Session:
                 raise CheckpointError(
                     f"{show_path(path)}: is a directory; give a file that `Session.save` wrote"
                 )
+            if not path.exists():
+                raise CheckpointError(f"{show_path(path)}: no such file; check the path")
             with safetensors.safe_open(str(path), framework="numpy") as file:
                 about = json.loads((file.metadata() or {}).get("melodia", "null"))
                 arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
