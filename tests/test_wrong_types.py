@@ -38,6 +38,14 @@ CALLS: list[tuple[Callable[[Sampler], Any], str]] = [
     (lambda s: Sampler("my-model", s.tokenizer), "`model` must be a .*received str.*`Sampler.load` takes"),  # type: ignore[arg-type]
     (lambda s: Sampler(s.model, None), "`tokenizer` must be a melodia.Tokenizer"),  # type: ignore[arg-type]
     (lambda s: s.prime(5), "int is not a source of music"),
+    (
+        lambda s: s.prime(make_seed(scale(1)).to("second")),
+        r'in ticks \(received ScoreSecond\); `to\("tick"\)`',
+    ),
+    (
+        lambda s: s.nll(make_seed(scale(1)).to("quarter")),
+        r'in ticks \(received ScoreQuarter\); `to\("tick"\)`',
+    ),
     (lambda s: s.prime(["a"]), "token ids must be whole numbers"),
     (lambda s: s.prime(memoryview(b"abc")), "is text, not MIDI"),
     (lambda s: s.prime(None, density="dense"), "`density` must be a whole number between 1 and 8"),  # type: ignore[arg-type]

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from melodia.checks import real_number, whole_number
-from melodia.errors import ConfigError, TokenizerError
+from melodia.errors import ConfigError, MidiError, TokenizerError
 from melodia.grammar import Grammar, TokenReader
 from melodia.midi.report import Finding
 from melodia.notes import beat_of, programs_of
@@ -147,10 +147,14 @@ def open_music(
     source: Any, tokenizer: Tokenizer
 ) -> tuple[ScoreTick, str, list[Finding], NDArray[np.int32] | None]:
     """The score, the name, findings, and the ids where the source is ids."""
-    from symusic.core import ScoreTick
+    from symusic.core import ScoreQuarter, ScoreSecond, ScoreTick
 
     from melodia.midi import read_score
 
+    if isinstance(source, (ScoreQuarter, ScoreSecond)):
+        raise MidiError(
+            f'a score must be in ticks (received {type(source).__name__}); `to("tick")` makes one'
+        )
     if isinstance(source, ScoreTick):
         return source.copy(), "<score>", [], None  # whose own may be edited later
     if isinstance(source, np.ndarray) or (
