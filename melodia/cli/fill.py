@@ -63,8 +63,8 @@ def fill(
         FILL_BRANCHES,
         min=2,
         max=64,
-        help="Generate every two bars this many times (the last two eight times as many) and keep the version that "
-        "fits best and leads into what follows.",
+        help="Generate every two bars this many times (the last two eight times as many, unless --beside leaves other "
+        "parts there) and keep the version that fits best and leads into what follows.",
     ),
     beside: bool = typer.Option(
         False,

@@ -58,8 +58,8 @@ class Request:
         pitch_bias: how strongly new notes keep to the seed's pitch classes, and each program to its range there, 0 (not
             at all) to 1; see `melodia.sampler.bias`.
         branches: so many times every two bars are played, four times as often where none of them is like the seed, the
-            last two eight times as often, and what fits the seed best, and closes best at the end, is kept; see
-            `melodia.sampler.branching`. 1: once. Not for streams, nor with `may_end`.
+            last two eight times as often (not `beside` other music), and what fits the seed best, and closes best at
+            the end, is kept; see `melodia.sampler.branching`. 1: once. Not for streams, nor with `may_end`.
         recall: how many of the bars come again, 0 (none, but by chance) to 0.9: two at a time are played as 2, 4, 8, 16
             or 32 bars before, but never the last two. A seed in which more or fewer come again shifts what lies in
             between, 0.3 most; see `melodia.sampler.recall`. Where bars are tokens, and tokens no byte pairs; elsewhere

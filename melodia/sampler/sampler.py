@@ -235,7 +235,8 @@ class Sampler(PrimedModel):
             beside: only `programs` are made anew there; what others play stays and is accompanied. They may be some
                 that the piece does not have yet.
             settings: as in `generate`, but length, metre and tempo, which are the piece's; `branches` (8, 2 or more) is
-                how many times every two bars are played, the last two eight times as often, see `Request`.
+                how many times every two bars are played, the last two eight times as often unless other parts stay
+                `beside` them, see `Request`.
 
         Raises:
             ConfigError: no such bars, or they change the metre; else as in `prime` and `generate`.
