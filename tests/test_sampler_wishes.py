@@ -208,6 +208,16 @@ def test_a_stream_from_nothing_goes_on_with_its_programs(at: int) -> None:
     assert [(e.pitch, e.program) for e in first + rest] == [(e.pitch, e.program) for e in whole]
 
 
+def test_the_length_behind_a_stream_is_that_of_the_new_music(sampler: Sampler) -> None:
+    stream = sampler.stream(endless=True, random_seed=5)
+    heard = list(islice(stream, 60))
+    made = sampler.generate(bars=2, random_seed=1, state=stream.state)
+    bar = 4 * 60 / made.report.tempo
+    assert heard[-1].onset > 2 * bar
+    assert bar < made.report.seconds <= 2 * bar
+    assert made.events[0].onset >= heard[-1].onset
+
+
 def test_music_from_nothing_in_a_metre_and_tempo(sampler: Sampler) -> None:
     sampler.prime(None)
     made = sampler.generate(bars=2, metre="3/4", tempo=71.5, programs=(40,), random_seed=3)

@@ -51,6 +51,7 @@ class Lane:
         tempi: those that the tokens of the last `read` set: (grid tick, quarter notes a minute).
         notes: the new notes, in grid ticks from the first token, behind those that waited in the session; not cut at
             the end. A stream of endless music takes away what was heard.
+        begun: the tick at which new music begins: the join, or where the stream stood that the session is of.
         ended: "" while it runs, then "length" or "model".
         random_seed: of the tokens to come; the request's, but in a branch.
         stretch: where the last stretch, or the lane, began, and where it stands: bar lines in grid ticks; see
@@ -97,6 +98,7 @@ class Lane:
         self.entropy: list[float] = []
         self.notes: list[NoteEvent] = list(session.waiting)
         self.tempi: list[tuple[int, float]] = []
+        self.begun = max(session.context.join, session.grammar.now)
         self.ended = ""
         self.end = 0
         self._read_from(session.tail)

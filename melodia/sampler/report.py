@@ -20,7 +20,7 @@ class GenerationReport:
         bars: new bars, counted from the join; a bar that the seed left unfinished is not one of them.
         completed: whether the new music first completes the seed's last bar.
         notes: new notes.
-        seconds: length of the new music, from the join to its last bar line.
+        seconds: length of the new music, from the join, or from where a stream stood, to its last bar line.
         wall_seconds: time it took. Of a batch, the time of the whole batch.
         batch: how many continuations were made at once.
         tokens_per_second: of the whole batch.

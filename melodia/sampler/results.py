@@ -31,20 +31,20 @@ def continuations_of(
         drawn: tokens that were drawn, those of branches that were not kept among them.
     """
     results = [(lane, *lane.result()) for lane in lanes]
-    music = sum(times.seconds(times.end) - times.seconds(times.join) for _, _, times in results)
+    origin = lanes[0].session.context.origin
+    lengths = [times.seconds(times.end) - times.seconds(lane.begun - origin) for lane, _, times in results]
     made = []
-    for lane, notes, times in results:
-        origin = lane.session.context.origin
+    for (lane, notes, times), seconds in zip(results, lengths, strict=True):
         report = GenerationReport(
             tokens=len(lane.tokens),
             bars=lane.plan.bars_done(lane.ended),
             completed=lane.plan.completes,
             notes=len(notes),
-            seconds=times.seconds(times.end) - times.seconds(times.join),
+            seconds=seconds,
             wall_seconds=wall,
             batch=len(lanes),
             tokens_per_second=drawn / wall,
-            times_real_time=music / wall,
+            times_real_time=sum(lengths) / wall,
             nll=float(np.mean(lane.nll)) if lane.nll else 0.0,
             entropy=float(np.mean(lane.entropy)) if lane.entropy else 0.0,
             tempo=times.tempi[0][1],

@@ -40,6 +40,9 @@ class Stream(Iterator[Event]):
     def state(self) -> Session:
         """The session behind the last event: an endless stream from it goes on as this one does.
 
+        Time goes on, too. `generate` from it counts the bar that is under way, and what was heard of this stream is
+        a rest in `Continuation.score` and `joined`.
+
         Raises:
             MelodiaError: a step was broken off.
         """
