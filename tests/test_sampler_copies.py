@@ -1,15 +1,17 @@
-"""Samplers and streams that are pickled and copied."""
+"""Samplers and streams that are pickled, copied, and used by several threads."""
 
 from __future__ import annotations
 
 import copy
 import pickle
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 
 import pytest
 from sampler_helpers import make_seed, scale, tiny_sampler
 
+from melodia.errors import MelodiaError
 from melodia.sampler import Sampler, Session
 
 WAYS = {
@@ -62,3 +64,24 @@ def test_a_stream_is_refused_and_its_state_is_not(way: Callable[[object], object
     assert isinstance(state, Session)
     other = sampler.stream(endless=True, random_seed=7, state=state)
     assert list(islice(other, 20)) == list(islice(stream, 20))
+
+
+def test_threads_in_one_stream_at_once_are_refused_and_it_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    sampler = tiny_sampler()
+    whole = list(islice(sampler.stream(endless=True, random_seed=7), 30))
+    stream = sampler.stream(endless=True, random_seed=7)
+    step, refused = stream._loop.step, []
+    with ThreadPoolExecutor(1) as other:
+
+        def step_beside_another() -> None:
+            refused.append(other.submit(next, stream).exception())
+            refused.append(other.submit(lambda: stream.state).exception())
+            step()
+
+        monkeypatch.setattr(stream._loop, "step", step_beside_another)
+        events = list(islice(stream, 20))
+        monkeypatch.undo()
+        events += other.submit(lambda: list(islice(stream, 10))).result()
+    assert events == whole
+    assert refused
+    assert all(isinstance(error, MelodiaError) and "another thread" in str(error) for error in refused)
