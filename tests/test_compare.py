@@ -394,6 +394,7 @@ def test_the_spread_of_trainings_is_in_the_intervals() -> None:
             "in the order of their random seeds"
         )
         assert often[kind][6].startswith(f"{np.mean(found):.4f} ")
+    assert often["n-grams"][9] == "–"
     pooled = np.sqrt(np.mean([np.var(found, ddof=1) for found in figures]))
     text = Comparison(rows, {}, Path("unused"), {}).markdown()
     assert f"a standard deviation of {pooled:.4f} nats/token" in text

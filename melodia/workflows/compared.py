@@ -152,7 +152,8 @@ class Comparison:
                 "–" if line is best else _more(line, best, spread),
                 number(line.mean("nats_per_note"), 3),
             ]
-            cells += [" ".join(number(row.nats_per_token, 4) for row in line.rows)] * spread.known
+            each = " ".join(number(row.nats_per_token, 4) for row in line.rows) if line.trained else "–"
+            cells += [each] * spread.known
             table.append(f"| {' | '.join(cells)} |")
         facts = "; ".join(f"{name}: {value}" for name, value in (self.setting | _trained_with(lines)).items())
         notes = [f"\nnote: {note}" for note in dict.fromkeys(row.note for row in self.rows) if note]
