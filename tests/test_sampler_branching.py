@@ -360,7 +360,35 @@ def test_programs_that_may_not_play_do_not_count() -> None:
     seed = make_seed([*TRIAD, *scale(4, program=40)])
     (texture,) = Judge(seed, (0,)).around
     assert texture.shares == {0: 1.0}
-    assert Judge(seed, (73,)).around == Judge(None, None).around == []
+    assert (
+        Judge(seed, (73,), beside=True).around == Judge(None, None).around == Judge(seed, (-1,)).around == []
+    )
+
+
+def test_other_programs_are_compared_as_music_of_anyone() -> None:
+    """Where they take the place of those before: how dense, how high and low, and which pitch classes."""
+    seed = make_seed([*TRIAD, *scale(4, program=40), *scale(4, program=-1)])
+    judge, own = Judge(seed, (73, 74, -1)), Judge(seed, None)
+    assert (judge.anyone, own.anyone) == (True, False)
+    (texture,), (whole,) = judge.around, own.around
+    assert (texture.density, texture.top, texture.bottom) == (whole.density, whole.top, whole.bottom)
+    assert texture.classes.tolist() == whole.classes.tolist()
+    assert texture.drum_density == 0 < whole.drum_density
+    assert not texture.shares
+    assert judge.key == own.key
+    sampler = tiny_sampler()
+    sampler.prime(seed)
+    root = sampler._lane(sampler.state, Request(bars=5, programs=(73, 74), branches=3))
+    branches = judge.branches_of(root)
+    assert len(branches) == 3
+    sampler._run(branches)
+    distances = [judge.distance(branch) for branch in branches]
+    assert len(set(distances)) > 1
+    for branch, distance in zip(branches, distances, strict=True):
+        notes = notes_of_events(branch.notes[branch.before :])
+        found = texture_of(notes, branch.classes.tables.ticks_per_quarter, *branch.stretch)
+        assert found is not None
+        assert distance == found.of_anyone().distance(texture)
 
 
 def test_what_cannot_be() -> None:

@@ -74,34 +74,45 @@ class Judge:
         seed: the music before; None for none.
         programs: those that may play, -1 for the drums; None for all.
         following: the music that comes behind; None: the new music closes.
+        beside: whether other music stays, so that what is new is a part only.
 
     Attributes:
         around: the textures of the seed and of what follows, of those programs, as far as they play in it.
+        anyone: whether none of them does, so that only what does not hang on who plays is compared.
         far: the distance from those of the stretch that is farthest among their own.
         known: the programs in them.
         key: the seed's key, of the same notes; None where the new music must say.
     """
 
     def __init__(
-        self, seed: ScoreTick | None, programs: Sequence[int] | None, following: Following | None = None
+        self,
+        seed: ScoreTick | None,
+        programs: Sequence[int] | None,
+        following: Following | None = None,
+        *,
+        beside: bool = False,
     ) -> None:
         self.following = following
         self.around: list[Texture] = []
         self.known: set[int] = set()
         self.key: int | None = None
+        musics = [seed, None if following is None else following.score]
+        found = [(music, notes_of_score(music)) for music in musics if music is not None]
+        heard = {program for _, notes in found for program in notes.program.tolist()}
+        pitched = {program for program in programs or () if program >= 0}
+        self.anyone = bool(pitched) and heard.isdisjoint(pitched) and not beside
         own: list[Texture] = []
-        for music in (seed, None if following is None else following.score):
-            if music is None:
-                continue
-            notes = notes_of_score(music)
-            if programs is not None:
+        for music, notes in found:
+            if self.anyone:
+                notes = notes.select(notes.program >= 0)
+            elif programs is not None:
                 notes = notes.select(np.isin(notes.program, programs))
             if len(notes.onset):
                 self.known.update(notes.program.tolist())
                 texture = texture_of(notes, music.ticks_per_quarter, 0, int(notes.end.max()))
                 assert texture is not None
-                self.around.append(texture)
-                own += last_stretches(notes, music)
+                self.around.append(self._compared(texture))
+                own += map(self._compared, last_stretches(notes, music))
                 if music is seed:
                     self.key = key_of(notes)
         self.far = max([FAR, *map(self._distance, own)])
@@ -153,13 +164,16 @@ class Judge:
     def distance(self, branch: Lane) -> float:
         """How far the last stretch of a branch is from the music around, of which there must be some."""
         notes = notes_of_events(branch.notes[branch.before :])
-        if (
-            branch.plan.strangers is not None
-        ):  # who joins in has no part in the music before, perhaps one behind
-            apart = set(branch.plan.strangers.programs) - self.known
+        strangers = branch.plan.strangers
+        if strangers is not None and not self.anyone:
+            # who joins in has no part in the music before, perhaps one behind
+            apart = set(strangers.programs) - self.known
             notes = notes.select(~np.isin(notes.program, list(apart)))
         texture = texture_of(notes, branch.classes.tables.ticks_per_quarter, *branch.stretch)
-        return SILENT if texture is None else self._distance(texture)
+        return SILENT if texture is None else self._distance(self._compared(texture))
+
+    def _compared(self, texture: Texture) -> Texture:
+        return texture.of_anyone() if self.anyone else texture
 
     def _distance(self, texture: Texture) -> float:
         return sum(texture.distance(other) for other in self.around) / len(self.around)
@@ -210,7 +224,8 @@ def run_branches(
         what was kept of each, ended; and how many tokens were drawn.
     """
     kept, drawn = list(lanes), 0
-    judge = Judge(kept[0].session.seed, kept[0].programs, following)
+    lane = kept[0]
+    judge = Judge(lane.session.seed, lane.programs, following, beside=lane.plan.kept is not None)
     while going := [k for k, lane in enumerate(kept) if not lane.ended]:
         groups = [judge.branches_of(kept[k]) for k in going]
         run([branch for group in groups for branch in group])

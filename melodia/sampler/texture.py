@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -109,6 +109,12 @@ class Texture:
             if mine is not None and part.chord == 1:
                 found += CHORDS_IN_A_LINE * (mine.chord - 1)
         return float(found + (abs(self.top - other.top) + abs(self.bottom - other.bottom)) / OUTER)
+
+    def of_anyone(self) -> Texture:
+        """What does not hang on who plays: density, outer lines and pitch classes of what is pitched."""
+        return replace(
+            self, drum_density=0.0, drum_velocity=0.0, voices=1.0, players=1.0, shares={}, parts={}
+        )
 
 
 def texture_of(notes: Notes, ticks_per_quarter: int, start: int, end: int) -> Texture | None:
