@@ -211,10 +211,12 @@ def _shared(
         number: of their controllers, -1 for other events [N].
     """
     channel, shared = groups >> 7 & 0x0F, []
-    for which in np.flatnonzero(np.bincount(channel) > 1).tolist():
-        (mine,) = ((channel.take(owner) == which) & (number >= 0) & ~np.isin(number, PARAMETERS)).nonzero()
+    of_event = np.where((number < 0) | np.isin(number, PARAMETERS), -1, channel.take(owner))
+    several = np.flatnonzero(np.bincount(channel) > 1)
+    for which in several[several != DRUM_CHANNEL].tolist():
+        (mine,) = (of_event == which).nonzero()
         (members,) = (channel == which).nonzero()
-        for controller in np.unique(number.take(mine)).tolist() if which != DRUM_CHANNEL else ():
+        for controller in np.unique(number.take(mine)).tolist():
             events = mine[number.take(mine) == controller]
             shared.append((events, np.setdiff1d(members, owner.take(events))))
     return shared

@@ -87,9 +87,8 @@ class Loop:
         self._broken = True
         try:
             yield
-        except (
-            MelodiaError
-        ):  # melodia's own come before anything of a lane is changed; others may have gone on
+        except MelodiaError:
+            # Melodia's own come before anything of a lane is changed; others may have gone on.
             self._broken = len(self.live) > 1
             raise
         self._broken = False

@@ -108,8 +108,9 @@ class PartBias:
         """
         base = base or self._none
         around = None if chords else self._around_of(s.now)
-        home = self._home(s) if s.program in self._strangers - {-1} else -1
-        if around is None and s.program not in self._strangers:
+        stranger = s.program in self._strangers
+        home = self._home(s) if stranger and s.program >= 0 else -1
+        if around is None and not stranger:
             return base
         key = (base, s.program, s.unit, home, None if around is None else around.tobytes())
         if key not in self._biases:

@@ -156,10 +156,9 @@ class Sampler(PrimedModel):
         >>> again.tokens.tolist() == second.tokens.tolist() != first.tokens.tolist()
         True
         """
-        num_samples = check_samples(num_samples)
         listener("progress", progress)
         request = request_of(settings)
-        check_samples(num_samples, request.session)
+        num_samples = check_samples(num_samples, request.session)
         if request.endless:
             raise ConfigError("`endless` music has no end to wait for; use `stream`")
         start = state if state is not None else self.state

@@ -293,10 +293,8 @@ def _lines_of(rows: list[Row]) -> list[_Line]:
 def _trained_with(lines: list[_Line]) -> dict[str, str]:
     """The random seeds, threads and versions of the trainings; with the names of the lines where they differ."""
     facts = {}
-    for title, name in (
-        ("random seeds", "random_seed"),
-        *((name, name) for name in ("threads", "torch", "melodia")),
-    ):
+    named = {"random seeds": "random_seed"} | {name: name for name in ("threads", "torch", "melodia")}
+    for title, name in named.items():
         found: dict[str, list[str]] = {}
         for line in lines:
             values = [str(value) for value in dict.fromkeys(getattr(row, name) for row in line.rows)]
