@@ -142,6 +142,7 @@ def test_pytest_that_is_cut_off_says_what_failed_and_goes_on(
     tests.write_text("import time\ndef test_bad(): assert 1 == 2\ndef test_long(): time.sleep(60)\n")
     monkeypatch.setitem(gpu_check.PARITY, "parity-stacks", [str(tests)])
     monkeypatch.setattr(gpu_check, "unbuilt", lambda *_: [])
+    monkeypatch.setattr(gpu_check, "HUNG_S", 60.0)  # however fast the tests begin, the last is only cut off
     assert gpu_check.run(["parity-stacks"], tmp_path, 12, "A GPU.") == ["failed: not done after 12 s"]
     tests.write_text(tests.read_text().replace("time.sleep(60)", "pass"))
     assert re.search(r"FAILED \S*::test_bad - assert 1 == 2", (tmp_path / LOG).read_text())
@@ -198,7 +199,8 @@ def test_rows_go_on_where_they_were(
     tmp_path: Path, stand_ins: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One that hangs is left out, one that was cut off comes again; without --rest all of them come again."""
-    monkeypatch.setitem(gpu_check.MINUTES, "training", 0.1)
+    monkeypatch.setitem(gpu_check.MINUTES, "training", 0.2)
+    monkeypatch.setattr(gpu_check, "HUNG_S", 60.0)
 
     def again(what: str, goes_on: bool) -> tuple[str, list[object]]:
         stand_ins["training"] = ROWS.replace("WHAT", what)
@@ -207,10 +209,10 @@ def test_rows_go_on_where_they_were(
         rows = gpu_page.rows_of(gpu_process.sections(tmp_path / LOG))["training"]
         return verdict.partition(" (")[0], [row["n"] for row in rows[before:]]
 
-    assert again("if n == 2: time.sleep(60)", False) == ("failed: not done after 6 s", [0, 1])
-    assert again("if n == 4: time.sleep(60)", True) == ("failed: not done after 6 s", [2, 3])
+    assert again("if n == 2: time.sleep(60)", False) == ("failed: not done after 12 s", [0, 1])
+    assert again("if n == 4: time.sleep(60)", True) == ("failed: not done after 12 s", [2, 3])
     monkeypatch.setattr(gpu_check, "HUNG_S", 0.0)
-    assert again("if n == 4: time.sleep(60)", True) == ("failed: not done after 6 s", [])
+    assert again("if n == 4: time.sleep(60)", True) == ("failed: not done after 12 s", [])
     assert again("pass", True) == ("failed: before, and the rest passed", [5])
     monkeypatch.setitem(gpu_check.MINUTES, "training", 1.0)
     assert again("pass", False) == ("passed", [0, 1, 2, 3, 4, 5])
