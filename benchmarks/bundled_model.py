@@ -154,6 +154,8 @@ def main() -> int:
         default=TRAINING["precision"],
         help="fp32 is faster without AVX-512",
     )
+    add("--dropout", type=float, default=0.0, help="before the head")
+    add("--weight-drop", type=float, default=0.0, help="of recurrent weights")
     add(
         "--program-probability",
         type=float,
@@ -213,18 +215,20 @@ def run_training(arguments: argparse.Namespace) -> None:
     config = TrainingConfig(minutes=arguments.minutes, threads=arguments.threads, **settings)
     with join("cpu") as world, only_training(arguments.out, world):
         corpus = open_corpus(arguments.corpora, cache=arguments.cache, world=world)
-        model = None
-        if arguments.init is None:  # no dropout: there is more music than the model can learn by heart
+        dropouts = {"dropout": arguments.dropout, "weight_drop": arguments.weight_drop}
+        if arguments.init is None:
             ours, model = (
                 replace(
                     model_settings(corpus.vocabulary, kind, "base"),
                     hidden_size=HIDDEN,
                     embedding_size=HIDDEN,
-                    dropout=0.0,
+                    **dropouts,
                 )
                 for kind in (KIND, arguments.kind)
             )
             model = match_parameters(model, parameter_count(ours))
+        else:
+            model = replace(load_checkpoint(arguments.init).config, **dropouts)
         summary = train(
             corpus, model, config, arguments.out, resume=arguments.resume, init=arguments.init, world=world
         )

@@ -6,17 +6,19 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from folder_helpers import SHORT, Crash, Record
 
 from melodia.cli import main
 from melodia.corpus import build as build_module
 from melodia.corpus.build import build_corpus
 from melodia.corpus.shards import Corpus
-from melodia.errors import ConfigError, TrainingError
+from melodia.errors import CheckpointError, ConfigError, TrainingError
 from melodia.model.checkpoint import load_checkpoint
 from melodia.model.stored import read_checkpoint
 from melodia.tokenizer import Tokenizer, TokenizerConfig
@@ -120,6 +122,8 @@ def test_a_resumed_training_knows_what_it_was_begun_with(
         resume(kind="gru")
     with pytest.raises(ConfigError, match=r"`scheme` .* is TSD .*received REMI"):
         resume(scheme="REMI")
+    with pytest.raises(ConfigError, match=r"`dropout` of the training .* is 0.1 .*received 0.0"):
+        resume(dropout=0.0)
     with pytest.raises(TrainingError, match=r"`batch_size` 2 is now 5"):
         resume(training={"batch_size": 5})
     assert resume(size="tiny", training={"precision": "auto"}).training.iterations == 3
@@ -146,19 +150,41 @@ def test_a_resumed_fine_tuning_keeps_the_music_that_came_before(
     copy = tmp_path / "base"
     shutil.copytree(base, copy)
     with pytest.raises(RuntimeError, match="crash"):
-        run(songs[1], tmp_path / "out", init=copy, progress=Crash())
+        run(songs[1], tmp_path / "out", init=copy, dropout=0.4, progress=Crash())
     shutil.rmtree(copy)  # the training has taken what it needs
     done = run(songs[1], tmp_path / "out", resume=True)
     assert done.training.iterations == 3
     assert music["first"] < names(tmp_path / "out") <= music["first"] | music["second"]
+    (tmp_path / "out" / "best" / "originality.safetensors").unlink()
+    index_checkpoint(tmp_path / "out", songs[1], cache=run.cache, workers=0)  # type: ignore[attr-defined]
+    assert music["first"] < names(tmp_path / "out") <= music["first"] | music["second"]
     config = load_checkpoint(tmp_path / "out").config
-    assert config == load_checkpoint(base).config
+    assert config == replace(load_checkpoint(base).config, dropout=0.4)
     with pytest.raises(ConfigError, match=r"`init` of the training in .*leave `init` out"):
         run(songs[1], tmp_path / "out", resume=True, init=base)
     # Begun anew, and without a checkpoint, it has nothing of the first music.
     run(songs[1], tmp_path / "out", force=True, kind="gru", size="tiny")
     assert names(tmp_path / "out") <= music["second"]
     assert not (tmp_path / "out" / "resume" / "originality.safetensors").exists()
+
+
+def test_the_model_that_comes_with_melodia_can_be_fine_tuned_by_its_name(
+    base: Path,
+    songs: tuple[Path, Path],
+    run: Callable[..., TrainedFolder],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setattr(train_module, "bundled_model", lambda: base)
+    monkeypatch.chdir(tmp_path)
+    run(songs[1], tmp_path / "out", init="bundled", training={"learning_rate": 1e-9})
+    tuned, before = load_checkpoint(tmp_path / "out"), load_checkpoint(base)
+    assert tuned.config == before.config
+    for name, tensor in before.model.state_dict().items():
+        torch.testing.assert_close(tuned.model.state_dict()[name], tensor, rtol=0, atol=1e-5)
+    (tmp_path / "bundled").mkdir()  # a folder of the user's
+    with pytest.raises(CheckpointError, match="bundled"):
+        run(songs[1], tmp_path / "out", init="bundled", force=True)
 
 
 def test_fine_tuning_in_place_keeps_the_music_that_came_before(
@@ -199,6 +225,7 @@ def test_fine_tuning_takes_the_tokenizer_of_the_checkpoint(
         ({"combine": "sum"}, "`combine` .* is none .*received sum"),
         ({"encoder": "gru"}, "`encoder` .* is none .*received gru"),
         ({"side_inputs": ()}, "`side_inputs` .* is position .*received none"),
+        ({"dropout": 1.5}, "`dropout` must be between 0 and .*received 1.5"),
         ({"scheme": "TSD"}, "`scheme` .* is REMI .*received TSD"),
         ({"bpe": BPE}, f"`bpe` .* is none .*received {BPE}.*retrain without `init`"),
     ],

@@ -40,7 +40,10 @@ def train(
         help="Resume the interrupted run in --out; its options are remembered, only the budget may change.",
     ),
     init: Path | None = typer.Option(
-        None, "--init", metavar="DIR", help="Fine-tune this checkpoint, with its model and its tokenizer."
+        None,
+        "--init",
+        metavar="DIR",
+        help="Fine-tune this checkpoint, with its model and its tokenizer; bundled: the model that comes with melodia.",
     ),
     scheme: str | None = typer.Option(
         None, "--tokenizer", help="REMI (default), TSD, MIDILike, Structured or PerTok."
@@ -52,6 +55,11 @@ def train(
         None,
         help="Extra inputs of the first layer, separated by commas, or none (default: "
         "position,bars_left,lookback1,lookback2,density).",
+    ),
+    dropout: float | None = typer.Option(
+        None,
+        help="Share of the units that are dropped while training (default: 0.1, 0.2, 0.3 or 0.4 by size, or that of "
+        "--init).",
     ),
     batch_size: BatchSize = None,
     window: Window = None,
@@ -114,6 +122,7 @@ def train(
             combine=combine,
             encoder=encoder,
             side_inputs=sides,
+            dropout=dropout,
             scheme=scheme,
             bpe=bpe,
             training={name: value for name, value in optional.items() if value is not None}

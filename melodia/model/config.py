@@ -14,6 +14,7 @@ from melodia.side_inputs import SideInputSpec
 KINDS = ("lstm", "gru", "sequential", "reversed", "parallel", "bidirectional")
 COMBINES = ("concat", "sum", "gated")
 SIZES = {"tiny": 128, "small": 256, "base": 512, "large": 1024}  # hidden units of the presets
+DROPOUT_FIELDS = ("dropout", "embedding_dropout", "weight_drop")  # no tensor depends on them
 DROPOUTS = {"tiny": 0.1, "small": 0.2, "base": 0.3, "large": 0.4}
 BLOCK_MAX = 256  # tokens, where the config names none; few bars are longer, and longer ones are cut
 
@@ -125,7 +126,7 @@ class ModelConfig:
         self._whole("vocab_size", 1, MAX_VOCABULARY)
         self._whole("hidden_size", 1, MAX_HIDDEN)
         self._whole("embedding_size", 1, MAX_HIDDEN)
-        for name in ("dropout", "embedding_dropout", "weight_drop"):
+        for name in DROPOUT_FIELDS:
             object.__setattr__(self, name, real_number(name, getattr(self, name), 0, MAX_DROPOUT))
         for name in ("tie_weights", "residual", "layer_norm"):
             object.__setattr__(self, name, truth_value(name, getattr(self, name)))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from melodia.errors import ConfigError, TrainingError, show_path
 from melodia.model import Model, ModelConfig
 from melodia.model import state as states
 from melodia.model.checkpoint import load_checkpoint
+from melodia.model.config import DROPOUT_FIELDS
 from melodia.training.config import TrainingConfig
 from melodia.training.distributed import World
 from melodia.training.loss import nll_sum
@@ -166,7 +167,7 @@ class Learner:
 def make_model(
     corpus: Corpus, model_config: ModelConfig | None, random_seed: int, init: str | Path | None
 ) -> Model:
-    """The model to train: new, or the one of the checkpoint `init`.
+    """The model to train: new, or the one of the checkpoint `init`, whose dropout the config may change.
 
     Raises:
         TrainingError: the checkpoint has another vocabulary than the corpus.
@@ -183,11 +184,16 @@ def make_model(
                 f"the corpus ({ours.scheme}, {ours.size} tokens); build the corpus with the checkpoint's "
                 "tokenizer"
             )
-        if model_config is not None and model_config != checkpoint.config:
+        if model_config is None:
+            return checkpoint.model
+        dropouts = {name: getattr(model_config, name) for name in DROPOUT_FIELDS}
+        if model_config != replace(checkpoint.config, **dropouts):
             raise ConfigError(
                 f"the checkpoint {show_path(init)} is a model of another shape; leave out `kind`, `size` and the like"
             )
-        return checkpoint.model
+        model = Model(model_config)
+        model.load_state_dict(checkpoint.model.state_dict())
+        return model
     if model_config is None:
         raise ConfigError("nothing says what to train: give a model config or a checkpoint to start from")
     if model_config.vocab_size != ours.size:

@@ -35,7 +35,7 @@ def refuse_others(asked: Mapping[str, Any], settled: Mapping[str, Any], owner: s
 
 
 def _shown(value: Any) -> str:
-    return (",".join(value) if isinstance(value, tuple) else str(value or "")) or "none"
+    return (",".join(value) if isinstance(value, tuple) else "" if value is None else str(value)) or "none"
 
 
 def model_options(config: ModelConfig) -> dict[str, Any]:
@@ -47,6 +47,7 @@ def model_options(config: ModelConfig) -> dict[str, Any]:
         "combine": config.combine,
         "encoder": config.encoder,
         "side_inputs": tuple(spec.name for spec in config.side_inputs),
+        "dropout": config.dropout,
     }
 
 

@@ -12,7 +12,7 @@ from melodia.checks import file_path, truth_value
 from melodia.corpus.shards import Corpus
 from melodia.errors import CheckpointError, ConfigError, MelodiaError, show_path
 from melodia.midi import read_score
-from melodia.model.stored import TOKENIZER, read_checkpoint
+from melodia.model.stored import BEST, RESUME, TOKENIZER, read_checkpoint
 from melodia.originality import (
     FILE,
     Index,
@@ -95,6 +95,8 @@ def index_checkpoint(
 ) -> IndexReport:
     """Build the originality index of a checkpoint that has none, or build it anew.
 
+    Of a checkpoint that was fine-tuned, and lies in its training's folder, the index of the model before joins it.
+
     Args:
         model: a checkpoint folder, or the folder of a training.
         folder: the MIDI files that the model was trained on, or their built corpus.
@@ -125,7 +127,9 @@ def index_checkpoint(
             "differ: other music, or other tokens), so its index might not show what the model copies; give the "
             "training music, or `force` to build the index from this all the same"
         )
-    report = index_corpus(corpus, checkpoint.path, progress=None if progress is None else progress.read)
+    tuned = checkpoint.path.parent / RESUME if checkpoint.path.name == BEST else None
+    base = tuned if tuned is not None and (tuned / FILE).is_file() else None
+    report = index_corpus(corpus, checkpoint.path, base, None if progress is None else progress.read)
     if other:
         note = "the index was not built from what the model was trained on (the corpus fingerprints differ)"
         return IndexReport(report.index, report.path, (*report.notes, note))

@@ -18,6 +18,7 @@ from melodia.errors import ConfigError, MelodiaError, show_path
 from melodia.files import short_name, write_whole
 from melodia.kernels.asked import asked_backend
 from melodia.model.config import ModelConfig
+from melodia.sampler.loading import bundled_model
 from melodia.side_inputs import DEFAULTS, NAMES, default_specs
 from melodia.tokenizer import Tokenizer, TokenizerConfig
 from melodia.training import Progress, TrainingConfig, TrainingSummary, World, join, train
@@ -32,6 +33,7 @@ from melodia.workflows.options import check_model, choose_tokens
 from melodia.workflows.originality import index_corpus
 
 DEFAULT_MINUTES = 20.0
+BUNDLED = "bundled"  # the name of the model that comes with melodia, for `init`
 SAMPLES = 3
 SAMPLE_SEED_BARS = 8
 SAMPLE_BARS = 8
@@ -143,7 +145,7 @@ def _check_form(form: Mapping[str, Any]) -> None:
         ConfigError: names the first.
     """
     _check_sides(form["side_inputs"] or ())
-    changes = {name: form[name] for name in ("combine", "encoder") if form[name] is not None}
+    changes = {name: form[name] for name in ("combine", "encoder", "dropout") if form[name] is not None}
     kind = form["kind"] or "parallel"
     if kind == "bidirectional":
         changes["block_length"] = BLOCK_WITHOUT_BARS
@@ -170,6 +172,7 @@ def train_folder(
     combine: str | None = None,
     encoder: str | None = None,
     side_inputs: Sequence[str] | None = None,
+    dropout: float | None = None,
     scheme: str | None = None,
     bpe: int | None = None,
     training: dict[str, Any] | None = None,
@@ -188,13 +191,15 @@ def train_folder(
         out: the folder to write: the checkpoint in `best`, logs, the state to resume from, samples.
         kind, size, combine, encoder, side_inputs: of the model; None: "parallel", "small", the kind's own, `DEFAULTS`.
             With `init` or `resume` the model is there already: what is given must be what it has.
+        dropout: the share of units that are dropped while training; None: the size's preset, or the `init`'s own.
         scheme, bpe: of the tokenizer; None: "REMI", no byte pairs. The same holds for `init`, `resume`, a built corpus.
         training: fields of `TrainingConfig`; 20 minutes if no budget is among them. The precision may also be "auto":
             bf16 where that is faster (`kernels.fast_precision`). With `resume` the others are as they were.
         backend: of the kernels, "auto", "reference" or "native".
         resume: go on where an interrupted call stopped; what it was begun with need not be given again. From the
             beginning if it had not saved anything yet, which is told; an error where none was begun.
-        init: a checkpoint to fine-tune, with its tokenizer.
+        init: a checkpoint to fine-tune, with its tokenizer. "bundled": the model that comes with melodia, unless
+            there is a folder of that name.
         workers: processes that read the corpus.
         cache: where token shards are kept.
         force: begin anew in a folder that holds a checkpoint.
@@ -215,8 +220,10 @@ def train_folder(
     given, automatic = _precision_apart(named_values("training", training))
     _check_sides(() if side_inputs is None else side_inputs)
     sides = None if side_inputs is None else tuple(side_inputs)
-    form = {"kind": kind, "size": size, "combine": combine, "encoder": encoder, "side_inputs": sides}
-    base = None if init is None else str(file_path("init", init).resolve())
+    form = {
+        "kind": kind, "size": size, "combine": combine, "encoder": encoder, "side_inputs": sides, "dropout": dropout
+    }  # fmt: skip
+    base = None if init is None else str(_folder_to_tune(init).resolve())
     with (
         asked_backend(backend),
         join(training_config(given).device) as world,
@@ -227,6 +234,8 @@ def train_folder(
         if automatic and not goes_on:
             config = replace(config, precision=kernels.fast_precision(world.device))
         if before is not None:
+            if not goes_on and dropout is not None:  # no weight depends on it
+                before = replace(before, model=replace(before.model, dropout=dropout))
             check_model({**form, "init": base}, before)
         else:
             _check_form(form)
@@ -251,6 +260,17 @@ def train_folder(
             index = None if base is None else out / RESUME
             notes += index_corpus(corpus, summary.checkpoint, index).lines()
     return TrainedFolder(summary, samples, notes, world.leads)
+
+
+def _folder_to_tune(init: Path | str) -> Path:
+    """The checkpoint of a name that may be `BUNDLED`.
+
+    Raises:
+        ConfigError: it is no path.
+        CheckpointError: this melodia comes without a model.
+    """
+    folder = file_path("init", init)
+    return bundled_model() if str(folder) == BUNDLED and not folder.exists() else folder
 
 
 def _precision_apart(training: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
