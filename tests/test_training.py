@@ -352,6 +352,11 @@ def test_corpus_warnings() -> None:
     assert corpus_warnings(500, 2_000_000, 50, 2_000_000) == []
     (small,) = corpus_warnings(1, 2_000_000, 50, 100)
     assert "the corpus is small: 1 piece with" in small
+    assert "(`init` bundled)" in small
+    for options in ({"tuned": True}, {"init": False}):
+        (small,) = corpus_warnings(1, 2_000_000, 50, 100, **options)
+        assert small.endswith("add more music")
+    assert corpus_warnings(500, 1_000_000, 50, 50_000_000, tuned=True) == []
     (large,) = corpus_warnings(500, 1_000_000, 50, 50_000_000)
     assert "50,000,000 parameters for 1,000,000 tokens" in large
     (none,) = corpus_warnings(500, 2_000_000, 0, 100)

@@ -112,7 +112,7 @@ def train(
             learner = Learner(
                 corpus, make_model(corpus, model_config, config.random_seed, init), config, world
             )
-            run = _Run(corpus, learner, folder, progress, saved, again)
+            run = _Run(corpus, learner, folder, progress, saved, again, tuned=init is not None)
             try:
                 return run.go()
             finally:
@@ -130,9 +130,10 @@ class _Run:
         progress: Progress,
         saved: TrainingState | None,
         again: str,
+        tuned: bool,
     ) -> None:
         self.corpus, self.learner, self.out, self.progress = corpus, learner, out, progress
-        self.config, self.world, self.again = learner.config, learner.world, again
+        self.config, self.world, self.again, self.tuned = learner.config, learner.world, again, tuned
         self.held_out = corpus.pieces("valid")
         self.plain = Preparer(corpus.vocabulary, learner.model.config.side_inputs)
         self.total = learner.iterations()
@@ -429,8 +430,12 @@ class _Run:
                 keys=stream.keys,
             )
         )
-        for text in corpus_warnings(pieces, tokens, len(held_out), parameters, init=self.again == AGAIN):
-            self._warn(text)
+        if not self.resumed_at:  # who resumes was told
+            init = self.again == AGAIN
+            for text in corpus_warnings(
+                pieces, tokens, len(held_out), parameters, init=init, tuned=self.tuned
+            ):
+                self._warn(text)
         device = self.world.device
         if self.config.precision == "bf16" and device.type == "cpu" and fast_precision(device) != "bf16":
             self._warn(

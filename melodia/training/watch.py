@@ -13,7 +13,7 @@ TOKENS_PER_PARAMETER = 0.1
 
 
 def corpus_warnings(
-    pieces: int, tokens: int, valid_pieces: int, parameters: int, *, init: bool = True
+    pieces: int, tokens: int, valid_pieces: int, parameters: int, *, init: bool = True, tuned: bool = False
 ) -> list[str]:
     """What is worrying about a corpus before training begins, a sentence or two each.
 
@@ -22,16 +22,19 @@ def corpus_warnings(
         valid_pieces: held out.
         parameters: of the model.
         init: the caller can begin with a trained checkpoint.
+        tuned: it does.
     """
     warnings = []
-    tuned = ", or start from a trained checkpoint (`init`)" if init else ""
+    better = (
+        ", or start from the model that comes with melodia (`init` bundled)" if init and not tuned else ""
+    )
     if pieces < FEW_PIECES or tokens < FEW_TOKENS:
         warnings.append(
             f"the corpus is small: {counted(pieces, 'piece')} with {tokens:,} tokens to train on (models begin to "
             f"generalise from about {FEW_PIECES} pieces and {FEW_TOKENS:,} tokens); expect it to memorise pieces, so "
-            f"add more music{tuned}"
+            f"add more music{better}"
         )
-    elif tokens < TOKENS_PER_PARAMETER * parameters:
+    elif tokens < TOKENS_PER_PARAMETER * parameters and not tuned:
         warnings.append(
             f"the model is large for the corpus: {parameters:,} parameters for {tokens:,} tokens; "
             "a smaller `size` will likely do as well and train faster"
