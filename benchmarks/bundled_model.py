@@ -35,7 +35,6 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from melodia.corpus.manifest import MANIFEST, read_manifest
 from melodia.corpus.shards import Corpus, Piece
 from melodia.errors import CorpusError, MelodiaError
 from melodia.evaluation.likelihood import model_likelihood
@@ -287,7 +286,7 @@ def held_out(corpus: Corpus) -> dict[str, list[Piece]]:
     Raises:
         CorpusError: music of a set that `SETS` does not know.
     """
-    rows = read_manifest(corpus.folder / MANIFEST)
+    rows = corpus.rows()
     for row in rows:
         if row.path.split("/")[1] not in SETS:
             raise CorpusError(f"{row.path}: a set that has no line in SETS; say what its licence is")

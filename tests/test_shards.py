@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from training_helpers import small_corpus, small_vocabulary
 
+from melodia.corpus.manifest import MANIFEST, Row, manifest_bytes
 from melodia.corpus.shards import CONSTANT_VELOCITY, Corpus, ShardWriter
 from melodia.errors import CorpusError
 from melodia.vocabulary import Vocabulary
@@ -301,6 +303,26 @@ def test_a_corpus_that_is_replaced_stays_what_it_was(tmp_path: Path) -> None:
     (tmp_path / "new").write_bytes(bytes(file.stat().st_size))
     (tmp_path / "new").replace(file)
     assert pieces[0].tokens.tolist() == before
+
+
+@pytest.mark.parametrize("how", ["built anew", "removed"])
+def test_the_tokenizer_and_the_names_are_those_of_the_tokens(tmp_path: Path, how: str) -> None:
+    """A training saves the one with its checkpoints, and its index of the music has the others."""
+
+    def write(tokenizer: str, names: list[str]) -> None:
+        with ShardWriter(tmp_path / "corpus", small_vocabulary(), tokenizer_json=tokenizer) as writer:
+            for number in range(len(names)):
+                writer.add("train", [4, 5], row=number)
+            writer.attach(MANIFEST, manifest_bytes([Row(name, verdict="used") for name in names]))
+
+    write('{"old": 1}', ["a.mid", "b.mid"])
+    corpus = Corpus.open(tmp_path / "corpus")
+    if how == "removed":
+        shutil.rmtree(tmp_path / "corpus")
+    else:
+        write('{"new": 1}', ["added.mid", "a.mid", "b.mid"])
+    assert corpus.tokenizer_json == '{"old": 1}'
+    assert [row.path for row in corpus.rows()] == ["a.mid", "b.mid"]
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc to count open files")

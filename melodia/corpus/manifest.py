@@ -103,11 +103,21 @@ def read_manifest(path: str | Path) -> list[Row]:
     if path.is_dir():
         path = path / MANIFEST
     try:
-        lines = path.read_text("utf-8").split("\n")
+        text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise CorpusError(
             f"cannot read the manifest {show_path(path)} ({error}); rebuild the corpus"
         ) from error
+    return parse_manifest(text, path)
+
+
+def parse_manifest(text: str, path: Path) -> list[Row]:
+    """The rows of the text that was read from `path`.
+
+    Raises:
+        CorpusError: it is no manifest.
+    """
+    lines = text.split("\n")
     if tuple(lines[0].split("\t")) != _COLUMNS:
         raise CorpusError(
             f"{show_path(path)} is not a manifest that this version can read; rebuild the corpus"

@@ -32,6 +32,7 @@ from typing import Any, BinaryIO, overload
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from melodia.corpus.manifest import MANIFEST, Row, parse_manifest
 from melodia.errors import CorpusError, TokenizerError, show_path
 from melodia.files import sync_folder
 from melodia.vocabulary import Vocabulary
@@ -144,14 +145,22 @@ class Corpus:
         vocabulary: what its ids mean.
         fingerprint: a hash of the vocabulary and of every token of every split, 16 hexadecimal digits.
         summary: the content of `corpus.json`.
+        tokenizer_json: the tokenizer's file as text, "{}" if the corpus carries none.
     """
 
     def __init__(
-        self, folder: Path, vocabulary: Vocabulary, summary: dict[str, Any], splits: dict[str, Pieces]
+        self,
+        folder: Path,
+        vocabulary: Vocabulary,
+        summary: dict[str, Any],
+        splits: dict[str, Pieces],
+        tokenizer_json: str,
+        manifest: str,
     ) -> None:
         self.folder, self.vocabulary, self.summary = folder, vocabulary, summary
         self.fingerprint: str = summary["fingerprint"]
-        self._splits = splits
+        self.tokenizer_json = tokenizer_json
+        self._splits, self._manifest = splits, manifest
 
     @classmethod
     def open(cls, folder: str | Path) -> Corpus:
@@ -180,6 +189,8 @@ class Corpus:
             dtype = np.dtype({2: "<u2", 4: "<u4"}[summary["token_bytes"]])
             splits = {name: _open_split(folder, name, summary["splits"][name], dtype) for name in SPLITS}
             str(summary["fingerprint"])
+            # Read now, as the shards are opened now: the folder may be built anew, or removed, in the meantime.
+            tokenizer, manifest = _text(folder / TOKENIZER, "{}"), _text(folder / MANIFEST, "")
         except FileNotFoundError as error:
             raise CorpusError(
                 f"{show_path(folder)} holds no finished corpus ({show_path(error.filename)} is missing); "
@@ -187,7 +198,7 @@ class Corpus:
             ) from error
         except (OSError, KeyError, TypeError, ValueError, EOFError, TokenizerError) as error:
             raise CorpusError(f"{show_path(folder)}: damaged corpus ({error!r}); rebuild it") from error
-        return cls(folder, vocabulary, summary, splits)
+        return cls(folder, vocabulary, summary, splits, tokenizer, manifest)
 
     def pieces(self, split: str) -> Pieces:
         """The pieces of "train" or "valid"."""
@@ -195,11 +206,13 @@ class Corpus:
             raise CorpusError(f"a corpus has the splits {', '.join(SPLITS)} (received {split!r})")
         return self._splits[split]
 
-    @property
-    def tokenizer_json(self) -> str:
-        """The tokenizer's file as text, "{}" if the corpus carries none."""
-        path = self.folder / TOKENIZER
-        return path.read_text("utf-8") if path.exists() else "{}"
+    def rows(self) -> list[Row]:
+        """The manifest, whose rows `Piece.row` counts; nothing if the corpus carries none.
+
+        Raises:
+            CorpusError: it is damaged.
+        """
+        return parse_manifest(self._manifest, self.folder / MANIFEST) if self._manifest else []
 
     def verify(self) -> None:
         """Read every token and compare with the fingerprint; raises CorpusError where they differ."""
@@ -215,6 +228,14 @@ class Corpus:
             raise CorpusError(
                 f"{show_path(self.folder)}: the tokens differ from those that were written; rebuild the corpus"
             )
+
+
+def _text(path: Path, otherwise: str) -> str:
+    """What stands in a file that a corpus may have or not."""
+    try:
+        return path.read_text("utf-8")
+    except FileNotFoundError:
+        return otherwise
 
 
 def _close(files: list[int]) -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from melodia.corpus.manifest import MANIFEST, read_manifest
 from melodia.corpus.shards import Corpus
 from melodia.errors import CheckpointError, show_path
 from melodia.files import write_whole
@@ -38,8 +37,7 @@ def training_pieces(corpus: Corpus, split: str = "train") -> Iterator[Training]:
 
     Transposed copies are left out: what is compared does not depend on the key.
     """
-    manifest = corpus.folder / MANIFEST
-    rows = read_manifest(manifest) if manifest.is_file() else []
+    rows = corpus.rows()
     pieces = corpus.pieces(split)
     for number in pieces.originals.tolist():
         piece = pieces[number]

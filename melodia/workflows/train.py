@@ -11,7 +11,6 @@ from typing import Any
 
 from melodia import kernels
 from melodia.checks import file_path, named_values, truth_value, whole_number
-from melodia.corpus.manifest import MANIFEST, read_manifest
 from melodia.corpus.shards import Corpus
 from melodia.decode.config import RECOMMENDED
 from melodia.errors import ConfigError, MelodiaError, show_path
@@ -356,8 +355,7 @@ def continue_held_out(corpus: Corpus, summary: TrainingSummary, out: Path) -> tu
     from melodia.sampler import Sampler
 
     pieces = corpus.pieces("valid") if len(corpus.pieces("valid")) else corpus.pieces("train")
-    manifest = corpus.folder / MANIFEST
-    rows = read_manifest(manifest) if manifest.is_file() else []
+    rows = corpus.rows()
     chosen = [pieces[number * len(pieces) // SAMPLES] for number in range(SAMPLES)]
     names = []
     for piece in chosen:
