@@ -175,6 +175,23 @@ def test_metre_that_cannot_start_where_it_stands_waits_for_the_bar_line() -> Non
     assert found(score)["quantised: time signature inside a bar moved to the next bar line"] == 1
 
 
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("length", [0.75 + 1 / 24, 40])
+def test_a_note_that_ends_between_grid_lines_delays_nothing(scheme: str, length: float) -> None:
+    """The grid of 7/16 is finer than that of 4/4: the note ends there between two lines, and time goes on as it was."""
+    notes = [(1 + 1 / 48, length, 60, 63)] + [(1.75 + i, 1, 64, 63) for i in range(44)]
+    score = make((0, notes), metres=[(0, 7, 16), (1.75, 4, 4)])
+    tokenizer = tokenizer_of(scheme)
+    ids = tokenizer.encode(score).ids
+    back = tokenizer.decode(ids)
+    onsets = [n[1] / tokenizer.config.ticks_per_quarter for n in content(back)[0] if n[2] == 64]
+    moved = onsets[0] - 1.75  # Structured knows no 7/16, whose bar line is between its lines
+    assert onsets == pytest.approx([1.75 + moved + i for i in range(44)])
+    assert abs(moved) < (1 / 24 if scheme == "Structured" else 1e-6)
+    assert grammar_of(scheme).accepts(ids.tolist()) is None
+    assert np.array_equal(tokenizer.encode(back).ids, ids)
+
+
 def test_notes_doubled_by_joined_tracks_are_merged() -> None:
     """Two tracks of one program: the doubled note keeps the longer length and the louder velocity."""
     score = make((40, [(0, 1, 60, 31)]), (40, [(0, 2, 60, 95)]), (41, [(0, 1, 60, 63)]))

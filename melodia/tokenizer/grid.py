@@ -108,6 +108,12 @@ class _Grid:
         start, unit = self.starts[at], self.units[at]
         return (start + np.floor((times - start) / unit + 0.5 + _EPSILON) * unit).astype(np.int64)
 
+    def floor(self, times: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The last grid line up to each time [N]."""
+        at = self.section(times)
+        start, unit = self.starts[at], self.units[at]
+        return (start + (times - start) // unit * unit).astype(np.int64)
+
 
 def _note_columns(score: ScoreTick, scale: float, findings: Findings) -> dict[str, NDArray[Any]]:
     """All notes of all tracks: program, onset and end in grid ticks (not yet whole), pitch, velocity."""
@@ -295,12 +301,13 @@ def _snap_notes(
     again = np.flatnonzero(same[1:])  # the note behind is of the same pitch
     room[again] = onset[again + 1] - onset[again]
     findings.add("repaired", "note cut where its pitch is struck again", int((end - onset > room).sum()))
-    length = (
-        true_end - true_onset
-    ) / unit  # a length that a token says exactly stays, whatever the grid at its end
-    exact = (np.abs(length - np.round(length)) < _EPSILON) & (np.abs(onset - true_onset) < _EPSILON)
-    end = np.where(exact, onset + np.round(length).astype(np.int64) * unit, end)
+    if config.scheme != "MIDILike":  # a length that a token says exactly stays, whatever the grid at its end
+        length = (true_end - true_onset) / unit
+        exact = (np.abs(length - np.round(length)) < _EPSILON) & (np.abs(onset - true_onset) < _EPSILON)
+        end = np.where(exact, onset + np.round(length).astype(np.int64) * unit, end)
     duration = _fit_durations(np.minimum(end - onset, room), room, unit, config, findings)
+    if config.scheme == "MIDILike":  # an end is a place that time shifts reach; a clipped one may lie between
+        duration = grid.floor(onset + duration) - onset
     moved["end"] = np.abs(onset + duration - true_end) / config.ticks_per_quarter
     for name, distance in moved.items():
         _count_moved(findings, f"note {name}", distance)
