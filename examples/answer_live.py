@@ -14,6 +14,7 @@ import heapq
 import itertools
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -131,8 +132,9 @@ def take_turns(
         music.time_signature_changes.append(pretty_midi.TimeSignature(beats, 4, 0))
         music.instruments.append(pretty_midi.Instrument(program))
         music.instruments[0].notes = past
-        sampler.prime(music)
+        unfinished = sampler.prime(music).completes  # then events first complete the last bar that was heard
         events = sampler.stream(bars=bars, metre=(beats, 4), random_seed=random_seed, **SETTINGS)
+        events = behind(events, beats * beat if unfinished else 0.0)
         first = next(events)
         print(f"answering, ready {1000 * (clock.now() - line):.0f} ms after the bar line")
         answer = play(itertools.chain([first], events), out, line, clock)
@@ -142,6 +144,13 @@ def take_turns(
         gone = max(0.0, length - KEPT_BARS * beats * beat)
         past = [moved(note, -gone) for note in past if note.start >= gone]
         length -= gone
+
+
+def behind(events: Iterator[Any], seconds: float) -> Iterator[Any]:
+    """The events from a time on, counted from there."""
+    for event in events:
+        if event.onset > seconds - POLL:
+            yield replace(event, onset=max(0.0, event.onset - seconds))
 
 
 def joined(

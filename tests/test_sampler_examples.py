@@ -92,13 +92,14 @@ class FakePorts:
         self.heard.append((self.clock.now(), message))
 
 
-@pytest.mark.parametrize("click", [False, True])
-def test_live_turns_are_in_time(click: bool, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("click", "beats"), [(False, 8), (True, 8), (False, 6)])
+def test_live_turns_are_in_time(click: bool, beats: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also where the player falls silent before the end of the last bar."""
     live = SimpleNamespace(**runpy.run_path(str(EXAMPLES / "answer_live.py")))
     clock, played = FakeClock(), []
     beat, turn = 0.5, 4.0  # two bars of 4/4 at 120
     for start in (3.0, 3.0 + 2 * turn + 1.0):
-        for k in range(8):
+        for k in range(beats):
             played.append((start + k * beat, mido.Message("note_on", note=60 + k, velocity=80)))
             played.append((start + k * beat + 0.4, mido.Message("note_off", note=60 + k)))
     ports = FakePorts(clock, played)
