@@ -221,7 +221,9 @@ def test_programs_and_pitches() -> None:
     assert walk.names("Program") == ["40", "-1"]
     assert walk("Program_40").names("Pitch") == ["55", "56", "57"]
     walk("Pitch_55 Velocity_63 Duration_1.0.12 Program_-1")
-    assert len(walk.names("PitchDrum")) == 68, "drums have no range"
+    assert len(walk.names("PitchDrum")) == 68, "drums have a range of their own"
+    walk = Walk(line="Bar TimeSig_3/4 Position_0 Program_-1", drum_range=(35, 36), pitch_range=(55, 57))
+    assert walk.names("PitchDrum") == ["35", "36"]
 
 
 def test_time_signatures_and_changes() -> None:
@@ -320,6 +322,7 @@ def test_what_cannot_be_had_is_waived() -> None:
         ({"programs": ()}, "at least one program"),
         ({"pitch_range": (60, 50)}, "lowest and highest"),
         ({"pitch_range": (40, 50, 60)}, "lowest and highest"),
+        ({"drum_range": (60, 50)}, "lowest and highest"),
         ({"time_signatures": ()}, "at least one metre"),
         ({"min_bars": 3, "max_bars": 2}, "min_bars must not be above max_bars"),
         ({"max_bars": 2, "allow_eos": False}, "allow_eos"),

@@ -33,6 +33,7 @@ LIMITS = {
     "two voices": Constraints(programs=(0, 1), max_polyphony=2, allow_metre_changes=False),
     "three bars": Constraints(programs=(0,), min_bars=2, max_bars=3, allow_tempo_changes=False),
     "drums": Constraints(programs=(-1,), allow_tempo=False, max_bars=4),
+    "four drums": Constraints(programs=(0, -1), drum_range=(35, 38)),
     "no end": Constraints(allow_eos=False, allow_tempo_changes=False),
 }
 

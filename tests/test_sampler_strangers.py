@@ -187,6 +187,21 @@ def test_programs_join_each_other_where_none_of_them_played_before(seeded: bool)
         assert {event.program for event in made.events} >= {0, 32}
 
 
+@pytest.mark.parametrize("scheme", ["REMI", "MIDILike"])
+@pytest.mark.parametrize("seeded", [False, True])
+def test_drums_that_join_are_those_that_every_player_has(scheme: str, seeded: bool) -> None:
+    """Behind music that has drums anything may come: it may be played on another kit."""
+    sampler = tiny_sampler(scheme)
+    sampler.prime(make_seed(scale(1)) if seeded else None)
+    wishes: dict[str, Any] = {"programs": (0, -1), "bars": 20, "random_seed": 1}
+    drums = {event.pitch for event in sampler.generate(**wishes).events if event.program == -1}
+    assert len(drums) > 5
+    assert drums <= set(range(35, 82))
+    sampler.prime(make_seed([*scale(1), (0, 0.5, 22, -1)]))
+    drums = {event.pitch for event in sampler.generate(**wishes).events if event.program == -1}
+    assert drums - set(range(35, 82))
+
+
 def test_bars_do_not_repeat_where_programs_join() -> None:
     sampler = tiny_sampler()
     sampler.prime(make_seed(scale(8)))

@@ -110,6 +110,7 @@ class Compiled:
                     f"no token for the time signature {unknown[0]}; known are {', '.join(sorted(known))}"
                 )
         low, high = limits.pitch_range or (0, 127)
+        deepest, highest = limits.drum_range or (0, 127)
         pitch_classes = range(12) if limits.pitch_classes is None else limits.pitch_classes
         allowed = np.ones(vocabulary.size, dtype=bool)
         for i, (op, value) in enumerate(zip(tables.ops, tables.values, strict=True)):
@@ -129,7 +130,7 @@ class Compiled:
                 melodic = programs is None or any(p >= 0 for p in programs)
                 allowed[i] = melodic and low <= value <= high and value % 12 in pitch_classes
             elif op in (Op.DRUM, Op.DRUM_OFF):
-                allowed[i] = programs is None or -1 in programs
+                allowed[i] = (programs is None or -1 in programs) and deepest <= value <= highest
         return allowed
 
     def _prepare_notes(self) -> None:

@@ -11,6 +11,9 @@ from melodia.errors import ConfigError, GrammarError
 MOST_POLYPHONY = 129 * 128
 """Notes that can sound at once: every pitch of every program and of the drums."""
 
+GENERAL_MIDI_DRUMS = (35, 81)
+"""The lowest and the highest pitch for which every General MIDI drum kit has a sound."""
+
 MOST_BARS = 1 << 30
 
 
@@ -22,6 +25,7 @@ class Constraints:
         programs: General MIDI programs that may play (0 to 127, -1 for the drums); None for all.
         pitch_range: lowest and highest pitch of melodic notes, both allowed; None for all. Drums are not
             concerned.
+        drum_range: lowest and highest pitch of the drums, both allowed, such as `GENERAL_MIDI_DRUMS`; None for all.
         pitch_classes: the pitch classes of melodic notes, 0 (C) to 11 (B); None for all.
         time_signatures: metres that may be written, such as ("3/4", "6/8"); None for all.
         allow_metre_changes: whether the metre may change once there is one.
@@ -44,6 +48,7 @@ class Constraints:
 
     programs: tuple[int, ...] | None = None
     pitch_range: tuple[int, int] | None = None
+    drum_range: tuple[int, int] | None = None
     pitch_classes: tuple[int, ...] | None = None
     time_signatures: tuple[str, ...] | None = None
     allow_metre_changes: bool = True
@@ -58,12 +63,14 @@ class Constraints:
         if self.programs is not None:
             self._numbers("programs", -1, 127, " between 0 and 127, or -1 for the drums")
             _require(bool(self.programs), "programs must name at least one program; give None for all")
-        if self.pitch_range is not None:
-            self._numbers("pitch_range", 0, 127)
-            _require(
-                len(self.pitch_range) == 2 and self.pitch_range[0] <= self.pitch_range[1],
-                f"pitch_range must be the lowest and highest pitch, between 0 and 127 (received {self.pitch_range})",
-            )
+        for name in ("pitch_range", "drum_range"):
+            if getattr(self, name) is not None:
+                self._numbers(name, 0, 127)
+                pair = getattr(self, name)
+                _require(
+                    len(pair) == 2 and pair[0] <= pair[1],
+                    f"{name} must be the lowest and highest pitch, between 0 and 127 (received {pair})",
+                )
         if self.pitch_classes is not None:
             self._numbers("pitch_classes", 0, 11)
             self._set("pitch_classes", tuple(sorted(set(self.pitch_classes))))

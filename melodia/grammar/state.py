@@ -123,6 +123,7 @@ class GrammarState:
         programs: Collection[int] | None,
         pitch_range: tuple[int, int] | None,
         pitch_classes: Collection[int] | None = None,
+        drum_range: tuple[int, int] | None = None,
     ) -> None:
         """MIDILike: end the notes that no token may end under these constraints; without them time would stand still.
 
@@ -130,18 +131,19 @@ class GrammarState:
             programs: those that may play; None for all.
             pitch_range: lowest and highest pitch of melodic notes; None for all.
             pitch_classes: of melodic notes; None for all.
+            drum_range: lowest and highest pitch of the drums; None for all.
         """
         if not self.on_off:
             return
-        low, high = pitch_range or (0, 127)
         others = [] if pitch_classes is None else sorted(set(range(12)) - set(pitch_classes))
         for program, row in self.rows.items():
             if programs and program not in programs:
                 row[:] = FREE
-            elif program >= 0:
-                row[:low] = row[high + 1 :] = FREE
-                for pitch_class in others:
-                    row[pitch_class::12] = FREE
+                continue
+            low, high = (pitch_range if program >= 0 else drum_range) or (0, 127)
+            row[:low] = row[high + 1 :] = FREE
+            for pitch_class in others if program >= 0 else ():
+                row[pitch_class::12] = FREE
         self.ends = sorted(time for row in self.rows.values() for time in row[row >= 0].tolist())
 
     def sounding(self) -> int:

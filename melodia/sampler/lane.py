@@ -79,7 +79,8 @@ class Lane:
         self.classes = classes
         self.programs = request.programs or (None if request.any_program else session.context.programs)
         state = self.session.grammar
-        state.release(self.programs, request.pitch_range, request.scale and request.scale.classes)
+        limits = grammar.constraints
+        state.release(self.programs, limits.pitch_range, limits.pitch_classes, limits.drum_range)
         if self.programs and state.program not in self.programs:
             state.program = NONE  # one that may not play has to give way before a note begins
         quarter = classes.tables.ticks_per_quarter

@@ -42,7 +42,8 @@ class Request:
         session: 0 to 2**32 - 1; independent streams of one random seed.
         programs: General MIDI programs that may play, -1 for the drums; None: the seed's, or without a seed those that
             the model chooses in the first two bars, four at most. Those that do not play at the seed's end join
-            the others (`melodia.sampler.strangers`), and then no bars come again.
+            the others (`melodia.sampler.strangers`), and then no bars come again; drums that join keep to those of
+            General MIDI.
         any_program: let the model choose others at any time.
         metre: numerator and denominator of the new bars; None: the seed's, or the model's choice without one.
         metre_changes: let the model change the metre.

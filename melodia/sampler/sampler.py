@@ -6,6 +6,7 @@ Letters: B lanes, T time, N tokens, V vocabulary, S side inputs.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from melodia.checks import listener, truth_value
 from melodia.decode import SamplingConfig
 from melodia.errors import ConfigError
 from melodia.grammar import Constraints
+from melodia.grammar.constraints import GENERAL_MIDI_DRUMS
 from melodia.grammar.state import NONE
 from melodia.sampler.branching import CLOSING, run_branches
 from melodia.sampler.continuation import Continuation
@@ -307,6 +309,7 @@ class Sampler(PrimedModel):
         constraints = Constraints(
             programs=programs if kept is None else (*(programs or ()), *kept.programs),
             pitch_range=request.pitch_range,
+            drum_range=self._drum_range(context.programs, request, kept),
             pitch_classes=None if request.scale is None else tuple(request.scale.classes),
             time_signatures=tuple(sorted(set(metres))) or None,
             allow_metre_changes=request.metre_changes or bool(metres),
@@ -316,6 +319,14 @@ class Sampler(PrimedModel):
             allow_eos=not request.endless,
         )
         return Lane(start, self._classes, self._grammar(constraints), request, cycle, before, kept)
+
+    @staticmethod
+    def _drum_range(
+        before: Sequence[int] | None, request: Request, kept: Kept | None
+    ) -> tuple[int, int] | None:
+        """The limits of drums that join music without any: what every player has; those of a seed stay as they are."""
+        joins = -1 in (request.programs or ()) and -1 not in (before or ())
+        return GENERAL_MIDI_DRUMS if joins and (kept is None or -1 not in kept.programs) else None
 
     def _before(self, start: Session, request: Request) -> Recollection:
         """What may come again of the music before: of the tokens that were fed, or as good as these.
