@@ -130,6 +130,16 @@ class TestPianoroll:
         assert count(right, CONTINUATION[0]) > 100
         assert count(right, SEED[0]) < 20
 
+    @pytest.mark.parametrize("split_at", [None, 1.0])
+    def test_names_of_programs_stay_inside_the_picture(self, split_at: float | None, tmp_path: Path) -> None:
+        midi = tones((60, 0, 2))
+        for program in range(1, 15):
+            midi.instruments += tones((60, 0, 2), program=program).instruments
+        image = pixels(plot_pianoroll(midi, tmp_path / "a.png", split_at=split_at, title="x"))
+        line = image[40:70]
+        assert (line < 128).any()
+        assert (line[:, :8] > 250).all()
+
     def test_velocity_is_opacity(self, tmp_path: Path) -> None:
         midi = tones((60, 0, 2), (64, 2, 4))
         midi.instruments[0].notes[1].velocity = 20
@@ -308,7 +318,11 @@ class TestAudio:
         samples, rate = sound(tmp_path / "a.wav")
         assert rms(samples[: rate // 10]) > 0.05
 
-    @pytest.mark.parametrize("pitch", [0, *range(27, 88), 127])
+    def test_edges_of_hi_hats_are_hi_hats(self) -> None:
+        assert len(drum_wave(22, 8000)) == len(drum_wave(42, 8000))
+        assert len(drum_wave(26, 8000)) == len(drum_wave(46, 8000))
+
+    @pytest.mark.parametrize("pitch", [0, 22, 26, *range(27, 88), 127])
     def test_every_drum_is_a_short_burst(self, pitch: int) -> None:
         burst = drum_wave(pitch, 44100)
         assert np.isfinite(burst).all()

@@ -51,6 +51,8 @@ def _skin(pitch: float) -> DrumSound:
 
 SOUNDS: dict[int, DrumSound] = {35: KICK, 36: KICK, 37: STICK, 38: SNARE, 39: CLAP, 40: SNARE}
 SOUNDS |= {
+    22: HAT,  # struck on its edge, on electronic kits
+    26: OPEN_HAT,
     42: HAT,
     44: HAT,
     46: OPEN_HAT,
@@ -82,7 +84,7 @@ def drum_wave(pitch: int, rate: int) -> NDArray[np.float64]:
     """The sound of a drum at full velocity.
 
     Args:
-        pitch: General MIDI drum; one that General MIDI does not name sounds like a wood block.
+        pitch: General MIDI drum; one that nothing here is for sounds like a wood block.
         rate: samples a second.
 
     Returns:

@@ -30,6 +30,7 @@ INK, FAINT, LANE, BLACK_KEY, OCTAVE, BEAT = "#2b2d3a", "#8a8d99", "#fafafc", "#e
 DRUM_PLAIN, DRUM_SEED, DRUM_CONTINUATION = "#3d4152", "#3f4f6b", "#a8321a"
 FONT = "DejaVu Sans"  # comes with matplotlib
 
+NAMED = len(SEED)  # programs that have colours of their own
 QUARTERS_A_SYSTEM = 64.0  # sixteen bars of 4/4
 MAX_SYSTEMS = 24
 WIDTH = 14.0  # inches
@@ -385,8 +386,6 @@ class _Page:
     def _heading(self, figure: Any) -> None:
         """Title at the left, what the colours mean at the right."""
         from matplotlib.legend_handler import HandlerTuple
-        from matplotlib.patches import Patch
-        from pretty_midi import program_to_instrument_name
 
         y = 1 - 0.12 / self.height
         if self.title:
@@ -397,21 +396,12 @@ class _Page:
                 self.left / self.width, y, title, fontsize=12, weight="bold", color=INK, family=FONT, va="top",
                 parse_math=False,
             )  # fmt: skip
-        names = [program_to_instrument_name(program) for program in self.programs[:8]]
-        handles: list[Any] = []
-        if not self.joins:
-            labels = names if len(self.programs) > 1 else []
-            handles = [Patch(color=PLAIN[index % len(PLAIN)]) for index in range(len(labels))]
-        elif len(self.programs) > 1:
-            labels = names
-            handles = [(Patch(color=SEED[i]), Patch(color=CONTINUATION[i])) for i in range(len(labels))]
-        else:
-            labels = list(self.names)
-            handles = [Patch(color=SEED[0]), Patch(color=CONTINUATION[0])]
-        if len(self.programs) > 8:
-            labels.append(f"and {len(self.programs) - 8} more")
-            handles.append(Patch(color="none"))
-        if handles:
+        for count in range(
+            min(max(len(self.programs), 1), NAMED), 0, -1
+        ):  # as many names as there is room for
+            handles, labels = self._meanings(count)
+            if not handles:
+                return
             legend = figure.legend(
                 handles, labels, loc="upper right", ncols=len(labels), frameon=False,
                 bbox_to_anchor=(1 - RIGHT / self.width, 1 - (0.34 if self.title else 0.12) / self.height),
@@ -421,6 +411,28 @@ class _Page:
                 handler_map={tuple: HandlerTuple(ndivide=None, pad=0.1)},
             )  # fmt: skip
             legend.set_in_layout(False)
+            if count == 1 or legend.get_window_extent().x0 >= 0:
+                return
+            legend.remove()
+
+    def _meanings(self, count: int) -> tuple[list[Any], list[str]]:
+        """What the colours mean: patches and words, with the names of so many programs; none where all are alike."""
+        from matplotlib.patches import Patch
+        from pretty_midi import program_to_instrument_name
+
+        labels = [program_to_instrument_name(program) for program in self.programs[:count]]
+        handles: list[Any] = []
+        if len(self.programs) < 2:
+            labels = list(self.names) if self.joins else []
+            handles = [Patch(color=SEED[0]), Patch(color=CONTINUATION[0])] if self.joins else []
+        elif not self.joins:
+            handles = [Patch(color=PLAIN[i]) for i in range(count)]
+        else:
+            handles = [(Patch(color=SEED[i]), Patch(color=CONTINUATION[i])) for i in range(count)]
+        if len(self.programs) > count:
+            labels.append(f"and {len(self.programs) - count} more")
+            handles.append(Patch(color="none"))
+        return handles, labels
 
 
 def _break(bars: list[Bar]) -> list[list[Bar]]:
