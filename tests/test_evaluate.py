@@ -15,13 +15,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sampler_helpers import tiny_sampler
+from sampler_helpers import make_seed, quarters, scale, tiny_sampler
 
 from melodia.cli import main
 from melodia.decode import SamplingConfig
 from melodia.errors import ConfigError, CorpusError, MelodiaError
 from melodia.evaluation.comparison import compare_sets
-from melodia.evaluation.continuations import Settings, continue_pieces, key_agreement, notes_and_bars
+from melodia.evaluation.continuations import (
+    Settings,
+    continue_pieces,
+    key_agreement,
+    notes_and_bars,
+    parts_of,
+)
 from melodia.evaluation.likelihood import encode_files, model_likelihood
 from melodia.evaluation.notes import note_table
 from melodia.evaluation.page import write_page
@@ -130,6 +136,24 @@ def test_pairs_are_the_same_bars(evaluation: Evaluation, folder: Path) -> None:
     assert f"a star on 5% of the rows, on {0.05 * len(differences):.1f} of these {len(differences)}" in note
     rows = {row[0]: row for row in evaluation.tables()[2].rows}
     assert rows["pieces with a finding"][2] == str(sum(not report.healthy for report in made.collapse[1]))
+
+
+def test_the_bars_are_those_of_the_grid(tmp_path: Path) -> None:
+    """Played a little ahead of the bar lines, over which a note is held, and in 6/8 as in 4/4."""
+    sampler = tiny_sampler()
+    for metre in ((4, 4), (6, 8)):
+        played = [(on - 0.02 * (on > 0), length, pitch, of) for on, length, pitch, of in scale(8, metre)]
+        held = [(quarters(metre) * 2 - 1, 3.0, 40, 0)]
+        path = tmp_path / f"{metre[0]}.mid"
+        make_seed([*played, *held], metre=metre).dump_midi(path)
+        parts = parts_of(sampler, path, 2, 4)
+        assert parts is not None
+        whole = note_table(sampler.tokenizer.decode(sampler.tokenizer.encode(read_score(path)[0]).ids))
+        for part, first, last in ((parts[1], 0, 2), (parts[2], 2, 6)):
+            found, bars = note_table(part), whole.bars_between(first, last)
+            assert found.bars == last - first
+            assert found.pitch.tolist() == bars.pitch.tolist()
+            assert found.start.tolist() == (bars.start - bars.bar_lines[0]).tolist()
 
 
 def test_the_real_against_itself_overlaps_wholly() -> None:

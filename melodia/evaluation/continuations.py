@@ -19,9 +19,10 @@ from melodia.decode.config import FILTERS
 from melodia.decode.philox import check_random_seed
 from melodia.errors import MelodiaError
 from melodia.evaluation.statistics import estimate_key, pitch_in_scale
-from melodia.midi import cut_score, read_score
+from melodia.midi import read_score
 from melodia.midi.bars import bar_table
 from melodia.midi.join import window
+from melodia.midi.parts import set_notes
 from melodia.notes import Notes, bar_lines
 from melodia.originality import Index, Originality, notes_of_score, notes_of_tokens, shared_passages
 from melodia.sampler import Continuation, Sampler
@@ -154,13 +155,34 @@ def parts_of(sampler: Sampler, path: Path, seed_bars: int, bars: int) -> tuple[A
     table = bar_table(score)
     if len(table) < seed_bars + bars:
         return None
-    seed, _ = cut_score(score, bars=seed_bars)
-    real, _ = window(score, table.line(seed_bars), table.line(seed_bars + bars))
+    join, end = table.line(seed_bars), table.line(seed_bars + bars)
+    apart, grid = score, sampler.tokenizer.config
+    for line, bar in ((join, seed_bars - 1), (end, seed_bars + bars - 1)):
+        unit = grid.unit(max(4, int(table.denominators[bar]))) / grid.ticks_per_quarter
+        apart = _parted(apart, line, unit / 2 * score.ticks_per_quarter)
+    (seed, _), (real, _) = window(apart, 0, join), window(apart, join, end)
     if min(seed.note_num(), real.note_num()) < LEAST_NOTES:
         return None
     tokenizer = sampler.tokenizer
     seed, real = (tokenizer.decode(tokenizer.encode(part).ids) for part in (seed, real))
     return score, seed, real
+
+
+def _parted(score: Any, line: int, early: float) -> Any:
+    """A copy in which no note lies across a bar line: one that begins up to `early` ticks before it begins on it.
+
+    The grid puts it there, as the first note of a bar too many; one that was struck long before is no new one behind.
+    """
+    copy = score.copy()
+    for track in copy.tracks:
+        columns = track.notes.numpy()
+        begin = columns["time"].astype(np.int64)
+        stop = begin + columns["duration"]
+        begin = np.where((begin < line) & (begin >= line - early), line, begin)
+        stop = np.where(begin < line, np.minimum(stop, line), np.maximum(stop, begin + 1))
+        columns = {**columns, "time": begin, "duration": stop - begin}
+        set_notes(track, columns)
+    return copy
 
 
 def _pair(
