@@ -253,7 +253,9 @@ def test_silence_and_json():
     report = collapse_report(make([]))
     assert report.findings == ("no notes",)
     json.dumps(report.to_dict(), allow_nan=False)
-    assert report.lines()
+    assert report.lines()[0] == "0 bars, – of them distinct; key unclear"
+    drums = collapse_report(make([(beat, 0.25, 38) for beat in range(32)], drum=True))
+    assert drums.lines()[3:5] == ["pitch entropy: – – bits every 4 bars", "in key: – –"]
     json.dumps(collapse_report(make(varied(8))).to_dict(), allow_nan=False)
 
 

@@ -23,6 +23,8 @@ from melodia.evaluation.statistics import (
     pitch_in_scale,
     repeated_run,
 )
+from melodia.measure import number
+from melodia.wording import counted
 
 NAN = float("nan")
 STEPS_PER_QUARTER = 12
@@ -125,7 +127,7 @@ class CollapseReport:
         """The report as text."""
         loop = max(self.bar_loops, key=lambda found: found.bars * (found.copies - 1), default=BarLoop())
         text = [
-            f"{self.bars} bars, {self.distinct_bars:.0%} of them distinct; key {self.key or 'unclear'}",
+            f"{counted(self.bars, 'bar')}, {_share(self.distinct_bars)} of them distinct; key {self.key or 'unclear'}",
             f"longest note loop: {self.note_loop} onsets from bar {self.note_loop_bar + 1}",
             f"longest bar loop: {loop.bars} x {loop.copies} bars from bar {loop.first_bar + 1}",
             f"pitch entropy: {_curve(self.pitch_entropy)} bits every {WINDOW_BARS} bars",
@@ -278,4 +280,8 @@ def _signs(
 
 
 def _curve(values: tuple[float, ...]) -> str:
-    return " ".join(f"{value:.2f}" for value in values) or "none"
+    return " ".join(number(value, 2) for value in values) or "none"
+
+
+def _share(value: float) -> str:
+    return number(value) if value != value else f"{value:.0%}"
