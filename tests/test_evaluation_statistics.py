@@ -211,6 +211,14 @@ def test_silence_is_undefined_everywhere_and_never_fails():
     assert all(math.isfinite(v) for v in st.piece_statistics(make([(0, 1, 60), (4, 1, 62)])).values())
 
 
+def test_notes_without_length_have_a_bar():
+    for onset, bars in ((0, 1), (4, 2)):
+        score = make([(onset, 0, 60)])
+        assert note_table(score).bars == bars
+        assert st.piece_statistics(score)["notes_per_bar"] == 1 / bars
+        assert st.empty_bar_share(score) == 1 - 1 / bars
+
+
 def test_same_from_pretty_midi(tmp_path):
     notes = [(0, 1, 60, 40), (1.5, 0.5, 64, 50), (3, 2, 67, 60, 1), (5, 1, 61, 70), (8, 3, 62, 80)]
     score = make(notes, signatures=[(0, 3, 4), (6, 4, 4)], tempi=[(0, 100.0), (3, 50.0), (7, 75.0)])

@@ -356,6 +356,14 @@ def test_the_distance_of_textures_by_hand() -> None:
     assert texture_of(notes_of_events(seed), 12, 96, 192) is None
 
 
+def test_notes_without_length_have_a_texture() -> None:
+    for onsets in ((0,), (4,), tuple(range(16))):
+        judge = Judge(make_seed([(onset, 0, 60 + onset, 0) for onset in onsets]), None)
+        (texture,) = judge.around
+        assert texture.distance(texture) == 0
+        assert judge.far == FAR
+
+
 def test_programs_that_may_not_play_do_not_count() -> None:
     seed = make_seed([*TRIAD, *scale(4, program=40)])
     (texture,) = Judge(seed, (0,)).around

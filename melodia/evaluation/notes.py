@@ -190,7 +190,8 @@ def _build(
     start, end, pitch, velocity, track, drum = joined
     order = np.lexsort((track, pitch, start))
     start, end, pitch, velocity, track, drum = (column[order] for column in joined)
-    lines = bar_lines(signatures, int(end.max()) if len(end) else 0, resolution)
+    stop = int(max(end.max(), start.max() + 1)) if len(end) else 0  # a note without length is in a bar, too
+    lines = bar_lines(signatures, stop, resolution)
     tempi = sorted(tempi, key=lambda change: change[0])  # of several at one tick the last holds
     if not tempi or tempi[0][0] > 0:
         tempi.insert(0, (0, 120.0))

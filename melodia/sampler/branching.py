@@ -109,7 +109,8 @@ class Judge:
                 notes = notes.select(np.isin(notes.program, programs))
             if len(notes.onset):
                 self.known.update(notes.program.tolist())
-                texture = texture_of(notes, music.ticks_per_quarter, 0, int(notes.end.max()))
+                end = max(int(notes.end.max()), int(notes.onset.max()) + 1)  # a note may have no length
+                texture = texture_of(notes, music.ticks_per_quarter, 0, end)
                 assert texture is not None
                 self.around.append(self._compared(texture))
                 own += map(self._compared, last_stretches(notes, music))

@@ -148,9 +148,8 @@ def texture_of(notes: Notes, ticks_per_quarter: int, start: int, end: int) -> Te
         high, low, count = np.full(size, -1), np.full(size, 128), np.zeros(size)
         np.maximum.at(high, at, pitch)
         np.minimum.at(low, at, pitch)
-        np.add.at(
-            count, at, np.repeat(np.minimum(1.0, (pitched.end - pitched.onset) / ticks_per_quarter), covered)
-        )
+        length = np.maximum(1, pitched.end - pitched.onset) / ticks_per_quarter
+        np.add.at(count, at, np.repeat(np.minimum(1.0, length), covered))
         sounds = high >= 0
         players = len(np.unique(at * 128 + np.repeat(pitched.program, covered))) / int(sounds.sum())
         top, bottom, voices = (
