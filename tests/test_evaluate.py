@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,8 @@ from melodia.evaluation.continuations import (
 from melodia.evaluation.likelihood import encode_files, model_likelihood
 from melodia.evaluation.notes import note_table
 from melodia.evaluation.page import write_page
-from melodia.evaluation.report import Evaluation, likelihood_table, mean_histograms
+from melodia.evaluation.plots import histograms_plot, statistics_plot
+from melodia.evaluation.report import Evaluation, Generated, likelihood_table, mean_histograms
 from melodia.evaluation.statistics import piece_histograms
 from melodia.measure import Likelihood, number
 from melodia.midi import read_score
@@ -272,6 +274,16 @@ def test_the_page_stands_alone_and_can_be_read_without_seeing(evaluation: Evalua
     headings = [tag for tag, _ in page.tags if re.fullmatch("h[1-6]", tag)]
     assert headings[0] == "h1"
     assert headings.count("h1") == 1
+
+
+def test_the_pictures_of_drums_say_which_side_is_which() -> None:
+    real = [make_seed([(k / beats, 0.2, 38, -1) for k in range(32)]) for beats in (1, 2, 3)]
+    pairs: Any = [SimpleNamespace(real=score, generated=real[k - 1]) for k, score in enumerate(real)]
+    sides = [pair.real for pair in pairs], [pair.generated for pair in pairs]
+    found, keys = compare_sets(*sides), (key_agreement([], []), key_agreement([], []))
+    made = Generated(tuple(pairs), found, found, keys, ((), ()), {})
+    for plot in (statistics_plot(made), histograms_plot(made)):
+        assert b'id="legend_1"' in plot.image
 
 
 def test_without_generation_the_page_has_the_likelihood(folder: Path, model: Path, tmp_path: Path) -> None:

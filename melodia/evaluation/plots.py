@@ -83,8 +83,8 @@ def statistics_plot(made: Generated) -> Plot:
             ax.text(0.5, 0.5, "not defined", ha="center", transform=ax.transAxes, color=FAINT, fontsize=8)
             continue
         if max(len(np.unique(real)), len(np.unique(generated))) == 1:
-            ax.axvline(real[0], color=REAL)
-            ax.axvline(generated[0], color=GENERATED, linestyle="--")
+            ax.axvline(real[0], color=REAL, label="real")
+            ax.axvline(generated[0], color=GENERATED, linestyle="--", label="generated")
             continue
         grid, p, q = densities(real, generated)
         seen = np.flatnonzero((p > 0.002 * p.max()) | (q > 0.002 * q.max()))
@@ -97,7 +97,7 @@ def statistics_plot(made: Generated) -> Plot:
         ax.plot(at, q, color=GENERATED, linewidth=1.3, linestyle="--", label="generated")
         ax.set_ylim(0, 1.3 * low if high > 20 * low > 0 else None)
         ax.set_xlim(float(at[0]), float(at[-1]))
-    axes[0].legend(frameon=False, fontsize=7)
+    _legend(axes, 7)
     alt = f"Densities of {len(STATISTICS)} statistics over {len(made.pairs)} real and generated pieces. "
     alt += f"They overlap least in {', '.join(far)}." if far else "All overlap by 70 % or more."
     return Plot("Statistics of real and generated pieces", _svg(figure), "image/svg+xml", alt)
@@ -132,7 +132,7 @@ def histograms_plot(made: Generated) -> Plot:
         ax.set_xticks(at, labels, fontsize=7)
         row = made.comparison[name]
         words.append(f"{title} {number(row.distance, 2)}")
-    axes[0].legend(frameon=False, fontsize=8)
+    _legend(axes, 8)
     alt = (
         "Mean histograms, real next to generated. Total variation distances (0: identical, 1: disjoint): "
         f"{'; '.join(words)}."
@@ -166,7 +166,7 @@ def drift_plot(made: Generated) -> Plot:
         ax.set_xlabel("bar", fontsize=8)
         ax.set_ylim(0, 1.1 * ax.get_ylim()[1])
         words.append(f"{title}: {', '.join(ends)}")
-    axes[0].legend(frameon=False, fontsize=8)
+    _legend(axes, 8)
     alt = f"Means over pieces in windows of {WINDOW_BARS} bars, first to last. {'; '.join(words)}."
     return Plot("Along the piece", _svg(figure), "image/svg+xml", alt)
 
@@ -220,6 +220,14 @@ def _figure(width: float, height: float, count: int, columns: int = 1) -> tuple[
             ax.spines[side].set_visible(False)
         axes.append(ax)
     return figure, axes
+
+
+def _legend(axes: Sequence[Any], size: int) -> None:
+    """A legend in the first of some axes that show anything: of drums, the pitches are not defined."""
+    for ax in axes:
+        if ax.get_legend_handles_labels()[0]:
+            ax.legend(frameon=False, fontsize=size)
+            return
 
 
 def _svg(figure: Any) -> bytes:
