@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
+from shutil import copytree
 from types import SimpleNamespace
 from typing import Any
 
@@ -343,9 +344,12 @@ def test_names_that_are_no_text(folder: Path, model: Path, tmp_path: Path) -> No
     """Latin-1, as old archives have them."""
     name = os.fsdecode(b"\xe9l\xe8ve.mid")
     (tmp_path / name).write_bytes((folder / "a.mid").read_bytes())
-    found = evaluate_folder(tmp_path / name, model)
-    text = write_json(found, tmp_path / "found.json").read_text(encoding="utf-8")
-    assert "udce9l" in text
+    twin = copytree(model, tmp_path / os.fsdecode(b"mod\xe8le"))
+    found = evaluate_folder(tmp_path / name, twin)
+    for write, file in ((write_json, "found.json"), (write_page, "found.html")):
+        text = write(found, tmp_path / file).read_text(encoding="utf-8")
+        assert "udce9l" in text
+        assert "mod\\" in text
 
 
 def test_refusals(folder: Path, model: Path) -> None:

@@ -216,7 +216,7 @@ def _facts(sampler: Sampler, model: Path | str | None) -> dict[str, Any]:
     """What the report says of the model."""
     config = sampler.config
     facts: dict[str, Any] = {
-        "path": str(model) if model is not None else "the model that comes with melodia",
+        "path": show_path(model) if model is not None else "the model that comes with melodia",
         "kind": config.kind,
         "parameters": sum(parameter.numel() for parameter in sampler.model.parameters()),
         "vocabulary": sampler.vocabulary.size,
