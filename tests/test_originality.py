@@ -153,6 +153,8 @@ def test_what_everybody_plays_is_not_a_copy(index: Index) -> None:
     assert shared_passages(index, even([60]), bars(1)).longest is None
     drums = replace(even(scale), program=np.full(len(scale), -1))
     assert lines_of(drums) == []
+    assert shared_passages(index, even(scale), bars(4)).compared
+    assert shared_passages(index, drums, bars(4)).lines()[0].startswith("nothing to compare")
     assert shared_passages(Index.build([]), even(scale), bars(4)).longest is None
 
 

@@ -69,11 +69,13 @@ class Originality:
             everybody plays.
         lasting: the passage that lasts most bars, which may be a slower one than these; None without any.
         chance: what music of other pieces shares; None where that was not measured.
+        compared: whether there was anything to compare: percussion is not.
     """
 
     passages: tuple[Passage, ...] = ()
     lasting: Passage | None = None
     chance: Chance | None = None
+    compared: bool = True
 
     @property
     def longest(self) -> Passage | None:
@@ -92,6 +94,8 @@ class Originality:
 
     def lines(self) -> list[str]:
         """The finding as a line of text."""
+        if not self.compared:
+            return ["nothing to compare with the training music: there are no notes but percussion"]
         if not self.passages:
             return [
                 "no passage shared with the training music beyond short figures, scales and repeated notes"
@@ -153,6 +157,7 @@ def shared_passages(
         tuple(_passage(index, lines, bar_starts, match, own) for _, match in ranked),
         None if lasting is None else _passage(index, lines, bar_starts, lasting[1], own),
         index.chance,
+        bool((notes.program >= 0).any()),
     )
 
 
