@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -247,6 +248,11 @@ def test_source_distribution_builds_as_pip_does_it(tmp_path: Path) -> None:
             shutil.copy(REPOSITORY / name, copy / name)
     shutil.unpack_archive(tmp_path / hook("build_sdist", copy), tmp_path)
     (unpacked,) = tmp_path.glob("melodia-*/")
+    for name in (".clang-format", ".ci/run"):  # what `make lint` and CONTRIBUTING.md need
+        assert (unpacked / name).exists(), name
+    for page in unpacked.glob("*.md"):
+        links = re.findall(r"\]\(([^)#:]+)\)", page.read_text("utf-8"))
+        assert [link for link in links if not (unpacked / link).exists()] == [], page.name
     assert hook("build_wheel", unpacked).endswith("-py3-none-any.whl")
 
 
