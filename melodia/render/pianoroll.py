@@ -396,9 +396,8 @@ class _Page:
                 self.left / self.width, y, title, fontsize=12, weight="bold", color=INK, family=FONT, va="top",
                 parse_math=False,
             )  # fmt: skip
-        for count in range(
-            min(max(len(self.programs), 1), NAMED), 0, -1
-        ):  # as many names as there is room for
+        most = min(max(len(self.programs), 1), NAMED)
+        for count in range(most, 0, -1):  # as many names as there is room for
             handles, labels = self._meanings(count)
             if not handles:
                 return
