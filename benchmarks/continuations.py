@@ -23,7 +23,7 @@ from melodia.decode import SamplingConfig
 from melodia.decode.config import RECOMMENDED
 from melodia.errors import MelodiaError
 from melodia.evaluation.collapse import collapse_report
-from melodia.evaluation.continuations import parts_of
+from melodia.evaluation.continuations import as_written, parts_of
 from melodia.evaluation.notes import NoteTable, note_table
 from melodia.evaluation.statistics import estimate_key, pitch_in_scale, polyphony
 from melodia.midi import read_score
@@ -276,12 +276,7 @@ def pieces_of(sampler: Sampler, whole: Path | None, held_out: Path | None, count
     if whole is not None:
         for found in find_midi_files(whole):
             score = read_score(found.path)[0]
-            yield Piece(
-                f"{whole.name}/{found.relative}",
-                score,
-                None,
-                sampler.tokenizer.decode(sampler.tokenizer.encode(score).ids),
-            )
+            yield Piece(f"{whole.name}/{found.relative}", score, None, as_written(sampler, score))
     if held_out is None:
         return
     folders: dict[str, list[Path]] = {}

@@ -159,6 +159,21 @@ def test_the_bars_are_those_of_the_grid(tmp_path: Path) -> None:
             assert found.start.tolist() == (bars.start - bars.bar_lines[0]).tolist()
 
 
+@pytest.mark.parametrize("scheme", ["REMI", "Structured"])
+def test_real_and_generated_bars_are_of_one_metre_and_tempo(scheme: str, tmp_path: Path) -> None:
+    """Also where tokens have none, and where they write a bar as two."""
+    for metre in ((3, 4), (13, 8)):
+        make_seed(scale(8, metre), metre=metre, tempo=77.0).dump_midi(tmp_path / f"{metre[0]}.mid")
+    pairs, failed = continue_pieces(tiny_sampler(scheme), tmp_path, 2, Settings(seed_bars=3, bars=3))
+    assert [len(pairs), failed] == [2, []]
+    for pair in pairs:
+        seed, real, made = (note_table(score) for score in (pair.seed, pair.real, pair.generated))
+        assert seed.bars == real.bars == 3
+        assert seed.bar_lines[1] == real.bar_lines[1] == made.bar_lines[1]
+        assert seed.tempo_bpm == pytest.approx(made.tempo_bpm)
+        assert real.tempo_bpm == pytest.approx(made.tempo_bpm)
+
+
 def test_the_real_against_itself_overlaps_wholly() -> None:
     """Hand-made scores: keys and histograms of known music."""
     from test_evaluation_statistics import make

@@ -24,7 +24,7 @@ from melodia.midi.bars import bar_table
 from melodia.midi.join import window
 from melodia.midi.parts import set_notes
 from melodia.notes import Notes, bar_lines
-from melodia.originality import Index, Originality, notes_of_score, notes_of_tokens, shared_passages
+from melodia.originality import Index, Originality, notes_of_score, shared_passages
 from melodia.sampler import Continuation, Sampler
 
 LEAST_NOTES = 8  # of seed and real bars: nothing can be said of fewer
@@ -143,7 +143,7 @@ def continue_pieces(
         except MelodiaError as error:
             failed.append(f"{name}: {error}")
             continue
-        pairs.append(_pair(sampler, index, name, seed, real, continuation))
+        pairs.append(_pair(index, name, seed, real, continuation))
         if progress is not None:
             progress(len(pairs), pieces, name)
     return pairs, failed
@@ -163,9 +163,21 @@ def parts_of(sampler: Sampler, path: Path, seed_bars: int, bars: int) -> tuple[A
     (seed, _), (real, _) = window(apart, 0, join), window(apart, join, end)
     if min(seed.note_num(), real.note_num()) < LEAST_NOTES:
         return None
-    tokenizer = sampler.tokenizer
-    seed, real = (tokenizer.decode(tokenizer.encode(part).ids) for part in (seed, real))
-    return score, seed, real
+    return score, as_written(sampler, seed), as_written(sampler, real)
+
+
+def as_written(sampler: Sampler, score: Any) -> Any:
+    """The notes as the sampler's tokenizer writes them, in the score's own metres and tempi.
+
+    Those a continuation has from its seed, whatever tokens can say: 13/8 in one bar, and 3/4 where tokens know no bars.
+    """
+    written = sampler.tokenizer.decode(sampler.tokenizer.encode(score).ids)
+    for name in ("time_signatures", "tempos"):
+        events = [event.copy() for event in getattr(score, name)]
+        for event in events:
+            event.time = round(event.time * written.ticks_per_quarter / score.ticks_per_quarter)
+        setattr(written, name, type(getattr(written, name))(events))
+    return written
 
 
 def _parted(score: Any, line: int, early: float) -> Any:
@@ -185,13 +197,10 @@ def _parted(score: Any, line: int, early: float) -> Any:
     return copy
 
 
-def _pair(
-    sampler: Sampler, index: Index | None, name: str, seed: Any, real: Any, continuation: Continuation
-) -> Pair:
+def _pair(index: Index | None, name: str, seed: Any, real: Any, continuation: Continuation) -> Pair:
     of_real = None
     if index is not None:
-        ids = sampler.tokenizer.encode(real).ids
-        of_real = shared_passages(index, *notes_of_tokens(ids, sampler.vocabulary))
+        of_real = shared_passages(index, *notes_and_bars(real))
     return Pair(name, seed, real, continuation.score, continuation, of_real, continuation.originality)
 
 
