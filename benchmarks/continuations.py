@@ -26,6 +26,7 @@ from melodia.evaluation.collapse import collapse_report
 from melodia.evaluation.continuations import as_written, parts_of
 from melodia.evaluation.notes import NoteTable, note_table
 from melodia.evaluation.statistics import estimate_key, pitch_in_scale, polyphony
+from melodia.measure import plain
 from melodia.midi import read_score
 from melodia.notes import Notes, notes_of_score, program_of
 from melodia.sampler import Sampler
@@ -342,7 +343,7 @@ def parser_of(description: str | None, weights: str) -> argparse.ArgumentParser:
 def write_figures(figures: object, path: Path | None) -> None:
     """The figures of every piece as JSON, what is not defined as null; None: nowhere."""
     if path is not None:
-        path.write_text(json.dumps(figures, indent=1).replace("NaN", "null") + "\n", encoding="utf-8")
+        path.write_text(json.dumps(plain(figures), indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -84,13 +84,15 @@ def test_it_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
     folder = tmp_path / "pieces"
     folder.mkdir()
-    write_midi(make_seed(scale(32)), folder / "a.mid")
+    write_midi(make_seed(scale(32)), folder / "NaN.mid")
     main(["--pieces", str(folder), "--count", "1", "--times", "1", "--json", str(tmp_path / "x.json")])
     printed = capsys.readouterr().out
     assert "held-out" in printed
     assert "in the seed's scale" in printed
     assert np.isfinite(float(printed.splitlines()[1].split()[-1]))
-    assert (tmp_path / "x.json").read_text().startswith("{")
+    (figures,) = json.loads((tmp_path / "x.json").read_text())["real"].items()
+    assert figures[0] == "NaN.mid/NaN.mid"
+    assert figures[1]["velocity spread, ratio"] is None
 
 
 def test_edges_by_hand() -> None:
