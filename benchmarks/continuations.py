@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from melodia.corpus.discover import find_midi_files
+from melodia.corpus.discover import Found, find_midi_files
 from melodia.decode import SamplingConfig
 from melodia.decode.config import RECOMMENDED
 from melodia.errors import MelodiaError
@@ -280,23 +280,21 @@ def pieces_of(sampler: Sampler, whole: Path | None, held_out: Path | None, count
             yield Piece(f"{whole.name}/{found.relative}", score, None, as_written(sampler, score))
     if held_out is None:
         return
-    folders: dict[str, list[Path]] = {}
+    folders: dict[str, list[Found]] = {}
     for found in find_midi_files(held_out):
-        folders.setdefault(found.relative.split("/")[0], []).append(found.path)
+        folders.setdefault(found.relative.split("/")[0], []).append(found)
     rng = np.random.default_rng(0)
-    queues = [
-        (name, [files[i] for i in rng.permutation(len(files))]) for name, files in sorted(folders.items())
-    ]
-    while count and any(files for _, files in queues):
-        for name, files in queues:
+    queues = [[files[i] for i in rng.permutation(len(files))] for _, files in sorted(folders.items())]
+    while count and any(queues):
+        for files in queues:
             while count and files:
-                path = files.pop()
+                found = files.pop()
                 try:
-                    parts = parts_of(sampler, path, SEED_BARS, BARS)
+                    parts = parts_of(sampler, found.path, SEED_BARS, BARS)
                 except MelodiaError:
                     continue
                 if parts is not None:
-                    yield Piece(f"{name}/{path.name}", parts[0], SEED_BARS, parts[1], parts[2])
+                    yield Piece(found.relative, parts[0], SEED_BARS, parts[1], parts[2])
                     count -= 1
                     break
 

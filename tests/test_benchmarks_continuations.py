@@ -83,16 +83,17 @@ def test_it_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from melodia.midi import write_midi
 
     folder = tmp_path / "pieces"
-    folder.mkdir()
-    write_midi(make_seed(scale(32)), folder / "NaN.mid")
-    main(["--pieces", str(folder), "--count", "1", "--times", "1", "--json", str(tmp_path / "x.json")])
+    for name in ("a", "b"):
+        (folder / "set" / name).mkdir(parents=True)
+        write_midi(make_seed(scale(32)), folder / "set" / name / "NaN.mid")
+    main(["--pieces", str(folder), "--count", "2", "--times", "1", "--json", str(tmp_path / "x.json")])
     printed = capsys.readouterr().out
     assert "held-out" in printed
     assert "in the seed's scale" in printed
     assert np.isfinite(float(printed.splitlines()[1].split()[-1]))
-    (figures,) = json.loads((tmp_path / "x.json").read_text())["real"].items()
-    assert figures[0] == "NaN.mid/NaN.mid"
-    assert figures[1]["velocity spread, ratio"] is None
+    real = json.loads((tmp_path / "x.json").read_text())["real"]
+    assert sorted(real) == ["set/a/NaN.mid", "set/b/NaN.mid"]
+    assert real["set/a/NaN.mid"]["velocity spread, ratio"] is None
 
 
 def test_edges_by_hand() -> None:
