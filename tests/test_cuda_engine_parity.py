@@ -113,7 +113,7 @@ def test_tokens_of_large_models(library: ctypes.CDLL, B: int, changed: dict[str,
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("levels", STACKS, ids="-".join)
 def test_stacks(levels: list[str], dtype: torch.dtype) -> None:
-    """hybrid_step on every path, and in a graph; gradients are the reference's formulas."""
+    """hybrid_step on every path; gradients are the reference's formulas."""
     tolerance = {torch.float32: 2e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}[dtype]
     loaded = cuda_kernels._load()[0]
     assert loaded is not None

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from cuda_emulation import EXCHANGES, PATHS, arguments, error, wanted
+from kernel_helpers import stack_arguments
 from torch import Tensor
 
 from melodia import kernels
@@ -183,6 +184,23 @@ def test_captured_into_a_graph(name: str) -> None:
         torch.cuda.synchronize()
         want = getattr(kernels, name)(*inputs)
     assert all(torch.equal(a, b) for a, b in zip(captured, want, strict=True))
+
+
+def test_a_step_of_a_stack_captured_into_a_graph() -> None:
+    """Replayed on other numbers, by the path that is taken where blocks wait for one another."""
+    levels = ["gated", "gru", "sum"]
+    made = [[x.cuda() for x in part] for part in stack_arguments(levels, 4, 64, True)]
+    with kernels.use_backend("native"), torch.no_grad():
+        kernels.hybrid_step(*made, levels, True, True)  # loads and allocates
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured, after = kernels.hybrid_step(*made, levels, True, True)
+        made[0][0].copy_(torch.randn_like(made[0][0]))
+        graph.replay()
+        torch.cuda.synchronize()
+        want, states = kernels.hybrid_step(*made, levels, True, True)
+    assert all(torch.equal(a, b) for a, b in zip([captured, *after], [want, *states], strict=True))
 
 
 def test_lookup() -> None:
