@@ -224,3 +224,14 @@ def test_files_that_nobody_wants_to_know_of_are_not_read(
     files = sorted(samples_dir.glob("*.mid"))[:3]
     assert unread(["inspect", *map(str, files)]) == 0
     assert read == files[:1]
+
+
+def test_no_kind_is_broken_over_two_lines_of_the_help(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The default is there to be copied, less what is not to be trained."""
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["compare", "--help"]) == 0
+    text = capsys.readouterr().out
+    for kind in ("lstm", "gru", "sequential", "reversed", "parallel", "bidirectional"):
+        assert kind in text

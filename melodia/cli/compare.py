@@ -17,7 +17,8 @@ def compare(
     ),
     out: Path = typer.Option(..., "--out", metavar="DIR", help="Folder for the training runs and the table."),
     kinds: str = typer.Option(
-        "lstm,gru,sequential,reversed,parallel,bidirectional", help="Kinds to train, separated by commas."
+        "lstm, gru, sequential, reversed, parallel, bidirectional",
+        help="Kinds to train, separated by commas.",
     ),
     size: str = typer.Option(
         "small", help="Size of the LSTM whose parameter count the others match: tiny, small, base or large."
