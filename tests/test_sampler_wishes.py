@@ -19,6 +19,7 @@ from melodia.errors import ConfigError, GrammarError
 from melodia.grammar import TokenReader
 from melodia.notes import bar_lines
 from melodia.sampler import Continuation, Sampler, plan
+from melodia.sampler.classes import TokenClasses
 from melodia.sampler.loop import Loop
 from melodia.sampler.players import OPEN_BARS, OPEN_PROGRAMS
 from melodia.tokenizer import Tokenizer, TokenizerConfig
@@ -115,6 +116,25 @@ def test_tempi_inside_byte_pairs_are_tempi(
     written = [(tick - origin, tempo) for tick, tempo in reader.tempi if tick > origin]
     assert len(written) > 2
     assert [mark for mark in made._map.tempi if mark[0] > 0] == written
+
+
+@pytest.mark.parametrize("scheme", ["REMI", "TSD", "MIDILike", "PerTok"])
+def test_an_asked_metre_holds_where_byte_pairs_hold_metres(scheme: str) -> None:
+    """A bar line and its metre are one token then: that of the seed's metre must not come in its new place."""
+    base = tokenizer_of(scheme)
+    pieces = [base.encode(make_seed(scale(4, metre), metre)).ids for metre in ((4, 4), (3, 4))] * 3
+    tokenizer = base.train_bpe(pieces, size=base.vocabulary.size + 40)
+    vocabulary, sampler = tokenizer.vocabulary, tiny_sampler(tokenizer=tokenizer)
+    with torch.no_grad():
+        sampler.model.head.bias[np.flatnonzero(TokenClasses(vocabulary).inner_metre).tolist()] += 3
+    sampler = Sampler(sampler.model, tokenizer)
+    sampler.prime(make_seed(scale(2, length=0.9)))
+    for random_seed in range(4):
+        made = sampler.generate(bars=3, metre=(3, 4), random_seed=random_seed)
+        metres = {i for i in vocabulary.expand(made.tokens).tolist() if vocabulary.types[i] == "TimeSig"}
+        assert metres == {vocabulary.index["TimeSig_3/4"]}
+        check_continuation(sampler, made)
+        assert len(list(sampler.stream(bars=3, metre=(3, 4), random_seed=random_seed))) == len(made.events)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)

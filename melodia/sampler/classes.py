@@ -23,6 +23,7 @@ class TokenClasses:
         begins_bar: tokens whose first part is a bar line.
         inner_bar: BPE tokens with a bar line behind their beginning.
         inner_metre: BPE tokens that set a metre.
+        metre_of: int64 [V], the TimeSig token that a token is or holds; `NONE` for other tokens.
         inner_tempo: BPE tokens that set a tempo.
         fastest: int64 [V], the fastest tempo that a token sets, in hundredths; 0 where it sets none.
         inner_shift: BPE tokens with a time shift behind their beginning.
@@ -59,12 +60,14 @@ class TokenClasses:
         self.begins_bar = self.bar.copy()
         inner = np.zeros((4, vocabulary.size), dtype=bool)
         self.inner_bar, self.inner_metre, self.inner_tempo, self.inner_shift = inner
+        self.metre_of = np.where(self.metre, np.arange(vocabulary.size), NONE)
         self.fastest = np.where(self.tempo, self.values, 0).astype(np.int64)
         for token, parts in vocabulary.expansions.items():
             later = ops[list(parts[1:])]
             self.begins_bar[token] = ops[parts[0]] == Op.BAR
             self.inner_bar[token] = (later == Op.BAR).any()
             self.inner_metre[token] = (ops[list(parts)] == Op.TIME_SIGNATURE).any()
+            self.metre_of[token] = self.metre_of[list(parts)].max()
             self.inner_tempo[token] = self.tempo[list(parts)].any()
             self.fastest[token] = self.fastest[list(parts)].max()
             self.inner_shift[token] = (later == Op.TIME_SHIFT).any()

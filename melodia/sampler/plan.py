@@ -194,8 +194,6 @@ class Plan(Bars):
             return None
         exclude, late = [], self._late(s, start, end)
         metres = self._metres_at(s.bar_start)
-        if metres.pieces > 1:
-            exclude.append("inner_metre")
         if metres.tokens and not s.has_bars:
             exclude.append("metre")
         if self.last is not None and self._bar >= self.last:
@@ -203,8 +201,9 @@ class Plan(Bars):
         if not self._may_end(self._bar):
             exclude.append("eos")
         excluded = classes.bits(*exclude) if exclude else None
-        faster, level = self._too_fast(), None if self._level is None else self._level.bits
-        for more in (self._cast.others, level, None if faster is None else pack(faster)):
+        level = None if self._level is None else self._level.bits
+        narrow = (None if mask is None else pack(mask) for mask in (self._too_fast(), self._other_metres(s)))
+        for more in (self._cast.others, level, *narrow):
             if more is not None:
                 excluded = more if excluded is None else excluded | more
         stop = classes.bits("begins_bar", "inner_bar", "metre", "inner_metre", "tempo", "inner_tempo", "eos")
@@ -225,11 +224,10 @@ class Plan(Bars):
         if s.has_bars:
             return []
         classes, late = self.classes, []
-        if self._metres_at(s.bar_start).tokens:
-            following = self._before if s.bar_end < self._change else self._after
-            following = following or classes.metres(self._cycle, s.bar_end)
-            if following.token_at(s.bar_end) != s.metre:  # it is written at the bar line
-                late.append((classes.bits("moving"), s.bar_end + 1))
+        if (
+            self._metres_at(s.bar_start).tokens and self._next_metre(s) != s.metre
+        ):  # it is written at the bar line
+            late.append((classes.bits("moving"), s.bar_end + 1))
         if self._passes_no_bar(s, self._bar):
             late.append((classes.bits("shift"), 2 * end - start))
         if self.last is not None and self._bar >= self.last:
@@ -353,8 +351,9 @@ class Plan(Bars):
             token = metres.token_at(s.bar_start)
             if wanted[token]:
                 return _only(token, wanted)
-            if metres.pieces > 1:
-                wanted &= ~classes.inner_metre
+            other = self._other_metres(s)
+            if other is not None:
+                wanted &= ~other
             if not s.has_bars:
                 wanted &= ~classes.metre
                 if self._metres_at(s.bar_end).token_at(s.bar_end) != s.metre:  # it is written at the bar line
@@ -407,6 +406,22 @@ class Plan(Bars):
         """Whether no time shift may pass a whole bar: it would be silent, and the first must not be."""
         before = self.first is None or index < self.first
         return not s.has_bars and (before or not self.request.silent_bars)
+
+    def _next_metre(self, s: GrammarState) -> int:
+        """The TimeSig token of the bar that begins at the end of this one."""
+        following = self._before if s.bar_end < self._change else self._after
+        return (following or self.classes.metres(self._cycle, s.bar_end)).token_at(s.bar_end)
+
+    def _other_metres(self, s: GrammarState) -> Mask | None:
+        """BPE tokens that set another metre than the next bar's; None where the grammar allows only one."""
+        classes, pieces = self.classes, self._metres_at(s.bar_start).pieces
+        if not self._metres_at(s.bar_start).tokens or (
+            {*self._cycle} == {*self.context.cycle} and pieces == 1
+        ):
+            return None
+        if pieces > 1 or not s.has_bars:  # where in the token its metre comes is not asked
+            return classes.inner_metre
+        return classes.inner_metre & (classes.metre_of != self._next_metre(s))
 
     def _too_fast(self) -> Mask | None:
         """Tempi that would end the last bar before the seconds are over that it was to reach; None where none would."""
