@@ -11,6 +11,8 @@ from melodia.errors import ConfigError
 
 PRECISIONS = ("fp32", "bf16")
 BUDGETS = ("iterations", "epochs", "minutes")
+MOST_BUDGET = 10**9
+"""Minutes or epochs: longer than any machine runs; seconds and windows can still be counted."""
 MOST_THREADS = 1024
 """More than any machine has a use for; where threads cannot be made, the OpenMP library ends the process."""
 MOST_RANDOM_SEED = (1 << 63) - 1
@@ -106,10 +108,12 @@ class TrainingConfig:
                 f"{', '.join(given) or 'none'})"
             )
         for name in ("minutes", "epochs"):
-            if getattr(self, name) is not None and not self._real(name) > 0:
-                raise ConfigError(f"`{name}` must be above 0 (received {getattr(self, name)})")
+            if getattr(self, name) is not None and not 0 < self._real(name) <= MOST_BUDGET:
+                raise ConfigError(
+                    f"`{name}` must be above 0 and at most {MOST_BUDGET} (received {getattr(self, name)})"
+                )
         if self.iterations is not None:
-            self._whole("iterations", 1)
+            self._whole("iterations", 1, 1 << 40)
         for name in ("batch_size", "window"):
             self._whole(name, 1, 1 << 20)
         for name, most in (("eval_every", 1 << 40), ("patience", 1 << 40), ("threads", MOST_THREADS)):
