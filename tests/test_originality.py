@@ -245,6 +245,21 @@ def test_joined_index_knows_both(pieces: list[Training]) -> None:
     assert (found.longest.file, found.longest.file_bar) == ("deep/4.mid", 4)
 
 
+def test_joined_index_has_a_piece_of_both_once(pieces: list[Training]) -> None:
+    """A folder grows, and its model is fine-tuned on all of it: nothing is found, or counted, twice."""
+    resting = replace(pieces[4], bar_starts=pieces[4].bar_starts // 8)  # many bars without a note
+    silent = Training("drums.mid", part(pieces[0].notes, 0, 0), np.array([0]))
+    before = Index.build([pieces[0], resting, pieces[1], silent, pieces[2]])
+    both = Index.build([pieces[3], pieces[1], silent, replace(pieces[0], name="moved/0.mid")]).joined(before)
+    once = Index.build(
+        [pieces[3], pieces[1], silent, replace(pieces[0], name="moved/0.mid"), resting, pieces[2]]
+    )
+    assert both.names == once.names
+    for name in ("steps", "line_starts", "line_pieces", "new_bar", "rest_at", "rest_bars"):
+        np.testing.assert_array_equal(getattr(both, name), getattr(once, name))
+    assert Index.build(pieces[:2]).joined(Index.build(pieces[:2])).pieces == 2
+
+
 def test_damaged_files_are_refused(tmp_path: Path, index: Index) -> None:
     assert Index.open(tmp_path) is None
     path = index.save(tmp_path)

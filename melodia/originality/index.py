@@ -165,7 +165,12 @@ class Index:
         return replace(self, chance=chance)
 
     def joined(self, other: Index) -> Index:
-        """The music of both, with this index's fingerprint and chance: of a model that was trained on both."""
+        """The music of both, with this index's fingerprint and chance: of a model that was trained on both.
+
+        A piece of the other that this one has, too, is there once: fine-tuning often reads the same music again.
+        """
+        known = set(self._contents())
+        other = other._of_pieces(np.array([content not in known for content in other._contents()], bool))
         mine, size = self.notes, self.notes + other.notes
         steps = np.concatenate([self.steps[:mine], other.steps])
         bits = [np.unpackbits(index.new_bar)[: index.notes] for index in (self, other)]
@@ -180,6 +185,37 @@ class Index:
             self.names + other.names,
             self.fingerprint,
             self.chance,
+        )
+
+    def _contents(self) -> list[tuple[bytes | str, ...]]:
+        """What each piece is known by: its lines, or its name where it has none."""
+        lines: list[list[bytes | str]] = [[] for _ in self.names]
+        for piece, (begin, end) in zip(
+            self.line_pieces.tolist(), pairwise(self.line_starts.tolist()), strict=True
+        ):
+            lines[piece].append(self.steps[begin:end].tobytes())
+        return [tuple(own) or (name,) for own, name in zip(lines, self.names, strict=True)]
+
+    def _of_pieces(self, kept: NDArray[np.bool_]) -> Index:
+        """The index of some of its pieces; kept: which [P]."""
+        if kept.all():
+            return self
+        bounds = self.line_starts.astype(np.int64)
+        lines, sizes = kept[self.line_pieces], bounds[1:] - bounds[:-1]
+        inside = np.repeat(lines, sizes)  # which notes
+        steps = np.concatenate([self.steps[: self.notes][inside], self.steps[self.notes :]])
+        starts = np.cumsum([0, *sizes[lines].tolist()])
+        rests = inside[self.rest_at]
+        return replace(
+            self,
+            steps=steps,
+            samples=_sorted_samples(steps, int(starts[-1])),
+            line_starts=starts.astype("<u4"),
+            line_pieces=(np.cumsum(kept) - 1)[self.line_pieces[lines]].astype("<u4"),
+            new_bar=np.packbits(np.unpackbits(self.new_bar)[: self.notes][inside]),
+            rest_at=(np.cumsum(inside) - 1)[self.rest_at[rests]].astype("<u4"),
+            rest_bars=self.rest_bars[rests],
+            names=tuple(name for name, keep in zip(self.names, kept.tolist(), strict=True) if keep),
         )
 
     def holds(self, pieces: Iterable[Notes]) -> list[bool]:
