@@ -20,7 +20,7 @@ from training_helpers import CONFIG, ENVIRONMENT, form, read_state, small_corpus
 from melodia.corpus.shards import Corpus
 from melodia.errors import CheckpointError, TrainingError
 from melodia.model.checkpoint import load_checkpoint
-from melodia.training import Progress, Step, TrainingSummary, train
+from melodia.training import Progress, Step, TrainingSummary, Validation, train
 
 RUN = """
 import sys
@@ -210,6 +210,24 @@ def test_interrupted_by_hand(
     train(corpus, form(corpus), config, tmp_path, resume=True)
     ours, theirs = (folder / "best" / "model.safetensors" for folder in (tmp_path, whole[0]))
     assert ours.read_bytes() == theirs.read_bytes()
+
+
+def test_interrupted_during_the_last_validation(corpus: Corpus, tmp_path: Path) -> None:
+    """What the caller does next, such as training another kind, does not begin."""
+    config = dataclasses.replace(CONFIG, iterations=10)
+
+    class Press(Progress):
+        def validated(self, validation: Validation) -> None:
+            if validation.iteration == 10:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    with pytest.raises(KeyboardInterrupt):
+        train(corpus, form(corpus), config, tmp_path, progress=Press())
+    state = read_state(tmp_path)
+    assert state is not None
+    assert (state.values["iteration"], state.values["finished"]) == (10, "budget")
+    assert train(corpus, form(corpus), config, tmp_path, resume=True).iterations == 10
 
 
 def test_a_longer_budget_goes_on(corpus: Corpus, tmp_path: Path) -> None:

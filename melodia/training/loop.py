@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -205,7 +205,10 @@ class _Run:
                 self._save(0.0)
             with Interrupt() as interrupt:
                 stopped = self.finished = self._loop(interrupt)
-            self._save(self.saved_at)
+                self._save(self.saved_at)
+                # During the last validation nobody has looked; what the caller does next may take as long again.
+                if self.world.sum([float(interrupt.wanted)])[0]:
+                    self._stop()
         summary = self._summary(stopped)
         self.progress.finished(summary)
         return summary
@@ -224,11 +227,14 @@ class _Run:
             elif interrupted or now - self.saved_at >= self.config.save_every:
                 self._save(now)
             if interrupted:
-                self._warn(
-                    f"interrupted after iteration {self.learner.iteration}, the state is saved: continue with "
-                    f"{self.again}"
-                )
-                raise KeyboardInterrupt
+                self._stop()
+
+    def _stop(self) -> NoReturn:
+        """End as somebody wants it; the state is saved."""
+        self._warn(
+            f"interrupted after iteration {self.learner.iteration}, the state is saved: continue with {self.again}"
+        )
+        raise KeyboardInterrupt
 
     def _iterate(self, interrupt: Interrupt) -> tuple[float, bool]:
         """One update; returns the seconds used so far, and whether somebody wants to stop."""
