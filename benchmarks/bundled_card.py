@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -76,8 +76,9 @@ def model_card(
         parameters=f"{checkpoint.model.parameter_count():,}",
         pieces=f"{len(pieces):,}",
         tokens=f"{pieces.tokens / 1e6:.1f} million",
-        passes=" and then ".join(_passes(stage) for stage in stages)
-        + "".join(f", or {_passes(other)}" for other in checkpoint.training.get("others", [])),
+        passes=" and then ".join(
+            f"{stage['epochs']:.2f} passes in {stage['seconds'] / 60:.0f} minutes" for stage in stages
+        ),
         commands="\n".join(training_commands(stages)),
         version=melodia.__version__,
         date=scores["date"],
@@ -90,41 +91,24 @@ def model_card(
     )
 
 
-def _passes(stage: Mapping[str, Any]) -> str:
-    return f"{stage['epochs']:.2f} passes in {stage['seconds'] / 60:.0f} minutes"
-
-
-def training_commands(stages: Sequence[Mapping[str, Any]]) -> list[str]:
+def training_commands(stages: Iterable[Mapping[str, Any]]) -> list[str]:
     r"""The commands that trained the model, one for each of its trainings, which began where the one before ended.
-
-    Where the weights are a mean, those of `others` began where the last one ended.
 
     >>> settings = {"minutes": 5.0, "learning_rate": 0.005, "program_probability": 0.5, "repeat_probability": 0.15}
     >>> print("\n".join(training_commands([{"settings": settings}])))
         torchrun --nproc-per-node 2 benchmarks/bundled_model.py train ARRANGED --out RUN1 --minutes 5 \
             --learning-rate 0.005 --program-probability 0.5 --repeat-probability 0.15
     """
-    last, mean = len(stages), stages[-1]
-    others = mean.get("others", [])
     lines = []
-    for number, stage in enumerate([*stages, *others], start=1):
+    for number, stage in enumerate(stages, start=1):
         settings = stage["settings"]
-        begun = f" --init RUN{min(number - 1, last)}" if number > 1 else ""
+        begun = f" --init RUN{number - 1}" if number > 1 else ""
         lines += [
             "    torchrun --nproc-per-node 2 benchmarks/bundled_model.py train ARRANGED "
             f"--out RUN{number}{begun} --minutes {settings['minutes']:g} \\",
             f"        --learning-rate {settings['learning_rate']:g} "
             f"--program-probability {settings['program_probability']:g} "
-            f"--repeat-probability {settings['repeat_probability']:g}"
-            + "".join(
-                f" --{name.replace('_', '-')} {share:g}" for name, share in stage.get("dropouts", {}).items()
-            ),
-        ]
-    if others:
-        runs = " ".join(f"RUN{number}" for number in range(last, last + len(others) + 1))
-        shares = " ".join(f"{share:g}" for share in mean["shares"])
-        lines += [
-            f"    python benchmarks/bundled_model.py mean ARRANGED --of {runs} --shares {shares} --out RUN"
+            f"--repeat-probability {settings['repeat_probability']:g}",
         ]
     return lines
 

@@ -1,9 +1,7 @@
 """The model that comes with melodia: how it was made, scored and packed.
 
     python benchmarks/bundled_model.py train CORPORA --out RUN1 --minutes 75
-    python benchmarks/bundled_model.py train CORPORA --init RUN1 --out RUN2 --minutes 65
-    python benchmarks/bundled_model.py train CORPORA --init RUN2 --out RUN3 --minutes 65 --dropout 0.1
-    python benchmarks/bundled_model.py mean CORPORA --of RUN2 RUN3 --shares 0.5 0.5 --out RUN
+    python benchmarks/bundled_model.py train CORPORA --init RUN1 --out RUN --minutes 65
     for name in "as recommended:" "one draw:--branches 1 --recall 0"; do
         python -m benchmarks.continuations --model RUN --weights int8 --whole midi_samples --pieces CORPORA/valid \
             --times 3 ${name#*:} --json "${name%:*}.json"
@@ -40,9 +38,8 @@ from melodia.errors import CorpusError, MelodiaError
 from melodia.evaluation.likelihood import model_likelihood
 from melodia.evaluation.ngram import KneserNey
 from melodia.measure import Likelihood
-from melodia.model import KINDS, ModelConfig
+from melodia.model import KINDS
 from melodia.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from melodia.model.config import DROPOUT_FIELDS
 from melodia.model.sizes import match_parameters, parameter_count
 from melodia.sampler.loading import bundled_folder
 from melodia.training import TrainingConfig, join, train
@@ -58,7 +55,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script,
 from benchmarks.bundled_card import Source, continuation_means, model_card
 
 KIND, HIDDEN = "parallel", 608
-JUDGED = 4  # one in so many held-out pieces is what shares of weights are chosen by
 TRAINING: dict[str, Any] = {
     "precision": "bf16",
     "batch_size": 32,
@@ -135,7 +131,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    for name in ("train", "mean", "score", "pack"):
+    for name in ("train", "score", "pack"):
         command = commands.add_parser(name)
         command.add_argument("corpora", type=Path, metavar="CORPORA")
         command.add_argument("--cache", type=Path, default=None, help="where token shards are kept")
@@ -172,12 +168,6 @@ def main() -> int:
         help="share of passes in which a piece is played twice",
     )
     add("--resume", action="store_true")
-    add = commands.choices["mean"].add_argument
-    add(
-        "--of", type=Path, nargs="+", required=True, metavar="RUN", help="the first one, and what began there"
-    )
-    add("--shares", type=float, nargs="+", required=True, help="of each, 1 together")
-    add("--out", type=Path, required=True)
     for name in ("score", "pack"):
         commands.choices[name].add_argument("--model", type=Path, required=True)
     commands.choices["score"].add_argument("--out", type=Path, required=True, metavar="JSON")
@@ -209,8 +199,7 @@ def main() -> int:
     add("--notices", type=Path, required=True, help="the licence texts that must go with the weights")
     arguments = parser.parse_args()
     try:
-        run = {"train": run_training, "mean": run_averaging, "score": run_scoring, "pack": run_packing}
-        run[arguments.command](arguments)
+        {"train": run_training, "score": run_scoring, "pack": run_packing}[arguments.command](arguments)
     except MelodiaError as error:
         print(f"bundled_model.py: {error}", file=sys.stderr)
         return 1
@@ -244,40 +233,6 @@ def run_training(arguments: argparse.Namespace) -> None:
         )
         if world.leads:
             print(summary)
-
-
-def run_averaging(arguments: argparse.Namespace) -> None:
-    """Average the weights of trainings that began at the same place, and score them on every fourth held-out piece.
-
-    Wortsman et al., "Model soups" (ICML 2022): such weights lie in one valley, and generalise better in its middle.
-    """
-    runs = [load_checkpoint(run) for run in arguments.of]
-    if len(runs) != len(arguments.shares) or abs(sum(arguments.shares) - 1) > 1e-6:
-        raise CorpusError(f"--shares must be {len(runs)} numbers that make 1 (received {arguments.shares})")
-    corpus = open_corpus(arguments.corpora, cache=arguments.cache)
-    pieces = [piece for pieces in held_out(corpus).values() for piece in pieces][::JUDGED]
-    states = [run.model.state_dict() for run in runs]
-    weighed = list(zip(arguments.shares, states, strict=True))
-    first = runs[0]
-    first.model.load_state_dict(
-        {name: sum(share * state[name] for share, state in weighed) for name in states[0]}
-    )
-    others = [run.training | {"dropouts": _dropouts(run.config)} for run in runs[1:]]
-    save_checkpoint(
-        arguments.out,
-        first.model,
-        vocabulary=first.vocabulary,
-        tokenizer_json=first.tokenizer_json,
-        training=first.training | {"shares": arguments.shares, "others": others},
-        corpus_fingerprint=first.corpus_fingerprint,
-    )
-    found = _network(first, pieces)
-    print(f"{arguments.out}: {found.nats_per_token:.4f} nats/token of {len(pieces)} held-out pieces")
-
-
-def _dropouts(config: ModelConfig) -> dict[str, float]:
-    """Those that there are."""
-    return {name: share for name in DROPOUT_FIELDS if (share := getattr(config, name))}
 
 
 def held_out(corpus: Corpus) -> dict[str, list[Piece]]:

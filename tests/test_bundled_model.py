@@ -4,21 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from training_helpers import CONFIG, small_corpus
 
-from benchmarks.bundled_card import (
-    contest_table,
-    continuation_means,
-    continuation_tables,
-    training_commands,
-)
+from benchmarks.bundled_card import contest_table, continuation_means, continuation_tables
 from benchmarks.bundled_model import contest
 from melodia.errors import CorpusError
 from melodia.evaluation.collapse import collapse_report
@@ -70,23 +63,6 @@ def test_every_sample_is_continued(sampler: Sampler, path: Path) -> None:
     assert len(notes) >= 8
     assert longest_repeated_run(made.midi) < 16, "it hammers one note"
     assert not any("one note" in finding for finding in collapse_report(made.midi).findings)
-
-
-def test_the_commands_of_a_mean_begin_where_they_began() -> None:
-    settings = {"minutes": 5, "learning_rate": 0.003, "program_probability": 0.5, "repeat_probability": 0.15}
-    stage: dict[str, Any] = {"settings": settings}
-    others = [stage, stage | {"dropouts": {"dropout": 0.1, "weight_drop": 0.2}}]
-    lines = training_commands([stage, stage | {"shares": [0.5, 0.25, 0.25], "others": others}])
-    text = "\n".join(lines)
-    assert re.findall(r"--out (\S+)(?: --init (\S+))?", text) == [
-        ("RUN1", ""),
-        ("RUN2", "RUN1"),
-        ("RUN3", "RUN2"),
-        ("RUN4", "RUN2"),
-        ("RUN", ""),
-    ]
-    assert text.count("--dropout 0.1 --weight-drop 0.2") == 1
-    assert lines[-1].strip().endswith("--of RUN2 RUN3 RUN4 --shares 0.5 0.25 0.25 --out RUN")
 
 
 @pytest.mark.slow
