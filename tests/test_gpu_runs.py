@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
@@ -400,7 +401,11 @@ INTERRUPT = """
 def test_a_source_that_does_not_compile_costs_its_own_library_only(
     scan_rows: str, wish: str, why: str, tmp_path: Path
 ) -> None:
-    done = build_with(tmp_path, scan_rows, wish)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it would be ignored
+    try:
+        done = build_with(tmp_path, scan_rows, wish)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert done.returncode != 0
     asked = "MELODIA_CUDA=1 asks for the CUDA kernels, but they did not compile"
     assert (asked in done.stderr) == (wish == "1")
