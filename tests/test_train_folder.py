@@ -22,13 +22,13 @@ from melodia.errors import CheckpointError, ConfigError, TrainingError
 from melodia.model.checkpoint import load_checkpoint
 from melodia.model.stored import read_checkpoint
 from melodia.tokenizer import Tokenizer, TokenizerConfig
-from melodia.training import Plan, World
+from melodia.training import Plan, TrainingConfig, World
 from melodia.training.lock import only_training
 from melodia.workflows import train as train_module
 from melodia.workflows.compare import compare_kinds
 from melodia.workflows.corpora import open_corpus
 from melodia.workflows.originality import index_checkpoint, open_index
-from melodia.workflows.train import TrainedFolder, continue_held_out, train_folder
+from melodia.workflows.train import TUNING_RATE, TrainedFolder, continue_held_out, train_folder
 
 BPE = Tokenizer().vocabulary.size + 20
 
@@ -215,6 +215,11 @@ def test_fine_tuning_takes_the_tokenizer_of_the_checkpoint(
         assert tuned.tokenizer_json == before.tokenizer_json
         assert len(Tokenizer.from_dict(tuned.tokenizer_json).pairs) == 20
         assert tuned.corpus_fingerprint != before.corpus_fingerprint
+        assert (
+            tuned.training["settings"]["learning_rate"]
+            == TUNING_RATE
+            < TrainingConfig(epochs=1).learning_rate
+        )
 
 
 @pytest.mark.parametrize(

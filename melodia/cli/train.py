@@ -6,7 +6,7 @@ from pathlib import Path
 
 import typer
 
-from melodia.cli.choice import Backend, BatchSize, Device, LearningRate, Window
+from melodia.cli.choice import Backend, BatchSize, Device, Window
 from melodia.cli.loading import loading
 from melodia.cli.output import tell
 
@@ -63,7 +63,9 @@ def train(
     ),
     batch_size: BatchSize = None,
     window: Window = None,
-    learning_rate: LearningRate = None,
+    learning_rate: float | None = typer.Option(
+        None, help="Peak learning rate (default: 0.006; with --init, 0.0006)."
+    ),
     precision: str = typer.Option(
         "auto",
         help="fp32, bf16, or auto: bf16 where the processor multiplies it faster (AMX, AVX512-BF16).",

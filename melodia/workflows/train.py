@@ -32,6 +32,7 @@ from melodia.workflows.options import check_model, choose_tokens
 from melodia.workflows.originality import index_corpus
 
 DEFAULT_MINUTES = 20.0
+TUNING_RATE = 6e-4  # for weights that know music already, a tenth of the usual one (benchmarks/TUNING.md)
 BUNDLED = "bundled"  # the name of the model that comes with melodia, for `init`
 SAMPLES = 3
 SAMPLE_SEED_BARS = 8
@@ -192,8 +193,9 @@ def train_folder(
             With `init` or `resume` the model is there already: what is given must be what it has.
         dropout: the share of units that are dropped while training; None: the size's preset, or the `init`'s own.
         scheme, bpe: of the tokenizer; None: "REMI", no byte pairs. The same holds for `init`, `resume`, a built corpus.
-        training: fields of `TrainingConfig`; 20 minutes if no budget is among them. The precision may also be "auto":
-            bf16 where that is faster (`kernels.fast_precision`). With `resume` the others are as they were.
+        training: fields of `TrainingConfig`; 20 minutes if no budget is among them, and with `init` a learning rate of
+            6e-4. The precision may also be "auto": bf16 where that is faster (`kernels.fast_precision`). With `resume`
+            the others are as they were.
         backend: of the kernels, "auto", "reference" or "native".
         resume: go on where an interrupted call stopped; what it was begun with need not be given again. From the
             beginning if it had not saved anything yet, which is told; an error where none was begun.
@@ -232,6 +234,8 @@ def train_folder(
         config = training_config(given, None if before is None else before.training)
         if automatic and not goes_on:
             config = replace(config, precision=kernels.fast_precision(world.device))
+        if base is not None and not goes_on and given.get("learning_rate") is None:
+            config = replace(config, learning_rate=TUNING_RATE)
         if before is not None:
             if not goes_on and dropout is not None:  # no weight depends on it
                 before = replace(before, model=replace(before.model, dropout=dropout))
