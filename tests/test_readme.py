@@ -17,6 +17,7 @@ PIECES = ("frere_jacques", "greensleeves", "petzold_minuet_g_major", "sakura")
 SHORTER = {
     "melodia bench": "melodia bench --seconds 1",
     "--minutes 20": "--minutes 0.05 --size tiny",
+    "--minutes 10": "--minutes 0.05",
     "--generate 20": "--generate 2 --seed-bars 2 --bars 2",
     "--minutes 5": "--minutes 0.02 --size tiny",
 }
@@ -34,10 +35,11 @@ def test_the_commands_and_the_python_of_the_readme_run(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    for folder in ("my-midi-folder", "held-out"):
+    for folder in ("my-midi-folder", "my-few-songs", "held-out"):
         (tmp_path / folder).mkdir()
     for name in PIECES:
-        shutil.copy(samples_dir / f"{name}.mid", tmp_path / "my-midi-folder")
+        for folder in ("my-midi-folder", "my-few-songs"):
+            shutil.copy(samples_dir / f"{name}.mid", tmp_path / folder)
     for path in sorted(samples_dir.glob("b*.mid")):
         shutil.copy(path, tmp_path / "held-out")
     shutil.copy(samples_dir / "greensleeves.mid", tmp_path / "song.mid")
