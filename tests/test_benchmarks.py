@@ -96,7 +96,7 @@ def test_rounds_go_on_while_there_is_time() -> None:
     many = interleave({"a": Way(lambda times: time.sleep(0.01 * times))}, 0.4, turn=0.01, rounds=3)
     assert len(few["a"].turns) == 3
     assert len(many["a"].turns) > 6
-    assert few["a"].median == pytest.approx(0.01, rel=0.5)
+    assert 0.01 <= few["a"].median < 0.1  # a busy machine wakes it late
 
 
 def test_percentiles_and_spread_are_those_of_others() -> None:
