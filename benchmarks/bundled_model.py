@@ -28,6 +28,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -266,7 +267,7 @@ def run_scoring(arguments: argparse.Namespace) -> None:
         constant_velocity=[piece.constant_velocity for piece in train_pieces],
     )
     everything = [piece for pieces in sets.values() for piece in pieces]
-    network = _network(checkpoint, everything)
+    network = likelihood_of(checkpoint, everything)
     ngram = judge.nll(
         [piece.tokens for piece in everything],
         constant_velocity=[piece.constant_velocity for piece in everything],
@@ -300,7 +301,7 @@ def contest(runs: Path, pieces: list[Piece]) -> list[dict[str, Any]]:
                 "parameters": checkpoint.model.parameter_count(),
                 "minutes": training["settings"]["minutes"],
                 "epochs": training["epochs"],
-                **_network(checkpoint, pieces).to_dict(),
+                **likelihood_of(checkpoint, pieces).to_dict(),
             }
         )
     transformer = runs / "transformer.json"
@@ -315,7 +316,8 @@ def contest(runs: Path, pieces: list[Piece]) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: row["nats_per_token"]["value"])
 
 
-def _network(checkpoint: Checkpoint, pieces: list[Piece]) -> Likelihood:
+def likelihood_of(checkpoint: Checkpoint, pieces: Sequence[Piece]) -> Likelihood:
+    """How well a checkpoint's network predicts pieces."""
     return model_likelihood(
         checkpoint.model,
         checkpoint.vocabulary,

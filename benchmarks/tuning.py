@@ -11,8 +11,6 @@ scored on the held-out pieces.
 from __future__ import annotations
 
 import argparse
-import gzip
-import json
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,9 +18,9 @@ from typing import Any
 
 import pretty_midi
 
+from benchmarks.bundled_model import likelihood_of
+from benchmarks.frames import Frame, load
 from benchmarks.suite.machine import facts
-from melodia.corpus.shards import Corpus
-from melodia.evaluation.likelihood import model_likelihood
 from melodia.model.checkpoint import load_checkpoint
 from melodia.sampler.loading import bundled_model
 from melodia.training.config import TrainingConfig
@@ -47,15 +45,15 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 
-def midi_of_frames(frames: Iterable[Iterable[int]]) -> pretty_midi.PrettyMIDI:
+def midi_of_frames(frames: Iterable[Frame]) -> pretty_midi.PrettyMIDI:
     """A piece for piano; a pitch that goes on in the next frame is one note.
 
-    >>> [(note.pitch, note.start, note.end) for note in midi_of_frames([[60, 64], [60], []]).instruments[0].notes]
+    >>> [(note.pitch, note.start, note.end) for note in midi_of_frames([(60, 64), (60,), ()]).instruments[0].notes]
     [(64, 0.0, 0.25), (60, 0.0, 0.5)]
     """
     midi, piano = pretty_midi.PrettyMIDI(initial_tempo=120), pretty_midi.Instrument(0)
     begun: dict[int, int] = {}
-    for number, frame in enumerate([*map(list, frames), []]):
+    for number, frame in enumerate([*frames, ()]):
         for pitch in [pitch for pitch in begun if pitch not in frame]:
             start = begun.pop(pitch)
             piano.notes.append(pretty_midi.Note(VELOCITY, pitch, start * FRAME_S, number * FRAME_S))
@@ -67,22 +65,11 @@ def midi_of_frames(frames: Iterable[Iterable[int]]) -> pretty_midi.PrettyMIDI:
 
 def write_frames(file: Path, pieces: int, out: Path) -> None:
     """Folders train/ and valid/ with MIDI files of the first pieces of a data set of frames."""
-    data = json.loads(gzip.decompress(file.read_bytes()))
+    data = load(file)
     for part, count in (("train", pieces), ("valid", HELD_OUT)):
         (out / part).mkdir(parents=True)
         for number, frames in enumerate(data[part][:count]):
             midi_of_frames(frames).write(str(out / part / f"{number:03}.mid"))
-
-
-def untrained(corpus: Corpus) -> float:
-    """The model that comes with melodia as it is, in nats per token."""
-    checkpoint, pieces = load_checkpoint(bundled_model()), corpus.pieces("valid")
-    return model_likelihood(
-        checkpoint.model,
-        checkpoint.vocabulary,
-        [piece.tokens for piece in pieces],
-        constant_velocity=[piece.constant_velocity for piece in pieces],
-    ).nats_per_token
 
 
 def compare(folder: Path, minutes: float) -> list[str]:
@@ -94,7 +81,8 @@ def compare(folder: Path, minutes: float) -> list[str]:
         steps = range(config.transpose_down, config.transpose_up + 1)
         corpus = open_corpus(folder, transpositions=steps, cache=cache)
         tokens = corpus.pieces("train").tokens
-        lines.append(f"| the model that comes with melodia | {untrained(corpus):.3f} | 0 |")
+        untrained = likelihood_of(load_checkpoint(bundled_model()), list(corpus.pieces("valid")))
+        lines.append(f"| the model that comes with melodia | {untrained.nats_per_token:.3f} | 0 |")
         for name, options in WAYS.items():
             settings = {"precision": "auto", **options.get("training", {}), "minutes": minutes}
             out = Path(temporary) / name.replace(" ", "-")

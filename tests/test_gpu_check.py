@@ -68,6 +68,30 @@ def test_every_part_is_there() -> None:
             assert not word.startswith("tests/") or (REPOSITORY / word).exists()
 
 
+def test_no_part_needs_a_midi_library() -> None:
+    """Everything that the parts import, where there is none; the parity tests are collected, too."""
+    code = f"""
+import sys
+sys.modules |= dict.fromkeys(("miditok", "symusic", "pretty_midi", "mido"))
+sys.path.insert(0, {str(REPOSITORY / "tests")!r})
+import pathlib, tempfile
+from benchmarks import gpu_check, gpu_generation, gpu_measure, gpu_primitives, gpu_tools, gpu_training
+from benchmarks.suite import ours, peers
+import melodia.engine.cuda, melodia.model, melodia.training
+import test_cuda_parity, test_cuda_engine_parity, test_gpu_rescues
+gpu_tools.DEVICE = "cpu"
+model = gpu_generation.network("parallel", 8)
+peers.Eager(model, 2).step()
+with tempfile.TemporaryDirectory() as folder:
+    learner = gpu_training.learner_of(pathlib.Path(folder), "parallel", 8, 4, 2, "fp32", False)
+    learner.update([], lambda _: 1e-3)
+print("done")
+"""
+    environment = gpu_check.environment_of("training")
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.stdout == "done\n", done.stderr
+
+
 def test_the_first_command_has_time_for_what_decides_most() -> None:
     """In the minutes that the help names, even where parts hang, if the build takes no more than one and a quarter."""
     parts = list(gpu_check.MINUTES)

@@ -11,8 +11,6 @@ import ctypes
 import gc
 import itertools
 import json
-import subprocess
-import sys
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +21,6 @@ import pytest
 import torch
 
 from benchmarks import (
-    gpu_check,
     gpu_generation,
     gpu_measure,
     gpu_page,
@@ -38,7 +35,6 @@ from melodia import engine
 from melodia.errors import ConfigError
 from melodia.kernels import cuda, native
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 needs_native = pytest.mark.skipif(native.reason() is not None, reason=f"no native library: {native.reason()}")
 needs_engine = pytest.mark.skipif(
     emulation.COMPILER is None or engine.reason() is not None, reason="no compiler or no engine"
@@ -477,27 +473,3 @@ def test_primitives(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtu
     assert reached["exchange by words: us"]["measured"] == "0.5"
     assert reached["exchange in a cluster of 16: us"]["met"] == "yes"
     assert reached["clusters of 16 at once"]["measured"] == "7"
-
-
-def test_no_part_needs_a_midi_library() -> None:
-    """Everything that the parts import, where there is none; the parity tests are collected, too."""
-    code = f"""
-import sys
-sys.modules |= dict.fromkeys(("miditok", "symusic", "pretty_midi", "mido"))
-sys.path.insert(0, {str(REPOSITORY / "tests")!r})
-import pathlib, tempfile
-from benchmarks import gpu_check, gpu_generation, gpu_measure, gpu_primitives, gpu_tools, gpu_training
-from benchmarks.suite import ours, peers
-import melodia.engine.cuda, melodia.model, melodia.training
-import test_cuda_parity, test_cuda_engine_parity, test_gpu_rescues
-gpu_tools.DEVICE = "cpu"
-model = gpu_generation.network("parallel", 8)
-peers.Eager(model, 2).step()
-with tempfile.TemporaryDirectory() as folder:
-    learner = gpu_training.learner_of(pathlib.Path(folder), "parallel", 8, 4, 2, "fp32", False)
-    learner.update([], lambda _: 1e-3)
-print("done")
-"""
-    environment = gpu_check.environment_of("training")
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
-    assert done.stdout == "done\n", done.stderr

@@ -39,7 +39,6 @@ from melodia.training.learner import Learner
 from melodia.training.loss import nll_sum
 from melodia.training.optimiser import AveragedWeights, make_optimiser
 from melodia.training.streams import IGNORED
-from melodia.training.watch import Watch, corpus_warnings
 
 SMALL = {"batch_size": 4, "window": 32, "learning_rate": 1e-2, "threads": 1, "device": "cpu"}
 
@@ -338,32 +337,6 @@ def test_overfitting_is_told_once(tmp_path: Path) -> None:
     assert summary.best_iteration < 150
     assert set(record.warnings) == set(summary.warnings)
     assert any("the corpus is small: 2 pieces with 120 tokens" in text for text in record.warnings)
-
-
-def test_watch_does_not_cry_wolf() -> None:
-    watch = Watch()
-    assert watch.judge(1, 3.0, 9.0, 3.1)
-    assert not watch.judge(2, 3.2, 9.6, 3.2)
-    assert not watch.judge(3, 3.2, 9.6, 3.2)
-    assert watch.overfitting(3.2, 3.2) is None  # training does not fall either
-    assert watch.overfitting(3.02, 2.0) is None  # within one per cent
-    assert "overfitting" in (watch.overfitting(3.2, 2.0) or "")
-    assert watch.overfitting(3.3, 1.9) is None  # told already
-
-
-def test_corpus_warnings() -> None:
-    assert corpus_warnings(500, 2_000_000, 50, 2_000_000) == []
-    (small,) = corpus_warnings(1, 2_000_000, 50, 100)
-    assert "the corpus is small: 1 piece with" in small
-    assert "(`init` bundled)" in small
-    for options in ({"tuned": True}, {"init": False}):
-        (small,) = corpus_warnings(1, 2_000_000, 50, 100, **options)
-        assert small.endswith("add more music")
-    assert corpus_warnings(500, 1_000_000, 50, 50_000_000, tuned=True) == []
-    (large,) = corpus_warnings(500, 1_000_000, 50, 50_000_000)
-    assert "50,000,000 parameters for 1,000,000 tokens" in large
-    (none,) = corpus_warnings(500, 2_000_000, 0, 100)
-    assert "held out" in none
 
 
 def test_without_validation_pieces_the_last_weights_are_kept(tmp_path: Path) -> None:

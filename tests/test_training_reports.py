@@ -1,4 +1,4 @@
-"""Reports: on a GPU, which fetches losses rarely, as on the CPU; what is told of a slow precision."""
+"""Reports: on a GPU, which fetches losses rarely, as on the CPU; what is told of bf16, small corpora, overfitting."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from melodia.errors import TrainingError
 from melodia.model import ModelConfig
 from melodia.training import Progress, Step, TrainingConfig, World, train
 from melodia.training.learner import Learner, Update
+from melodia.training.watch import Watch, corpus_warnings
 
 SMALL = {"batch_size": 2, "window": 16, "learning_rate": 1e-2, "threads": 1, "save_every": 1e6}
 
@@ -125,3 +126,29 @@ def test_slow_bfloat16_is_told(
 def test_a_sliver_of_an_epoch_is_one_iteration(corpus: Corpus, tmp_path: Path) -> None:
     config = TrainingConfig(epochs=1e-6, **SMALL)  # type: ignore[arg-type]
     assert train(corpus, form(corpus), config, tmp_path).iterations == 1
+
+
+def test_watch_does_not_cry_wolf() -> None:
+    watch = Watch()
+    assert watch.judge(1, 3.0, 9.0, 3.1)
+    assert not watch.judge(2, 3.2, 9.6, 3.2)
+    assert not watch.judge(3, 3.2, 9.6, 3.2)
+    assert watch.overfitting(3.2, 3.2) is None  # training does not fall either
+    assert watch.overfitting(3.02, 2.0) is None  # within one per cent
+    assert "overfitting" in (watch.overfitting(3.2, 2.0) or "")
+    assert watch.overfitting(3.3, 1.9) is None  # told already
+
+
+def test_corpus_warnings() -> None:
+    assert corpus_warnings(500, 2_000_000, 50, 2_000_000) == []
+    (small,) = corpus_warnings(1, 2_000_000, 50, 100)
+    assert "the corpus is small: 1 piece with" in small
+    assert "(`init` bundled)" in small
+    for options in ({"tuned": True}, {"init": False}):
+        (small,) = corpus_warnings(1, 2_000_000, 50, 100, **options)
+        assert small.endswith("add more music")
+    assert corpus_warnings(500, 1_000_000, 50, 50_000_000, tuned=True) == []
+    (large,) = corpus_warnings(500, 1_000_000, 50, 50_000_000)
+    assert "50,000,000 parameters for 1,000,000 tokens" in large
+    (none,) = corpus_warnings(500, 2_000_000, 0, 100)
+    assert "held out" in none

@@ -224,9 +224,8 @@ class Plan(Bars):
         if s.has_bars:
             return []
         classes, late = self.classes, []
-        if (
-            self._metres_at(s.bar_start).tokens and self._next_metre(s) != s.metre
-        ):  # it is written at the bar line
+        if self._metres_at(s.bar_start).tokens and self._next_metre(s) != s.metre:
+            # It is written at the bar line.
             late.append((classes.bits("moving"), s.bar_end + 1))
         if self._passes_no_bar(s, self._bar):
             late.append((classes.bits("shift"), 2 * end - start))
@@ -414,12 +413,10 @@ class Plan(Bars):
 
     def _other_metres(self, s: GrammarState) -> Mask | None:
         """BPE tokens that set another metre than the next bar's; None where the grammar allows only one."""
-        classes, pieces = self.classes, self._metres_at(s.bar_start).pieces
-        if not self._metres_at(s.bar_start).tokens or (
-            {*self._cycle} == {*self.context.cycle} and pieces == 1
-        ):
+        classes, metres = self.classes, self._metres_at(s.bar_start)
+        if not metres.tokens or (metres.pieces == 1 and {*self._cycle} == {*self.context.cycle}):
             return None
-        if pieces > 1 or not s.has_bars:  # where in the token its metre comes is not asked
+        if metres.pieces > 1 or not s.has_bars:  # where in the token its metre comes is not asked
             return classes.inner_metre
         return classes.inner_metre & (classes.metre_of != self._next_metre(s))
 
