@@ -290,6 +290,35 @@ def test_strangers_keep_to_the_time_of_the_others() -> None:
     assert len(ticks_of((32,), free)) == classes.position.sum()
 
 
+def test_drums_that_join_begin_alone_on_beats_and_halves_only() -> None:
+    sampler = tiny_sampler()
+    classes, state = sampler._classes, sampler.state.grammar.copy()
+    strangers = Strangers(classes, (-1,), (0, -1), onsets=np.arange(0, 8 * QUARTER, QUARTER // 4))
+    drums = classes.vocabulary.index["Program_-1"]
+    state.bar_start = 0
+    for now, onset, free in (
+        (QUARTER // 2, 0, True),
+        (QUARTER // 4, 0, False),
+        (QUARTER // 4, QUARTER // 4, True),
+    ):
+        state.now, state.onset = now, onset
+        wanted = np.ones(classes.vocabulary.size, np.bool_)
+        strangers.narrow(state, wanted)
+        assert wanted[drums] == free, (now, onset)
+        only = classes.program_of == -1
+        strangers.narrow(state, only)
+        assert only[drums], "somebody must play"
+
+
+def test_drums_and_those_they_join_keep_to_the_places_of_the_seed() -> None:
+    sampler = tiny_sampler()
+    sampler.prime(make_seed(scale(16)))
+    for seed in range(3):
+        events = sampler.generate(bars=8, random_seed=seed, programs=(0, -1)).events
+        assert {event.onset_beats % 1 for event in events} <= {0, 0.5}
+        assert {event.program for event in events} == {0, -1}
+
+
 def test_pitches_lean_to_what_sounds_around_them() -> None:
     sampler = tiny_sampler()
     sampler.prime(make_seed([*scale(4), *scale(4, program=41)]))

@@ -151,7 +151,9 @@ class Lane:
             heard = {program for program, row in state.rows.items() if row.any() and row.max() > since}
             unheard = [program for program in new if program not in heard.union(rests)]
         notes = None if kept is None else kept.notes
-        return Strangers.of(self.classes, self.request, self.session.seed, unheard, notes)
+        context = self.session.context
+        slip = context.join / self.classes.tables.ticks_per_quarter - context.seed_join
+        return Strangers.of(self.classes, self.request, self.session.seed, unheard, notes, slip)
 
     def _choose(self, wanted: NDArray[np.bool_], compiled: bool) -> Choice:
         """Draw among the tokens of a mask."""

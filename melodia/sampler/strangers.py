@@ -32,7 +32,7 @@ SOLO = 0.9
 """A program that sounds alone at so many of its onsets plays one note at a time."""
 
 COMMON = 0.05
-"""Where in a quarter note fewer of the others' notes begin than this share, nobody new begins any."""
+"""Where in a quarter note fewer of the others' notes begin than this share, nobody begins any beside them."""
 
 PLAIN = 0.5
 """Only where so many of the others' notes keep to common places: else nobody plays in time."""
@@ -51,7 +51,7 @@ class Strangers:
         programs: those that nobody has heard, -1 for the drums.
         new: all programs of the new notes.
         soloists: those of them that play one note at a time.
-        onsets: where the notes that stay begin; None where none do.
+        onsets: where the notes begin that stay, or that came before; None: of no such notes the time is known.
         random_seed, session: of the random numbers that decide.
     """
 
@@ -71,8 +71,14 @@ class Strangers:
         self._classes = classes
         self._random = (random_seed, session)
         self._asked = (0, _NOBODY)  # at which tick, and up to which voice
-        strange = bool(self.programs) and set(self.programs) == set(new)
-        self._common = self._common_places(onsets) if onsets is not None and strange else None
+        self._common: Mask | None = None  # places in a quarter note at which somebody may begin
+        self._alone: Mask | None = None  # and the drums, before anybody else has
+        drums = -1 in self.programs
+        if onsets is not None and (drums or (self.programs and set(self.programs) == set(new))):
+            self._common, alone = common_places(onsets, classes.tables.ticks_per_quarter) or (None, None)
+            self._alone = alone if drums else None
+            if set(new) == {-1}:
+                self._common = alone
 
     @classmethod
     def of(
@@ -82,6 +88,7 @@ class Strangers:
         seed: ScoreTick | None,
         strangers: Collection[int],
         kept: Notes | None,
+        slip: float = 0.0,
     ) -> Strangers | None:
         """Who joins in a continuation that was asked for; None where nobody does, beside no music that stays.
 
@@ -91,6 +98,7 @@ class Strangers:
             seed: the music before; None for none.
             strangers: the programs that were asked for and do not play at its end.
             kept: the notes that stay, in grid ticks; None for none.
+            slip: by how many quarter notes grid time is ahead of the seed's.
         """
         new = request.programs or ()
         if kept is not None:
@@ -100,6 +108,9 @@ class Strangers:
             if not known or not strangers or len(new) == 1:
                 return None
             solo, onsets = soloists(seed, strangers), None
+            if seed is not None:
+                quarters = notes_of_score(seed).onset / seed.ticks_per_quarter + slip
+                onsets = np.rint(quarters * classes.tables.ticks_per_quarter).astype(np.int64)
         return cls(classes, strangers, new, solo, onsets, request.random_seed, request.session)
 
     def fork(self, random_seed: int) -> Strangers:
@@ -111,8 +122,8 @@ class Strangers:
     def narrow(self, s: GrammarState, wanted: Mask) -> None:
         """Take out of `wanted`, bool [V], second notes of soloists, and places at which nobody new should begin any.
 
-        Those are where all are still at a note, and, beside music that stays, those where in a quarter note its notes
-        hardly ever begin.
+        Those are where all are still at a note, and those where in a quarter note hardly any notes begin that stay, or
+        that drums join. Where those have halves, the drums begin alone on none but halves.
         """
         classes = self._classes
         rows = {program: s.heard_row(program) for program in self.soloists}
@@ -122,6 +133,13 @@ class Strangers:
                 wanted &= classes.program_of != program
                 if s.program == program:
                     wanted &= ~classes.pitch
+        quarter = classes.tables.ticks_per_quarter
+        if self._alone is not None and s.onset != s.now and not self._alone[s.now % quarter]:
+            others = wanted & (classes.program_of != -1)
+            if s.program == -1:
+                others &= ~classes.pitch
+            if (others & (classes.begins | classes.pitch)).any():
+                wanted &= others
         if not self._all_solo and self._common is None:
             return
         places = s.bar_start + classes.values * s.unit
@@ -159,16 +177,6 @@ class Strangers:
             if begins.any() and self._draw(s.now, program) < self._chance(s, program):
                 return begins
         return None
-
-    def _common_places(self, onsets: NDArray[np.int64]) -> Mask | None:
-        """Where in a quarter note notes begin, bool [ticks]; None where they do not keep to any time."""
-        quarter = self._classes.tables.ticks_per_quarter
-        begun = np.bincount(onsets % quarter, minlength=quarter)
-        common, halves = begun >= COMMON * len(onsets), np.isin(np.arange(quarter), (0, quarter // 2))
-        common |= halves
-        if begun[common].sum() < PLAIN * len(onsets):
-            return None
-        return halves if self.programs == (-1,) else common  # drums keep the time
 
     def _draw(self, tick: int, program: int) -> float:
         random_seed, session = self._random
@@ -210,3 +218,26 @@ def plays_alone(notes: Notes) -> bool:
     begun = np.searchsorted(np.sort(notes.onset), places, "right")
     ended = np.searchsorted(np.sort(notes.end), places, "right")
     return bool((begun - ended <= 1).mean() >= SOLO)
+
+
+def common_places(onsets: NDArray[np.int64], quarter: int) -> tuple[Mask, Mask] | None:
+    """Where in a quarter note notes begin, and where drums do that keep their time.
+
+    Args:
+        onsets: of the notes.
+        quarter: ticks in a quarter note.
+
+    Returns:
+        two masks, bool [quarter]; None where there are no notes, or they do not keep to any time.
+
+    >>> triplets, straight = np.arange(0, 96, 4), np.arange(0, 96, 3)
+    >>> [np.flatnonzero(places).tolist() for places in common_places(straight, 12)]
+    [[0, 3, 6, 9], [0, 6]]
+    >>> [np.flatnonzero(places).tolist() for places in common_places(triplets, 12)]
+    [[0, 4, 6, 8], [0, 4, 8]]
+    """
+    begun = np.bincount(onsets % quarter, minlength=quarter)
+    common, halves = begun >= max(1, COMMON * len(onsets)), np.isin(np.arange(quarter), (0, quarter // 2))
+    alone = halves if common[quarter // 2] or not common[1:].any() else common | (np.arange(quarter) == 0)
+    common = common | halves
+    return (common, alone) if begun[common].sum() >= max(1, PLAIN * len(onsets)) else None
