@@ -64,11 +64,6 @@ def model_card(
             f"| {token['value']:.3f} [{token['low']:.3f}, {token['high']:.3f}] | {note['value']:.2f} "
             f"| {judge['nats_per_token']['value']:.3f} |"
         )
-    credits = [
-        f"- {name}: {sources[name].credit} ({sources[name].licence})"
-        for name in scores["sets"]
-        if name in sources
-    ]
     pieces = corpus.pieces("train")
     return text.format(
         kind=config.kind,
@@ -87,7 +82,14 @@ def model_card(
         **{
             f"continued_{name}": table for name, table in continuation_tables(scores["continuations"]).items()
         },
-        credits="\n".join(credits),
+        credits=credits_of(scores["sets"], sources),
+    )
+
+
+def credits_of(sets: Iterable[str], sources: Mapping[str, Source]) -> str:
+    """A line for each set that has a source: whom its music is of, under which licence."""
+    return "\n".join(
+        f"- {name}: {sources[name].credit} ({sources[name].licence})" for name in sets if name in sources
     )
 
 

@@ -42,6 +42,7 @@ from melodia.measure import Likelihood
 from melodia.model import KINDS
 from melodia.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from melodia.model.sizes import match_parameters, parameter_count
+from melodia.model.stored import NOTICES
 from melodia.sampler.loading import bundled_folder
 from melodia.training import TrainingConfig, join, train
 from melodia.training.config import PRECISIONS
@@ -53,7 +54,7 @@ from melodia.workflows.train import model_settings
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script, Python looks only beside it
 
-from benchmarks.bundled_card import Source, continuation_means, model_card
+from benchmarks.bundled_card import Source, continuation_means, credits_of, model_card
 
 KIND, HIDDEN = "parallel", 608
 TRAINING: dict[str, Any] = {
@@ -123,7 +124,11 @@ SETS = {
         "made of the sets above",
     ),
 }
-NOTICES = "NOTICES.txt"
+CREDITS = """The weights in this folder were trained on this music:
+
+{}
+
+{}"""
 
 
 def main() -> int:
@@ -339,7 +344,9 @@ def run_packing(arguments: argparse.Namespace) -> None:
 
     def write_more(folder: Path) -> None:
         (folder / "README.md").write_text(card, encoding="utf-8")
-        (folder / NOTICES).write_text(arguments.notices.read_text(encoding="utf-8"), encoding="utf-8")
+        licences = arguments.notices.read_text(encoding="utf-8")
+        notices = CREDITS.format(credits_of(scores["sets"], SETS), licences)
+        (folder / NOTICES).write_text(notices, encoding="utf-8")
 
     folder = save_checkpoint(
         bundled_folder(),

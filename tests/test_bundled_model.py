@@ -44,6 +44,7 @@ def test_what_is_shipped(sampler: Sampler) -> None:
     for credit in ("OpenScore", "Mutopia", "polishscores.org", "chopinscores.org", "Freedoom", "Groove MIDI"):
         assert credit in card
     notices = (folder / "NOTICES.txt").read_text(encoding="utf-8")
+    assert card.split("## Credits")[1].strip() in notices, "they go with a model that is fine-tuned from it"
     assert "Redistributions in binary form must reproduce" in notices, "Freedoom's licence asks for it"
     assert sampler.originality_index is not None
     names = [path.name for path in folder.rglob("*") if path.suffix in (".mid", ".midi")]

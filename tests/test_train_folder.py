@@ -149,11 +149,15 @@ def test_a_resumed_fine_tuning_keeps_the_music_that_came_before(
 ) -> None:
     copy = tmp_path / "base"
     shutil.copytree(base, copy)
+    (read_checkpoint(copy).path / "NOTICES.txt").write_text("by Ännchen", encoding="utf-8")
     with pytest.raises(RuntimeError, match="crash"):
         run(songs[1], tmp_path / "out", init=copy, dropout=0.4, progress=Crash())
     shutil.rmtree(copy)  # the training has taken what it needs
     done = run(songs[1], tmp_path / "out", resume=True)
     assert done.training.iterations == 3
+    notices = tmp_path / "out" / "best" / "NOTICES.txt"
+    assert notices.read_text(encoding="utf-8") == "by Ännchen"
+    assert sum("NOTICES.txt credits the music" in line for line in done.lines()) == 1
     assert music["first"] < names(tmp_path / "out") <= music["first"] | music["second"]
     (tmp_path / "out" / "best" / "originality.safetensors").unlink()
     index_checkpoint(tmp_path / "out", songs[1], cache=run.cache, workers=0)  # type: ignore[attr-defined]
@@ -163,8 +167,10 @@ def test_a_resumed_fine_tuning_keeps_the_music_that_came_before(
     with pytest.raises(ConfigError, match=r"`init` of the training in .*leave `init` out"):
         run(songs[1], tmp_path / "out", resume=True, init=base)
     # Begun anew, and without a checkpoint, it has nothing of the first music.
-    run(songs[1], tmp_path / "out", force=True, kind="gru", size="tiny")
+    anew = run(songs[1], tmp_path / "out", force=True, kind="gru", size="tiny")
     assert names(tmp_path / "out") <= music["second"]
+    assert not notices.exists()
+    assert not any("NOTICES" in line for line in anew.lines())
     assert not (tmp_path / "out" / "resume" / "originality.safetensors").exists()
 
 

@@ -4,6 +4,7 @@
     config.json         format version, model, training summary, corpus fingerprint, checksum of the weights
     vocabulary.json     what each token id stands for
     tokenizer.json      the tokenizer, as it saves itself
+    NOTICES.txt         whom the music is of, where a licence asks for that; not read, passed on by fine-tuning
 
 Reading one runs nothing from it and believes nothing of it: files that are missing, damaged, foreign or of a newer
 format end in a CheckpointError that names them.
@@ -37,6 +38,7 @@ WEIGHTS, CONFIG, VOCABULARY, TOKENIZER = (
     "vocabulary.json",
     "tokenizer.json",
 )
+NOTICES = "NOTICES.txt"
 BEST = "best"  # the checkpoint inside the folder of a training
 RESUME, STATE = "resume", "state.safetensors"  # what a training goes on from, inside its folder
 MAX_JSON = 64 << 20  # bytes; a vocabulary of a million tokens is smaller

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from melodia.errors import show_path
-from melodia.model.stored import BEST, RESUME, STATE, is_checkpoint
+from melodia.model.stored import BEST, NOTICES, RESUME, STATE, is_checkpoint
 from melodia.training.distributed import World
 from melodia.training.logs import BOARD, COLUMNS, EARLIER, LOG
 from melodia.training.resume import TrainingState, parse_state, read_bytes
@@ -99,3 +99,9 @@ def look(out: Path, world: World, resume: bool, force: bool) -> TrainingState | 
         for events in (out / BOARD).glob(EVENTS):  # other files there are not ours
             events.unlink()
     return None
+
+
+def pass_on_notices(out: Path, checkpoint: Path) -> None:
+    """Copy the notices of the model that is fine-tuned, where they are kept beside the state, into a checkpoint."""
+    if (kept := out / RESUME / NOTICES).is_file():
+        (checkpoint / NOTICES).write_bytes(kept.read_bytes())

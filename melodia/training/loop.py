@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,7 +24,7 @@ from melodia.model.checkpoint import save_checkpoint
 from melodia.training.config import TrainingConfig
 from melodia.training.distributed import World, join
 from melodia.training.evaluate import evaluate
-from melodia.training.folder import BEST, RESUME, look
+from melodia.training.folder import BEST, RESUME, look, pass_on_notices
 from melodia.training.interrupt import Interrupt
 from melodia.training.learner import Learner, Update, make_model
 from melodia.training.lock import only_training
@@ -372,6 +373,7 @@ class _Run:
             tokenizer_json=self.corpus.tokenizer_json,
             training=training,
             corpus_fingerprint=self.corpus.fingerprint,
+            write_more=partial(pass_on_notices, self.out),
         )
 
     # -- where we are ---------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from typing import Any
 from melodia.errors import MelodiaError, TrainingError, show_path
 from melodia.files import write_whole
 from melodia.model.config import ModelConfig
-from melodia.model.stored import TOKENIZER, read_checkpoint
+from melodia.model.stored import NOTICES, TOKENIZER, read_checkpoint
 from melodia.originality import FILE as INDEX
 from melodia.originality import Index
 from melodia.tokenizer import Tokenizer, TokenizerConfig
@@ -29,8 +29,8 @@ class Begun:
         model: its form.
         training: fields of `TrainingConfig`.
         tokens: how the music was to be written; None where the corpus was built already.
-        init: the checkpoint that is fine-tuned, if one is. Its originality index lies in `resume`, too: the
-            checkpoint may be replaced before it is needed.
+        init: the checkpoint that is fine-tuned, if one is. Its originality index and its notices lie in `resume`, too:
+            the checkpoint may be replaced before they are needed.
         owner, remedy: for errors: what has all this, and where something else can be had; not in the file.
     """
 
@@ -55,13 +55,14 @@ class Begun:
         )
 
     def write(self, out: Path) -> None:
-        """Keep it in the folder of a training, with the index of the checkpoint that is fine-tuned.
+        """Keep it in the folder of a training, with the index and the notices of the checkpoint that is fine-tuned.
 
         Raises:
             TrainingError, CheckpointError: the folder cannot be written, or the index is damaged.
         """
         folder = out / RESUME
-        index = None if self.init is None else Index.open(read_checkpoint(self.init).path)
+        base = None if self.init is None else read_checkpoint(self.init).path
+        index = None if base is None else Index.open(base)
         data = {
             "format_version": FORMAT_VERSION,
             "model": self.model.to_dict(),
@@ -72,9 +73,12 @@ class Begun:
         }
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / INDEX).unlink(missing_ok=True)
+            for name in (INDEX, NOTICES):
+                (folder / name).unlink(missing_ok=True)
             if index is not None:
                 index.save(folder)
+            if base is not None and (base / NOTICES).is_file():
+                write_whole(folder / NOTICES, (base / NOTICES).read_bytes(), own=True)
             write_whole(folder / FILE, json.dumps(data), own=True)
         except OSError as error:
             raise TrainingError(

@@ -17,6 +17,7 @@ from melodia.errors import ConfigError, MelodiaError, show_path
 from melodia.files import short_name, write_whole
 from melodia.kernels.asked import asked_backend
 from melodia.model.config import ModelConfig
+from melodia.model.stored import NOTICES
 from melodia.sampler.loading import bundled_model
 from melodia.side_inputs import DEFAULTS, NAMES, default_specs
 from melodia.tokenizer import Tokenizer, TokenizerConfig
@@ -262,6 +263,10 @@ def train_folder(
         if world.leads:
             index = None if base is None else out / RESUME
             notes += index_corpus(corpus, summary.checkpoint, index).lines()
+            if (passed_on := summary.checkpoint / NOTICES).is_file():
+                notes.append(
+                    f"{show_path(passed_on)} credits the music of the model before; it goes with the new one"
+                )
     return TrainedFolder(summary, samples, notes, world.leads)
 
 
