@@ -116,6 +116,28 @@ def test_nothing_of_the_past_is_kept(scheme: str) -> None:
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
+def test_another_tempo_begins_where_the_stream_stood(scheme: str) -> None:
+    sampler = tiny_sampler(scheme)
+    sampler.prime(make_seed(scale(4), tempo=100))
+    stream = sampler.stream(endless=True, random_seed=8)
+    heard = list(itertools.islice(stream, 30))
+    state = stream.state
+    settings = {"state": state, "tempo": 200, "random_seed": 8}
+    faster = list(itertools.islice(sampler.stream(endless=True, **settings), 30))
+    plain = list(itertools.islice(stream, 30))
+    quarter = sampler._classes.tables.ticks_per_quarter
+    now = (state.grammar.now - state.context.origin) / quarter * 60 / 100  # seconds
+    for event, before in zip(faster, plain, strict=True):
+        assert event.onset_beats == before.onset_beats
+        late = max(0.0, before.onset - now)
+        assert event.onset == pytest.approx(before.onset - late / 2), "twice as fast from there on"
+    made = sampler.generate(bars=2, **settings)
+    assert made.report.tempo == 200
+    assert [round(tempo.qpm) for tempo in made.score.tempos] == [100, 200]
+    assert made.events[0].onset > heard[0].onset
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("wishes", [{"tempo_changes": True}, FREE, {"tempo": 77.0, "metre": (3, 4)}])
 def test_a_state_goes_on_with_the_clock_of_its_stream(
     scheme: str, wishes: dict[str, Any], tmp_path: Path

@@ -92,8 +92,11 @@ class Plan(Bars):
         self._unseeded = state.notes == 0
         finds = programs is None and not request.any_program
         self._cast = Cast(classes, rests, programs, finds=finds, silent=request.silent_bars)
-        if context.tempi:
-            self.times.play_on(state.now, context.tempi)
+        played = context.tempi
+        if not played and context.tempo is not None and state.now > context.join:  # a stream's: time goes on
+            played = ((context.origin, 0.0, context.tempo),)
+        if played:
+            self.times.play_on(state.now, played)
         state.max_bars = -1
         state.min_bars = _NEVER
         if state.bar >= 0:

@@ -47,7 +47,7 @@ def continuations_of(
             times_real_time=sum(lengths) / wall,
             nll=float(np.mean(lane.nll)) if lane.nll else 0.0,
             entropy=float(np.mean(lane.entropy)) if lane.entropy else 0.0,
-            tempo=times.tempi[0][1],
+            tempo=[tempo for tick, tempo in times.tempi if tick <= max(0, lane.begun - origin)][-1],
             metre=lane.metre,
             programs=tuple(sorted({note.program for note in notes})),
             ended=lane.ended,
