@@ -1,4 +1,4 @@
-"""The commands and the Python of the README run as they stand, but for the minutes they take."""
+"""The commands and the Python of the README and of `docs/` run as they stand, but for the minutes they take."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ SHORTER = {
 }
 
 
-def blocks(language: str) -> list[str]:
-    """The README's code blocks in a language ("" for commands)."""
-    text = (REPOSITORY / "README.md").read_text("utf-8")
+def blocks(language: str, page: str = "README.md") -> list[str]:
+    """The code blocks of a page in a language ("" for commands)."""
+    text = (REPOSITORY / page).read_text("utf-8")
     return [body for name, body in re.findall(r"^```(\w*)\n(.*?)^```", text, re.M | re.S) if name == language]
 
 
@@ -55,6 +55,28 @@ def test_the_commands_and_the_python_of_the_readme_run(
     (program,) = blocks("python")
     exec(compile(program, "README.md", "exec"), {})
     assert (tmp_path / "song-from-python.mid").read_bytes().startswith(b"MThd")
+
+
+@pytest.mark.slow
+def test_the_guide_to_python_runs(tmp_path: Path, samples_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for name, piece in (("song", "greensleeves"), ("tune", "soldiers_joy"), ("other", "sakura")):
+        shutil.copy(samples_dir / f"{piece}.mid", tmp_path / f"{name}.mid")
+    for folder, pieces in (("my-midi", PIECES), ("held-out", ("brahms_waltz_a_flat",))):
+        (tmp_path / folder).mkdir()
+        for piece in pieces:
+            shutil.copy(samples_dir / f"{piece}.mid", tmp_path / folder)
+    names: dict[str, object] = {}
+    programs = blocks("python", "docs/python.md")
+    assert len(programs) > 8
+    for program in programs:
+        exec(
+            compile(re.sub(r'"minutes": [\d.]+', '"minutes": 0.03', program), "docs/python.md", "exec"), names
+        )
+    assert {"continued.mid", "filled.mid", "my-model", "session.melodia"} <= {
+        p.name for p in tmp_path.iterdir()
+    }
 
 
 def test_make_targets_of_the_readme_exist() -> None:
