@@ -128,6 +128,23 @@ def test_a_stream_that_is_resumed_has_the_same_strangers(cut: int) -> None:
     assert sampler.generate(bars=2, programs=(0, 32)).state.context.strangers is None
 
 
+def test_a_saved_session_knows_what_each_part_has_played_last(tmp_path: Path) -> None:
+    sampler = tiny_sampler()
+    sampler.prime(make_seed(scale(4)))
+    wishes: dict[str, Any] = {"programs": (0, 32), "endless": True, "random_seed": 7}
+    stream, whole = (sampler.stream(**wishes) for _ in range(2))
+    notes = list(itertools.islice(whole, 90))
+    for cut in range(80):
+        stream.state.save(tmp_path / "session", force=True)
+        loaded = sampler.load_state(tmp_path / "session")
+        rows = loaded.grammar.rows
+        for program, row in stream.state.grammar.rows.items():
+            assert rows[program].tolist() == row.tolist()
+        if cut % 8 == 0:
+            assert list(itertools.islice(sampler.stream(state=loaded, **wishes), 10)) == notes[cut : cut + 10]
+        next(stream)
+
+
 @pytest.mark.parametrize("wishes", [{"programs": (0, 40, -1)}, {"programs": (73,), "beside": True}])
 def test_nobody_becomes_a_stranger_or_ceases_to_be_one_when_a_stream_is_resumed(
     wishes: dict[str, Any],

@@ -167,13 +167,18 @@ def shifts_over(vocabulary: Vocabulary, units: int) -> list[int]:
 
 
 def _heard(state: GrammarState) -> NDArray[np.int64]:
-    """(program, pitch, tick) of the end that comes last of each program, [N, 3].
+    """(program, pitch, tick) of the last end of each pitch that a program has played, [N, 3].
 
-    The grammar's own array leaves out what has ended, and the plan asks how long a program has rested.
+    The grammar's own array leaves out what has ended, but the plan asks how long a program has rested, and those that
+    join in stay near what they have played last.
     """
     rows = {} if state.on_off else state.rows
-    last = [(program, int(row.argmax()), int(row.max())) for program, row in sorted(rows.items())]
-    return np.array(last, np.int64).reshape(-1, 3)
+    ends = [
+        (program, pitch, int(row[pitch]))
+        for program, row in sorted(rows.items())
+        for pitch in (np.flatnonzero(row).tolist() or [0])
+    ]
+    return np.array(ends, np.int64).reshape(-1, 3)
 
 
 def _checksum(about: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> int:
