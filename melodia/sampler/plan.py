@@ -449,7 +449,7 @@ class Plan(Bars):
         is_first = self.first is None or index == self.first
         if not is_first and (self.request.silent_bars or (index - (self.first or 0)) % self.pieces):
             return
-        sounds = bool(s.ends) if s.on_off else any(end > start for end in s.ends)
+        sounds = bool(s.ends) if s.on_off else s.heard > start
         if (is_first or not sounds) and self.bar_at(s)[2] == s.bar_end:
             s.require_note_in_bar = 1
 
