@@ -208,6 +208,39 @@ def test_derivatives_of_torch_func_come_from_the_reference(name: str) -> None:
         derivatives()
 
 
+@pytest.mark.parametrize("name", ["gru_scan", "lstm_step"])
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch's own, of jvp
+def test_derivatives_of_torch_func_compile(name: str) -> None:
+    first, *others = arguments(name, 3, 2, 5)
+
+    def loss(x: Tensor) -> Tensor:
+        return as_tuple(getattr(kernels, name)(x, *others))[0].square().sum()
+
+    def derivatives(x: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.func.grad(loss)(x), torch.func.jvp(loss, (x,), (x,))[1]
+
+    compiled = torch.compile(derivatives, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(first), derivatives(first))
+
+
+def test_gradients_through_vmap() -> None:
+    """Also of the operators of lists, for which torch has no fallback."""
+    scan, step = (arguments(name, 3, 2, 5) for name in ("gru_scan", "gru_step"))
+
+    def both(x: Tensor, h: Tensor) -> tuple[Tensor, ...]:
+        output, h_n = kernels.gru_scan(x, h, *scan[2:])
+        wave = kernels.wave_scan([x], [h], [], *([y] for y in scan[2:]))
+        return output, h_n, *wave[0], kernels.hybrid_step([step[0]], [h], step[2:], ["gru"])[0]
+
+    leaves = [torch.stack([x, x / 2]).requires_grad_() for x in scan[:2]]
+    mapped = torch.func.vmap(both)(*leaves)
+    plain = [torch.stack(x) for x in zip(*(both(*pair) for pair in zip(*leaves, strict=True)), strict=True)]
+    for got, want in zip(mapped, plain, strict=True):
+        torch.testing.assert_close(got, want)
+    grads = [torch.autograd.grad([x.square().sum() for x in out], leaves) for out in (mapped, plain)]
+    torch.testing.assert_close(*grads)
+
+
 @pytest.mark.parametrize("name", OUTPUTS)
 def test_opcheck(name: str) -> None:
     inputs = [x.requires_grad_() for x in arguments(name, 3, 2, 5)]

@@ -187,3 +187,21 @@ def test_compiles() -> None:
 
     compiled: Any = torch.compile(call, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(*inputs), call(*inputs))
+
+
+@pytest.mark.parametrize("name", ["lstm_scan", "gru_scan"])
+def test_transforms_of_torch_func_follow_recipes(name: str) -> None:
+    first, *others = arguments(name, 3, 2, 5)
+
+    def loss(x: Tensor, again: bool) -> Tensor:
+        recipe = Recipe(torch.tanh, (x,))
+        return getattr(kernels, name)(recipe if again else recipe.follow(), *others)[0].square().sum()
+
+    got, want = (
+        torch.func.vmap(torch.func.grad(loss), (0, None))(first[None], again) for again in (True, False)
+    )
+    torch.testing.assert_close(got, want)
+    many = first[None].clone().requires_grad_()
+    torch.testing.assert_close(
+        torch.autograd.grad(torch.func.vmap(loss, (0, None))(many, True).sum(), many)[0], want
+    )

@@ -148,8 +148,8 @@ def _unfit(operands: tuple[Tensor, ...], others: tuple[Tensor, ...], half: bool)
         others: states and biases, each of any type that the call knows.
         half: whether the call knows bfloat16 on the CPU.
     """
-    if not torch.compiler.is_compiling() and _derived():
-        return "it runs under no transform of torch.func but vmap, and has no forward-mode derivatives"
+    if _derived():
+        return "it runs under no transform of torch.func, and has no forward-mode derivatives"
     if all(x.is_cpu and x.dtype == torch.float32 for x in (*operands, *others)):
         return None  # soon said: single steps are short
     if any(x.device.type == "cuda" for x in (*operands, *others)):
@@ -171,11 +171,17 @@ def _unfit(operands: tuple[Tensor, ...], others: tuple[Tensor, ...], half: bool)
 
 
 def _derived() -> bool:
-    """Whether torch takes derivatives in a way that knows no registered gradients, which then were 0 or an error."""
-    if forward_ad._current_level >= 0:
-        return True
-    transforms = _functorch.get_interpreter_stack() or ()
-    return any(transform.key() != _functorch.TransformType.Vmap for transform in transforms)
+    """Whether torch calls in a way that knows no registered gradients, which then were 0 or an error."""
+    return forward_ad._current_level >= 0 or _transformed()
+
+
+def _transformed() -> bool:
+    """Whether a transform of torch.func is at work."""
+    return bool(_functorch.get_interpreter_stack())
+
+
+# A graph has them where it was traced, and guards for those around it.
+_derived._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _native_runs(*operands: Tensor, others: tuple[Tensor, ...] = (), half: bool = False) -> bool:
@@ -218,8 +224,8 @@ def gru_step(
 
 
 def _recomputes() -> bool:
-    """Whether a recipe is worth keeping: a gradient may be asked for, and no compiler is at work."""
-    return torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    """Whether a recipe is worth keeping: a gradient may be asked for, and no compiler or transform is at work."""
+    return torch.is_grad_enabled() and not torch.compiler.is_compiling() and not _transformed()
 
 
 def lstm_scan(

@@ -5,7 +5,8 @@ hidden states are known when the backward pass begins, so the gates of all steps
 another walk through time. Outputs and gradients are those of the plain scans, to rounding.
 
 With the native kernels it costs a product of the size of the forward one. With the reference the whole scan runs
-again. torch.compile decides itself what it keeps: inside it a recipe is simply followed.
+again. torch.compile decides itself what it keeps, and torch.func can run nothing again: there a recipe is simply
+followed.
 """
 
 from __future__ import annotations
