@@ -137,3 +137,16 @@ def test_choice_from_nothing() -> None:
         engine.choose(np.full(3, np.nan, np.float32), None, [], SamplingConfig(), **place)
     with pytest.raises(MelodiaError, match="nan"):
         engine.choose(np.array([0, np.inf, np.inf], np.float32), None, [], SamplingConfig(top_p=0.5), **place)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, of infinite numbers
+@pytest.mark.parametrize(
+    ("logits", "filters"),
+    [([0, np.inf], {"top_p": 0.5, "min_p": 0.1}), ([-3e38, -3e38], {"temperature": 0.5, "top_p": 0.5})],
+)
+def test_infinite_logits_leave_nothing(logits: list[float], filters: dict[str, float]) -> None:
+    row, config = np.array(logits, np.float32), SamplingConfig(**filters)
+    with pytest.raises(MelodiaError, match="nan"):
+        engine.choose(row, None, [], config, random_seed=1, session=0, position=0)
+    with pytest.raises(MelodiaError, match="nan"):
+        choose(row, None, (), config, np.zeros(2))

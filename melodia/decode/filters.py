@@ -113,7 +113,7 @@ def top_p(logits: Logits, p: float) -> Logits:
         return logits
     order = candidates(logits)
     kept = logits[order].astype(np.float64)
-    weights = np.rint(np.exp(kept - kept[0]) * MASS_UNIT)
+    weights = np.rint(np.exp(kept - kept[:1]) * MASS_UNIT)
     before = np.cumsum(weights) - weights
     return _keep(logits, order[before < p * weights.sum()])
 
@@ -144,7 +144,7 @@ def apply_filters(
         float32 [V]; removed tokens at -inf; at least one token is left.
 
     Raises:
-        MelodiaError: a logit is not a number.
+        MelodiaError: a logit is not a number, or infinite, so that nothing is left.
         GrammarError: no token is legal.
         ConfigError: the opinion is none on these tokens.
     """
@@ -169,6 +169,8 @@ def apply_filters(
         logits = top_p(logits, config.top_p)
     if config.min_p is not None:
         logits = min_p(logits, config.min_p)
+    if not (logits > _REMOVED).any():
+        raise not_numbers()  # an infinite logit
     return logits
 
 
