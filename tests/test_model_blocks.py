@@ -68,6 +68,15 @@ def test_blocks_equal_a_reading_token_by_token(lanes: list[list[int]], block_max
 MODELS = {name: make(name) for name in ("bilstm-gru", "bigru-lstm", "bilstm-gru-deep")}
 
 
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_no_lanes(name: str) -> None:
+    model = MODELS[name]
+    tokens, side = music(model, 0, 5)
+    logits, after = model(tokens, side)
+    assert logits.shape == (0, 5, V)
+    assert model.step(tokens[:, 0], None if side is None else side[:, 0], after)[0].shape == (0, V)
+
+
 @settings(max_examples=12, deadline=None)
 @given(st.sampled_from(sorted(MODELS)), st.integers(0, 999), st.data())
 def test_windows_fall_anywhere(name: str, random_seed: int, data: st.DataObject) -> None:

@@ -257,9 +257,9 @@ class BlockReader(nn.Module):
         """
         encoder_state, (summary, read, waiting, waiting_side, queue) = state
         B, T = tokens.shape
-        if T == 0:
+        if tokens.numel() == 0:
             return summary, tokens, state
-        lengths = queue.new_full((B,), T) if lengths is None else lengths
+        lengths = queue.new_full((B,), T) if lengths is None else lengths.clamp(0, T)
         total = queue + lengths
         place = torch.arange(max(1, int(total.max())), device=tokens.device).expand(B, -1)  # [B, N]
         everything = _join(waiting, tokens, queue, place)

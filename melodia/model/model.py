@@ -150,7 +150,8 @@ class Model(nn.Module):
             tokens: what was heard, first to last.
             side: the side inputs of each step, where the model has them.
             state: what came before; None: nothing.
-            lengths: how many steps of each lane count; behind them the state stays and logits mean nothing.
+            lengths: how many steps of each lane count, more than T being T and less than 0 none; behind them the
+                state stays and logits mean nothing.
             generator: where dropout masks come from; None: torch's own random numbers.
             recompute: keep the states of the stack's layers only and make their gates again in the backward
                 pass: about half the memory, a quarter more time.
