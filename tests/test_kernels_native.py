@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from kernel_helpers import (
     run,
 )
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from melodia import kernels
 from melodia.errors import BackendError
@@ -221,6 +223,14 @@ def test_derivatives_of_torch_func_compile(name: str) -> None:
 
     compiled = torch.compile(derivatives, fullgraph=True, backend="eager")
     torch.testing.assert_close(compiled(first), derivatives(first))
+
+
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_what_is_kept_is_asked_for_once(name: str) -> None:
+    """So that torch.utils.checkpoint can make it anew."""
+    inputs, call = arguments(name, 3, 2, 5), native_function(name)
+    again = partial(checkpoint, call, use_reentrant=False)
+    assert_close(run(again, inputs), run(call, inputs), OUTPUTS[name], 3, 5)
 
 
 def test_gradients_through_vmap() -> None:

@@ -10,6 +10,7 @@ import torch
 from kernel_helpers import OUTPUTS, arguments, as_tuple, generator
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from melodia import kernels
 from melodia.kernels import Recipe, native, recompute
@@ -205,3 +206,20 @@ def test_transforms_of_torch_func_follow_recipes(name: str) -> None:
     torch.testing.assert_close(
         torch.autograd.grad(torch.func.vmap(loss, (0, None))(many, True).sum(), many)[0], want
     )
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("again", [False, True])
+def test_a_model_in_a_checkpoint_of_torch(again: bool, backend: str) -> None:
+    config = ModelConfig("bidirectional", vocab_size=9, hidden_size=6, block_length=3, side_inputs=())
+    model = Model(config, random_seed=1)
+    tokens = torch.arange(24).view(2, 12) % 9
+
+    def logits(tokens: Tensor) -> Tensor:
+        with kernels.use_backend(backend):
+            return model(tokens, recompute=again)[0]
+
+    found = []
+    for output in (logits(tokens), checkpoint(logits, tokens, use_reentrant=False)):
+        found.append(torch.autograd.grad(output.square().sum(), list(model.parameters())))
+    torch.testing.assert_close(*found)

@@ -22,12 +22,18 @@ _ops = torch.ops.melodia
 
 
 def without_autocast(backward: Callable[..., Any]) -> Callable[..., Any]:
-    """The backward pass in the types that its forward pass had, also where it is called under autocast."""
+    """The backward pass in the types that its forward pass had, also where it is called under autocast.
+
+    Args:
+        backward: called with the context, the tensors that it saved and the gradients. Whoever unpacks them may do
+            work for it and allow it once, as torch.utils.checkpoint does.
+    """
 
     @wraps(backward)
     def run(ctx: Any, *grads: Any) -> Any:
-        with torch.autocast(ctx.saved_tensors[0].device.type, enabled=False):
-            return backward(ctx, *grads)
+        saved = ctx.saved_tensors
+        with torch.autocast(saved[0].device.type, enabled=False):
+            return backward(ctx, saved, *grads)
 
     return run
 
@@ -69,9 +75,9 @@ def lstm_setup(ctx: Any, inputs: Any, output: Any) -> None:
     ctx.save_for_backward(h, c, weight_hh, lengths, hidden, gates, cells)
 
 
-def lstm_backward(ctx: Any, grad_output: Any, grad_h_n: Any, grad_c_n: Any, *_: Any) -> Any:
+def lstm_backward(ctx: Any, saved: Any, grad_output: Any, grad_h_n: Any, grad_c_n: Any, *_: Any) -> Any:
     _require_kept(ctx.keep)
-    h, c, weight_hh, lengths, output, gates, cells = ctx.saved_tensors
+    h, c, weight_hh, lengths, output, gates, cells = saved
     grad_gates, grad_h, grad_c = _ops.lstm_scan_backward(
         grad_output, grad_h_n, grad_c_n, gates, cells, c, weight_hh, lengths
     )
@@ -88,9 +94,9 @@ def gru_setup(ctx: Any, inputs: Any, output: Any) -> None:
     ctx.save_for_backward(h, weight_hh, lengths, hidden, gates)
 
 
-def gru_backward(ctx: Any, grad_output: Any, grad_h_n: Any, *_: Any) -> Any:
+def gru_backward(ctx: Any, saved: Any, grad_output: Any, grad_h_n: Any, *_: Any) -> Any:
     _require_kept(ctx.keep)
-    h, weight_hh, lengths, output, gates = ctx.saved_tensors
+    h, weight_hh, lengths, output, gates = saved
     grad_gates_x, grad_gates_h, grad_h = _ops.gru_scan_backward(
         grad_output, grad_h_n, gates, output, h, weight_hh, lengths
     )
@@ -109,9 +115,9 @@ def pair_setup(ctx: Any, inputs: Any, output: Any) -> None:
     )
 
 
-def pair_backward(ctx: Any, *grads: Any) -> Any:
+def pair_backward(ctx: Any, saved: Any, *grads: Any) -> Any:
     _require_kept(ctx.keep)
-    h_lstm, c_lstm, h_gru, weight_lstm, weight_gru, lengths, out_lstm, out_gru, *kept = ctx.saved_tensors
+    h_lstm, c_lstm, h_gru, weight_lstm, weight_gru, lengths, out_lstm, out_gru, *kept = saved
     grad_lstm, grad_gru_x, grad_gru_h, *grad_states = _ops.pair_scan_backward(
         *grads[:5], *kept, out_gru, c_lstm, h_gru, weight_lstm, weight_gru, lengths
     )
@@ -132,10 +138,10 @@ def wave_setup(ctx: Any, inputs: Any, output: Any) -> None:
     ctx.save_for_backward(*(x for some in lists for x in some))
 
 
-def wave_backward(ctx: Any, grad_output: Any, grad_h_n: Any, grad_c_n: Any, *_: Any) -> Any:
+def wave_backward(ctx: Any, saved: Any, grad_output: Any, grad_h_n: Any, grad_c_n: Any, *_: Any) -> Any:
     _require_kept(ctx.keep)
-    saved = iter(ctx.saved_tensors)
-    h, c, weight_hh, lengths, output, gates, cells = [list(islice(saved, n)) for n in ctx.counts]
+    tensors = iter(saved)
+    h, c, weight_hh, lengths, output, gates, cells = [list(islice(tensors, n)) for n in ctx.counts]
     grad_x, grad_gates, grad_h, grad_c = _ops.wave_scan_backward(
         _or_zeros(grad_output, output),
         _or_zeros(grad_h_n, h),
@@ -181,9 +187,9 @@ def step_setup(ctx: Any, inputs: Any, output: Any) -> None:
     ctx.save_for_backward(*inputs)
 
 
-def lstm_step_backward(ctx: Any, grad_h: Any, grad_c: Any) -> Any:
+def lstm_step_backward(ctx: Any, saved: Any, grad_h: Any, grad_c: Any) -> Any:
     """A step is a scan of one step; it is run again, which costs less than every step keeping its gates."""
-    gates_x, h, c, weight_hh, bias_hh = ctx.saved_tensors
+    gates_x, h, c, weight_hh, bias_hh = saved
     output, _, _, gates, cells = _ops.lstm_scan(gates_x.unsqueeze(0), h, c, weight_hh, bias_hh, None, GATES)
     grad_gates, grad_h, grad_c = _ops.lstm_scan_backward(
         None, grad_h, grad_c, gates, cells, c, weight_hh, None
@@ -191,8 +197,8 @@ def lstm_step_backward(ctx: Any, grad_h: Any, grad_c: Any) -> Any:
     return grad_gates.squeeze(0), grad_h, grad_c, *weight_gradients(grad_gates, output, h, bias_hh.dtype)
 
 
-def gru_step_backward(ctx: Any, grad_h: Any) -> Any:
-    gates_x, h, weight_hh, bias_hh = ctx.saved_tensors
+def gru_step_backward(ctx: Any, saved: Any, grad_h: Any) -> Any:
+    gates_x, h, weight_hh, bias_hh = saved
     output, _, gates = _ops.gru_scan(gates_x.unsqueeze(0), h, weight_hh, bias_hh, None, GATES)
     grad_x, grad_hh, grad_h = _ops.gru_scan_backward(None, grad_h, gates, output, h, weight_hh, None)
     return grad_x.squeeze(0), grad_h, *weight_gradients(grad_hh, output, h, bias_hh.dtype)
@@ -204,7 +210,7 @@ def hybrid_step_setup(ctx: Any, inputs: Any, output: Any) -> None:
     ctx.save_for_backward(*gates_x, *state, *weights)
 
 
-def hybrid_step_backward(ctx: Any, grad_output: Tensor, grad_state: list[Tensor]) -> Any:
+def hybrid_step_backward(ctx: Any, saved: Any, grad_output: Tensor, grad_state: list[Tensor]) -> Any:
     """The reference's formulas, run again."""
     levels, layer_norm, residual = ctx.rest
     names = [reference.LEVELS[level] for level in levels]
@@ -215,7 +221,7 @@ def hybrid_step_backward(ctx: Any, grad_output: Tensor, grad_state: list[Tensor]
         output, after = reference.hybrid_step(gates_x, state, weights, names, layer_norm, residual)
         return output, tuple(after)
 
-    back = torch.func.vjp(formulas, *ctx.saved_tensors)[1]
+    back = torch.func.vjp(formulas, *saved)[1]
     grads = list(back((grad_output, tuple(grad_state))))
     return grads[:gates], grads[gates : gates + states], grads[gates + states :], None, None, None
 
@@ -226,8 +232,8 @@ def lookup_setup(ctx: Any, inputs: Any, output: Any) -> None:
     ctx.save_for_backward(index)
 
 
-def lookup_backward(ctx: Any, grad: Tensor) -> Any:
-    (index,) = ctx.saved_tensors
+def lookup_backward(ctx: Any, saved: Any, grad: Tensor) -> Any:
+    (index,) = saved
     return None, _ops.lookup_backward(grad, index, ctx.rows).to(ctx.dtype)
 
 

@@ -139,8 +139,8 @@ class _LstmScan(torch.autograd.Function):
     @staticmethod
     @without_autocast
     @once_differentiable
-    def backward(ctx: Any, grad_output: Any, grad_h_n: Any, grad_c_n: Any) -> Any:
-        h, c, weight_hh, bias_hh, lengths, output, cells, *sources = ctx.saved_tensors
+    def backward(ctx: Any, saved: Any, grad_output: Any, grad_h_n: Any, grad_c_n: Any) -> Any:
+        h, c, weight_hh, bias_hh, lengths, output, cells, *sources = saved
         gates_x, leaves = _again(ctx, tuple(sources))
         weight = weight_hh.to(output.dtype)
         sums = gates_x.detach().clone(memory_format=torch.contiguous_format)
@@ -180,8 +180,8 @@ class _GruScan(torch.autograd.Function):
     @staticmethod
     @without_autocast
     @once_differentiable
-    def backward(ctx: Any, grad_output: Any, grad_h_n: Any) -> Any:
-        h, weight_hh, bias_hh, lengths, output, *sources = ctx.saved_tensors
+    def backward(ctx: Any, saved: Any, grad_output: Any, grad_h_n: Any) -> Any:
+        h, weight_hh, bias_hh, lengths, output, *sources = saved
         gates_x, leaves = _again(ctx, tuple(sources))
         weight = weight_hh.to(output.dtype)
         bias = bias_hh.to(output.dtype).expand(*output.shape[:2], -1).contiguous()
