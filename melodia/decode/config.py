@@ -42,7 +42,7 @@ class SamplingConfig:
         min_p: keep the tokens at least this many times as likely as the likeliest, in (0, 1].
         repetition_penalty: >= 1; the logits of recent tokens are divided (where positive) or multiplied
             (where negative) by it. The sampler counts pitches only: bar lines must repeat.
-        repetition_window: how many tokens back count as recent, >= 1.
+        repetition_window: how many tokens back count as recent, >= 1; the sampler remembers 1,024.
         greedy: take the likeliest token; no random numbers. Such music soon repeats one bar for ever: it is for
             tests and comparisons.
 
