@@ -73,7 +73,7 @@ def files() -> list[Path]:
 def build() -> Path:
     """The library of the sources as they are; kept in build/ until they change."""
     digest = hashlib.sha256(torch.__version__.encode())
-    for file in [*files(), CSRC / "cells.h", CSRC / "host_device.h"]:
+    for file in [*files(), *sorted(CSRC.glob("*.h"))]:
         digest.update(file.read_bytes())
     folder = CSRC.parent / "build" / f"emulator-{digest.hexdigest()[:16]}"
     with one_at_a_time(folder):

@@ -118,7 +118,7 @@ def test_missing_gradients_are_zero() -> None:
     [
         (lambda a: [[], *a[1:]], "needs as many|one cell at least"),
         (lambda a: [a[0], a[1][:1], *a[2:]], "a wave of 4 cells needs as many tensors of each kind"),
-        (lambda a: [*a[:2], a[2][:1], *a[3:]], "`c` must have a tensor for each cell of its kind"),
+        (lambda a: [*a[:2], a[2][:1], *a[3:]], "`c` has 1 tensors and needs more"),
         (lambda a: [*a[:2], a[2] * 2, *a[3:]], r"`c` must have 2 tensors \(received 4\)"),
         (lambda a: [*a[:3], [x.t() for x in a[3]], a[4]], r"\[4H, H\] of an LSTM or \[3H, H\] of a GRU"),
     ],

@@ -3,39 +3,19 @@
 #include <tuple>
 
 #include "cpu/steps.h"
+#include "lists.h"
 
 namespace melodia::cpu {
 namespace {
 
 constexpr float norm_epsilon = 1e-5f;
 
-// What a level of a stack is; the names are in melodia/kernels/reference.py.
-enum Level : int64_t { lstm, gru, concat, sum, gated, level_count };
-
-// Takes the tensors of a list one after the other.
-class Reader {
-  public:
-    Reader(const std::vector<Tensor>& list, const char* name) : list_(list), name_(name) {}
-    Tensor next(const Shape& shape) {
-        MELODIA_CHECK(at_ < list_.size(), "`", name_, "` has ", list_.size(),
-                      " tensors and needs more; see reference.hybrid_step");
-        return checked(list_[at_++], name_, shape);
-    }
-    void finish() const {
-        MELODIA_CHECK(at_ == list_.size(), "`", name_, "` must have ", at_, " tensors (received ",
-                      list_.size(), ")");
-    }
-
-  private:
-    const std::vector<Tensor>& list_;
-    const char* name_;
-    size_t at_ = 0;
-};
+Tensor next(Taker& from, const Sizes& sizes) { return checked(from.next(), from.name(), sizes); }
 
 struct Stack {
     int64_t B, H;
-    Reader gates_x, state, weights;
-    std::vector<Tensor> after;
+    Taker gates_x, state, weights;
+    Tensors after;
 
     // x [B, K] weight^T [N, K] + bias [N].
     Tensor linear(const Tensor& x, const Tensor& weight, const Tensor& bias) {
@@ -52,18 +32,18 @@ struct Stack {
     Tensor cell(int64_t G, const Tensor* below) {
         Tensor gates;
         if (below == nullptr) {
-            gates = gates_x.next({B, G * H});
+            gates = next(gates_x, {B, G * H});
         } else {
-            const Tensor weight_ih = weights.next({G * H, H}), bias_ih = weights.next({G * H});
+            const Tensor weight_ih = next(weights, {G * H, H}), bias_ih = next(weights, {G * H});
             gates = linear(*below, weight_ih, bias_ih);
         }
-        const Tensor weight_hh = weights.next({G * H, H}), bias_hh = weights.next({G * H});
-        const Tensor h = state.next({B, H});
-        std::optional<Tensor> c, c_out;
+        const Tensor weight_hh = next(weights, {G * H, H}), bias_hh = next(weights, {G * H});
+        const Tensor h = next(state, {B, H});
+        Maybe c, c_out;
         Tensor h_out = empty_like(h, {B, H});
         after.push_back(h_out);
         if (G == 4) {
-            c = state.next({B, H});
+            c = next(state, {B, H});
             c_out = empty_like(h, {B, H});
             after.push_back(*c_out);
         }
@@ -88,7 +68,7 @@ struct Stack {
             for (int64_t k = 0; k < B * H; ++k) mutable_floats(out)[k] = a[k] + b[k];
             return out;
         }
-        const Tensor weight = weights.next({H, 2 * H}), bias = weights.next({H});
+        const Tensor weight = next(weights, {H, 2 * H}), bias = next(weights, {H});
         Tensor both = empty_like(h_lstm, {B, 2 * H});
         float* to = mutable_floats(both);
         for (int64_t row = 0; row < B; ++row) {
@@ -105,7 +85,7 @@ struct Stack {
 
     // LayerNorm of every row.
     Tensor norm(const Tensor& x) {
-        const Tensor gain = weights.next({H}), bias = weights.next({H});
+        const Tensor gain = next(weights, {H}), bias = next(weights, {H});
         Tensor out = empty_like(x, {B, H});
         for (int64_t row = 0; row < B; ++row) {
             const float* from = floats(x) + row * H;
@@ -123,25 +103,23 @@ struct Stack {
 };
 
 Tensor copy_of(const Tensor& x) {
-    Tensor out = empty_like(x, shape_of(x));
+    Tensor out = empty_like(x, sizes_of(x));
     std::copy_n(floats(x), x.numel(), mutable_floats(out));
     return out;
 }
 
 }  // namespace
 
-std::tuple<Tensor, std::vector<Tensor>> hybrid_step(std::vector<Tensor> gates_x, std::vector<Tensor> state,
-                                                    std::vector<Tensor> weights, std::vector<int64_t> levels,
-                                                    bool layer_norm, bool residual) {
+std::tuple<Tensor, Tensors> hybrid_step(Tensors gates_x, Tensors state, Tensors weights,
+                                        std::vector<int64_t> levels, bool layer_norm, bool residual) {
     MELODIA_CHECK(!levels.empty() && !state.empty(), "a stack has one level at least (received none)");
     MELODIA_CHECK(state[0].dim() == 2, "`state` must be tensors of the shape [B, H] (received ",
-                  text(shape_of(state[0])), ")");
-    Stack stack{state[0].size(0),       state[0].size(1),           Reader(gates_x, "gates_x"),
-                Reader(state, "state"), Reader(weights, "weights"), {}};
-    std::optional<Tensor> x, below;  // a level's output, and what the next one reads
+                  text(sizes_of(state[0])), ")");
+    Stack stack{state[0].size(0),      state[0].size(1),          Taker(gates_x, "gates_x"),
+                Taker(state, "state"), Taker(weights, "weights"), {}};
+    Maybe x, below;  // a level's output, and what the next one reads
     for (const int64_t level : levels) {
-        MELODIA_CHECK(level >= 0 && level < level_count, "`levels` must be within 0 and ", level_count - 1,
-                      " (received ", level, ")");
+        check_level(level);
         const Tensor* from = below.has_value() ? &*below : nullptr;
         Tensor y;
         if (level == Level::lstm || level == Level::gru) {
@@ -151,7 +129,7 @@ std::tuple<Tensor, std::vector<Tensor>> hybrid_step(std::vector<Tensor> gates_x,
             y = stack.join(level, h_lstm, h_gru);
         }
         if (residual && x.has_value()) {
-            Tensor added = empty_like(y, shape_of(y));
+            Tensor added = empty_like(y, sizes_of(y));
             for (int64_t k = 0; k < y.numel(); ++k) mutable_floats(added)[k] = floats(y)[k] + floats(*x)[k];
             y = added;
         }

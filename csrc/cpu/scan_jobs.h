@@ -28,7 +28,7 @@ auto for_type_of(const Tensor& x, const char* name, F f) {
 // Runs the jobs over all rows, the rows shared among torch's threads. Rows do not depend on each other.
 template <class... Job>
 void run(int64_t B, const Tensor& like, const Job&... jobs) {
-    Tensor live = torch::stable::new_empty(like, Shape{B}, ScalarType::Long);
+    Tensor live = torch::stable::new_empty(like, Sizes{B}, ScalarType::Long);
     int64_t* scratch = live.mutable_data_ptr<int64_t>();
     in_parallel(B, 1, [&](int64_t begin, int64_t end) { (jobs.run(begin, end, scratch + begin), ...); });
 }
@@ -62,9 +62,9 @@ Tensor pack_backward(const Tensor& weight_hh, int64_t G, int64_t H) {
 }
 
 // A gradient [B, H] as the kernels want it: rows padded with zeros to `width`; zero where there is none.
-inline Tensor working_gradient(const std::optional<Tensor>& grad, const char* name, const Tensor& like,
-                               int64_t B, int64_t H, int64_t width) {
-    Tensor work = torch::stable::new_zeros(like, Shape{B, width}, ScalarType::Float);
+inline Tensor working_gradient(const Maybe& grad, const char* name, const Tensor& like, int64_t B, int64_t H,
+                               int64_t width) {
+    Tensor work = torch::stable::new_zeros(like, Sizes{B, width}, ScalarType::Float);
     if (grad.has_value()) {
         const Tensor from = checked_floats(*grad, name, {B, H});
         for (int64_t b = 0; b < B; ++b)
@@ -81,33 +81,26 @@ inline Tensor without_padding(const Tensor& work, int64_t B, int64_t H) {
     return out;
 }
 
-// What a scan leaves for its backward pass; anything above `keep_nothing` is the cells.
-constexpr int64_t keep_nothing = 0, keep_all = 2;
-
-struct Sizes {
-    int64_t T, B, H;
-};
-
-inline Sizes sizes_of(const Tensor& time_major, const char* name, int64_t gates, const Tensor& weight_hh) {
+inline Extent extent_of(const Tensor& time_major, const char* name, int64_t gates, const Tensor& weight_hh) {
     MELODIA_CHECK(time_major.dim() == 3, "`", name, "` must have the shape [T, B, ", gates, "H] (received ",
-                  text(shape_of(time_major)), ")");
+                  text(sizes_of(time_major)), ")");
     MELODIA_CHECK(weight_hh.dim() == 2, "`weight_hh` must have the shape [GH, H] (received ",
-                  text(shape_of(weight_hh)), ")");
+                  text(sizes_of(weight_hh)), ")");
     return {time_major.size(0), time_major.size(1), weight_hh.size(1)};
 }
 
 template <class E>
 struct LstmJob {
     Tensor gates_x, h, operand, c, bias_hh, packed, output, h_n, c_n, gates, cells;
-    std::optional<Tensor> lengths;
+    Maybe lengths;
     LstmScan<E> scan;
     ScalarType h_type, c_type;
 
     LstmJob(const Tensor& gates_x_, const Tensor& h_, const Tensor& c_, const Tensor& weight_hh,
-            const Tensor& bias_hh_, const std::optional<Tensor>& lengths_, int64_t keep)
+            const Tensor& bias_hh_, const Maybe& lengths_, int64_t keep)
         : h_type(h_.scalar_type()), c_type(c_.scalar_type()) {
         constexpr ScalarType type = type_of<E>;
-        const auto [T, B, H] = sizes_of(gates_x_, "gates_x", 4, weight_hh);
+        const auto [T, B, H] = extent_of(gates_x_, "gates_x", 4, weight_hh);
         gates_x = checked(gates_x_, "gates_x", {T, B, 4 * H}, type);
         h = checked_floats(h_, "h", {B, H});
         operand = converted(h, type);
@@ -118,8 +111,8 @@ struct LstmJob {
         output = empty_like(gates_x, {T, B, H}, type);
         h_n = empty_like(gates_x, {B, H});
         c_n = empty_like(gates_x, {B, H});
-        gates = empty_like(gates_x, keep == keep_all ? Shape{T, B, 4 * H} : Shape{0}, type);
-        cells = empty_like(gates_x, keep > keep_nothing ? Shape{T, B, H} : Shape{0});
+        gates = empty_like(gates_x, keep == kGates ? Sizes{T, B, 4 * H} : Sizes{0}, type);
+        cells = empty_like(gates_x, keep > kNothing ? Sizes{T, B, H} : Sizes{0});
         scan = {T,
                 B,
                 H,
@@ -133,8 +126,8 @@ struct LstmJob {
                 mutable_elements<E>(output),
                 mutable_floats(h_n),
                 mutable_floats(c_n),
-                keep == keep_all ? mutable_elements<E>(gates) : nullptr,
-                keep > keep_nothing ? mutable_floats(cells) : nullptr};
+                keep == kGates ? mutable_elements<E>(gates) : nullptr,
+                keep > kNothing ? mutable_floats(cells) : nullptr};
     }
     void run(int64_t begin, int64_t end, int64_t* live) const {
         scan_kernels<E>().lstm_scan(scan, begin, end, live);
@@ -146,15 +139,15 @@ struct LstmJob {
 template <class E>
 struct GruJob {
     Tensor gates_x, h, operand, bias_hh, packed, output, h_n, gates;
-    std::optional<Tensor> lengths;
+    Maybe lengths;
     GruScan<E> scan;
     ScalarType h_type;
 
     GruJob(const Tensor& gates_x_, const Tensor& h_, const Tensor& weight_hh, const Tensor& bias_hh_,
-           const std::optional<Tensor>& lengths_, int64_t keep)
+           const Maybe& lengths_, int64_t keep)
         : h_type(h_.scalar_type()) {
         constexpr ScalarType type = type_of<E>;
-        const auto [T, B, H] = sizes_of(gates_x_, "gates_x", 3, weight_hh);
+        const auto [T, B, H] = extent_of(gates_x_, "gates_x", 3, weight_hh);
         gates_x = checked(gates_x_, "gates_x", {T, B, 3 * H}, type);
         h = checked_floats(h_, "h", {B, H});
         operand = converted(h, type);
@@ -163,7 +156,7 @@ struct GruJob {
         lengths = checked(lengths_, "lengths", {B}, ScalarType::Long);
         output = empty_like(gates_x, {T, B, H}, type);
         h_n = empty_like(gates_x, {B, H});
-        gates = empty_like(gates_x, keep == keep_all ? Shape{T, B, 4 * H} : Shape{0}, type);
+        gates = empty_like(gates_x, keep == kGates ? Sizes{T, B, 4 * H} : Sizes{0}, type);
         scan = {T,
                 B,
                 H,
@@ -175,7 +168,7 @@ struct GruJob {
                 integers(lengths),
                 mutable_elements<E>(output),
                 mutable_floats(h_n),
-                keep == keep_all ? mutable_elements<E>(gates) : nullptr};
+                keep == kGates ? mutable_elements<E>(gates) : nullptr};
     }
     void run(int64_t begin, int64_t end, int64_t* live) const {
         scan_kernels<E>().gru_scan(scan, begin, end, live);
@@ -186,14 +179,14 @@ struct GruJob {
 template <class E>
 struct LstmBackwardJob {
     Tensor gates, cells, c, packed, grad_gates, grad_h, grad_c;
-    std::optional<Tensor> grad_output, lengths;
+    Maybe grad_output, lengths;
     LstmScanBackward<E> scan;
 
-    LstmBackwardJob(const std::optional<Tensor>& grad_output_, const std::optional<Tensor>& grad_h_n,
-                    const std::optional<Tensor>& grad_c_n, const Tensor& gates_, const Tensor& cells_,
-                    const Tensor& c_, const Tensor& weight_hh, const std::optional<Tensor>& lengths_) {
+    LstmBackwardJob(const Maybe& grad_output_, const Maybe& grad_h_n, const Maybe& grad_c_n,
+                    const Tensor& gates_, const Tensor& cells_, const Tensor& c_, const Tensor& weight_hh,
+                    const Maybe& lengths_) {
         constexpr ScalarType type = type_of<E>;
-        const auto [T, B, H] = sizes_of(gates_, "gates", 4, weight_hh);
+        const auto [T, B, H] = extent_of(gates_, "gates", 4, weight_hh);
         gates = checked(gates_, "gates", {T, B, 4 * H}, type);
         cells = checked(cells_, "cells", {T, B, H});
         c = checked_floats(c_, "c", {B, H});
@@ -225,14 +218,13 @@ struct LstmBackwardJob {
 template <class E>
 struct GruBackwardJob {
     Tensor gates, output, operand, packed, grad_gates_x, grad_gates_h, grad_h;
-    std::optional<Tensor> grad_output, lengths;
+    Maybe grad_output, lengths;
     GruScanBackward<E> scan;
 
-    GruBackwardJob(const std::optional<Tensor>& grad_output_, const std::optional<Tensor>& grad_h_n,
-                   const Tensor& gates_, const Tensor& output_, const Tensor& h, const Tensor& weight_hh,
-                   const std::optional<Tensor>& lengths_) {
+    GruBackwardJob(const Maybe& grad_output_, const Maybe& grad_h_n, const Tensor& gates_,
+                   const Tensor& output_, const Tensor& h, const Tensor& weight_hh, const Maybe& lengths_) {
         constexpr ScalarType type = type_of<E>;
-        const auto [T, B, H] = sizes_of(gates_, "gates", 4, weight_hh);
+        const auto [T, B, H] = extent_of(gates_, "gates", 4, weight_hh);
         gates = checked(gates_, "gates", {T, B, 4 * H}, type);
         output = checked(output_, "output", {T, B, H}, type);
         operand = converted(checked_floats(h, "h", {B, H}), type);

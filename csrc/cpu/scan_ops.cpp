@@ -8,8 +8,8 @@
 
 namespace melodia::cpu {
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> lstm_scan(Tensor gates_x, Tensor h, Tensor c,
-                                                             Tensor weight_hh, Tensor bias_hh,
-                                                             std::optional<Tensor> lengths, int64_t keep) {
+                                                             Tensor weight_hh, Tensor bias_hh, Maybe lengths,
+                                                             int64_t keep) {
     return for_type_of(gates_x, "gates_x", [&](auto element) {
         const LstmJob<decltype(element)> job(gates_x, h, c, weight_hh, bias_hh, lengths, keep);
         run(job.scan.B, gates_x, job);
@@ -17,11 +17,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> lstm_scan(Tensor gates_x, Ten
     });
 }
 
-std::tuple<Tensor, Tensor, Tensor> lstm_scan_backward(std::optional<Tensor> grad_output,
-                                                      std::optional<Tensor> grad_h_n,
-                                                      std::optional<Tensor> grad_c_n, Tensor gates,
-                                                      Tensor cells, Tensor c, Tensor weight_hh,
-                                                      std::optional<Tensor> lengths) {
+std::tuple<Tensor, Tensor, Tensor> lstm_scan_backward(Maybe grad_output, Maybe grad_h_n, Maybe grad_c_n,
+                                                      Tensor gates, Tensor cells, Tensor c, Tensor weight_hh,
+                                                      Maybe lengths) {
     return for_type_of(gates, "gates", [&](auto element) {
         const LstmBackwardJob<decltype(element)> job(grad_output, grad_h_n, grad_c_n, gates, cells, c,
                                                      weight_hh, lengths);
@@ -31,7 +29,7 @@ std::tuple<Tensor, Tensor, Tensor> lstm_scan_backward(std::optional<Tensor> grad
 }
 
 std::tuple<Tensor, Tensor, Tensor> gru_scan(Tensor gates_x, Tensor h, Tensor weight_hh, Tensor bias_hh,
-                                            std::optional<Tensor> lengths, int64_t keep) {
+                                            Maybe lengths, int64_t keep) {
     return for_type_of(gates_x, "gates_x", [&](auto element) {
         const GruJob<decltype(element)> job(gates_x, h, weight_hh, bias_hh, lengths, keep);
         run(job.scan.B, gates_x, job);
@@ -39,10 +37,9 @@ std::tuple<Tensor, Tensor, Tensor> gru_scan(Tensor gates_x, Tensor h, Tensor wei
     });
 }
 
-std::tuple<Tensor, Tensor, Tensor> gru_scan_backward(std::optional<Tensor> grad_output,
-                                                     std::optional<Tensor> grad_h_n, Tensor gates,
+std::tuple<Tensor, Tensor, Tensor> gru_scan_backward(Maybe grad_output, Maybe grad_h_n, Tensor gates,
                                                      Tensor output, Tensor h, Tensor weight_hh,
-                                                     std::optional<Tensor> lengths) {
+                                                     Maybe lengths) {
     return for_type_of(gates, "gates", [&](auto element) {
         const GruBackwardJob<decltype(element)> job(grad_output, grad_h_n, gates, output, h, weight_hh,
                                                     lengths);
@@ -53,8 +50,8 @@ std::tuple<Tensor, Tensor, Tensor> gru_scan_backward(std::optional<Tensor> grad_
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> pair_scan(
     Tensor lstm_gates_x, Tensor gru_gates_x, Tensor h_lstm, Tensor c_lstm, Tensor h_gru,
-    Tensor weight_hh_lstm, Tensor bias_hh_lstm, Tensor weight_hh_gru, Tensor bias_hh_gru,
-    std::optional<Tensor> lengths, int64_t keep) {
+    Tensor weight_hh_lstm, Tensor bias_hh_lstm, Tensor weight_hh_gru, Tensor bias_hh_gru, Maybe lengths,
+    int64_t keep) {
     return for_type_of(lstm_gates_x, "lstm_gates_x", [&](auto element) {
         using E = decltype(element);
         const LstmJob<E> lstm(lstm_gates_x, h_lstm, c_lstm, weight_hh_lstm, bias_hh_lstm, lengths, keep);
@@ -68,10 +65,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> pair_
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> pair_scan_backward(
-    std::optional<Tensor> grad_out_lstm, std::optional<Tensor> grad_out_gru,
-    std::optional<Tensor> grad_h_lstm_n, std::optional<Tensor> grad_c_lstm_n,
-    std::optional<Tensor> grad_h_gru_n, Tensor lstm_gates, Tensor cells, Tensor gru_gates, Tensor out_gru,
-    Tensor c_lstm, Tensor h_gru, Tensor weight_hh_lstm, Tensor weight_hh_gru, std::optional<Tensor> lengths) {
+    Maybe grad_out_lstm, Maybe grad_out_gru, Maybe grad_h_lstm_n, Maybe grad_c_lstm_n, Maybe grad_h_gru_n,
+    Tensor lstm_gates, Tensor cells, Tensor gru_gates, Tensor out_gru, Tensor c_lstm, Tensor h_gru,
+    Tensor weight_hh_lstm, Tensor weight_hh_gru, Maybe lengths) {
     return for_type_of(lstm_gates, "lstm_gates", [&](auto element) {
         using E = decltype(element);
         const LstmBackwardJob<E> lstm(grad_out_lstm, grad_h_lstm_n, grad_c_lstm_n, lstm_gates, cells, c_lstm,
@@ -91,7 +87,7 @@ Tensor lstm_gates(Tensor sums, Tensor bias_hh) {
         using E = decltype(element);
         MELODIA_CHECK(sums.dim() == 3 && bias_hh.dim() == 1,
                       "`sums` must have the shape [T, B, 4H] and `bias_hh` [4H] (received ",
-                      text(shape_of(sums)), " and ", text(shape_of(bias_hh)), ")");
+                      text(sizes_of(sums)), " and ", text(sizes_of(bias_hh)), ")");
         const int64_t H = bias_hh.size(0) / 4, T = sums.size(0), B = sums.size(1);
         const Tensor from = checked(sums, "sums", {T, B, 4 * H}, type_of<E>);
         const Tensor bias = checked_floats(bias_hh, "bias_hh", {4 * H});
@@ -108,7 +104,7 @@ Tensor gru_gates(Tensor gates_x, Tensor gates_h) {
     return for_type_of(gates_x, "gates_x", [&](auto element) {
         using E = decltype(element);
         MELODIA_CHECK(gates_x.dim() == 3, "`gates_x` must have the shape [T, B, 3H] (received ",
-                      text(shape_of(gates_x)), ")");
+                      text(sizes_of(gates_x)), ")");
         const int64_t T = gates_x.size(0), B = gates_x.size(1), H = gates_x.size(2) / 3;
         const Tensor x = checked(gates_x, "gates_x", {T, B, 3 * H}, type_of<E>);
         const Tensor h = checked(gates_h, "gates_h", {T, B, 3 * H}, type_of<E>);
@@ -125,9 +121,9 @@ namespace {
 
 // index [T, B, K] with every number inside 0..rows, contiguous.
 Tensor checked_index(const Tensor& index, int64_t rows) {
-    MELODIA_CHECK(index.dim() == 3, "`index` must have the shape [T, B, K] (received ", text(shape_of(index)),
+    MELODIA_CHECK(index.dim() == 3, "`index` must have the shape [T, B, K] (received ", text(sizes_of(index)),
                   ")");
-    const Tensor plain = checked(index, "index", shape_of(index), ScalarType::Long);
+    const Tensor plain = checked(index, "index", sizes_of(index), ScalarType::Long);
     const int64_t* numbers = plain.const_data_ptr<int64_t>();
     for (int64_t k = 0; k < plain.numel(); ++k) {
         MELODIA_CHECK(numbers[k] >= 0 && numbers[k] < rows, "`index` must be within 0 and ", rows - 1,
@@ -142,8 +138,8 @@ Tensor lookup(Tensor index, Tensor table) {
     return for_type_of(table, "table", [&](auto element) {
         using E = decltype(element);
         MELODIA_CHECK(table.dim() == 2, "`table` must have the shape [R, G] (received ",
-                      text(shape_of(table)), ")");
-        const Tensor rows = checked(table, "table", shape_of(table), type_of<E>);
+                      text(sizes_of(table)), ")");
+        const Tensor rows = checked(table, "table", sizes_of(table), type_of<E>);
         const Tensor numbers = checked_index(index, table.size(0));
         const int64_t T = index.size(0), B = index.size(1), K = index.size(2), G = table.size(1);
         Tensor out = empty_like(rows, {T, B, G}, type_of<E>);
@@ -165,7 +161,7 @@ Tensor lookup_backward(Tensor grad_out, Tensor index, int64_t rows) {
         using E = decltype(element);
         const Tensor numbers = checked_index(index, rows);
         MELODIA_CHECK(grad_out.dim() == 3, "`grad_out` must have the shape [T, B, G] (received ",
-                      text(shape_of(grad_out)), ")");
+                      text(sizes_of(grad_out)), ")");
         const int64_t T = index.size(0), B = index.size(1), K = index.size(2), G = grad_out.size(2);
         const Tensor grad = checked(grad_out, "grad_out", {T, B, G}, type_of<E>);
         Tensor grad_table = empty_like(grad, {rows, G});

@@ -6,7 +6,7 @@
 namespace melodia::cpu {
 
 std::tuple<Tensor, Tensor> lstm_step(Tensor gates_x, Tensor h, Tensor c, Tensor weight_hh, Tensor bias_hh) {
-    MELODIA_CHECK(h.dim() == 2, "`h` must have the shape [B, H] (received ", text(shape_of(h)), ")");
+    MELODIA_CHECK(h.dim() == 2, "`h` must have the shape [B, H] (received ", text(sizes_of(h)), ")");
     const int64_t B = h.size(0), H = h.size(1);
     gates_x = checked(gates_x, "gates_x", {B, 4 * H});
     h = checked(h, "h", {B, H});
@@ -28,7 +28,7 @@ std::tuple<Tensor, Tensor> lstm_step(Tensor gates_x, Tensor h, Tensor c, Tensor 
 }
 
 Tensor gru_step(Tensor gates_x, Tensor h, Tensor weight_hh, Tensor bias_hh) {
-    MELODIA_CHECK(h.dim() == 2, "`h` must have the shape [B, H] (received ", text(shape_of(h)), ")");
+    MELODIA_CHECK(h.dim() == 2, "`h` must have the shape [B, H] (received ", text(sizes_of(h)), ")");
     const int64_t B = h.size(0), H = h.size(1);
     gates_x = checked(gates_x, "gates_x", {B, 3 * H});
     h = checked(h, "h", {B, H});

@@ -5,8 +5,6 @@
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -14,39 +12,16 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <optional>
-#include <string>
-#include <vector>
 
-#include "check.h"
+#include "arguments.h"
 #include "cpu/kernels.h"
 
 namespace melodia::cpu {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-using Shape = std::vector<int64_t>;
-
-inline std::string text(const Shape& shape) {
-    std::string out = "[";
-    for (size_t k = 0; k < shape.size(); ++k) out += (k ? ", " : "") + std::to_string(shape[k]);
-    return out + "]";
-}
-
-inline Shape shape_of(const Tensor& x) {
-    Shape shape(static_cast<size_t>(x.dim()));
-    for (size_t k = 0; k < shape.size(); ++k) shape[k] = x.size(static_cast<int64_t>(k));
-    return shape;
-}
-
-inline bool has_shape(const Tensor& x, const Shape& shape) {
-    bool same = x.dim() == static_cast<int64_t>(shape.size());
-    for (size_t k = 0; same && k < shape.size(); ++k) same = x.size(static_cast<int64_t>(k)) == shape[k];
+inline bool has_sizes(const Tensor& x, const Sizes& sizes) {
+    bool same = x.dim() == static_cast<int64_t>(sizes.size());
+    for (size_t k = 0; same && k < sizes.size(); ++k) same = x.size(static_cast<int64_t>(k)) == sizes[k];
     return same;
-}
-
-inline const char* text(ScalarType type) {
-    return type == ScalarType::Float ? "float32" : type == ScalarType::BFloat16 ? "bfloat16" : "int64";
 }
 
 template <class E>
@@ -55,36 +30,32 @@ template <>
 constexpr ScalarType type_of<bf16> = ScalarType::BFloat16;
 
 // The tensor as a contiguous array of that shape and type; an error that names the argument otherwise.
-inline Tensor checked(const Tensor& x, const char* name, const Shape& shape,
+inline Tensor checked(const Tensor& x, const char* name, const Sizes& sizes,
                       ScalarType type = ScalarType::Float) {
-    MELODIA_CHECK(has_shape(x, shape), "`", name, "` must have the shape ", text(shape), " (received ",
-                  text(shape_of(x)), ")");
+    MELODIA_CHECK(has_sizes(x, sizes), "`", name, "` must have the shape ", text(sizes), " (received ",
+                  text(sizes_of(x)), ")");
     MELODIA_CHECK(x.scalar_type() == type, "`", name, "` must be ", text(type),
                   " on this backend, beside the other arguments; convert it");
     MELODIA_CHECK(x.is_cpu(), "`", name, "` must be on the CPU, as the other arguments are");
     return x.is_contiguous() ? x : torch::stable::contiguous(x);  // the call costs a microsecond
 }
 
-inline std::optional<Tensor> checked(const std::optional<Tensor>& x, const char* name, const Shape& shape,
-                                     ScalarType type = ScalarType::Float) {
+inline Maybe checked(const Maybe& x, const char* name, const Sizes& sizes,
+                     ScalarType type = ScalarType::Float) {
     if (!x.has_value()) return std::nullopt;
-    return checked(*x, name, shape, type);
-}
-
-inline Tensor converted(const Tensor& x, ScalarType type) {
-    return x.scalar_type() == type ? x : torch::stable::to(x, type);
+    return checked(*x, name, sizes, type);
 }
 
 // `checked` as float32, which bfloat16 is converted to.
-inline Tensor checked_floats(const Tensor& x, const char* name, const Shape& shape) {
+inline Tensor checked_floats(const Tensor& x, const char* name, const Sizes& sizes) {
     const bool half = x.scalar_type() == ScalarType::BFloat16;
-    return checked(half ? converted(x, ScalarType::Float) : x, name, shape);
+    return checked(half ? converted(x, ScalarType::Float) : x, name, sizes);
 }
 
 // An uninitialised tensor. Large ones ask for huge pages: touching 4 KB pages for the first time costs a
 // fifth of the time of a long scan.
-inline Tensor empty_like(const Tensor& x, const Shape& shape, ScalarType type = ScalarType::Float) {
-    Tensor made = torch::stable::new_empty(x, shape, type);
+inline Tensor empty_like(const Tensor& x, const Sizes& sizes, ScalarType type = ScalarType::Float) {
+    Tensor made = torch::stable::new_empty(x, sizes, type);
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
     constexpr uintptr_t page = 4096, large = 4 << 20;
     const auto begin = reinterpret_cast<uintptr_t>(made.data_ptr());
@@ -97,7 +68,7 @@ inline Tensor empty_like(const Tensor& x, const Shape& shape, ScalarType type = 
 }
 
 inline const float* floats(const Tensor& x) { return x.const_data_ptr<float>(); }
-inline const float* floats(const std::optional<Tensor>& x) { return x.has_value() ? floats(*x) : nullptr; }
+inline const float* floats(const Maybe& x) { return x.has_value() ? floats(*x) : nullptr; }
 inline float* mutable_floats(const Tensor& x) { return x.mutable_data_ptr<float>(); }
 
 template <class E>
@@ -105,14 +76,14 @@ inline const E* elements(const Tensor& x) {
     return static_cast<const E*>(x.const_data_ptr());
 }
 template <class E>
-inline const E* elements(const std::optional<Tensor>& x) {
+inline const E* elements(const Maybe& x) {
     return x.has_value() ? elements<E>(*x) : nullptr;
 }
 template <class E>
 inline E* mutable_elements(const Tensor& x) {
     return static_cast<E*>(x.mutable_data_ptr());
 }
-inline const int64_t* integers(const std::optional<Tensor>& x) {
+inline const int64_t* integers(const Maybe& x) {
     return x.has_value() ? x->const_data_ptr<int64_t>() : nullptr;
 }
 

@@ -1,5 +1,5 @@
 // wave_scan and its backward pass on the CPU: one cell after the other, since each fills all threads.
-#include "wave.h"
+#include "lists.h"
 
 #include "cpu/scan_jobs.h"
 

@@ -1,50 +1,37 @@
 // hybrid_step for CUDA tensors: from lists of tensors to the launch of hybrid.h.
 #include "cuda/hybrid.h"
 #include "cuda/tensors.h"
+#include "lists.h"
 
 namespace melodia::cuda {
 namespace {
 
-// What a level of a stack is; the names are in melodia/kernels/reference.py.
-enum Level : int64_t { lstm, gru, concat, sum, gated, level_count };
-
 // Takes the tensors of a list one after the other and keeps them alive.
-class Reader {
+class Reader : public Taker {
   public:
-    Reader(const Where& where, const std::vector<Tensor>& list, const char* name, std::vector<Tensor>& kept)
-        : where_(where), list_(list), name_(name), kept_(kept) {}
+    Reader(const Where& where, const Tensors& list, const char* name, Tensors& kept)
+        : Taker(list, name), where_(where), kept_(kept) {}
 
     // Gates and matrices, of one type.
-    const void* next(const Sizes& sizes, ScalarType type) { return data(keep(sizes, type)); }
+    const void* matrix(const Sizes& sizes, ScalarType type) { return data(keep(next(), sizes, type)); }
     // States and vectors, of any type.
-    Numbers next(const Sizes& sizes) {
-        const Tensor& x = keep(sizes, std::nullopt);
-        return {data(x), type_of(x, name_)};
-    }
-    void finish() const {
-        MELODIA_CHECK(at_ == list_.size(), "`", name_, "` must have ", at_, " tensors (received ",
-                      list_.size(), ")");
+    Numbers numbers(const Sizes& sizes) {
+        const Tensor& x = next();
+        return {data(keep(x, sizes, x.scalar_type())), type_of(x, name())};
     }
 
   private:
-    const Tensor& keep(const Sizes& sizes, std::optional<ScalarType> type) {
-        MELODIA_CHECK(at_ < list_.size(), "`", name_, "` has ", list_.size(),
-                      " tensors and needs more; see reference.hybrid_step");
-        const Tensor& x = list_[at_++];
-        kept_.push_back(checked(where_, x, name_, sizes, type.value_or(x.scalar_type())));
+    const Tensor& keep(const Tensor& x, const Sizes& sizes, ScalarType type) {
+        kept_.push_back(checked(where_, x, name(), sizes, type));
         return kept_.back();
     }
 
     const Where& where_;
-    const std::vector<Tensor>& list_;
-    const char* name_;
-    std::vector<Tensor>& kept_;
-    size_t at_ = 0;
+    Tensors& kept_;
 };
 
-std::tuple<Tensor, std::vector<Tensor>> hybrid_step(std::vector<Tensor> gates_x, std::vector<Tensor> state,
-                                                    std::vector<Tensor> weights, std::vector<int64_t> levels,
-                                                    bool layer_norm, bool residual) {
+std::tuple<Tensor, Tensors> hybrid_step(Tensors gates_x, Tensors state, Tensors weights,
+                                        std::vector<int64_t> levels, bool layer_norm, bool residual) {
     MELODIA_CHECK(!levels.empty() && !state.empty() && !gates_x.empty(),
                   "a stack has one level at least (received none)");
     MELODIA_CHECK(levels.size() <= kMaxLevels, "a stack has ", kMaxLevels,
@@ -54,7 +41,7 @@ std::tuple<Tensor, std::vector<Tensor>> hybrid_step(std::vector<Tensor> gates_x,
     const Where where(state[0]);
     const int64_t B = state[0].size(0), H = state[0].size(1);
     const ScalarType type = gates_x[0].scalar_type();
-    std::vector<Tensor> kept, after;
+    Tensors kept, after;
     Reader of_gates(where, gates_x, "gates_x", kept), of_state(where, state, "state", kept),
         of_weights(where, weights, "weights", kept);
     const auto state_like = [&](size_t at) {
@@ -64,8 +51,7 @@ std::tuple<Tensor, std::vector<Tensor>> hybrid_step(std::vector<Tensor> gates_x,
     StepLevel built[kMaxLevels] = {};
     for (size_t i = 0; i < levels.size(); ++i) {
         const int64_t level = levels[i];
-        MELODIA_CHECK(level >= 0 && level < level_count, "`levels` must be within 0 and ", level_count - 1,
-                      " (received ", level, ")");
+        check_level(level);
         StepLevel& to = built[i];
         to.join = level == Level::concat  ? Join::concat
                   : level == Level::sum   ? Join::sum
@@ -76,26 +62,26 @@ std::tuple<Tensor, std::vector<Tensor>> hybrid_step(std::vector<Tensor> gates_x,
             cell.lstm = to.join == Join::none ? level == Level::lstm : k == 0;
             const int64_t G = cell.lstm ? 4 : 3;
             if (i == 0) {
-                cell.gates_x = of_gates.next({B, G * H}, type);
+                cell.gates_x = of_gates.matrix({B, G * H}, type);
             } else {
-                cell.weight_ih = of_weights.next({G * H, H}, type);
-                cell.bias_ih = of_weights.next({G * H});
+                cell.weight_ih = of_weights.matrix({G * H, H}, type);
+                cell.bias_ih = of_weights.numbers({G * H});
             }
-            cell.weight_hh = of_weights.next({G * H, H}, type);
-            cell.bias_hh = of_weights.next({G * H});
-            cell.h = of_state.next({B, H});
+            cell.weight_hh = of_weights.matrix({G * H, H}, type);
+            cell.bias_hh = of_weights.numbers({G * H});
+            cell.h = of_state.numbers({B, H});
             cell.h_n = state_like(after.size());
             if (!cell.lstm) continue;
-            cell.c = of_state.next({B, H});
+            cell.c = of_state.numbers({B, H});
             cell.c_n = state_like(after.size());
         }
         if (to.join == Join::concat || to.join == Join::gated) {
-            to.mix = of_weights.next({H, 2 * H}, type);
-            to.mix_bias = of_weights.next({H});
+            to.mix = of_weights.matrix({H, 2 * H}, type);
+            to.mix_bias = of_weights.numbers({H});
         }
         if (layer_norm) {
-            to.norm_weight = of_weights.next({H});
-            to.norm_bias = of_weights.next({H});
+            to.norm_weight = of_weights.numbers({H});
+            to.norm_bias = of_weights.numbers({H});
         }
     }
     of_gates.finish();

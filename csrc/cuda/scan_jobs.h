@@ -5,13 +5,6 @@
 
 namespace melodia::cuda {
 
-// What a scan keeps for its backward pass: nothing, an LSTM's cells, gates and cells.
-constexpr int64_t kNothing = 0, kGates = 2;
-
-struct Extent {
-    int64_t T, B, H;
-};
-
 inline Extent extent_of(const Tensor& time_major, const char* name, int64_t gates, const Tensor& weight_hh) {
     MELODIA_CHECK(time_major.dim() == 3, "`", name, "` must have the shape [T, B, ", gates, "H] (received ",
                   text(sizes_of(time_major)), ")");

@@ -4,16 +4,11 @@
 
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
 
-#include <optional>
-#include <string>
 #include <tuple>
 #include <vector>
 
-#include "check.h"
+#include "arguments.h"
 #include "cuda/scan.h"
 
 #if defined(MELODIA_EMULATOR)
@@ -34,30 +29,6 @@ namespace melodia::cuda {
 // How the operators run, and the path that the last one took; melodia_cuda_configure sets them.
 extern ScanOptions options;
 extern Path chosen;
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-using Sizes = std::vector<int64_t>;
-using Maybe = std::optional<Tensor>;
-
-inline std::string text(const Sizes& sizes) {
-    std::string out = "[";
-    for (size_t k = 0; k < sizes.size(); ++k) out += (k ? ", " : "") + std::to_string(sizes[k]);
-    return out + "]";
-}
-
-inline Sizes sizes_of(const Tensor& x) {
-    Sizes sizes(static_cast<size_t>(x.dim()));
-    for (size_t k = 0; k < sizes.size(); ++k) sizes[k] = x.size(static_cast<int64_t>(k));
-    return sizes;
-}
-
-inline const char* text(ScalarType type) {
-    return type == ScalarType::Float      ? "float32"
-           : type == ScalarType::BFloat16 ? "bfloat16"
-           : type == ScalarType::Half     ? "float16"
-                                          : "int64";
-}
 
 // Where the first tensor of a call is, and its current stream; the device is the current one as long as this
 // lives.
@@ -111,10 +82,6 @@ inline Maybe checked(const Where& where, const Maybe& x, const char* name, const
 
 inline bool is_number(ScalarType type) {
     return type == ScalarType::Float || type == ScalarType::BFloat16 || type == ScalarType::Half;
-}
-
-inline Tensor converted(const Tensor& x, ScalarType type) {
-    return x.scalar_type() == type ? x : torch::stable::to(x, type);
 }
 
 // States and biases: float32 inside, whatever they come in.

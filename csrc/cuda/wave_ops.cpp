@@ -1,6 +1,6 @@
 // wave_scan and its backward pass for CUDA tensors: from lists of tensors to scans in one launch.
 #include "cuda/scan_jobs.h"
-#include "wave.h"
+#include "lists.h"
 
 namespace melodia::cuda {
 namespace {

@@ -1,27 +1,31 @@
-// What wave_scan needs of lists of tensors, on the CPU and on CUDA.
+// What operators on lists of tensors need (wave_scan, hybrid_step), on the CPU and on CUDA.
 #pragma once
 
-#include <torch/csrc/stable/tensor.h>
-
 #include <initializer_list>
-#include <optional>
 #include <vector>
 
-#include "check.h"
+#include "arguments.h"
 
 namespace melodia {
 
-using Tensors = std::vector<torch::stable::Tensor>;
+using Tensors = std::vector<Tensor>;
 
-// Takes the tensors of a list that only some cells have.
+// What a level of a stack is; the names are in melodia/kernels/reference.py.
+enum Level : int64_t { lstm, gru, concat, sum, gated, level_count };
+
+inline void check_level(int64_t level) {
+    MELODIA_CHECK(level >= 0 && level < level_count, "`levels` must be within 0 and ", level_count - 1,
+                  " (received ", level, ")");
+}
+
+// Takes the tensors of a list one after the other.
 class Taker {
   public:
     Taker(const Tensors& list, const char* name) : list_(list), name_(name) {}
-    const torch::stable::Tensor& next() {
-        MELODIA_CHECK(at_ < list_.size(), "`", name_,
-                      "` must have a tensor for each cell of its kind "
-                      "(received ",
-                      list_.size(), ")");
+    const char* name() const { return name_; }
+    const Tensor& next() {
+        MELODIA_CHECK(at_ < list_.size(), "`", name_, "` has ", list_.size(),
+                      " tensors and needs more; melodia/kernels/reference.py says how many");
         return list_[at_++];
     }
     void finish() const {
@@ -35,7 +39,7 @@ class Taker {
     size_t at_ = 0;
 };
 
-inline bool is_lstm(const torch::stable::Tensor& weight_hh) {
+inline bool is_lstm(const Tensor& weight_hh) {
     MELODIA_CHECK(
         weight_hh.dim() == 2 && weight_hh.size(1) > 0 &&
             (weight_hh.size(0) == 4 * weight_hh.size(1) || weight_hh.size(0) == 3 * weight_hh.size(1)),
@@ -55,12 +59,12 @@ inline size_t count_of(const Tensors& first, std::initializer_list<const Tensors
     return first.size();
 }
 
-inline std::optional<torch::stable::Tensor> length_of(const Tensors& lengths, size_t k) {
+inline Maybe length_of(const Tensors& lengths, size_t k) {
     if (lengths.empty()) return std::nullopt;
     return lengths[k];
 }
 
-inline void check_type(const torch::stable::Tensor& x, const torch::stable::Tensor& first) {
+inline void check_type(const Tensor& x, const Tensor& first) {
     MELODIA_CHECK(x.scalar_type() == first.scalar_type(), "all cells of a wave must have the same type");
 }
 
