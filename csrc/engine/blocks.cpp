@@ -2,7 +2,7 @@
 // bottom level until the next one is finished. The twin of melodia/model/bidirectional.py.
 //
 // A block is finished when the token that begins the next one arrives; until then its tokens wait. Letters as
-// in plan.h, and n blocks read together, L tokens of the longest.
+// in plan.h, and n blocks read together, L tokens of the longest, wide: 2E padded.
 #include <algorithm>
 #include <cstring>
 
@@ -36,96 +36,114 @@ int64_t Lanes::listen(int64_t T, const int32_t* tokens, const int32_t* sides) {
     return T;
 }
 
-// Reads the blocks of these sessions, and begins new ones.
-void Lanes::read_blocks(std::vector<int64_t>& lanes) {
-    const Encoder& encoder = plan_.encoder;
-    const int64_t E = encoder.E, Ep = encoder.Ep, wide = padded(2 * E);
-    const auto n = static_cast<int64_t>(lanes.size()), S = static_cast<int64_t>(plan_.side_sizes.size());
-    // Longest first, so that those that still run at a step stand together.
+// Blocks that are read together.
+struct Lanes::Reading {
+    const std::vector<int64_t>& lanes;         // [n]
+    std::vector<int64_t> lengths;              // [n], falling
+    std::vector<int64_t> live;                 // [L]: how many have a token t
+    std::vector<int32_t> tokens[2], sides[2];  // [L, n], [L, n, S]; as they are, and backwards
+
+    int64_t n() const { return static_cast<int64_t>(lengths.size()); }
+    int64_t L() const { return lengths[0]; }
+    int64_t row(int64_t t, int64_t i) const { return t * n() + i; }
+    int64_t row_backwards(int64_t t, int64_t i) const { return row(lengths[i] - 1 - t, i); }
+};
+
+// The blocks of these sessions, which are sorted: longest first, so that those that still run at a step stand
+// together. Behind a block's end is anything, which is never run.
+Lanes::Reading Lanes::gather(std::vector<int64_t>& lanes) const {
+    const auto S = static_cast<int64_t>(plan_.side_sizes.size());
     std::stable_sort(lanes.begin(), lanes.end(), [&](int64_t a, int64_t b) {
         return blocks_[a].tokens.size() > blocks_[b].tokens.size();
     });
-    std::vector<int64_t> lengths;
-    for (int64_t lane : lanes) lengths.push_back(static_cast<int64_t>(blocks_[lane].tokens.size()));
-    const int64_t L = lengths[0], rows = L * n;
-    std::vector<int64_t> live(static_cast<size_t>(L));
-    for (int64_t t = 0; t < L; ++t)
-        live[t] = std::count_if(lengths.begin(), lengths.end(), [=](int64_t length) { return t < length; });
-
-    // Both directions' tokens, [L, n] each; behind a block's end anything, which is never run.
-    std::vector<int32_t> tokens[2], sides[2];
+    Reading found{lanes, {}, {}, {}, {}};
+    for (int64_t lane : lanes) found.lengths.push_back(static_cast<int64_t>(blocks_[lane].tokens.size()));
+    for (int64_t t = 0; t < found.L(); ++t)
+        found.live.push_back(std::count_if(found.lengths.begin(), found.lengths.end(),
+                                           [=](int64_t length) { return t < length; }));
     for (int way = 0; way < 2; ++way) {
-        tokens[way].resize(static_cast<size_t>(rows));
-        sides[way].resize(static_cast<size_t>(rows * S));
-        for (int64_t i = 0; i < n; ++i) {
+        std::vector<int32_t>&tokens = found.tokens[way], &sides = found.sides[way];
+        tokens.resize(static_cast<size_t>(found.L() * found.n()));
+        sides.resize(tokens.size() * S);
+        for (int64_t i = 0; i < found.n(); ++i) {
             const Block& block = blocks_[lanes[i]];
-            for (int64_t t = 0; t < lengths[i]; ++t) {
-                const int64_t from = way == 0 ? t : lengths[i] - 1 - t;
-                tokens[way][t * n + i] = block.tokens[from];
-                std::copy_n(block.sides.begin() + from * S, S, sides[way].begin() + (t * n + i) * S);
+            for (int64_t t = 0; t < found.lengths[i]; ++t) {
+                const int64_t row = way == 0 ? found.row(t, i) : found.row_backwards(t, i);
+                tokens[row] = block.tokens[t];
+                std::copy_n(block.sides.begin() + t * S, S, sides.begin() + row * S);
             }
         }
     }
+    return found;
+}
 
-    Buffer<float>& y_buffer = outputs_[0];
-    float* y = nullptr;  // [L, n][wide], forward and backward output side by side
-    std::vector<float> c(static_cast<size_t>(2 * n * Ep)), backwards;
-    for (size_t level = 0; level < encoder.levels.size(); ++level) {
-        const std::vector<Cell>& cells = encoder.levels[level].cells;
-        const Layer& layer = encoder_[level];
-        Source sources[2];
-        for (int way = 0; way < 2; ++way) sources[way] = {tokens[way].data(), sides[way].data()};
-        if (level > 0) {
-            const float* x = normalise(encoder.levels[level - 1].norm, 2 * E, y, wide, rows, normed_);
-            backwards.assign(static_cast<size_t>(rows * wide), 0.0f);
-            for (int64_t i = 0; i < n; ++i)
-                for (int64_t t = 0; t < lengths[i]; ++t)
-                    std::copy_n(x + ((lengths[i] - 1 - t) * n + i) * wide, wide,
-                                backwards.begin() + (t * n + i) * wide);
-            sources[0].x = x;
-            sources[1].x = backwards.data();
-            sources[0].stride = sources[1].stride = wide;
-        } else if (!plan_.folded) {
-            for (int way = 0; way < 2; ++way) {
-                sources[way].x =
-                    embed(rows, tokens[way].data(), sides[way].data(), way == 0 ? embedded_ : normed_);
-                sources[way].stride = plan_.Dp;
-            }
+// A level of the encoder. x [L, n][wide]: what stands below it, or null at the bottom; y [L, n][wide]:
+// forward and backward output side by side, to which a residual level adds its own.
+void Lanes::read_level(size_t index, const Reading& blocks, const float* x, float* y) {
+    const Encoder& encoder = plan_.encoder;
+    const Layer& layer = encoder_[index];
+    const std::vector<int64_t>& lanes = blocks.lanes;
+    const int64_t E = encoder.E, Ep = encoder.Ep, wide = padded(2 * E), n = blocks.n(), L = blocks.L();
+    const int64_t rows = L * n;
+    Source sources[2];
+    for (int way = 0; way < 2; ++way) sources[way] = {blocks.tokens[way].data(), blocks.sides[way].data()};
+    if (x != nullptr) {
+        float* backwards = embedded_.get(rows * wide);
+        std::fill_n(backwards, rows * wide, 0.0f);
+        for (int64_t i = 0; i < n; ++i)
+            for (int64_t t = 0; t < blocks.lengths[i]; ++t)
+                std::copy_n(x + blocks.row_backwards(t, i) * wide, wide, backwards + blocks.row(t, i) * wide);
+        sources[0].x = x;
+        sources[1].x = backwards;
+        sources[0].stride = sources[1].stride = wide;
+    } else if (!plan_.folded) {
+        for (int way = 0; way < 2; ++way) {
+            Source& from = sources[way];
+            from.x = embed(rows, from.tokens, from.sides, way == 0 ? embedded_ : normed_);
+            from.stride = plan_.Dp;
         }
-        float* steps = steps_.get((L + 1) * n * 2 * Ep);
-        std::fill_n(steps, n * 2 * Ep, 0.0f);
-        std::fill(c.begin(), c.end(), 0.0f);
-        for (int64_t i = 0; i < n; ++i) {
-            std::copy_n(layer.h + lanes[i] * Ep, Ep, steps + i * 2 * Ep);
-            if (layer.c != nullptr) std::copy_n(layer.c + lanes[i] * Ep, Ep, c.data() + i * Ep);
-        }
-        float* const kept[2] = {c.data(), c.data() + n * Ep};
-        scan(cells, sources, L, n, live.data(), steps, kept);
-        if (y == nullptr) {
-            y = y_buffer.get(rows * wide);
-            std::fill_n(y, rows * wide, 0.0f);
-        }
-        const bool adds = encoder.residual && level > 0;
-        for (int64_t i = 0; i < n; ++i) {
-            const float* last = steps + (lengths[i] * n + i) * 2 * Ep;
-            std::copy_n(last, Ep, layer.h + lanes[i] * Ep);
-            if (layer.c != nullptr) std::copy_n(c.data() + i * Ep, Ep, layer.c + lanes[i] * Ep);
-            for (int64_t t = 0; t < lengths[i]; ++t) {
-                const float* forward = steps + ((t + 1) * n + i) * 2 * Ep;
-                const float* backward = steps + ((lengths[i] - t) * n + i) * 2 * Ep + Ep;
-                float* to = y + (t * n + i) * wide;
-                for (int64_t j = 0; j < E; ++j) {
-                    to[j] = adds ? to[j] + forward[j] : forward[j];
-                    to[E + j] = adds ? to[E + j] + backward[j] : backward[j];
-                }
+    }
+    float* steps = steps_.get((L + 1) * n * 2 * Ep);
+    std::fill_n(steps, n * 2 * Ep, 0.0f);
+    std::vector<float> c(static_cast<size_t>(2 * n * Ep));
+    for (int64_t i = 0; i < n; ++i) {
+        std::copy_n(layer.h + lanes[i] * Ep, Ep, steps + i * 2 * Ep);
+        if (layer.c != nullptr) std::copy_n(layer.c + lanes[i] * Ep, Ep, c.data() + i * Ep);
+    }
+    float* const kept[2] = {c.data(), c.data() + n * Ep};
+    scan(encoder.levels[index].cells, sources, L, n, blocks.live.data(), steps, kept);
+    const bool adds = encoder.residual && index > 0;
+    for (int64_t i = 0; i < n; ++i) {
+        std::copy_n(steps + blocks.row(blocks.lengths[i], i) * 2 * Ep, Ep, layer.h + lanes[i] * Ep);
+        if (layer.c != nullptr) std::copy_n(c.data() + i * Ep, Ep, layer.c + lanes[i] * Ep);
+        for (int64_t t = 0; t < blocks.lengths[i]; ++t) {
+            const float* forward = steps + (n + blocks.row(t, i)) * 2 * Ep;
+            const float* backward = steps + (n + blocks.row_backwards(t, i)) * 2 * Ep + Ep;
+            float* to = y + blocks.row(t, i) * wide;
+            for (int64_t j = 0; j < E; ++j) {
+                to[j] = adds ? to[j] + forward[j] : forward[j];
+                to[E + j] = adds ? to[E + j] + backward[j] : backward[j];
             }
         }
     }
-    const float* x = normalise(encoder.levels.back().norm, 2 * E, y, wide, rows, normed_);
-    for (int64_t i = 0; i < n; ++i) {
+}
+
+// Reads the blocks of these sessions, and begins new ones.
+void Lanes::read_blocks(std::vector<int64_t>& lanes) {
+    const Encoder& encoder = plan_.encoder;
+    const Reading blocks = gather(lanes);
+    const int64_t E = encoder.E, wide = padded(2 * E), rows = blocks.L() * blocks.n();
+    float* y = outputs_[0].get(rows * wide);
+    std::fill_n(y, rows * wide, 0.0f);
+    const float* x = nullptr;
+    for (size_t level = 0; level < encoder.levels.size(); ++level) {
+        read_level(level, blocks, x, y);
+        x = normalise(encoder.levels[level].norm, 2 * E, y, wide, rows, normed_);
+    }
+    for (int64_t i = 0; i < blocks.n(); ++i) {
         Block& block = blocks_[lanes[i]];
-        std::copy_n(x + ((lengths[i] - 1) * n + i) * wide, E, block.summary.begin());
-        std::copy_n(x + i * wide + E, E, block.summary.begin() + E);
+        std::copy_n(x + blocks.row_backwards(0, i) * wide, E, block.summary.begin());
+        std::copy_n(x + blocks.row(0, i) * wide + E, E, block.summary.begin() + E);
         ++block.read;
         block.tokens.clear();
         block.sides.clear();

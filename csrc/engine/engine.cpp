@@ -116,6 +116,84 @@ const float* Lanes::embed(int64_t rows, const int32_t* tokens, const int32_t* si
     return sum;
 }
 
+// A scan under way: `scan`'s arguments, and what its parts hand to each other.
+struct Lanes::Scan {
+    const std::vector<Cell>& cells;
+    const Source* sources;
+    int64_t T, B;
+    float* steps;
+    float* const* c;
+    float* gates[2] = {};   // of each cell [T, B][tiles][G][16]
+    Codes x_codes[2] = {};  // of all rows
+    Codes h_codes[2] = {};  // of the rows of one step
+
+    int64_t count() const { return static_cast<int64_t>(cells.size()); }
+    int64_t Hp() const { return cells[0].Hp; }
+    int64_t width() const { return count() * Hp(); }
+};
+
+// What the input says of a tile's gates, for all rows.
+void Lanes::input_gates(const Scan& a, int64_t tile) const {
+    const auto S = static_cast<int64_t>(plan_.side_sizes.size());
+    const Kernels& table = kernels();
+    const int64_t rows = a.T * a.B;
+    for (int64_t k = 0; k < a.count(); ++k) {
+        const Cell& cell = a.cells[k];
+        const Source& from = a.sources[k];
+        const int64_t span = cell.width(), whole = cell.gates * a.Hp();
+        for (int64_t r = 0; r < rows; ++r) {
+            float* out = a.gates[k] + r * whole + tile * span;
+            std::memcpy(out, cell.bias + tile * span, sizeof(float) * span);
+            if (!cell.tables.empty()) {
+                table.add(cell.tables[0] + from.tokens[r] * whole + tile * span, span, out);
+                for (int64_t s = 0; s < S; ++s)
+                    table.add(cell.tables[1 + s] + from.sides[r * S + s] * whole + tile * span, span, out);
+            }
+            if (from.share != nullptr)
+                table.add(from.share + r % a.B * from.share_stride + tile * span, span, out);
+        }
+        if (cell.input.count == 0) continue;
+        for (int64_t r = 0; r < rows; r += kMaxRows) {
+            float* out[kMaxRows];
+            const int64_t M = std::min(kMaxRows, rows - r);
+            for (int64_t m = 0; m < M; ++m) out[m] = a.gates[k] + (r + m) * whole + tile * span;
+            product(cell.input, tile, a.x_codes[k].from(r), M, out);
+        }
+    }
+}
+
+// The recurrence of step t in a tile, of the first n rows.
+void Lanes::recur(const Scan& a, int64_t tile, int64_t t, int64_t n) const {
+    const Kernels& table = kernels();
+    const int64_t Hp = a.Hp(), width = a.width(), unit = tile * kTile;
+    for (int64_t k = 0; k < a.count(); ++k) {
+        const Cell& cell = a.cells[k];
+        const int64_t span = cell.width(), whole = cell.gates * Hp;
+        const float* before = a.steps + t * a.B * width + k * Hp + unit;
+        float* after = a.steps + (t + 1) * a.B * width + k * Hp + unit;
+        float* gates = a.gates[k] + t * a.B * whole + tile * span;
+        for (int64_t b = 0; b < n; b += kMaxRows) {
+            const int64_t M = std::min(kMaxRows, n - b);
+            alignas(64) float inside[kMaxRows][3 * kTile];
+            float* out[kMaxRows];
+            for (int64_t m = 0; m < M; ++m) {
+                out[m] = cell.lstm ? gates + (b + m) * whole : inside[m];
+                if (!cell.lstm) std::memcpy(inside[m], cell.bias_n + tile * span, sizeof(float) * span);
+            }
+            product(cell.recurrent, tile, a.h_codes[k].from(b), M, out);
+            for (int64_t m = 0; m < M; ++m) {
+                float* h = after + (b + m) * width;
+                if (cell.lstm) {
+                    float* kept = a.c[k] + (b + m) * Hp + unit;
+                    table.lstm(out[m], kept, kept, h);
+                } else {
+                    table.gru(gates + (b + m) * whole, inside[m], before + (b + m) * width, h);
+                }
+            }
+        }
+    }
+}
+
 // Runs cells of one size, independent of one another, over T steps of B rows.
 //
 // steps [T + 1][B][cells][Hp]: h before the first step, which the caller fills in, then behind each. c: for
@@ -123,96 +201,28 @@ const float* Lanes::embed(int64_t rows, const int32_t* tokens, const int32_t* si
 // live[t] rows are run, the others' c stays and their h is not made.
 void Lanes::scan(const std::vector<Cell>& cells, const Source* sources, int64_t T, int64_t B,
                  const int64_t* live, float* steps, float* const* c) {
-    const auto count = static_cast<int64_t>(cells.size()), S = static_cast<int64_t>(plan_.side_sizes.size());
-    const int64_t Hp = cells[0].Hp, tiles = Hp / kTile, rows = T * B, width = count * Hp;
-    const Kernels& table = kernels();
-
-    float* gates[2];
-    Codes x_codes[2], h_codes[2];
-    for (int64_t k = 0; k < count; ++k) {
-        gates[k] = gates_[k].get(rows * cells[k].gates * Hp);
-        if (cells[k].input.count == 0) continue;
-        const Source& from = sources[k];
-        x_codes[k] = k > 0 && from.x == sources[0].x
-                         ? x_codes[0]
-                         : encode(codes_x_[k], from.x, from.stride, cells[k].input.K, rows);
-    }
-
-    // What the input says of a tile's gates, for all rows.
-    auto inputs = [&](int64_t tile) {
-        for (int64_t k = 0; k < count; ++k) {
-            const Cell& cell = cells[k];
-            const Source& from = sources[k];
-            const int64_t span = cell.width(), whole = cell.gates * Hp;
-            for (int64_t r = 0; r < rows; ++r) {
-                float* out = gates[k] + r * whole + tile * span;
-                std::memcpy(out, cell.bias + tile * span, sizeof(float) * span);
-                if (!cell.tables.empty()) {
-                    table.add(cell.tables[0] + from.tokens[r] * whole + tile * span, span, out);
-                    for (int64_t s = 0; s < S; ++s)
-                        table.add(cell.tables[1 + s] + from.sides[r * S + s] * whole + tile * span, span,
-                                  out);
-                }
-                if (from.share != nullptr)
-                    table.add(from.share + r % B * from.share_stride + tile * span, span, out);
-            }
-            if (cell.input.count == 0) continue;
-            for (int64_t r = 0; r < rows; r += kMaxRows) {
-                float* out[kMaxRows];
-                const int64_t M = std::min(kMaxRows, rows - r);
-                for (int64_t m = 0; m < M; ++m) out[m] = gates[k] + (r + m) * whole + tile * span;
-                product(cell.input, tile, x_codes[k].from(r), M, out);
-            }
-        }
-    };
-
-    // The recurrence of step t in a tile.
-    auto recur = [&](int64_t tile, int64_t t, int64_t n) {
-        for (int64_t k = 0; k < count; ++k) {
-            const Cell& cell = cells[k];
-            const int64_t span = cell.width(), whole = cell.gates * Hp;
-            const float* before = steps + t * B * width + k * Hp;
-            float* after = steps + (t + 1) * B * width + k * Hp;
-            for (int64_t b = 0; b < n; b += kMaxRows) {
-                const int64_t M = std::min(kMaxRows, n - b);
-                alignas(64) float inside[kMaxRows][3 * kTile];
-                float* out[kMaxRows];
-                for (int64_t m = 0; m < M; ++m) {
-                    out[m] = gates[k] + (t * B + b + m) * whole + tile * span;
-                    if (!cell.lstm) {
-                        std::memcpy(inside[m], cell.bias_n + tile * span, sizeof(float) * span);
-                        out[m] = inside[m];
-                    }
-                }
-                product(cell.recurrent, tile, h_codes[k].from(b), M, out);
-                for (int64_t m = 0; m < M; ++m) {
-                    const int64_t unit = tile * kTile;
-                    float* h = after + (b + m) * width + unit;
-                    if (cell.lstm) {
-                        float* kept = c[k] + (b + m) * Hp + unit;
-                        table.lstm(out[m], kept, kept, h);
-                    } else {
-                        table.gru(gates[k] + (t * B + b + m) * whole + tile * span, inside[m],
-                                  before + (b + m) * width + unit, h);
-                    }
-                }
-            }
-        }
-    };
-
+    Scan a{cells, sources, T, B, steps, c};
+    const int64_t Hp = a.Hp(), tiles = Hp / kTile, rows = T * B, width = a.width();
     int64_t input_bytes = 0, recurrent_bytes = 0;
-    for (const Cell& cell : cells) {
+    for (int64_t k = 0; k < a.count(); ++k) {
+        const Cell& cell = cells[k];
+        const Source& from = sources[k];
         input_bytes += cell.input.stride * tiles * padded(rows, kMaxRows) / kMaxRows;
         recurrent_bytes += cell.recurrent.stride * tiles * padded(B, kMaxRows) / kMaxRows;
+        a.gates[k] = gates_[k].get(rows * cell.gates * Hp);
+        if (cell.input.count == 0) continue;
+        a.x_codes[k] = k > 0 && from.x == sources[0].x
+                           ? a.x_codes[0]
+                           : encode(codes_x_[k], from.x, from.stride, cell.input.K, rows);
     }
-    if (T > 1) run(tiles, input_bytes + 64 * rows * tiles, inputs);
+    if (T > 1) run(tiles, input_bytes + 64 * rows * tiles, [&](int64_t tile) { input_gates(a, tile); });
     for (int64_t t = 0; t < T; ++t) {
         const int64_t n = live == nullptr ? B : live[t];
-        for (int64_t k = 0; k < count; ++k)
-            h_codes[k] = encode(codes_h_[k], steps + t * B * width + k * Hp, width, Hp, n);
+        for (int64_t k = 0; k < a.count(); ++k)
+            a.h_codes[k] = encode(codes_h_[k], steps + t * B * width + k * Hp, width, Hp, n);
         run(tiles, recurrent_bytes + (T > 1 ? 0 : input_bytes), [&](int64_t tile) {
-            if (T == 1) inputs(tile);
-            recur(tile, t, n);
+            if (T == 1) input_gates(a, tile);
+            recur(a, tile, t, n);
         });
     }
 }

@@ -89,11 +89,13 @@ class Lanes {
         const float* share = nullptr;  // added for each b: [B][share_stride]
         int64_t share_stride = 0;
     };
+    struct Scan;
     struct Block {  // of an encoder, the last one of a session
         std::vector<int32_t> tokens, sides;
         std::vector<float> summary;
         int64_t read = 0;  // blocks that were finished
     };
+    struct Reading;
 
     void chunk(int64_t T, const int32_t* tokens, const int32_t* sides, float* logits, bool all);
     template <class Work>
@@ -103,6 +105,8 @@ class Lanes {
                            Buffer<float>& out) const;
     void product(const Panels& panels, int64_t panel, const Codes& codes, int64_t M, float* const* out) const;
     const float* embed(int64_t rows, const int32_t* tokens, const int32_t* sides, Buffer<float>& out) const;
+    void input_gates(const Scan& a, int64_t tile) const;
+    void recur(const Scan& a, int64_t tile, int64_t t, int64_t n) const;
     void scan(const std::vector<Cell>& cells, const Source* sources, int64_t T, int64_t B,
               const int64_t* live, float* steps, float* const* c);
     void level(size_t index, int64_t T, const int32_t* tokens, const int32_t* sides, const float* x,
@@ -113,6 +117,8 @@ class Lanes {
     // blocks.cpp
     bool opens(const Block& block, int32_t token) const;
     int64_t listen(int64_t T, const int32_t* tokens, const int32_t* sides);
+    Reading gather(std::vector<int64_t>& lanes) const;
+    void read_level(size_t index, const Reading& blocks, const float* x, float* y);
     void read_blocks(std::vector<int64_t>& lanes);
     void read_block_state(int64_t lane, float* state) const;
     void write_block_state(int64_t lane, const float* state);
