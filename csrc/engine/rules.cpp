@@ -18,13 +18,7 @@ void require(bool fine, const char* what) {
 
 bool within(int64_t x, int64_t low, int64_t high) { return low <= x && x <= high; }
 
-}  // namespace
-
-Rules::Rules(const int64_t* ints, int64_t count) : memory_(ints, ints + std::max<int64_t>(count, 0)) {
-    constexpr int64_t head_size = sizeof(GrammarHead) / sizeof(int64_t);
-    require(count >= 2 + head_size && memory_[0] == kMagic && memory_[1] == kVersion, "the beginning");
-    const auto* head = reinterpret_cast<const GrammarHead*>(memory_.data() + 2);
-    const GrammarHead& h = *head;
+void check_head(const GrammarHead& h) {
     require(within(h.V, 1, 1 << 20) && within(h.types, 1, 64), "the size");
     require(within(h.programs, 0, 129) && within(h.allowed_programs, 0, h.programs), "the programs");
     require(within(h.shifts, 0, h.V) && within(h.micros, 0, h.V), "the operands");
@@ -46,6 +40,16 @@ Rules::Rules(const int64_t* ints, int64_t count) : memory_(ints, ints + std::max
         const GrammarSlice& slice = h.slices[op];
         require(slice.low >= 0 && slice.low + (slice.end - slice.first) <= kPitches, "the pitches");
     }
+}
+
+}  // namespace
+
+Rules::Rules(const int64_t* ints, int64_t count) : memory_(ints, ints + std::max<int64_t>(count, 0)) {
+    constexpr int64_t head_size = sizeof(GrammarHead) / sizeof(int64_t);
+    require(count >= 2 + head_size && memory_[0] == kMagic && memory_[1] == kVersion, "the beginning");
+    const auto* head = reinterpret_cast<const GrammarHead*>(memory_.data() + 2);
+    const GrammarHead& h = *head;
+    check_head(h);
 
     const int64_t* next = memory_.data() + 2 + head_size;
     const int64_t* end = memory_.data() + memory_.size();
@@ -99,30 +103,8 @@ Rules::Rules(const int64_t* ints, int64_t count) : memory_(ints, ints + std::max
         require(h.V % 64 == 0 || g.base[(i + 1) * g.W - 1] >> (h.V % 64) == 0, "a mask");
     check_tokens();
     check_trie();
-    for (int64_t i = 0; i < s.S; ++i) {
-        require(within(s.kinds[i], 0, kSideKinds - 1) && within(s.sizes[i], 1, 1 << 24), "a side input");
-        const bool looks_back = s.kinds[i] == kLookback1 || s.kinds[i] == kLookback2;
-        const int64_t least = looks_back ? h.V + 1 : s.kinds[i] == kKey ? kKeys + 1 : 2;
-        require(s.sizes[i] >= least, "the size of a side input");
-    }
-
-    require(within(s.note, 0, 1 << 16) && within(s.fade_top, 0, s.fade_low - 1) && s.fade_low <= 1 << 16,
-            "the key");
-    for (int64_t i = 0; i < kKeys * kPitchClasses; ++i)
-        require(within(s.profiles[i], -(1 << 16), 1 << 16), "the key");
-
-    moves.assign(h.V, 0);
-    traits.assign(h.V, 0);
-    for (int64_t token = 0; token < h.V; ++token) {
-        auto add = [&](int64_t part) {
-            const int64_t op = g.ops[part];
-            if (op == kTimeShift) moves[token] += g.values[part];
-            if (op == kPitch || op == kDrum) traits[token] |= kBeginsNote;
-            if (op == kDuration || op == kNoteOff || op == kDrumOff) traits[token] |= kEndsNote;
-        };
-        if (g.ops[token] != kBpe) add(token);
-        for (int64_t i = g.part_start[token]; i < g.part_start[token + 1]; ++i) add(g.parts[i]);
-    }
+    check_sides();
+    read_traits();
 }
 
 void Rules::check_tokens() const {
@@ -171,6 +153,37 @@ void Rules::check_trie() const {
     require(next == h.nodes, "the byte pairs");
     for (int64_t d : depth) deepest = std::max(deepest, d);
     require(deepest == h.depth, "the byte pairs");
+}
+
+void Rules::check_sides() const {
+    const SideTables& s = sides.tables;
+    for (int64_t i = 0; i < s.S; ++i) {
+        require(within(s.kinds[i], 0, kSideKinds - 1) && within(s.sizes[i], 1, 1 << 24), "a side input");
+        const bool looks_back = s.kinds[i] == kLookback1 || s.kinds[i] == kLookback2;
+        const int64_t least = looks_back ? grammar.head->V + 1 : s.kinds[i] == kKey ? kKeys + 1 : 2;
+        require(s.sizes[i] >= least, "the size of a side input");
+    }
+    require(within(s.note, 0, 1 << 16) && within(s.fade_top, 0, s.fade_low - 1) && s.fade_low <= 1 << 16,
+            "the key");
+    for (int64_t i = 0; i < kKeys * kPitchClasses; ++i)
+        require(within(s.profiles[i], -(1 << 16), 1 << 16), "the key");
+}
+
+void Rules::read_traits() {
+    const Grammar& g = grammar;
+    const int64_t V = g.head->V;
+    moves.assign(V, 0);
+    traits.assign(V, 0);
+    for (int64_t token = 0; token < V; ++token) {
+        auto add = [&](int64_t part) {
+            const int64_t op = g.ops[part];
+            if (op == kTimeShift) moves[token] += g.values[part];
+            if (op == kPitch || op == kDrum) traits[token] |= kBeginsNote;
+            if (op == kDuration || op == kNoteOff || op == kDrumOff) traits[token] |= kEndsNote;
+        };
+        if (g.ops[token] != kBpe) add(token);
+        for (int64_t i = g.part_start[token]; i < g.part_start[token + 1]; ++i) add(g.parts[i]);
+    }
 }
 
 Follower::Follower(const Rules& rules) : rules_(rules), registers_{}, grammar_{}, sides_{}, scratch_{} {

@@ -29,6 +29,8 @@ class Rules {
   private:
     void check_tokens() const;
     void check_trie() const;
+    void check_sides() const;
+    void read_traits();
 
     std::vector<int64_t> memory_;
     std::vector<int32_t> row_of_;
