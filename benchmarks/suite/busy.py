@@ -14,9 +14,8 @@ from contextlib import contextmanager
 from benchmarks.suite.generation import networks
 from benchmarks.suite.machine import cores
 from benchmarks.suite.options import Options
-from benchmarks.suite.ours import Ours, small_vocabulary
+from benchmarks.suite.ours import Ours, need_engine, small_vocabulary
 from benchmarks.suite.page import Section, Table, Target, figure, micros
-from melodia import engine
 from melodia.engine.description import WEIGHTS
 from melodia.model import Model
 
@@ -64,9 +63,7 @@ def run(options: Options, section: Section) -> None:
         raise RuntimeError("this system cannot keep processes on two cores or stop them; Linux can")
     if cores() < 2:
         raise RuntimeError("needs two cores (this process may use one)")
-    obstacle = engine.reason()
-    if obstacle is not None:
-        raise RuntimeError(f"the engine cannot run here: {obstacle}")
+    need_engine()
     network = networks(options.quick)[0]
     model = Model(network.config).eval()
     window = options.seconds(1.0, 0.1)

@@ -8,9 +8,8 @@ from pathlib import Path
 
 from benchmarks.suite.generation import networks
 from benchmarks.suite.options import Options
-from benchmarks.suite.ours import Ours, small_vocabulary
+from benchmarks.suite.ours import Ours, need_engine, small_vocabulary
 from benchmarks.suite.page import Section, Table, Target, micros
-from melodia import engine
 from melodia.model import Model
 
 EARLY, TOKENS, PIECES = 1_000, 1_000_000, 100
@@ -24,9 +23,7 @@ def resident() -> float:
 
 def run(options: Options, section: Section) -> None:
     """Measure i-a in int8, one thread."""
-    obstacle = engine.reason()
-    if obstacle is not None:
-        raise RuntimeError(f"the engine cannot run here: {obstacle}")
+    need_engine()
     tokens = 20_000 if options.quick else TOKENS
     network = networks(options.quick)[0]
     ours = Ours(Model(network.config).eval(), small_vocabulary(), "int8", 1, 1)

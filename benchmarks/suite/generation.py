@@ -12,10 +12,9 @@ from benchmarks.suite.floor import floor_ways
 from benchmarks.suite.machine import thread_counts, torch_threads
 from benchmarks.suite.measuring import Timing, Way, interleave, repeated
 from benchmarks.suite.options import Options
-from benchmarks.suite.ours import Ours, small_vocabulary
+from benchmarks.suite.ours import Ours, need_engine, small_vocabulary
 from benchmarks.suite.page import Section, Table, Target, figure, micros
 from benchmarks.suite.peers import Cells, Compiled, Eager, Peer
-from melodia import engine
 from melodia.engine.description import WEIGHTS
 from melodia.model import Model, ModelConfig
 
@@ -77,9 +76,7 @@ def run(options: Options, section: Section) -> None:
         "measured on a buffer of that size. torch.compile runs fused formulas of the cells with frozen weights; ONNX "
         "Runtime runs its LSTM and GRU operators, NumPy draws. Ratios compare each way at its better number of threads."
     )
-    obstacle = engine.reason()
-    if obstacle is not None:
-        raise RuntimeError(f"the engine cannot run here: {obstacle}")
+    need_engine()
     batches = BATCHES[:2] if options.quick else BATCHES
     for network in networks(options.quick):
         model = Model(network.config).eval()

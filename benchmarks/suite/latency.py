@@ -9,10 +9,9 @@ from benchmarks.suite.generation import networks
 from benchmarks.suite.machine import thread_counts, torch_threads
 from benchmarks.suite.measuring import PAUSE, percentile
 from benchmarks.suite.options import Options
-from benchmarks.suite.ours import Ours, small_vocabulary
+from benchmarks.suite.ours import Ours, need_engine, small_vocabulary
 from benchmarks.suite.page import Section, Table, micros
 from benchmarks.suite.peers import Eager
-from melodia import engine
 from melodia.engine.description import WEIGHTS
 from melodia.model import Model
 
@@ -45,9 +44,7 @@ def latencies(
 
 def run(options: Options, section: Section) -> None:
     """Measure i-a, one stream."""
-    obstacle = engine.reason()
-    if obstacle is not None:
-        raise RuntimeError(f"the engine cannot run here: {obstacle}")
+    need_engine()
     network = networks(options.quick)[0]
     model = Model(network.config).eval()
     section.intro = (

@@ -7,6 +7,7 @@ from functools import lru_cache
 import numpy as np
 
 from benchmarks.suite.peers import TOP_K
+from melodia import engine
 from melodia.decode import SamplingConfig
 from melodia.model import Model, Network
 from melodia.tokenizer import Tokenizer
@@ -30,6 +31,13 @@ def small_vocabulary() -> Vocabulary:
         if kind != "PitchDrum" and (kind != "Program" or 0 <= int(token.partition("_")[2]) < 8)
     )
     return Vocabulary(whole.scheme, kept, whole.graph, whole.positions_per_beat)
+
+
+def need_engine() -> None:
+    """RuntimeError, which says why, where the engine cannot run."""
+    obstacle = engine.reason()
+    if obstacle is not None:
+        raise RuntimeError(f"the engine cannot run here: {obstacle}")
 
 
 class Ours(Streams):

@@ -10,9 +10,8 @@ from benchmarks.suite.machine import REPOSITORY, thread_counts
 from benchmarks.suite.measuring import Way, interleave
 from benchmarks.suite.notochord_peer import REMEDY, Notochord
 from benchmarks.suite.options import Options
-from benchmarks.suite.ours import Ours
+from benchmarks.suite.ours import Ours, need_engine
 from benchmarks.suite.page import Section, Table, Target, figure, micros
-from melodia import engine
 from melodia.engine.description import WEIGHTS
 from melodia.midi import read_score
 from melodia.model import Model, ModelConfig, match_parameters
@@ -47,9 +46,7 @@ def run(options: Options, section: Section) -> None:
         "events, its beginning and its end (a velocity of 0); the last column counts one only."
     )
     counts = thread_counts()
-    obstacle = engine.reason()
-    if obstacle is not None:
-        raise RuntimeError(f"the engine cannot run here: {obstacle}")
+    need_engine()
     children: dict[int, Notochord] = {}
     missing = "" if options.notochord else f"notochord is not installed ({REMEDY})"
     try:
