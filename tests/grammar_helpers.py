@@ -11,6 +11,19 @@ import numpy as np
 from melodia.grammar import Constraints, Grammar, GrammarState, Op
 from melodia.tokenizer import Tokenizer, TokenizerConfig
 
+CONSTRAINTS: dict[str, Constraints | None] = {
+    "none": None,
+    "piano": Constraints(programs=(0,)),
+    "crowded": Constraints(programs=(0, -1), pitch_range=(60, 62), time_signatures=("3/4", "6/8")),
+    "pentatonic": Constraints(programs=(0, 3), pitch_classes=(1, 3, 6, 8, 10), pitch_range=(40, 90)),
+    "one pitch": Constraints(programs=(40,), pitch_range=(60, 60)),
+    "one voice": Constraints(programs=(5,), pitch_range=(60, 61), max_polyphony=1),
+    "two voices": Constraints(programs=(0, 1), max_polyphony=2, allow_metre_changes=False),
+    "three bars": Constraints(programs=(0,), min_bars=2, max_bars=3, allow_tempo_changes=False),
+    "drums": Constraints(programs=(-1,), allow_tempo=False, max_bars=4),
+}
+"""Constraints of every sort, alone and together, under which a sequence comes to an end."""
+
 
 @functools.cache
 def tokenizer_of(scheme: str, positions: int = 12) -> Tokenizer:

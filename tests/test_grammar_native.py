@@ -8,7 +8,7 @@ from functools import lru_cache
 
 import numpy as np
 import pytest
-from grammar_helpers import grammar_of, tokenizer_of
+from grammar_helpers import CONSTRAINTS, grammar_of, tokenizer_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -23,16 +23,7 @@ from melodia.vocabulary import Vocabulary
 
 pytestmark = pytest.mark.skipif(engine.reason() is not None, reason=f"no engine: {engine.reason()}")
 
-LIMITS = {
-    "none": None,
-    "piano": Constraints(programs=(0,)),
-    "crowded": Constraints(programs=(0, -1), pitch_range=(60, 62), time_signatures=("3/4", "6/8")),
-    "pentatonic": Constraints(programs=(0, 3), pitch_classes=(1, 3, 6, 8, 10), pitch_range=(40, 90)),
-    "one pitch": Constraints(programs=(40,), pitch_range=(60, 60)),
-    "one voice": Constraints(programs=(5,), pitch_range=(60, 61), max_polyphony=1),
-    "two voices": Constraints(programs=(0, 1), max_polyphony=2, allow_metre_changes=False),
-    "three bars": Constraints(programs=(0,), min_bars=2, max_bars=3, allow_tempo_changes=False),
-    "drums": Constraints(programs=(-1,), allow_tempo=False, max_bars=4),
+LIMITS = CONSTRAINTS | {
     "four drums": Constraints(programs=(0, -1), drum_range=(35, 38)),
     "no end": Constraints(allow_eos=False, allow_tempo_changes=False),
 }

@@ -4,23 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from grammar_helpers import content, faults, grammar_of, most_at_once, sample, tokenizer_of
+from grammar_helpers import CONSTRAINTS, content, faults, grammar_of, most_at_once, sample, tokenizer_of
 
 from melodia.grammar import Constraints
 from melodia.midi import midi_bytes, read_score
 from melodia.tokenizer import SCHEMES
-
-LIMITS = {
-    "none": None,
-    "piano": Constraints(programs=(0,)),
-    "crowded": Constraints(programs=(0, -1), pitch_range=(60, 62), time_signatures=("3/4", "6/8")),
-    "pentatonic": Constraints(programs=(0, 3), pitch_classes=(1, 3, 6, 8, 10), pitch_range=(40, 90)),
-    "one pitch": Constraints(programs=(40,), pitch_range=(60, 60)),
-    "one voice": Constraints(programs=(5,), pitch_range=(60, 61), max_polyphony=1),
-    "two voices": Constraints(programs=(0, 1), max_polyphony=2, allow_metre_changes=False),
-    "three bars": Constraints(programs=(0,), min_bars=2, max_bars=3, allow_tempo_changes=False),
-    "drums": Constraints(programs=(-1,), allow_tempo=False, max_bars=4),
-}
 
 
 def judge(scheme: str, ids: list[int], limits: Constraints | None) -> list[str]:
@@ -46,24 +34,24 @@ def judge(scheme: str, ids: list[int], limits: Constraints | None) -> list[str]:
     return wrong
 
 
-@pytest.mark.parametrize("limits", list(LIMITS))
+@pytest.mark.parametrize("limits", list(CONSTRAINTS))
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_random_music_is_valid(scheme: str, limits: str) -> None:
-    grammar = grammar_of(scheme, LIMITS[limits])
+    grammar = grammar_of(scheme, CONSTRAINTS[limits])
     rng = np.random.default_rng([len(scheme), len(limits)])
     for i in range(12):
         ids = sample(grammar, rng, tokens=60, by_type=i % 2 == 1)
-        assert judge(scheme, ids, LIMITS[limits]) == []
+        assert judge(scheme, ids, CONSTRAINTS[limits]) == []
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("limits", list(LIMITS))
+@pytest.mark.parametrize("limits", list(CONSTRAINTS))
 def test_ten_thousand(limits: str) -> None:
-    grammar = grammar_of("REMI", LIMITS[limits])
+    grammar = grammar_of("REMI", CONSTRAINTS[limits])
     rng = np.random.default_rng(len(limits))
-    for i in range(10_000 // len(LIMITS)):
+    for i in range(10_000 // len(CONSTRAINTS)):
         ids = sample(grammar, rng, tokens=int(rng.integers(20, 200)), by_type=i % 2 == 1)
-        assert judge("REMI", ids, LIMITS[limits]) == []
+        assert judge("REMI", ids, CONSTRAINTS[limits]) == []
 
 
 FIVE = Constraints(programs=(0, 1, 40, 41, -1), pitch_range=(55, 75))
