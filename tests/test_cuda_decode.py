@@ -411,8 +411,12 @@ def test_what_cannot_run_says_why(library: ctypes.CDLL) -> None:
         lanes.step([99])
     with pytest.raises(ValueError, match="must be finite"):
         lanes.write(0, np.full(lanes.state_size, np.nan, np.float32))
-    with pytest.raises(ConfigError, match="sessions must be"):
+    with pytest.raises(ConfigError, match=r"sessions must be 1 to 4096 \(received 5000\)"):
         engine.Lanes(cuda.CudaEngine(ints, floats, library=library), 5000)
+    ints, floats, _ = checks.described("gru-deep", "fp32")
+    lanes = engine.Lanes(cuda.CudaEngine(ints, floats, library=library), 1)
+    with pytest.raises(ValueError, match=r"side input 1 must lie from 0 to 8 \(received 9\)"):
+        lanes.step([1], [[0, 9]])
 
 
 @pytest.mark.slow

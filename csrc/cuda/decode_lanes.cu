@@ -82,7 +82,8 @@ Way way_of(const Decoder& decoder, int64_t B) {
 
 Lanes::Lanes(Decoder& decoder, int64_t count)
     : decoder_(decoder), B_(count), stages_(decoder.stages), readers_(decoder.readers) {
-    if (count < 1 || count > 4096) throw std::invalid_argument("sessions must be 1 to 4096");
+    if (count < 1 || count > 4096)
+        throw std::invalid_argument("sessions must be 1 to 4096 (received " + std::to_string(count) + ")");
     const Network& net = decoder.net;
     if (decoder.options.threads > 0) threads_ = static_cast<int>(decoder.options.threads);
     const Way way = way_of(decoder, B_);
@@ -140,13 +141,7 @@ void Lanes::advance(int64_t T, const int32_t* tokens, const int32_t* sides, floa
     const engine::Plan& plan = decoder_.plan;
     const auto S = static_cast<int64_t>(plan.side_sizes.size());
     if (T < 1) throw std::invalid_argument("at least one step is needed");
-    for (int64_t r = 0; r < T * B_; ++r)
-        if (tokens[r] < 0 || tokens[r] >= plan.V)
-            throw std::invalid_argument("token " + std::to_string(tokens[r]) + " is not in a vocabulary of " +
-                                        std::to_string(plan.V));
-    for (int64_t r = 0; r < T * B_ * S; ++r)
-        if (sides[r] < 0 || sides[r] >= plan.side_sizes[r % S])
-            throw std::invalid_argument("side input " + std::to_string(r % S) + " is outside its limits");
+    plan.check_steps(T * B_, tokens, sides);
     const int64_t eights = parts(B_, kLeastGroup);  // a launch is to take milliseconds
     const int64_t most = decoder_.options.launch_steps > 0 ? decoder_.options.launch_steps
                                                            : std::max<int64_t>(1, 1024 / eights);

@@ -29,7 +29,8 @@ float sum_of(int64_t n, F&& f) {
 }  // namespace
 
 Lanes::Lanes(Engine& engine, int64_t count) : engine_(engine), plan_(engine.plan), B_(count) {
-    if (count < 1 || count > (1 << 16)) throw std::invalid_argument("sessions must be 1 to 65536");
+    if (count < 1 || count > (1 << 16))
+        throw std::invalid_argument("sessions must be 1 to 65536 (received " + std::to_string(count) + ")");
     for (const Level& level : plan_.levels) {
         const auto cells = static_cast<int64_t>(level.cells.size());
         layers_.push_back({cells, arena_.take<float>(B_ * cells * plan_.Hp), nullptr});
@@ -53,17 +54,7 @@ Lanes::Lanes(Engine& engine, int64_t count) : engine_(engine), plan_(engine.plan
 void Lanes::advance(int64_t T, const int32_t* tokens, const int32_t* sides, float* logits, bool all) {
     const auto S = static_cast<int64_t>(plan_.side_sizes.size());
     if (T < 1) throw std::invalid_argument("at least one step is needed");
-    for (int64_t r = 0; r < T * B_; ++r) {
-        if (tokens[r] < 0 || tokens[r] >= plan_.V)
-            throw std::invalid_argument("token " + std::to_string(tokens[r]) + " is not in a vocabulary of " +
-                                        std::to_string(plan_.V));
-    }
-    for (int64_t r = 0; r < T * B_ * S; ++r) {
-        if (sides[r] < 0 || sides[r] >= plan_.side_sizes[r % S])
-            throw std::invalid_argument("side input " + std::to_string(r % S) + " must lie from 0 to " +
-                                        std::to_string(plan_.side_sizes[r % S] - 1) + " (received " +
-                                        std::to_string(sides[r]) + ")");
-    }
+    plan_.check_steps(T * B_, tokens, sides);
     std::unique_lock<std::mutex> lock(engine_.team.mutex(), std::try_to_lock);
     alone_ = !lock.owns_lock();
     const int64_t steps = std::max<int64_t>(1, kChunkRows / B_);

@@ -384,4 +384,19 @@ void Plan::check_state(const float* state) const {
         check("waiting side inputs", sides[i], side_sizes[i % S] - 1);
 }
 
+void Plan::check_steps(int64_t rows, const int32_t* tokens, const int32_t* sides) const {
+    const auto S = static_cast<int64_t>(side_sizes.size());
+    for (int64_t r = 0; r < rows; ++r) {
+        if (tokens[r] < 0 || tokens[r] >= V)
+            throw std::invalid_argument("token " + std::to_string(tokens[r]) + " is not in a vocabulary of " +
+                                        std::to_string(V));
+    }
+    for (int64_t r = 0; r < rows * S; ++r) {
+        if (sides[r] < 0 || sides[r] >= side_sizes[r % S])
+            throw std::invalid_argument("side input " + std::to_string(r % S) + " must lie from 0 to " +
+                                        std::to_string(side_sizes[r % S] - 1) + " (received " +
+                                        std::to_string(sides[r]) + ")");
+    }
+}
+
 }  // namespace melodia::engine

@@ -108,6 +108,8 @@ struct Plan {
     // Throws std::invalid_argument unless these numbers [state_size] are finite, and those that count or name
     // something whole and within their limits (engine.h has their order).
     void check_state(const float* state) const;
+    // Throws std::invalid_argument for a token [rows] or a side input [rows, S] that lies outside its limits.
+    void check_steps(int64_t rows, const int32_t* tokens, const int32_t* sides) const;
 
     Weights weights = Weights::fp32;
     int64_t V = 0, H = 0, Hp = 0, D = 0, Dp = 0;
