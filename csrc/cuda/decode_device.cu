@@ -80,34 +80,34 @@ void Memory::read(void* host, const void* device, int64_t bytes) {
 }
 #endif
 
-Decoder::Decoder(const int64_t* ints, int64_t int_count, const float* floats, int64_t float_count,
-                 const Options& wanted)
-    : plan(ints, int_count, floats, float_count), options(wanted) {
-    require(device_of(&device));
-    const int64_t H = plan.H, V = plan.V, D = plan.D, padded = up(H, 32);
-    if (plan.side_sizes.size() > kMaxSides) throw engine::PlanError("there are too many side inputs");
-    // A block for each processor, one of them to choose; never so many that a block has few units, because
-    // tiles have 16 rows.
-    int64_t most = std::max<int64_t>(1, options.blocks > 0 ? options.blocks : device.processors - 1);
-    if (options.cluster > 0) most = std::min(most, std::max<int64_t>(1, options.cluster - 1));
-    const int64_t units = std::max(options.least_units > 0 ? options.least_units : 4, parts(H, most));
-    const int64_t blocks = parts(H, units);
-    net.V = static_cast<int32_t>(V);
-    net.H = static_cast<int32_t>(H);
-    net.D = static_cast<int32_t>(D);
-    net.S = static_cast<int32_t>(plan.side_sizes.size());
-    net.blocks = static_cast<int32_t>(blocks);
-    net.units = static_cast<int32_t>(units);
-    net.folded = plan.folded;
-    net.levels = static_cast<int32_t>(plan.levels.size());
-    net.state_size = plan.state_size;
-    net.words = 1 + net.S;
-    net.raw = plan.weights == engine::Weights::int8 || plan.encoder.reads();
+namespace {
 
-    Blob blob;
-    const auto same = [](int64_t width) { return [=](int64_t k) { return k < width ? k : -1; }; };
+constexpr auto same(int64_t width) {
+    return [=](int64_t k) { return k < width ? k : -1; };
+}
+
+// Rows of a product cut into shares, one for each block.
+auto shared_rows(const Panels& p, int64_t share, int64_t total) {
+    const int64_t rows = p.rows();
+    return [=](int64_t b, int64_t r) {
+        const int64_t j = b * share + r;
+        return j < total ? Source{j / rows, j % rows} : Source{-1, 0};
+    };
+}
+
+// Cuts a decoder's plan into stages: levels(), head(), rows(), encoder(), tables(), one after the other.
+// Pointers are offsets in the blob.
+struct Cutter {
+    Decoder& decoder;
+    const engine::Plan& plan = decoder.plan;
+    Network& net = decoder.net;
+    const int64_t V = plan.V, H = plan.H, D = plan.D, padded = up(H, 32), blocks = net.blocks;
+    Blob blob{};
+    Stage incoming{};   // what the next stage takes in
+    int32_t state = 0;  // numbers of a session's state so far
+
     // A cell, `each` units in a block; width: of its input where no tables stand for it.
-    const auto cell_part = [&](const engine::Cell& cell, int64_t each, int64_t width) {
+    CellPart cell_part(const engine::Cell& cell, int64_t each, int64_t width) {
         const int64_t G = cell.gates, size = cell.H;
         const auto gates = [=](int64_t b, int64_t r) {
             const int64_t j = b * each + r / G;
@@ -128,27 +128,47 @@ Decoder::Decoder(const int64_t* ints, int64_t int_count, const float* floats, in
         for (size_t t = 0; t < cell.tables.size(); ++t)
             part.tables[t] = unit_rows(blob, cell, cell.tables[t], t == 0 ? V : plan.side_sizes[t - 1]);
         return part;
-    };
-    const auto shared_rows = [](const Panels& p, int64_t share, int64_t total) {
-        const int64_t rows = p.rows();
-        return [=](int64_t b, int64_t r) {
-            const int64_t j = b * share + r;
-            return j < total ? Source{j / rows, j % rows} : Source{-1, 0};
-        };
-    };
-    const auto add = [&](Stage stage) {
+    }
+
+    template <class To>  // a Stage or a ReaderLevel
+    void copy_norm(const engine::Norm& norm, int64_t size, To& to) {
+        if (norm.weight == nullptr) return;
+        to.norm_weight = blob.copy(norm.weight, size);
+        to.norm_bias = blob.copy(norm.bias, size);
+        to.norm_eps = norm.eps;
+    }
+
+    // The next stage takes in so many numbers of each of so many vectors.
+    void take_in(int32_t vectors, int64_t size, int32_t shadow = -1) {
+        incoming = Stage{};
+        incoming.shadow = shadow;
+        incoming.vectors = vectors;
+        incoming.size = static_cast<int32_t>(size);
+    }
+
+    int32_t add(Stage stage) {
         stage.words = net.words;
         net.words += stage.rows;
-        stages.push_back(stage);
-        return static_cast<int32_t>(stages.size()) - 1;
-    };
-    Stage incoming{};  // what the next stage takes in
-    incoming.shadow = -1;
-    incoming.vectors = 1;
-    incoming.size = plan.folded ? 0 : net.D;
-    int32_t state = 0;
-    for (size_t i = 0; i < plan.levels.size(); ++i) {
-        const engine::Level& level = plan.levels[i];
+        decoder.stages.push_back(stage);
+        return static_cast<int32_t>(decoder.stages.size()) - 1;
+    }
+
+    void levels() {
+        take_in(1, plan.folded ? 0 : D);
+        for (size_t i = 0; i < plan.levels.size(); ++i) {
+            const engine::Level& level = plan.levels[i];
+            cells(level, i == 0 ? D : H);
+            if (level.projection.count > 0) projection(level);
+            incoming.level = static_cast<int32_t>(i);
+            incoming.adds = level.combine == engine::Combine::sum;
+            incoming.residual = level.residual;
+            incoming.keeps = i + 1 < plan.levels.size() && plan.levels[i + 1].residual;
+            copy_norm(level.norm, H, incoming);
+            net.raw = net.raw || incoming.mixes();
+        }
+    }
+
+    void cells(const engine::Level& level, int64_t width) {
         Stage stage = incoming;
         stage.kind = kCells;
         stage.cells = static_cast<int32_t>(level.cells.size());
@@ -156,78 +176,71 @@ Decoder::Decoder(const int64_t* ints, int64_t int_count, const float* floats, in
         for (int32_t k = 0; k < stage.cells; ++k) {
             const engine::Cell& cell = level.cells[k];
             CellPart& part = stage.cell[k];
-            part = cell_part(cell, units, i == 0 ? D : H);
+            part = cell_part(cell, net.units, width);
             part.slot = net.slots++;
             part.state = state;
             state += cell.lstm ? 2 * net.H : net.H;
         }
-        incoming = Stage{};
-        incoming.shadow = add(stage);
-        incoming.vectors = stage.cells;
-        incoming.size = net.H;
-        if (level.projection.count > 0) {
-            stage = incoming;
-            stage.kind = kProjection;
-            stage.gated = level.combine == engine::Combine::gated;
-            stage.rows = net.H;
-            stage.share = net.units;
-            const int64_t Hp = plan.Hp;
-            stage.product = pack(blob, level.projection, blocks, units, 2 * padded,
-                                 shared_rows(level.projection, units, H), [=](int64_t k) {
-                                     const int64_t j = k % padded;
-                                     return j < H ? k / padded * Hp + j : -1;
-                                 });
-            stage.bias = blob.copy(level.projection_bias, H);
-            add(stage);
-            incoming = Stage{};
-            incoming.shadow = -1;
-            incoming.vectors = 1;
-            incoming.size = net.H;
-        }
-        incoming.level = static_cast<int32_t>(i);
-        incoming.adds = level.combine == engine::Combine::sum;
-        incoming.residual = level.residual;
-        incoming.keeps = i + 1 < plan.levels.size() && plan.levels[i + 1].residual;
-        if (level.norm.weight != nullptr) {
-            incoming.norm_weight = blob.copy(level.norm.weight, H);
-            incoming.norm_bias = blob.copy(level.norm.bias, H);
-            incoming.norm_eps = level.norm.eps;
-        }
-        net.raw = net.raw || incoming.mixes();
+        take_in(stage.cells, H, add(stage));
     }
-    int64_t width = H;
-    if (plan.head_projection.count > 0) {
+
+    void projection(const engine::Level& level) {
         Stage stage = incoming;
-        stage.kind = kHeadProjection;
-        stage.rows = net.D;
-        stage.share = static_cast<int32_t>(parts(D, blocks));
-        stage.product = pack(blob, plan.head_projection, blocks, stage.share, padded,
-                             shared_rows(plan.head_projection, stage.share, D), same(H));
+        stage.kind = kProjection;
+        stage.gated = level.combine == engine::Combine::gated;
+        stage.rows = net.H;
+        stage.share = net.units;
+        const auto column = [this](int64_t k) {
+            const int64_t j = k % padded;
+            return j < H ? k / padded * plan.Hp + j : -1;
+        };
+        stage.product = pack(blob, level.projection, blocks, net.units, 2 * padded,
+                             shared_rows(level.projection, net.units, H), column);
+        stage.bias = blob.copy(level.projection_bias, H);
         add(stage);
-        incoming = Stage{};
-        incoming.shadow = -1;
-        incoming.vectors = 1;
-        incoming.size = net.D;
-        width = D;
+        take_in(1, H);
     }
-    Stage stage = incoming;
-    stage.kind = kHead;
-    stage.rows = net.V;
-    stage.share = static_cast<int32_t>(parts(V, blocks));
-    stage.product = pack(blob, plan.head, blocks, stage.share, up(width, 32),
-                         shared_rows(plan.head, stage.share, V), same(width));
-    stage.bias = blob.copy(plan.head_bias, V);
-    add(stage);
-    net.stages = static_cast<int32_t>(stages.size());
-    for (size_t s = 0; s < stages.size(); ++s) {
-        const Stage* next = s + 1 < stages.size() ? &stages[s + 1] : nullptr;
-        const int64_t numbers = next == nullptr ? V : (next->vectors - 1) * padded + up(next->size, 32);
-        stages[s].rounded = plan.weights == engine::Weights::bf16 && next != nullptr && !next->mixes();
-        stages[s].row_bytes = static_cast<int32_t>(up(numbers * (stages[s].rounded ? 2 : 4), 16));
-        stages[s].row = net.row_bytes;
-        net.row_bytes += stages[s].row_bytes;
+
+    void head() {
+        int64_t width = H;
+        if (plan.head_projection.count > 0) {
+            Stage stage = incoming;
+            stage.kind = kHeadProjection;
+            stage.rows = net.D;
+            stage.share = static_cast<int32_t>(parts(D, blocks));
+            stage.product = pack(blob, plan.head_projection, blocks, stage.share, padded,
+                                 shared_rows(plan.head_projection, stage.share, D), same(H));
+            add(stage);
+            take_in(1, D);
+            width = D;
+        }
+        Stage stage = incoming;
+        stage.kind = kHead;
+        stage.rows = net.V;
+        stage.share = static_cast<int32_t>(parts(V, blocks));
+        stage.product = pack(blob, plan.head, blocks, stage.share, up(width, 32),
+                             shared_rows(plan.head, stage.share, V), same(width));
+        stage.bias = blob.copy(plan.head_bias, V);
+        add(stage);
+        net.stages = static_cast<int32_t>(decoder.stages.size());
     }
-    if (const engine::Encoder& encoder = plan.encoder; encoder.reads()) {
+
+    // Where the stages' numbers stand in rows.
+    void rows() {
+        std::vector<Stage>& stages = decoder.stages;
+        for (size_t s = 0; s < stages.size(); ++s) {
+            const Stage* next = s + 1 < stages.size() ? &stages[s + 1] : nullptr;
+            const int64_t numbers = next == nullptr ? V : (next->vectors - 1) * padded + up(next->size, 32);
+            stages[s].rounded = plan.weights == engine::Weights::bf16 && next != nullptr && !next->mixes();
+            stages[s].row_bytes = static_cast<int32_t>(up(numbers * (stages[s].rounded ? 2 : 4), 16));
+            stages[s].row = net.row_bytes;
+            net.row_bytes += stages[s].row_bytes;
+        }
+    }
+
+    void encoder() {
+        const engine::Encoder& encoder = plan.encoder;
+        if (!encoder.reads()) return;
         Reader& reader = net.reader;
         reader.levels = static_cast<int32_t>(encoder.levels.size());
         reader.E = static_cast<int32_t>(encoder.E);
@@ -239,18 +252,63 @@ Decoder::Decoder(const int64_t* ints, int64_t int_count, const float* floats, in
         for (const engine::Encoder::Level& from : encoder.levels) {
             ReaderLevel level{};
             for (int k = 0; k < 2; ++k)
-                level.cell[k] = cell_part(from.cells[k], reader.units, readers.empty() ? D : 2 * encoder.E);
+                level.cell[k] =
+                    cell_part(from.cells[k], reader.units, decoder.readers.empty() ? D : 2 * encoder.E);
             level.cell[0].state = state;
             state += from.cells[0].lstm ? 2 * reader.E : reader.E;
-            if (from.norm.weight != nullptr) {
-                level.norm_weight = blob.copy(from.norm.weight, plan.context);
-                level.norm_bias = blob.copy(from.norm.bias, plan.context);
-                level.norm_eps = from.norm.eps;
-            }
-            readers.push_back(level);
+            copy_norm(from.norm, plan.context, level);
+            decoder.readers.push_back(level);
         }
         reader.state = state;
     }
+
+    void tables() {
+        for (size_t e = 0; e < plan.embeddings.size(); ++e) {
+            const int64_t rows = e == 0 ? V : plan.side_sizes[e - 1];
+            float* to = blob.take<float>(rows * D);
+            for (int64_t r = 0; r < rows; ++r)
+                std::copy_n(plan.embeddings[e] + r * plan.Dp, D, blob.host(to) + r * D);
+            net.embeddings[e] = to;
+        }
+        float* ends = blob.take<float>(1025);  // as GumbelBounds has them
+        for (uint32_t i = 0; i < 1024; ++i) blob.host(ends)[i] = static_cast<float>(gumbel_of(i << 22));
+        blob.host(ends)[1024] = static_cast<float>(gumbel_of(~uint32_t{0}));
+        decoder.edges = ends;
+    }
+};
+
+}  // namespace
+
+Decoder::Decoder(const int64_t* ints, int64_t int_count, const float* floats, int64_t float_count,
+                 const Options& wanted)
+    : plan(ints, int_count, floats, float_count), options(wanted) {
+    require(device_of(&device));
+    const int64_t H = plan.H;
+    if (plan.side_sizes.size() > kMaxSides) throw engine::PlanError("there are too many side inputs");
+    // A block for each processor, one of them to choose; never so many that a block has few units, because
+    // tiles have 16 rows.
+    int64_t most = std::max<int64_t>(1, options.blocks > 0 ? options.blocks : device.processors - 1);
+    if (options.cluster > 0) most = std::min(most, std::max<int64_t>(1, options.cluster - 1));
+    const int64_t units = std::max(options.least_units > 0 ? options.least_units : 4, parts(H, most));
+    const int64_t blocks = parts(H, units);
+    net.V = static_cast<int32_t>(plan.V);
+    net.H = static_cast<int32_t>(H);
+    net.D = static_cast<int32_t>(plan.D);
+    net.S = static_cast<int32_t>(plan.side_sizes.size());
+    net.blocks = static_cast<int32_t>(blocks);
+    net.units = static_cast<int32_t>(units);
+    net.folded = plan.folded;
+    net.levels = static_cast<int32_t>(plan.levels.size());
+    net.state_size = plan.state_size;
+    net.words = 1 + net.S;
+    net.raw = plan.weights == engine::Weights::int8 || plan.encoder.reads();
+
+    Cutter cutter{*this};
+    cutter.levels();
+    cutter.head();
+    cutter.rows();
+    cutter.encoder();
+    cutter.tables();
     const int64_t warps = warps_of(options);
     for (Stage& s : stages) {
         Matrix none{};
@@ -258,19 +316,9 @@ Decoder::Decoder(const int64_t* ints, int64_t int_count, const float* floats, in
         share_out(warps, s.product, none);
     }
     for (ReaderLevel& level : readers) share_out(warps, level.cell);
-    for (size_t e = 0; e < plan.embeddings.size(); ++e) {
-        const int64_t rows = e == 0 ? V : plan.side_sizes[e - 1];
-        float* to = blob.take<float>(rows * D);
-        for (int64_t r = 0; r < rows; ++r)
-            std::copy_n(plan.embeddings[e] + r * plan.Dp, D, blob.host(to) + r * D);
-        net.embeddings[e] = to;
-    }
-    float* ends = blob.take<float>(1025);  // as GumbelBounds has them
-    for (uint32_t i = 0; i < 1024; ++i) blob.host(ends)[i] = static_cast<float>(gumbel_of(i << 22));
-    blob.host(ends)[1024] = static_cast<float>(gumbel_of(~uint32_t{0}));
-    edges = ends;
 
-    const unsigned char* base = memory.upload(blob.bytes().data(), static_cast<int64_t>(blob.bytes().size()));
+    const std::vector<unsigned char>& bytes = cutter.blob.bytes();
+    const unsigned char* base = memory.upload(bytes.data(), static_cast<int64_t>(bytes.size()));
     for (Stage& s : stages) {
         for (CellPart& cell : s.cell) rebase(cell, base);
         rebase(s.product, base);
@@ -289,33 +337,37 @@ Decoder::Decoder(const int64_t* ints, int64_t int_count, const float* floats, in
     rebase(edges, base);
 }
 
-Layout Decoder::layout_of(int64_t B, const Way& way, std::vector<Stage>& of,
-                          std::vector<ReaderLevel>& readers_of, Own& own) const {
-    const int64_t H = net.H, padded = up(H, 32), group = std::min(B, way.group), U = net.units;
-    const int64_t warps = warps_of(options);
-    const int64_t bytes = plan.weights == engine::Weights::fp32   ? 4
-                          : plan.weights == engine::Weights::bf16 ? 2
-                                                                  : 1;
-    int64_t in = padded, input = padded, tiles = 1;
-    const auto widen = [&](int64_t wide, const CellPart(&cells)[2]) {
+namespace {
+
+// The widest of what stages and the encoder's levels ask for.
+struct Widest {
+    int64_t in;     // numbers that come in
+    int64_t tiles;  // of matrices that are multiplied together
+};
+
+Widest widest_of(const Network& net, const std::vector<Stage>& stages,
+                 const std::vector<ReaderLevel>& readers, int64_t padded_x) {
+    const int64_t padded = up(net.H, 32);
+    Widest most{std::max(padded, 2 * padded_x), 1};
+    const auto widen = [&](int64_t tiles, const CellPart(&cells)[2]) {
         const CellPart &x = cells[0], &y = cells[1];
-        tiles =
-            std::max({tiles, wide + x.input.tiles + y.input.tiles, int64_t{x.context.tiles} + y.context.tiles,
-                      int64_t{x.recurrent.tiles} + y.recurrent.tiles});
+        most.tiles = std::max({most.tiles, tiles + x.input.tiles + y.input.tiles,
+                               int64_t{x.context.tiles} + y.context.tiles,
+                               int64_t{x.recurrent.tiles} + y.recurrent.tiles});
     };
-    for (const Stage& s : of) {
-        in = std::max(in, (s.vectors - 1) * padded + up(s.size, 32));
-        input = std::max(input, in);
+    for (const Stage& s : stages) {
+        most.in = std::max(most.in, (s.vectors - 1) * padded + up(s.size, 32));
         widen(s.product.tiles, s.cell);
     }
+    for (const ReaderLevel& level : readers) widen(0, level.cell);
+    return most;
+}
+
+// Where stands what a block keeps of B sessions, and how many numbers that is. Places are cut to 32 bits,
+// which is all of them where they fit; whoever calls asks that, of the number's 64.
+int64_t own_of(const Network& net, int64_t B, int64_t cells, Own& own) {
     const Reader& reader = net.reader;
-    const int64_t padded_e = up(reader.E, 32);
-    const int64_t padded_x = reader.levels > 0 ? up(std::max(2 * reader.E, net.D), 32) : 0;
-    for (const ReaderLevel& level : readers_of) widen(0, level.cell);
-    in = std::max(in, 2 * padded_x);
-    input = std::max(input, in);
-    // Places are cut to 32 bits, which is all of them where they fit; that is asked below, of all 64.
-    const int64_t each = B * U, reader_each = B * reader.units;
+    const int64_t each = B * net.units, reader_each = B * reader.units;
     int64_t numbers = 0;
     const auto count = [&](int64_t some) {
         const int64_t from = numbers;
@@ -335,12 +387,29 @@ Layout Decoder::layout_of(int64_t B, const Way& way, std::vector<Stage>& of,
         own.reader_sums = static_cast<int32_t>(2 * reader_each);
         own.reader_slot = static_cast<int32_t>(6 * reader_each);
         numbers = up(numbers, 4);  // read 16 bytes at once
-        own.share = count(of[0].cells * 4 * each);
+        own.share = count(cells * 4 * each);
         own.waiting = count(B);
         own.read = count(B);
         own.length = count(B);
     }
     own.size = static_cast<int32_t>(numbers);
+    return numbers;
+}
+
+}  // namespace
+
+Layout Decoder::layout_of(int64_t B, const Way& way, std::vector<Stage>& of,
+                          std::vector<ReaderLevel>& readers_of, Own& own) const {
+    const int64_t H = net.H, padded = up(H, 32), group = std::min(B, way.group);
+    const int64_t warps = warps_of(options);
+    const int64_t bytes = plan.weights == engine::Weights::fp32   ? 4
+                          : plan.weights == engine::Weights::bf16 ? 2
+                                                                  : 1;
+    const Reader& reader = net.reader;
+    const int64_t padded_e = up(reader.E, 32);
+    const int64_t padded_x = reader.levels > 0 ? up(std::max(2 * reader.E, net.D), 32) : 0;
+    const auto [in, tiles] = widest_of(net, of, readers_of, padded_x);
+    const int64_t numbers = own_of(net, B, of[0].cells, own);
 
     Layout l{};
     int64_t at = 0;
@@ -357,7 +426,7 @@ Layout Decoder::layout_of(int64_t B, const Way& way, std::vector<Stage>& of,
     l.padded_e = static_cast<int32_t>(padded_e);
     l.padded_x = static_cast<int32_t>(padded_x);
     l.states_stride = static_cast<int32_t>(in * bytes + 16);  // rows begin in different banks
-    l.inputs_stride = static_cast<int32_t>(input * bytes + 16);
+    l.inputs_stride = l.states_stride;
     // A whole number's rows come in as floats, which are free sooner.
     if (way.ahead && bytes > 1) l.states_turn = static_cast<int32_t>(up(group * l.states_stride, 128));
     l.states = take(l.states_turn + group * l.states_stride);
