@@ -79,6 +79,14 @@ constexpr int kBatches[] = {8, 16, 24, 32, 64};
 
 constexpr int kCandidates = (sizeof kUnitTiles / sizeof(int)) * (sizeof kBatches / sizeof(int));
 
+// Of these tilings the one with the fewest blocks that costs no more, or null.
+inline const Tiling* fewest_blocks(const Tiling* tilings, int count, double cost) {
+    const Tiling* best = nullptr;
+    for (const Tiling* t = tilings; t < tilings + count; ++t)
+        if (t->cost <= cost && (best == nullptr || t->blocks() < best->blocks())) best = t;
+    return best;
+}
+
 // The cheapest tilings of `count` products that run side by side on `blocks` blocks: the slowest of them is
 // as fast as can be. The batch goes through in rounds of `round_batch` rows. Returns microseconds per step of
 // all rounds, or less than 0: the weights do not fit on the chip.
@@ -110,11 +118,7 @@ inline double plan_resident(const Product* products, int count, int64_t B, int e
                 int64_t used = 0;
                 bool all = true;
                 for (int k = 0; k < count; ++k) {
-                    for (int j = 0; j < made[k]; ++j) {
-                        const Tiling& t = found[k][j];
-                        if (t.cost <= cost && (chosen[k] == nullptr || t.blocks() < chosen[k]->blocks()))
-                            chosen[k] = &t;
-                    }
+                    chosen[k] = fewest_blocks(found[k], made[k], cost);
                     all = all && chosen[k] != nullptr;
                     if (all) used += chosen[k]->blocks();
                 }

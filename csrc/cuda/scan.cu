@@ -7,6 +7,11 @@ namespace {
 
 constexpr int64_t kFlagBytes = 256, kCounterBytes = kCounterStride * 4;
 
+template <class Cell>
+int64_t gates_of(const Cell& cell) {
+    return cell.lstm ? 4 : 3;
+}
+
 // What differs between the passes.
 template <class S>
 struct Forward {
@@ -14,9 +19,7 @@ struct Forward {
     static constexpr const char *name = "scan_forward", *rows_name = "scan_forward_rows";
     static auto kernel() { return Kernels<S>::forward(); }
     static auto rows() { return Kernels<S>::forward_rows(); }
-    static int64_t gates(const Cell& cell) { return cell.lstm ? 4 : 3; }
-    static Product product(const Cell& cell) { return {cell.H, gates(cell), cell.H}; }
-    static int64_t rows_bytes(const Cell& cell) { return (gates(cell) + 1) * cell.H * 4; }
+    static Product product(const Cell& cell) { return {cell.H, gates_of(cell), cell.H}; }
     static int64_t first(int64_t) { return 0; }
     static int64_t last(int64_t T) { return T; }
     static int64_t launches(int64_t T) { return T > 0 ? T : 1; }
@@ -29,9 +32,7 @@ struct Backward {
     static constexpr const char *name = "scan_backward", *rows_name = "scan_backward_rows";
     static auto kernel() { return Kernels<S>::backward(); }
     static auto rows() { return Kernels<S>::backward_rows(); }
-    static int64_t gates(const Cell& cell) { return cell.lstm ? 4 : 3; }
-    static Product product(const Cell& cell) { return {cell.H, 1, gates(cell) * cell.H}; }
-    static int64_t rows_bytes(const Cell& cell) { return (gates(cell) + 1) * cell.H * 4; }
+    static Product product(const Cell& cell) { return {cell.H, 1, gates_of(cell) * cell.H}; }
     static int64_t first(int64_t T) { return T - 1; }
     static int64_t last(int64_t) { return -1; }
     static int64_t launches(int64_t T) { return T + 1; }
@@ -58,48 +59,22 @@ struct Run {
         if (plan_resident(products, a.count, a.B, element_bytes, device.processors, device.shared_bytes,
                           tilings, &round) < 0.0)
             return nullptr;
-        int64_t shared = 0, blocks = 0, rows_shared = 0;
+        int64_t shared = 0, blocks = 0;
         for (int k = 0; k < a.count; ++k) {
             shared = tilings[k].shared_bytes > shared ? tilings[k].shared_bytes : shared;
             blocks += tilings[k].blocks();
-            const int64_t bytes = Pass::rows_bytes(a.parts[k].cell);
-            rows_shared = bytes > rows_shared ? bytes : rows_shared;
         }
         int64_t most = 0;
         if (resident_blocks(Pass::kernel(), kThreads, static_cast<size_t>(shared), &most) != nullptr ||
-            most < blocks || rows_shared > device.shared_bytes)
+            most < blocks || rows_bytes() > device.shared_bytes)
             return nullptr;
         *fits = true;
         for (int64_t begin = 0; begin < a.B; begin += round) {
             a.batch_begin = begin;
             a.batch_end = begin + round < a.B ? begin + round : a.B;
-            a.gave_up = reinterpret_cast<uint32_t*>(workspace);
             a.limit_ns = options.spin_limit_ns;
-            int64_t used = kFlagBytes;
             int total = 0;
-            for (int k = 0; k < a.count; ++k) {
-                auto& part = a.parts[k];
-                part.tiling = tilings[k];
-                part.from = Pass::first(part.cell.T);
-                part.to = Pass::last(part.cell.T);
-                part.tiling.batch_blocks = static_cast<int>(ceil_div(a.batch_end - begin, part.tiling.batch));
-                part.blocks = part.tiling.blocks();
-                total += part.blocks;
-                part.counters = reinterpret_cast<uint32_t*>(workspace + used);
-                used += part.tiling.batch_blocks * kCounterBytes;
-            }
-            for (int k = 0; k < a.count; ++k) {
-                auto& part = a.parts[k];
-                // By prediction: words cost four times the bytes or more and save a round trip, where a
-                // thread asks for all of its own in two.
-                const int64_t rows =
-                    a.batch_end - begin < part.tiling.batch ? a.batch_end - begin : part.tiling.batch;
-                const bool few = rows * products[k].depth <= 2 * kAhead * kThreads;
-                const bool in_band =
-                    options.exchange == Exchange::in_band || (options.exchange == Exchange::automatic && few);
-                part.words = in_band ? reinterpret_cast<uint64_t*>(workspace + used) : nullptr;
-                if (in_band) used += 2 * part.tiling.batch_blocks * part.tiling.batch * products[k].depth * 8;
-            }
+            const int64_t used = place_round(options.exchange, products, tilings, &total);
             if (const char* error = clear(workspace, static_cast<size_t>(used), stream)) return error;
             const Shape shape{static_cast<unsigned>(total), kThreads, static_cast<size_t>(shared),
                               Together::grid};
@@ -109,26 +84,67 @@ struct Run {
                 *fits = false;
                 return nullptr;
             }
-            if (const char* error = rows(static_cast<size_t>(rows_shared))) return error;
+            if (const char* error = rows()) return error;
         }
         return nullptr;
     }
 
-    const char* rows(size_t shared) {
-        const auto blocks = static_cast<unsigned>(a.count * (a.batch_end - a.batch_begin));
-        return launch(Pass::rows_name, Pass::rows(), {blocks, kThreads, shared, Together::no}, stream, a);
+    // Sets up the parts for the round [batch_begin, batch_end): flag, counters and words stand in the
+    // workspace one behind the other. Returns the bytes that they take; total: the blocks of all parts.
+    int64_t place_round(Exchange exchange, const Product* products, const Tiling* tilings, int* total) {
+        const int64_t batch = a.batch_end - a.batch_begin;
+        a.gave_up = reinterpret_cast<uint32_t*>(workspace);
+        int64_t used = kFlagBytes;
+        for (int k = 0; k < a.count; ++k) {
+            auto& part = a.parts[k];
+            part.tiling = tilings[k];
+            part.from = Pass::first(part.cell.T);
+            part.to = Pass::last(part.cell.T);
+            part.tiling.batch_blocks = static_cast<int>(ceil_div(batch, part.tiling.batch));
+            part.blocks = part.tiling.blocks();
+            *total += part.blocks;
+            part.counters = reinterpret_cast<uint32_t*>(workspace + used);
+            used += part.tiling.batch_blocks * kCounterBytes;
+        }
+        for (int k = 0; k < a.count; ++k) {
+            auto& part = a.parts[k];
+            // By prediction: words cost four times the bytes or more and save a round trip, where a thread
+            // asks for all of its own in two.
+            const int64_t rows = batch < part.tiling.batch ? batch : part.tiling.batch;
+            const bool few = rows * products[k].depth <= 2 * kAhead * kThreads;
+            const bool in_band = exchange == Exchange::in_band || (exchange == Exchange::automatic && few);
+            part.words = in_band ? reinterpret_cast<uint64_t*>(workspace + used) : nullptr;
+            if (in_band) used += 2 * part.tiling.batch_blocks * part.tiling.batch * products[k].depth * 8;
+        }
+        return used;
     }
 
-    const char* alone() {
-        int64_t shared = 0;
+    // What a block of `rows` has in shared memory.
+    int64_t rows_bytes() const {
+        int64_t most = 0;
         for (int k = 0; k < a.count; ++k) {
-            const int64_t bytes = Pass::rows_bytes(a.parts[k].cell);
-            shared = bytes > shared ? bytes : shared;
+            const int64_t bytes = (gates_of(a.parts[k].cell) + 1) * a.parts[k].cell.H * 4;
+            most = bytes > most ? bytes : most;
         }
+        return most;
+    }
+
+    const char* rows() {
+        const auto blocks = static_cast<unsigned>(a.count * (a.batch_end - a.batch_begin));
+        const Shape shape{blocks, kThreads, static_cast<size_t>(rows_bytes()), Together::no};
+        return launch(Pass::rows_name, Pass::rows(), shape, stream, a);
+    }
+
+    // All rows, whose blocks wait for nobody.
+    void whole_batch() {
         a.batch_begin = 0;
         a.batch_end = a.B;
         a.gave_up = nullptr;
-        return rows(static_cast<size_t>(shared));
+    }
+
+    const char* alone() {
+        whole_batch();
+        return rows();
     }
 
     // A launch per step; blocks exchange nothing within one.
@@ -143,9 +159,7 @@ struct Run {
             launches = Pass::launches(part.cell.T) > launches ? Pass::launches(part.cell.T) : launches;
             shared = part.tiling.shared_bytes > shared ? part.tiling.shared_bytes : shared;
         }
-        a.batch_begin = 0;
-        a.batch_end = a.B;
-        a.gave_up = nullptr;
+        whole_batch();
         for (int64_t step = 0; step < launches; ++step) {
             int total = 0;
             for (int k = 0; k < a.count; ++k) {
@@ -218,6 +232,20 @@ const char* run(int element_bytes, int64_t B, const typename Pass::Cell* cells, 
     return options.path == Path::rows ? r.alone() : r.steps();
 }
 
+template <template <class> class Pass, class Cell>
+const char* run_type(Type type, int64_t B, const Cell* cells, int count, const ScanOptions& options,
+                     void* workspace, void* stream, Path* chosen) {
+    switch (type) {
+        case Type::float32:
+            return options.tf32 ? run<Pass<Tf32>>(4, B, cells, count, options, workspace, stream, chosen)
+                                : run<Pass<float>>(4, B, cells, count, options, workspace, stream, chosen);
+        case Type::bfloat16:
+            return run<Pass<Bf16>>(2, B, cells, count, options, workspace, stream, chosen);
+        default:
+            return run<Pass<Half>>(2, B, cells, count, options, workspace, stream, chosen);
+    }
+}
+
 }  // namespace
 
 const char* device_problem() { return obstacle_of_device(); }
@@ -231,29 +259,12 @@ int64_t scan_workspace(int64_t B, const int64_t* numbers, int count) {
 
 const char* scan_forward(Type type, int64_t B, const ScanCell* cells, int count, const ScanOptions& options,
                          void* workspace, void* stream, Path* chosen) {
-    switch (type) {
-        case Type::float32:
-            return options.tf32 ? run<Forward<Tf32>>(4, B, cells, count, options, workspace, stream, chosen)
-                                : run<Forward<float>>(4, B, cells, count, options, workspace, stream, chosen);
-        case Type::bfloat16:
-            return run<Forward<Bf16>>(2, B, cells, count, options, workspace, stream, chosen);
-        default:
-            return run<Forward<Half>>(2, B, cells, count, options, workspace, stream, chosen);
-    }
+    return run_type<Forward>(type, B, cells, count, options, workspace, stream, chosen);
 }
 
 const char* scan_backward(Type type, int64_t B, const ScanCellBackward* cells, int count,
                           const ScanOptions& options, void* workspace, void* stream, Path* chosen) {
-    switch (type) {
-        case Type::float32:
-            return options.tf32
-                       ? run<Backward<Tf32>>(4, B, cells, count, options, workspace, stream, chosen)
-                       : run<Backward<float>>(4, B, cells, count, options, workspace, stream, chosen);
-        case Type::bfloat16:
-            return run<Backward<Bf16>>(2, B, cells, count, options, workspace, stream, chosen);
-        default:
-            return run<Backward<Half>>(2, B, cells, count, options, workspace, stream, chosen);
-    }
+    return run_type<Backward>(type, B, cells, count, options, workspace, stream, chosen);
 }
 
 }  // namespace melodia::cuda
