@@ -256,7 +256,7 @@ class ComputeBlock : BlockParts<W> {
 
     // The sum of the embeddings. live: which sessions go on.
     MELODIA_DEVICE void embed(int step, int g, uint32_t live) const {
-        for (Walk at(sessions(g), a.net.D); at.there(); at.next()) {
+        for (ShortWalk at(sessions(g), a.net.D); at.there(); at.next()) {
             const int b = g * a.group + at.row;
             if (live >> at.row & 1) take(at.row, at.k, embedded(tokens(step)[b], sides(b), at.k));
         }
@@ -378,7 +378,7 @@ class ComputeBlock : BlockParts<W> {
     // Of sessions first .. first + n - 1; comes_in: sums were made, else tables stand for them.
     MELODIA_DEVICE void advance(int step, const Stage& stage, int first, int n, const Channel& out,
                                 const Sums<W>& sums, const Vectors& x, bool comes_in) const {
-        for (Walk at(n, a.net.units); at.there(); at.next()) {
+        for (ShortWalk at(n, a.net.units); at.there(); at.next()) {
             const int v = at.row, u = at.k, b = first + v, j = unit + u;
             if (u >= units || !goes_on(step, b)) continue;
             for (int k = 0; k < stage.cells; ++k) {
@@ -404,7 +404,7 @@ class ComputeBlock : BlockParts<W> {
     MELODIA_DEVICE void project(int step, const Stage& stage, int g, uint32_t live, const Channel& out,
                                 const Sums<W>& sums, const Vectors& x) const {
         const int begin = static_cast<int>(block()) * stage.share;
-        for (Walk at(sessions(g), stage.share); at.there(); at.next()) {
+        for (ShortWalk at(sessions(g), stage.share); at.there(); at.next()) {
             const int v = at.row, row = at.k, b = g * a.group + v, j = begin + row;
             if (j >= stage.rows || !(live >> v & 1)) continue;
             float sum = stage.bias == nullptr ? 0.0f : stage.bias[j];
@@ -426,7 +426,7 @@ class ComputeBlock : BlockParts<W> {
         const Vectors x0 = states(0), x1 = states(1);
         sums.make(base, x0, x1, n);
         MELODIA_SYNC("decode: shadow ready");
-        for (Walk at(n, a.net.units); at.there(); at.next()) {
+        for (ShortWalk at(n, a.net.units); at.there(); at.next()) {
             const int v = at.row, u = at.k;
             for (int k = 0; u < units && k < stage.cells; ++k) {
                 const CellPart& cell = stage.cell[k];

@@ -88,7 +88,7 @@ MELODIA_DEVICE void receive(const Channel& c, int rows, int width, int* flag, Wo
     const auto late = [&](uint64_t got) {
         return MELODIA_EPOCH("decode exchange: epoch", static_cast<uint32_t>(got >> 32) != c.epoch, false);
     };
-    for (Walk walk(rows, width); walk.there();) {
+    for (ShortWalk walk(rows, width); walk.there();) {
         int row[kAhead], k[kAhead];
         const uint64_t* from[kAhead];
         uint64_t got[kAhead];

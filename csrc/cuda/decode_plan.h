@@ -236,13 +236,13 @@ struct Args {
 
 // A thread's way through `rows` rows of `width` numbers, from number `first` on, `step` numbers on each time.
 // Rows are few, so they are counted off: a division by a number known only here takes longer.
-class Walk {
+class ShortWalk {
   public:
     int row = 0, k;
 
-    MELODIA_DEVICE Walk(int rows, int width)
-        : Walk(rows, width, static_cast<int>(thread()), static_cast<int>(threads())) {}
-    MELODIA_DEVICE Walk(int rows, int width, int first, int step)
+    MELODIA_DEVICE ShortWalk(int rows, int width)
+        : ShortWalk(rows, width, static_cast<int>(thread()), static_cast<int>(threads())) {}
+    MELODIA_DEVICE ShortWalk(int rows, int width, int first, int step)
         : k(first), rows_(rows), width_(width), step_(step) {
         settle();
     }

@@ -169,8 +169,8 @@ class Sums {
 
     // By all warps; a barrier must follow.
     MELODIA_DEVICE void make(const unsigned char* shared, const Vectors& x0, const Vectors& x1, int n) const {
-        for (Walk item(shares_, tiles_, static_cast<int>(warp()), static_cast<int>(warps())); item.there();
-             item.next()) {
+        for (ShortWalk item(shares_, tiles_, static_cast<int>(warp()), static_cast<int>(warps()));
+             item.there(); item.next()) {
             int tile = item.k;
             const int share = item.row;
             float* to = sums_ + (share * tiles_ + tile) * 16 * apart_;

@@ -49,7 +49,7 @@ class ReaderBlock : BlockParts<W> {
             const int n = sessions(g);
             for (int l = 0; l < reader.levels; ++l) {
                 const CellPart& cell = reader.level[l].cell[0];
-                for (Walk at(n, E); at.there(); at.next())
+                for (ShortWalk at(n, E); at.there(); at.next())
                     take(at.row, at.k,
                          a.state_in[(g * a.group + at.row) * a.net.state_size + cell.state + at.k]);
                 MELODIA_SYNC("decode reader: states read");
@@ -173,7 +173,7 @@ class ReaderBlock : BlockParts<W> {
     // f(session, its row, local unit)
     template <class F>
     MELODIA_DEVICE void each_of(int g, F f) const {
-        for (Walk at(sessions(g), reader.units); at.there(); at.next())
+        for (ShortWalk at(sessions(g), reader.units); at.there(); at.next())
             if (at.k < units) f(g * a.group + at.row, at.row, at.k);
     }
 
@@ -259,7 +259,7 @@ class ReaderBlock : BlockParts<W> {
         if (level > 0) {
             gather(g, level, t, in);
         } else {
-            for (Walk at(n, 2 * D); at.there(); at.next()) {
+            for (ShortWalk at(n, 2 * D); at.there(); at.next()) {
                 const int b = g * a.group + at.row, length = length_of(b), way = at.k >= D,
                           j = at.k - way * D;
                 if (t >= length) continue;
@@ -361,7 +361,7 @@ class ReaderBlock : BlockParts<W> {
                                bottom.cells == 2 ? &bottom.cell[1].context : nullptr);
         sums.make(base, x, x, n);
         MELODIA_SYNC("decode reader: share ready");
-        for (Walk at(n, a.net.units); at.there(); at.next()) {
+        for (ShortWalk at(n, a.net.units); at.there(); at.next()) {
             const int v = at.row, u = at.k, b = g * a.group + v;
             if (!all && length_of(b) == 0) continue;
             for (int k = 0; k < bottom.cells; ++k) {
