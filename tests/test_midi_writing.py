@@ -196,6 +196,77 @@ def test_more_tracks_than_channels():
     assert report.clean
 
 
+def heard(data: bytes) -> list[tuple[int, int, tuple[int, int, int, int]]]:
+    """Of each note of a file its tick, its track and the program, bank, volume and bend of its channel."""
+    moves = []
+    for index, track in enumerate(mido.MidiFile(file=io.BytesIO(data)).tracks[1:]):
+        tick = 0
+        for message in track:
+            tick += message.time
+            moves.append((tick, index, message))
+    program, bend, bank = [0] * 16, [0] * 16, [0] * 16
+    control: dict[tuple[int, int], int] = {}
+    notes = []
+    for tick, index, message in sorted(moves, key=lambda move: move[:2]):
+        if message.type == "program_change":
+            program[message.channel] = message.program
+            bank[message.channel] = control.get((message.channel, 0), 0)
+        elif message.type == "control_change":
+            control[message.channel, message.control] = message.value
+        elif message.type == "pitchwheel":
+            bend[message.channel] = message.pitch
+        elif message.type == "note_on":
+            at = message.channel
+            state = (program[at], bank[at], control.get((at, 7), 100), bend[at])
+            notes.append((tick, index, state))
+    return notes
+
+
+def test_tracks_that_share_a_channel_keep_their_sound():
+    """Twenty tracks by turns, two of which play all the time: each note has its own program, bank, volume and bend."""
+    score = symusic.Score(96)
+    for index in range(20):
+        track = symusic.Track(program=index % 18, ttype="tick")
+        starts = range(0, 40 * 96, 96) if index < 2 else (index * 96, (index + 20) * 96)
+        track.notes.extend(symusic.Note(start, 96, 60, 64, ttype="tick") for start in starts)
+        if index % 2:
+            track.controls.append(symusic.ControlChange(0, 7, 20 + index, ttype="tick"))
+            track.pitch_bends.append(symusic.PitchBend(5, 100 * index, ttype="tick"))
+        if index % 5 == 2:
+            track.controls.append(symusic.ControlChange(0, 0, index, ttype="tick"))
+        score.tracks.append(track)
+    data = midi_bytes(score)
+    for tick, index, state in heard(data):
+        odd = index % 2
+        bank, volume = index if index % 5 == 2 else 0, 20 + index if odd else 100
+        assert state == (index % 18, bank, volume, 100 * index if odd and tick else 0), (tick, index)
+    channels = {(message.channel, index) for index, track in tracks_in(data) for message in track}
+    assert len(channels) == 20
+    assert len({channel for channel, _ in channels}) == 15
+    assert [sum(channel == mine for channel, _ in channels) for mine in (0, 1)] == [
+        1,
+        1,
+    ]  # they play all the time
+
+
+def tracks_in(data: bytes):
+    """The tracks of a file that hold notes, by number, without their meta events."""
+    tracks = mido.MidiFile(file=io.BytesIO(data)).tracks[1:]
+    return [
+        (index, [message for message in track if not message.is_meta]) for index, track in enumerate(tracks)
+    ]
+
+
+def test_two_kits_by_turns():
+    """A program change amid the drums: it stood at the beginning, so that one kit played all."""
+    data = smf(b"\x00\xc9\x00" + note(channel=9) + b"\x00\xc9\x19" + note(channel=9) + EOT)
+    score, _ = read_score(data)
+    assert [state[0] for _, _, state in heard(midi_bytes(score))] == [0, 25]
+    again, report = read_score(midi_bytes(score))
+    assert content(again) == content(score)
+    assert report.clean
+
+
 @pytest.mark.parametrize(
     ("name", "kept"), [("a" * 126 + "é", "a" * 126), ("曲" * 50, "曲" * 42), ("a" * 130, "a" * 127)]
 )

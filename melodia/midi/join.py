@@ -13,6 +13,7 @@ from melodia.checks import real_number, whole_number
 from melodia.errors import ConfigError
 from melodia.midi.assemble import PARAMETERS
 from melodia.midi.bars import BarTable, bar_table
+from melodia.midi.channels import PEDALS
 from melodia.midi.convert import seconds_of
 from melodia.midi.parts import (
     RECENT,
@@ -25,12 +26,9 @@ from melodia.midi.parts import (
     tracks_of,
 )
 from melodia.midi.report import Finding, Findings
-from melodia.midi.writing import assign_channels
 from melodia.notes import program_of
 
 __all__ = ["bar_table", "cut_score", "end_on_bar", "join", "window"]
-
-PEDALS = (64, 66, 67)  # sustain, sostenuto, soft
 
 _LEVELS = {7: ("volume", 100), 11: ("expression", 127)}
 """What a fade leaves low: a controller, its name, and what General MIDI has in force where a file says nothing."""
@@ -288,7 +286,7 @@ def _restore(score: ScoreTick, given: set[int], tick: int, findings: Findings) -
     """Bring back volume and expression where they have fallen before a tick (in place): nobody would do it later.
 
     Fallen is less than half of what prevailed: by General MIDI's curve that is 12 dB, so that music played as before
-    would sound less than half as loud. Tracks that share a channel of the file share what is in force.
+    would sound less than half as loud. Tracks of drums, which share a channel of the file, share what is in force.
 
     Args:
         score: without controllers from the tick on.
@@ -296,9 +294,9 @@ def _restore(score: ScoreTick, given: set[int], tick: int, findings: Findings) -
         tick: where these begin.
         findings: gets what is restored.
     """
-    channels = assign_channels(score)
-    for channel in sorted({channels[index] for index in given}):
-        together = [index for index, other in enumerate(channels) if other == channel]
+    drums = [index for index, track in enumerate(score.tracks) if track.is_drum]
+    alone = [[index] for index in sorted(given.difference(drums))]
+    for together in alone + [drums] * (not given.isdisjoint(drums)):
         notes, controls = (
             stacked([getattr(score.tracks[index], name).numpy() for index in together])
             for name in ("notes", "controls")

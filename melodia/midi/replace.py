@@ -7,7 +7,8 @@ from collections.abc import Collection
 import numpy as np
 from symusic.core import ControlChangeTick, PitchBendTick, ScoreTick, TrackTick
 
-from melodia.midi.join import PEDALS, common_resolution
+from melodia.midi.channels import PEDALS
+from melodia.midi.join import common_resolution
 from melodia.midi.parts import Columns, first_strikes, programs_in, set_notes, share_out, tracks_of
 from melodia.midi.report import Finding, Findings
 from melodia.notes import program_of

@@ -14,16 +14,15 @@ from symusic.core import ScoreTick, TrackTick
 from melodia.errors import MidiError
 from melodia.files import asked_file, asked_target
 from melodia.midi.bars import metres_of
+from melodia.midi.channels import BANK_SELECT, BEND, PROGRAM, Said, assign_channels, program_ticks, said_again
 from melodia.midi.convert import tempi_of
 from melodia.midi.limits import LAST_TICK
 
 if TYPE_CHECKING:
     import pretty_midi
 
-_CHANNELS = [channel for channel in range(16) if channel != 9]
 _LONGEST_DELTA = (1 << 28) - 1  # what four bytes of seven bits hold
 _META, _NOTE_OFF, _BANK, _PROGRAM, _CONTROL, _NOTE_ON = range(6)  # order at one tick
-_BANK_SELECT = (0, 32)  # heard with the next program change only
 
 
 def write_midi(
@@ -66,7 +65,8 @@ def midi_bytes(midi: ScoreTick | pretty_midi.PrettyMIDI) -> bytes:
     """The bytes of a MIDI file (format 1).
 
     A score is written with its own ticks; the same score gives the same bytes. Up to 15 melodic tracks get
-    a channel of their own, more of them share the channel of their program as far as channels last.
+    a channel of their own. Tracks that share one say their program, bank, controllers and bend again where another
+    one has said something else; those of drums, their program.
 
     Args:
         midi: a score in ticks or a PrettyMIDI.
@@ -98,10 +98,9 @@ def midi_bytes(midi: ScoreTick | pretty_midi.PrettyMIDI) -> bytes:
             'symusic scores have `to("tick")`)'
         )
     _check(midi)
-    tracks = [_conductor(midi)]
-    tracks += [
-        _track(part, channel) for part, channel in zip(midi.tracks, assign_channels(midi), strict=True)
-    ]
+    channels = assign_channels(midi)
+    parts = zip(midi.tracks, channels, said_again(midi, channels), strict=True)
+    tracks = [_conductor(midi), *(_track(part, channel, said) for part, channel, said in parts)]
     resolution = midi.ticks_per_quarter
     if not 1 <= resolution <= 32767:
         raise MidiError(
@@ -147,23 +146,6 @@ def _check_values(what: str, values: NDArray[Any], most: int) -> None:
         )
 
 
-def assign_channels(score: ScoreTick) -> list[int]:
-    """The MIDI channel, 0 to 15, on which each track is written: one each while they last, then one each program."""
-    melodic = [index for index, track in enumerate(score.tracks) if not track.is_drum]
-    channels = [9] * len(score.tracks)
-    if len(melodic) <= len(_CHANNELS):
-        for channel, index in zip(_CHANNELS, melodic, strict=False):
-            channels[index] = channel
-        return channels
-    of_program: dict[int, int] = {}
-    for index in melodic:
-        program = score.tracks[index].program
-        if program not in of_program:
-            of_program[program] = _CHANNELS[len(of_program) % len(_CHANNELS)]
-        channels[index] = of_program[program]
-    return channels
-
-
 def _conductor(score: ScoreTick) -> bytes:
     events: list[tuple[int, int, int, bytes]] = []
     for tick, tempo in tempi_of(score):
@@ -176,24 +158,24 @@ def _conductor(score: ScoreTick) -> bytes:
     return _encode(events)
 
 
-def _track(track: TrackTick, channel: int) -> bytes:
+def _track(track: TrackTick, channel: int, said: list[Said]) -> bytes:
     events: list[tuple[int, int, int, bytes]] = []
     if track.name:
         text = (
             track.name.encode("utf-8", "replace")[:127].decode("utf-8", "ignore").encode()
         )  # whole characters
         events.append((0, _META, 0, bytes([0xFF, 0x03, len(text)]) + text))
-    columns = track.controls.numpy()
-    banks = columns["time"][np.isin(columns["number"], _BANK_SELECT)].tolist()
-    for tick in sorted({0, *banks}):
+    again = {each.tick for each in said if each.number == PROGRAM}
+    for tick in sorted(again.union(program_ticks(track))):
         events.append((tick, _PROGRAM, 0, bytes([0xC0 | channel, track.program])))
-    for tick, number, value in zip(
-        *(columns[name].tolist() for name in ("time", "number", "value")), strict=True
-    ):
-        order = _BANK if number in _BANK_SELECT else _CONTROL
+    columns = track.controls.numpy()
+    controls = [*zip(*(columns[name].tolist() for name in ("time", "number", "value")), strict=True)]
+    for tick, number, value in [*controls, *(each for each in said if each.number < BEND)]:
+        order = _BANK if number in BANK_SELECT else _CONTROL
         events.append((tick, order, 0, bytes([0xB0 | channel, number, value])))
     columns = track.pitch_bends.numpy()
-    for tick, value in zip(columns["time"].tolist(), columns["value"].tolist(), strict=True):
+    bends = [*zip(columns["time"].tolist(), columns["value"].tolist(), strict=True)]
+    for tick, value in [*bends, *((each.tick, each.value) for each in said if each.number == BEND)]:
         value = min(max(value, -8192), 8191) + 8192
         events.append((tick, _CONTROL, 1, bytes([0xE0 | channel, value & 0x7F, value >> 7])))
     columns = track.notes.numpy()
