@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pretty_midi
 import pytest
 from midi_cases import EOT, TRACK, note, smf
 
@@ -81,6 +82,22 @@ def test_controllers_are_not_shared_without_a_limit(monkeypatch: pytest.MonkeyPa
     score, report = read_score(smf(pedals + note() + EOT, note() + EOT))
     assert [len(track.controls) for track in score.tracks] == [10, 0]
     assert Finding("not carried", "controllers for other tracks of their channel", 10) in report.findings
+
+
+def test_instruments_of_a_prettymidi_share_nothing():
+    """It has no channels: the others' notes do not get the pedal of the first."""
+    midi = pretty_midi.PrettyMIDI()
+    for program in (0, 40, 41):
+        instrument = pretty_midi.Instrument(program)
+        instrument.control_changes.append(pretty_midi.ControlChange(program % 40 + 7, 5, 0.0))
+        midi.instruments.append(instrument)
+    midi.instruments[0].control_changes.append(pretty_midi.ControlChange(64, 127, 0.0))
+    for instrument in midi.instruments[:2]:
+        instrument.notes.append(pretty_midi.Note(80, 60, 0.0, 1.0))
+    score, report = read_score(midi)
+    found = {track.program: [(c.number, c.value) for c in track.controls] for track in score.tracks}
+    assert found == {0: [(7, 5), (64, 127)], 40: [(7, 5)]}
+    assert Finding("not carried", "controllers of channels without notes", 1) in report.findings
 
 
 def test_parameters_are_kept_whole():

@@ -163,7 +163,8 @@ def _add_controllers(
         if not len(kept):
             return
 
-    shared = _shared(groups, owner, np.where(control, first, -1))
+    # The instruments of a PrettyMIDI have no channels; in its events all are on one.
+    shared = [] if events.midi_format < 0 else _shared(groups, owner, np.where(control, first, -1))
     more = sum(len(events) * len(sharers) for events, sharers in shared)
     if more > _MOST_SHARED:
         findings.add("not carried", "controllers for other tracks of their channel", more)
@@ -281,7 +282,7 @@ def _owners(
     for index in range(len(of_group) - 1, -1, -1):
         table[of_group[index]] = index
     owner = table.take(place)
-    if owner.min() < 0:
+    if owner.min() < 0 <= events.midi_format:
         of_channel = {group & 0x0F: index for index, group in reversed(list(enumerate(of_group)))}
         for which in set(place[owner < 0].tolist()):
             table[which] = of_channel.get(which & 0x0F, -1)
