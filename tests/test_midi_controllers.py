@@ -65,7 +65,7 @@ def test_what_a_channel_is_set_to_holds_for_all_of_its_tracks():
     pedal = [(0, 64, 127), (480, 64, 0)]
     assert found == [
         [pedal[0], (0, 7, 80), (0, 101, 0), pedal[1]],
-        [(0, 7, 90), *pedal],  # its own volume
+        [(0, 7, 90), (0, 101, 0), *pedal],  # its own volume
         [(0, 7, 60)],
         [],  # written on the channel of the other drums
         [],
@@ -108,6 +108,20 @@ def test_parameters_are_kept_whole():
     expected = [(0, number, value) for number, value in sent if (number, value) != (7, 90)]
     assert [(c.time, c.number, c.value) for c in score.tracks[0].controls] == expected
     assert Finding("note", "controllers replaced at the same tick", 1) in report.findings
+
+
+def test_the_range_of_bends_holds_for_all_tracks_of_a_channel():
+    """It is set before a program change, and in one of two tracks: what the others bent went a sixth as far."""
+    sent = [(101, 0), (100, 0), (6, 12), (101, 127), (100, 127)]
+    chosen = b"".join(bytes([0, 0xB0, number, value]) for number, value in sent)
+    bent = b"\x00\xe0\x01\x41" + note()
+    score, _ = read_score(smf(chosen + note() + b"\x00\xc0\x05" + bent + EOT, bent + EOT))
+    found = [[(c.time, c.number, c.value) for c in track.controls] for track in score.tracks]
+    assert found == [[(0, number, value) for number, value in sent]] * 3
+
+    own = chosen.replace(b"\x06\x0c", b"\x06\x05")
+    score, _ = read_score(smf(chosen + note() + EOT, own + bent + EOT))
+    assert [[c.value for c in track.controls if c.number == 6] for track in score.tracks] == [[12], [5]]
 
 
 def test_controllers_of_silent_channels_only():

@@ -204,7 +204,8 @@ def _shared(
 ) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
     """Events that hold for further score tracks, and for which: a pedal, a volume is of a channel, not of a track.
 
-    A track that sets the controller itself is left alone. Tracks of drums share a channel in what is written, too.
+    A track that sets the controller itself is left alone; parameters, such as the range of bends, count as one, since
+    they are chosen by one controller and set by another. Tracks of drums share a channel in what is written, too.
 
     Args:
         groups: of the score tracks, with their channels.
@@ -212,7 +213,8 @@ def _shared(
         number: of their controllers, -1 for other events [N].
     """
     channel, shared = groups >> 7 & 0x0F, []
-    of_event = np.where((number < 0) | np.isin(number, PARAMETERS), -1, channel.take(owner))
+    of_event = np.where(number < 0, -1, channel.take(owner))
+    number = np.where(np.isin(number, PARAMETERS), PARAMETERS[0], number)
     several = np.flatnonzero(np.bincount(channel) > 1)
     for which in several[several != DRUM_CHANNEL].tolist():
         (mine,) = (of_event == which).nonzero()
