@@ -10,6 +10,7 @@ import time
 import wave
 from pathlib import Path
 
+import mido
 import numpy as np
 import pretty_midi
 import pytest
@@ -454,6 +455,21 @@ class TestFluidSynth:
         command.write_text(f"#!/bin/sh\n{script}\n")
         command.chmod(0o755)
         monkeypatch.setenv("PATH", str(folder / "bin"))
+
+    def test_a_program_has_a_channel(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Fifteen instruments and the drums; PrettyMIDI puts the last one where the first one is."""
+        midi = tones((60, 0, 1))
+        midi.instruments[0].program = 1
+        for program in range(2, 17):
+            midi.instruments.append(pretty_midi.Instrument(program, is_drum=program == 16))
+            midi.instruments[-1].notes.append(pretty_midi.Note(80, 60, 0.0, 1.0))
+        midi.instruments.insert(3, midi.instruments.pop())
+        given = tmp_path / "given.mid"
+        self.install(tmp_path, monkeypatch, f'for last; do :; done; /bin/cat "$last" > "{given}"; exit 3')
+        render_audio(midi, tmp_path / "a.wav", rate=8000)
+        tracks = mido.MidiFile(given).tracks[1:]
+        channels = {m.channel: m.program for track in tracks for m in track if m.type == "program_change"}
+        assert sorted(channels.values()) == list(range(1, 17))
 
     @needs_fluidsynth
     @pytest.mark.parametrize("name", ["drunken_sailor", "sakura"])

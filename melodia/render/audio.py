@@ -169,11 +169,13 @@ def _with_fluidsynth(
     midi: pretty_midi.PrettyMIDI, part: Path, rate: int, end: float, command: str, soundfont: Path
 ) -> float:
     """Let FluidSynth play; returns the length in seconds, raises BackendError where it cannot."""
-    from melodia.midi import midi_bytes
+    from melodia.midi import Limits, midi_bytes, read_score
 
+    # PrettyMIDI itself writes instruments of several programs on one channel, and banks behind their programs.
+    whole = Limits(**dict.fromkeys(vars(Limits()), 1 << 31))
     with tempfile.TemporaryDirectory(prefix="melodia-") as folder:
         score, sound = Path(folder, "piece.mid"), Path(folder, "piece.wav")
-        score.write_bytes(midi_bytes(midi))
+        score.write_bytes(midi_bytes(read_score(midi, limits=whole)[0]))
         options = ["-ni", "-q", "-g", "0.4", "-r", str(rate), "-T", "wav", "-O", "s16", "-F", str(sound)]
         try:
             done = subprocess.run(
