@@ -89,6 +89,31 @@ def synthesise(midi: pretty_midi.PrettyMIDI, rate: int) -> Iterator[NDArray[np.f
         pending[-window:] = 0
 
 
+def _bends(instrument: pretty_midi.Instrument) -> list[pretty_midi.PitchBend]:
+    """The pitch bends in order, those of another range as pretty_midi's synthesis takes all: of two semitones."""
+    import pretty_midi
+
+    moves: list[tuple[float, int, int]] = [  # time, controller (-1: a bend), value
+        *((change.time, change.number, change.value) for change in instrument.control_changes),
+        *((bend.time, -1, bend.pitch) for bend in instrument.pitch_bends),
+    ]
+    bends = []
+    chosen = {101: 127, 100: 127}  # the parameter that is set; of both 0 the range of bends
+    semitones, cents = 2, 0
+    for time, number, value in sorted(moves, key=lambda move: move[0]):
+        if number < 0:
+            pitch = round(value * (semitones + cents / 100) / 2)
+            bends.append(pretty_midi.PitchBend(pitch, time))
+        elif number in chosen:
+            chosen[number] = value
+        elif number in (98, 99):
+            chosen = dict.fromkeys(chosen, 127)
+        elif not any(chosen.values()):
+            semitones = value if number == 6 else semitones
+            cents = value if number == 38 else cents
+    return bends
+
+
 class _Part:
     """An instrument whose notes are made window by window."""
 
@@ -99,7 +124,7 @@ class _Part:
         self.program, self.wave = instrument.program, timbre(instrument.program)
         self.notes = sorted(instrument.notes, key=lambda note: note.start)
         self.starts = np.array([note.start for note in self.notes])
-        self.bends = sorted(instrument.pitch_bends, key=lambda bend: bend.time)
+        self.bends = _bends(instrument)
         self.bend_times = np.array([bend.time for bend in self.bends])
 
     def add(self, out: NDArray[np.float64], begin: float) -> None:
