@@ -55,6 +55,15 @@ def test_time_that_runs_out_behind_an_answer_is_no_verdict_of_the_next_file(tmp_
     assert [result.row["verdict"] for result in results] == ["used", "used"]
 
 
+def test_what_lies_in_the_working_folder_is_not_run(tmp_path, monkeypatch):
+    """A folder of music may hold anything, and its owner may stand in it."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "queue.py").write_text("raise SystemExit('run from the working folder')", "utf-8")
+    (result,) = map_files([tmp_path / "a"], {}, workers=1, prepare="corpus_preparers:make")
+    assert result.row["verdict"] == "used"
+
+
 def test_a_worker_that_cannot_start_is_an_error(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
     with pytest.raises(CorpusError, match="no such luck"):

@@ -1,6 +1,6 @@
 """Worker processes that a bad file cannot take down: each file has a limit of time and of memory.
 
-`map_files` hands paths to child processes, each started as `python -m melodia.corpus.worker`, so that neither
+`map_files` hands paths to child processes, each a Python of its own that imports this module, so that neither
 the caller's `__main__` nor its threads matter. A thread of the parent waits for each child; when a file takes
 too long the child is killed, the file gets its verdict, and a fresh child takes the next one. A child bounds
 its own memory (RLIMIT_AS) and time (SIGPROF, SIGALRM) where the system can, so that it ends even if the
@@ -34,6 +34,9 @@ START_SECONDS = 120.0
 Prepare = Callable[[Path], tuple[dict[str, Any], NDArray[np.int32]]]
 
 PREPARE = "melodia.corpus.prepare:preparer"
+
+# Without the working folder, where python -m and -c look first: a random.py beside the music must not be run.
+_CHILD = "import sys; sys.path[:] = filter(None, sys.path); from melodia.corpus.worker import main; sys.exit(main())"
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,7 @@ class _Child:
         for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
             environment[name] = "1"
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "melodia.corpus.worker"],
+            [sys.executable, "-c", _CHILD],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
