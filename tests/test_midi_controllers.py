@@ -110,6 +110,25 @@ def test_parameters_are_kept_whole():
     assert Finding("note", "controllers replaced at the same tick", 1) in report.findings
 
 
+def test_a_port_has_channels_of_its_own():
+    """Notation programs put the seventeenth part on another port: it got the pedal and the program of the first one."""
+
+    def port(number: int) -> bytes:
+        return b"\x00\xff\x21\x01" + bytes([number])
+
+    first = port(0) + b"\x00\xc0\x05\x00\xb0\x40\x7f" + note() + EOT
+    conductor = port(1) + b"\x00\xb0\x07\x50" + EOT
+    score, report = read_score(smf(first, note() + EOT, port(1) + note() + EOT, conductor))
+    found = [(track.program, [(c.number, c.value) for c in track.controls]) for track in score.tracks]
+    assert found == [(5, [(64, 127)]), (5, [(64, 127)]), (0, [(7, 80)])]
+    assert Finding("not carried", "other meta events", 3) in report.findings
+    score, _ = read_score(smf(first.replace(port(0), port(1)), note() + EOT))
+    assert [track.program for track in score.tracks] == [
+        5,
+        5,
+    ]  # one port only, which the second track names not
+
+
 def test_the_range_of_bends_holds_for_all_tracks_of_a_channel():
     """It is set before a program change, and in one of two tracks: what the others bent went a sixth as far."""
     sent = [(101, 0), (100, 0), (6, 12), (101, 127), (100, 127)]

@@ -10,7 +10,7 @@ from melodia.errors import MidiError
 from melodia.midi.limits import Limits
 from melodia.midi.repair import DRUM_CHANNEL, FileNotes
 from melodia.midi.report import Findings
-from melodia.midi.smf import LONGEST_TEXT, TRACK_NAME, SmfEvents
+from melodia.midi.smf import LONGEST_TEXT, PORT, TRACK_NAME, SmfEvents
 from melodia.midi.timeline import Squeeze, Timeline, cut_length, shorten_silence, squeeze_timeline
 from melodia.wording import counted
 
@@ -96,10 +96,21 @@ def _text(payload: bytes) -> str:
     return " ".join(text.split())
 
 
+def _homes(places: NDArray[np.int64], events: SmfEvents) -> NDArray[np.int64]:
+    """Places (file track, channel) as (port, channel), [N] each: a port has sixteen channels of its own."""
+    named = {
+        meta.track: meta.payload[0] for meta in reversed(events.metas) if meta.kind == PORT and meta.payload
+    }
+    ports = np.zeros(len(events.track_ends), np.int64)
+    if len(set(named.values())) > 1:  # tracks that name none are on that of the others, if there is one only
+        ports[list(named)] = list(named.values())
+    return ports.take(places >> 4) << 4 | places & 0x0F
+
+
 def _programs(notes: FileNotes, events: SmfEvents) -> NDArray[np.int64]:
     """Program of each note, int64 [N].
 
-    A track's own program changes count; a channel without any in its track takes those of other tracks. A
+    A track's own program changes count; a channel without any in its track takes those of other tracks of its port. A
     program change at the tick of a channel's first note holds for that note, too.
     """
     changes = np.flatnonzero((events.status & 0xF0) == 0xC0)
@@ -109,8 +120,7 @@ def _programs(notes: FileNotes, events: SmfEvents) -> NDArray[np.int64]:
     tick = events.tick.take(notes.order)
     value = np.minimum(events.data1.take(changes), 127).astype(np.int64)
     since = events.tick.take(changes)
-    channel = (events.status.take(changes) & 0x0F).astype(np.int64)
-    place = events.track.take(changes).astype(np.int64) << 4 | channel
+    place = events.track.take(changes).astype(np.int64) << 4 | (events.status.take(changes) & 0x0F)
     of_note = notes.track.astype(np.int64) << 4 | notes.channel
 
     # Nearly always: one change per channel of a track, before its notes.
@@ -122,6 +132,7 @@ def _programs(notes: FileNotes, events: SmfEvents) -> NDArray[np.int64]:
     program = np.where(simple, table.take(of_note), 0)
     if simple.all():
         return program
+    home_of = _homes(np.arange(size), events)
     for which in set(of_note[~simple].tolist()):
         group = np.flatnonzero(of_note == which)
         own = np.flatnonzero(place == which)
@@ -129,7 +140,7 @@ def _programs(notes: FileNotes, events: SmfEvents) -> NDArray[np.int64]:
             at = np.searchsorted(changes[own], notes.order[group], "right") - 1
             at[(at < 0) & (tick[group] >= since[own[0]])] = 0
         else:
-            own = np.flatnonzero(channel == which & 0x0F)
+            own = np.flatnonzero(home_of.take(place) == home_of[which])
             own = own[np.argsort(since[own], kind="stable")]
             at = np.searchsorted(since[own], tick[group], "right") - 1
         program[group] = np.where(at >= 0, np.append(value[own], 0)[at], 0)
@@ -164,7 +175,11 @@ def _add_controllers(
             return
 
     # The instruments of a PrettyMIDI have no channels; in its events all are on one.
-    shared = [] if events.midi_format < 0 else _shared(groups, owner, np.where(control, first, -1))
+    shared = (
+        []
+        if events.midi_format < 0
+        else _shared(_homes(groups >> 7, events), owner, np.where(control, first, -1))
+    )
     more = sum(len(events) * len(sharers) for events, sharers in shared)
     if more > _MOST_SHARED:
         findings.add("not carried", "controllers for other tracks of their channel", more)
@@ -200,7 +215,7 @@ def _add_controllers(
 
 
 def _shared(
-    groups: NDArray[np.int64], owner: NDArray[np.int64], number: NDArray[np.int32]
+    homes: NDArray[np.int64], owner: NDArray[np.int64], number: NDArray[np.int32]
 ) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
     """Events that hold for further score tracks, and for which: a pedal, a volume is of a channel, not of a track.
 
@@ -208,17 +223,17 @@ def _shared(
     they are chosen by one controller and set by another. Tracks of drums share a channel in what is written, too.
 
     Args:
-        groups: of the score tracks, with their channels.
+        homes: the channels of the score tracks, by ports.
         owner: score track of each event [N].
         number: of their controllers, -1 for other events [N].
     """
-    channel, shared = groups >> 7 & 0x0F, []
-    of_event = np.where(number < 0, -1, channel.take(owner))
+    shared = []
+    of_event = np.where(number < 0, -1, homes.take(owner))
     number = np.where(np.isin(number, PARAMETERS), PARAMETERS[0], number)
-    several = np.flatnonzero(np.bincount(channel) > 1)
-    for which in several[several != DRUM_CHANNEL].tolist():
+    several = np.flatnonzero(np.bincount(homes) > 1)
+    for which in several[several & 0x0F != DRUM_CHANNEL].tolist():
         (mine,) = (of_event == which).nonzero()
-        (members,) = (channel == which).nonzero()
+        (members,) = (homes == which).nonzero()
         for controller in np.unique(number.take(mine)).tolist():
             events = mine[number.take(mine) == controller]
             shared.append((events, np.setdiff1d(members, owner.take(events))))
@@ -285,9 +300,11 @@ def _owners(
         table[of_group[index]] = index
     owner = table.take(place)
     if owner.min() < 0 <= events.midi_format:
-        of_channel = {group & 0x0F: index for index, group in reversed(list(enumerate(of_group)))}
-        for which in set(place[owner < 0].tolist()):
-            table[which] = of_channel.get(which & 0x0F, -1)
+        homes = _homes(groups >> 7, events).tolist()
+        of_home = {home: index for index, home in reversed(list(enumerate(homes)))}
+        lost = np.unique(place[owner < 0])
+        for which, home in zip(lost.tolist(), _homes(lost, events).tolist(), strict=True):
+            table[which] = of_home.get(home, -1)
         owner = table.take(place)
     if len(set(of_group)) < len(of_group):
         for which in {group for group in of_group if of_group.count(group) > 1}:

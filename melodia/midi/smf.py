@@ -19,11 +19,11 @@ from melodia.midi.container import ChunkWalk, TrackChunk, read_header, undo_text
 from melodia.midi.limits import Limits
 from melodia.midi.report import Findings
 
-TRACK_NAME, END_OF_TRACK, TEMPO, TIME_SIGNATURE, KEY_SIGNATURE = 0x03, 0x2F, 0x51, 0x58, 0x59
+TRACK_NAME, PORT, END_OF_TRACK, TEMPO, TIME_SIGNATURE, KEY_SIGNATURE = 0x03, 0x21, 0x2F, 0x51, 0x58, 0x59
 
 LONGEST_TEXT = 256  # bytes of a meta event that are kept
 
-_KNOWN_METAS = {0x20, 0x21, END_OF_TRACK, TEMPO, 0x54, TIME_SIGNATURE, KEY_SIGNATURE, 0x7F}
+_KNOWN_METAS = {0x20, PORT, END_OF_TRACK, TEMPO, 0x54, TIME_SIGNATURE, KEY_SIGNATURE, 0x7F}
 _SYSTEM_DATA = {0xF1: 1, 0xF2: 2, 0xF3: 1}  # data bytes of the system messages that have any
 _RESYNC_WINDOW = 1 << 16  # positions tried after damage
 _RESYNC_TOTAL = 1 << 19  # positions tried in one file
@@ -32,7 +32,7 @@ _PAD = 16
 
 @dataclass(frozen=True)
 class Meta:
-    """A tempo, time signature, key signature or track name as the file has it."""
+    """A tempo, time signature, key signature, track name or port as the file has it."""
 
     track: int
     tick: int
@@ -409,9 +409,10 @@ class _Parser:
         found: list[Meta] = []
         text = other = exclusive = 0
         for index, kind, start, stop in self.metas:
-            if kind in (TRACK_NAME, TEMPO, TIME_SIGNATURE, KEY_SIGNATURE):
+            if kind in (TRACK_NAME, PORT, TEMPO, TIME_SIGNATURE, KEY_SIGNATURE):
                 payload = self.data[start : min(stop, start + LONGEST_TEXT)]
                 found.append(Meta(int(track[index]), int(tick[index]), kind, payload))
+                other += kind == PORT  # says which channels are one; a score has none
             elif kind < 0:
                 exclusive += 1
             elif kind < 0x10:
