@@ -37,6 +37,7 @@ WIDTH = 14.0  # inches
 LEFT, RIGHT, BOTTOM, GAP = 0.62, 0.2, 0.3, 0.42  # inches around and between systems
 DRUM_LEFT = 1.25  # the left margin where drum names stand
 DPI = 120
+LETTER = 0.055  # inches that a letter of the numbers above the bars takes
 
 
 @dataclass
@@ -267,18 +268,29 @@ class _Page:
         axes.vlines([last], low, high, color=OCTAVE, linewidth=thick, zorder=1.5)
         if not numbers:
             return
+        for start, label in self._numbers(system, inch):
+            axes.annotate(
+                label, (start, high), xytext=(1, 3), textcoords="offset points", fontsize=7.5,
+                color=FAINT, family=FONT, annotation_clip=False, va="bottom",
+            )  # fmt: skip
+
+    def _numbers(self, system: list[Bar], inch: float) -> list[tuple[float, str]]:
+        """What stands above the bar lines: numbers, and new metres, alone where the next label leaves no more room."""
         step = _number_step(min(bar.length for bar in system) * inch)
         metre = None if system[0] is self.bars[0] else self._metre(self.bars[system[0].number - 2])
+        labels: list[tuple[float, str, str]] = []  # where, the number, the metre if it is a new one
         for bar in system:
-            label = str(bar.number) if (bar.number - 1) % step == 0 else ""
-            if self._metre(bar) != metre:
-                metre = self._metre(bar)
-                label = f"{bar.number}  {bar.numerator}/{bar.denominator}"
-            if label:
-                axes.annotate(
-                    label, (bar.start, high), xytext=(1, 3), textcoords="offset points", fontsize=7.5,
-                    color=FAINT, family=FONT, annotation_clip=False, va="bottom",
-                )  # fmt: skip
+            new = "" if self._metre(bar) == metre else f"{bar.numerator}/{bar.denominator}"
+            metre = self._metre(bar)
+            if new or (bar.number - 1) % step == 0:
+                labels.append((bar.start, str(bar.number), new))
+        ends = [start for start, _, _ in labels[1:]] + [math.inf]
+        found = []
+        for (start, number, new), end in zip(labels, ends, strict=True):
+            whole = f"{number}  {new}" if new else number
+            fits = len(whole) * LETTER <= (end - start) * inch
+            found.append((start, whole if fits or not new else new))
+        return found
 
     @staticmethod
     def _metre(bar: Bar) -> tuple[int, int]:
