@@ -15,9 +15,12 @@ def ctrl_c_waits() -> Iterator[None]:
 
     Only in the main thread, which alone hears it, and only where Python handles it.
 
+    >>> before = signal.signal(signal.SIGINT, signal.default_int_handler)
     >>> with ctrl_c_waits():
     ...     signal.getsignal(signal.SIGINT).__name__
     'note'
+    >>> signal.signal(signal.SIGINT, before).__name__
+    'default_int_handler'
     """
     before = signal.getsignal(signal.SIGINT)
     if not callable(before) or threading.current_thread() is not threading.main_thread():
